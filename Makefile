@@ -1,0 +1,63 @@
+# Every target makes the environment it needs from setup.cfg, pyproject.toml and constraints*.txt alone, and makes it
+# again only when one of those has changed. `make help` lists the targets.
+PYTHON ?= python3
+WORKERS ?= 2
+
+VENV := .venv
+LOWEST := .venv-lowest
+SETUP_FILES := pyproject.toml setup.cfg constraints.txt
+# What `make lowest` runs: everything that touches an interface of transformers, datasets or accelerate.
+LOWEST_TESTS := tests/models tests/data tests/training tests/evaluation tests/test_packaging.py
+
+# Threads that wait sleep: when something else runs beside, OpenMP's spin-waits cost far more than they win.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+# $(call environment,FOLDER,CONSTRAINTS,EXTRA)
+define environment
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cca_hf needs Python 3.11 or newer, %s is %s: make PYTHON=python3.12 ..." % (sys.executable, sys.version.split()[0]))'
+	@echo "making the environment $(1) (minutes, once)"
+	@$(PYTHON) -m venv --clear $(1)
+	$(1)/bin/python -m pip install --quiet --quiet $(2) --editable '.[$(3)]'
+	@touch $(1)/ready
+endef
+
+.DEFAULT_GOAL := help
+.PHONY: help environment demo test lint format types lowest build clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/ready: $(SETUP_FILES)
+	$(call environment,$(VENV),-c constraints.txt,dev)
+
+$(LOWEST)/ready: $(SETUP_FILES) constraints-lowest.txt
+	$(call environment,$(LOWEST),-c constraints.txt -c constraints-lowest.txt,test)
+
+environment: $(VENV)/ready ## Make the environment (.venv) and nothing else
+
+demo: $(VENV)/ready ## Train a small CCA on drawn shapes, measure it, write demo/report.html (minutes, offline)
+	$(VENV)/bin/python scripts/demo.py --output_dir demo
+
+test: $(VENV)/ready ## Run all tests
+	$(VENV)/bin/python -m pytest -n $(WORKERS)
+
+lint: $(VENV)/ready ## Check the code's rules and format (ruff)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/ready ## Put the code into the project's format (ruff)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+types: $(VENV)/ready ## Check the types of src (mypy)
+	$(VENV)/bin/mypy
+
+lowest: $(LOWEST)/ready ## Run the tests of models, data, training and evaluation on the lowest supported versions
+	$(LOWEST)/bin/python -m pytest -n $(WORKERS) $(LOWEST_TESTS)
+
+build: $(VENV)/ready ## Build the wheel and the source archive into dist/
+	$(VENV)/bin/python -m build
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) $(LOWEST) build dist demo .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,46 @@
+"""Trains CCA on a data set with attribute columns, measures the best checkpoint once on the test split, and shows it.
+
+    accelerate launch scripts/train.py --dataset me/shoes --attributes colour heel_height closure \
+        --backbone google/vit-base-patch16-224-in21k --output_dir out
+
+The single space that CCA is compared with, on the same budget:
+
+    accelerate launch scripts/train.py --dataset me/shoes --attributes colour heel_height closure \
+        --backbone google/vit-base-patch16-224-in21k --condition_embedding none --output_dir out-one-space
+
+A small ViT from scratch:
+
+    accelerate launch scripts/train.py --dataset me/shoes --output_dir out --image_size 96 --backbone_config \
+        '{"model_type": "vit", "hidden_size": 192, "num_hidden_layers": 7, "num_attention_heads": 3,
+          "intermediate_size": 768, "patch_size": 8, "image_size": 96}'
+
+The same flags from a file, some of them changed; an interrupted run goes on:
+
+    accelerate launch scripts/train.py settings.yaml --num_train_epochs 30 --resume_from_checkpoint last
+
+Several GPUs: `accelerate launch --multi_gpu scripts/train.py ...`. Several processes on CPUs:
+
+    python -m torch.distributed.run --nproc_per_node 2 scripts/train.py --use_cpu --ddp_backend gloo ...
+
+All flags: `python scripts/train.py --help`.
+"""
+
+from cca_hf.training.recipe import parse_arguments, run_training
+from cca_hf.visualization.report import write_report
+
+
+def main() -> None:
+    run = run_training(*parse_arguments())
+    if run.result is None:  # the main process alone has it
+        return
+    name = "one space" if run.model.config.condition_embedding == "none" else "CCA"
+    try:
+        page = write_report(run.model, run.data, "test", {name: run.result}, run.output_dir, history=run.history)
+    except ImportError as error:  # all else is done and saved
+        print(f"no report.html: {error}")
+    else:
+        print(f"To look at: {page}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""cca_hf: one embedding per attribute from one network and one pass, by conditional cross-attention.
+
+Importing the package imports neither torch nor transformers: the public names below are looked up when they are first
+used, and CCA joins transformers' auto classes when those are first imported. So `cca --help` answers at once, and
+`AutoModel.from_pretrained(checkpoint)` works after `import cca_hf`, whichever of the two is imported first.
+"""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the same names once more, for type checkers and editors; a test compares the two lists
+    from .data.loading import load_attribute_dataset as load_attribute_dataset
+    from .data.sampler import AttributeBatchSampler as AttributeBatchSampler
+    from .data.schema import AttributeDataset as AttributeDataset
+    from .data.shapes import generate_shapes_dataset as generate_shapes_dataset
+    from .evaluation.evaluator import RetrievalEvaluator as RetrievalEvaluator
+    from .evaluation.evaluator import evaluate_embeddings as evaluate_embeddings
+    from .evaluation.result import EvaluationResult as EvaluationResult
+    from .evaluation.retrieval import retrieval_metrics as retrieval_metrics
+    from .models.configuration_cca import CCAConfig as CCAConfig
+    from .models.images import UnreadableImageError as UnreadableImageError
+    from .models.modeling_cca import CCAModel as CCAModel
+    from .models.pipeline_cca import CCAPipeline as CCAPipeline
+    from .training.arguments import CCATrainingArguments as CCATrainingArguments
+    from .training.losses import ConditionalTripletLoss as ConditionalTripletLoss
+    from .training.trainer import CCATrainer as CCATrainer
+    from .visualization.attention import plot_attention as plot_attention
+    from .visualization.neighbours import plot_neighbours as plot_neighbours
+    from .visualization.report import write_report as write_report
+
+_MODULE_OF_NAME = {
+    "AttributeBatchSampler": "data.sampler",
+    "AttributeDataset": "data.schema",
+    "CCAConfig": "models.configuration_cca",
+    "CCAModel": "models.modeling_cca",
+    "CCAPipeline": "models.pipeline_cca",
+    "CCATrainer": "training.trainer",
+    "CCATrainingArguments": "training.arguments",
+    "ConditionalTripletLoss": "training.losses",
+    "EvaluationResult": "evaluation.result",
+    "RetrievalEvaluator": "evaluation.evaluator",
+    "UnreadableImageError": "models.images",
+    "evaluate_embeddings": "evaluation.evaluator",
+    "generate_shapes_dataset": "data.shapes",
+    "load_attribute_dataset": "data.loading",
+    "plot_attention": "visualization.attention",
+    "plot_neighbours": "visualization.neighbours",
+    "retrieval_metrics": "evaluation.retrieval",
+    "write_report": "visualization.report",
+}
+
+__all__ = list(_MODULE_OF_NAME)
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return importlib.metadata.version(__name__)
+    if name not in _MODULE_OF_NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = vars(importlib.import_module(f"{__name__}.{_MODULE_OF_NAME[name]}"))[name]
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, "__version__"])
+
+
+def _register_config() -> None:
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    config = vars(importlib.import_module(f"{__name__}.models.configuration_cca"))
+    if "CCAConfig" in config:  # otherwise its import is what brought us here: we are called again at its end
+        AutoConfig.register(config["CCAConfig"].model_type, config["CCAConfig"], exist_ok=True)
+
+
+def _register_model() -> None:
+    from transformers.models.auto.modeling_auto import AutoModel
+
+    model = vars(importlib.import_module(f"{__name__}.models.modeling_cca"))
+    if "CCAModel" in model:
+        AutoModel.register(model["CCAModel"].config_class, model["CCAModel"], exist_ok=True)
+
+
+_REGISTER_AFTER = {
+    "transformers.models.auto.configuration_auto": _register_config,
+    "transformers.models.auto.modeling_auto": _register_model,
+    f"{__name__}.models.configuration_cca": _register_config,
+    f"{__name__}.models.modeling_cca": _register_model,
+}
+
+
+class _RegisterOnImport(importlib.abc.MetaPathFinder):
+    """Lets a module of `_REGISTER_AFTER` be imported as ever, and registers CCA straight afterwards."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in _REGISTER_AFTER:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
+            spec.loader = _RegisteringLoader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+class _RegisteringLoader(importlib.machinery.SourceFileLoader):
+    """Runs the module's file, then the registration that waits for it."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        _REGISTER_AFTER[module.__name__]()
+
+
+sys.meta_path.insert(0, _RegisterOnImport())
+for _module, _register in _REGISTER_AFTER.items():
+    if _module in sys.modules:  # transformers came first
+        _register()

@@ -1,0 +1,323 @@
+"""The command `cca`. Results go to standard output, everything else to standard error.
+
+Exit codes: 0 done, 1 the work failed, 2 the command was not understood. A failure is one line; `CCA_TRACEBACK=1` in
+the environment shows where it came from.
+"""
+
+import contextlib
+import importlib.metadata
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:  # torch and transformers are imported by the commands that need them: `cca --help` answers at once
+    from .evaluation.result import EvaluationResult
+    from .models.modeling_cca import CCAModel
+
+# Newer versions of typer carry a click of their own; this is the right class in either. Any: `except` cannot be typed.
+_UsageError: Any = typer.BadParameter.__base__
+_EXPECTED = (
+    ValueError,
+    KeyError,
+    OSError,
+    ImportError,
+    RuntimeError,
+)  # what bad input raises; others are our mistakes
+
+app = typer.Typer(
+    name="cca",
+    help="One embedding per attribute of a picture: train, measure and look.",
+    epilog="'cca COMMAND --help' shows examples.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code; `arguments` default to the process's own."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return int(app(given or ["--help"], prog_name="cca", standalone_mode=False) or 0)
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail("cca", "interrupted", 130)
+    except BrokenPipeError:  # `cca ... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except _CommandLineError as error:
+        return _fail(f"cca {error.command}", str(error), 2)
+    except _UsageError as error:
+        path = "cca" if error.ctx is None else error.ctx.command_path
+        return _fail(path, f"{_sentence(error.format_message())} See '{path} --help'.", 2)
+    except _EXPECTED as error:
+        if os.environ.get("CCA_TRACEBACK"):
+            raise
+        return _fail("cca", str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error), 1)
+
+
+class _CommandLineError(Exception):
+    """A command line that another parser did not understand."""
+
+    def __init__(self, command: str, message: str) -> None:
+        super().__init__(message)
+        self.command = command
+
+
+class _SpreadAttributes(TyperCommand):
+    """Lets `--attributes a b c` take several words, as in `cca train`: read as the option given several times."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        in_list = False
+        for word in args:
+            if word.startswith("-"):
+                in_list = word == "--attributes"
+                spread += [] if in_list else [word]
+            else:
+                spread += ["--attributes", word] if in_list else [word]
+        return super().parse_args(ctx, spread)
+
+
+class _PassedOn(TyperCommand):
+    """Leaves all words but `--help` to the parser of the recipe."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--help" in args:
+            return super().parse_args(ctx, ["--help"])
+        ctx.args = list(args)
+        return ctx.args
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(importlib.metadata.version("cca_hf"))
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(cls=_SpreadAttributes)
+def evaluate(
+    model: Annotated[
+        str, typer.Option("--model", metavar="ID_OR_FOLDER", help="Checkpoint: an id on the Hub or a folder.")
+    ],
+    dataset: Annotated[
+        str, typer.Option("--dataset", metavar="ID_OR_FOLDER", help="Data set: an id on the Hub or a folder.")
+    ],
+    attributes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--attributes",
+            metavar="NAME ...",
+            help="Attribute columns, one or more words. Default: all of the model's.",
+        ),
+    ] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            "--split", metavar="NAME", help="NAME is asked leave-one-out, or NAME_query against NAME_gallery."
+        ),
+    ] = "test",
+    group_column: Annotated[
+        str | None,
+        typer.Option("--group_column", metavar="NAME", help="Column that near copies share: they are no neighbours."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", metavar="NUMBER", min=1, help="Pictures a pass.")] = 64,
+    num_workers: Annotated[
+        int, typer.Option("--num_workers", metavar="NUMBER", min=0, help="Processes that decode the pictures.")
+    ] = 0,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ... Default: the accelerator there is."
+        ),
+    ] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--output_dir", metavar="FOLDER", help="Write evaluation.json and evaluation.png into this folder."
+        ),
+    ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write report.html and report.png too: what is found, and where it looks.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the metrics as JSON (fractions) in place of the table (percent).")
+    ] = False,
+) -> None:
+    """Measure the retrieval quality of a model: mAP, recall@k and R-precision, with the chance level beside each.
+
+    A validation or test split that the data set lacks is made as in training.
+
+    \b
+    Examples:
+      cca evaluate --model me/cca-shoes --dataset me/shoes
+      cca evaluate --model out --dataset shoes/ --attributes colour closure --output_dir results --report
+      cca evaluate --model out --dataset me/shoes --split validation --json | jq .map
+    """
+    if report and output_dir is None:
+        raise typer.BadParameter("--report needs --output_dir")
+    with _stdout_kept_clean():
+        from .data.loading import load_attribute_dataset
+        from .evaluation.evaluator import RetrievalEvaluator
+
+        if output_dir is not None:
+            _check_figures(needed=report)
+        cca = _load_model(model, device)
+        data = load_attribute_dataset(
+            dataset,
+            attributes or cca.config.attributes,
+            group_column=group_column,
+            make_splits=split in ("validation", "test"),
+        )
+        result = RetrievalEvaluator(data, split, batch_size=batch_size, num_workers=num_workers)(cca)
+        if output_dir is not None:
+            _save(result, output_dir)
+        if report and output_dir is not None:
+            from .visualization.report import write_report
+
+            write_report(cca, data, split, {_name(cca): result}, output_dir, batch_size=batch_size)
+    print(json.dumps(result.metrics(), indent=2) if as_json else result.table())
+
+
+@app.command(cls=_PassedOn)
+def train(context: typer.Context) -> None:
+    """Train a model, keep the checkpoint that is best on validation, measure it once on test, write a report.
+
+    The flags are those of scripts/train.py; 'cca train --help_all' lists all of them. The most used:
+
+    \b
+      --dataset ID_OR_FOLDER          what to learn from
+      --attributes NAME NAME ...      its attribute columns (default: all ClassLabel columns)
+      --backbone ID_OR_FOLDER         pretrained vision model under the conditional layer
+      --group_column NAME             column that near copies share
+      --output_dir FOLDER             where everything goes
+      --num_train_epochs NUMBER       how long
+      --resume_from_checkpoint last   go on with an interrupted run
+
+    \b
+    Examples:
+      cca train --dataset me/shoes --attributes colour closure \\
+          --backbone google/vit-base-patch16-224-in21k --output_dir out
+      cca train settings.yaml --num_train_epochs 30 --resume_from_checkpoint last
+
+    Several GPUs: accelerate launch scripts/train.py with the same flags.
+    """
+    from .training.recipe import run_training
+
+    arguments = _parse_training(context.args)
+    figures = _check_figures(needed=False)
+    run = run_training(*arguments)
+    if run.result is not None and figures:  # the main process alone has the result
+        from .visualization.report import write_report
+
+        page = write_report(
+            run.model, run.data, "test", {_name(run.model): run.result}, run.output_dir, history=run.history
+        )
+        print(f"report: {page}")
+
+
+def _parse_training(words: list[str]) -> tuple[Any, Any, Any]:
+    """The recipe's own parser, with its one line of error instead of a hundred of usage before it."""
+    from .training.recipe import parse_arguments
+
+    if "--help_all" in words:
+        parse_arguments(["--help"])
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parse_arguments(words)
+    except SystemExit as error:
+        if error.code != 2:
+            raise
+        message = said.getvalue().rpartition("error: ")[2]
+        said = io.StringIO()
+        raise _CommandLineError("train", f"{_sentence(message)} See 'cca train --help'.") from error
+    finally:
+        sys.stderr.write(said.getvalue())
+
+
+def _load_model(name: str, device: str | None) -> "CCAModel":
+    import torch
+
+    from .models.configuration_cca import CCAConfig
+    from .models.modeling_cca import CCAModel
+
+    if not Path(name).exists() and (Path(name).is_absolute() or len(Path(name).parts) > 2):  # no id on the Hub
+        raise FileNotFoundError(f"there is no checkpoint at {name}")
+    try:
+        model_type = CCAConfig.get_config_dict(name)[0].get("model_type")
+    except OSError as error:
+        raise OSError(f"{name!r} is not a folder here, and could not be had from the Hub: {error}") from error
+    if model_type != CCAConfig.model_type:
+        raise ValueError(
+            f"{name} is a checkpoint of type {model_type!r}, not of CCA; a CCA is trained on it by "
+            f"'cca train --backbone {name}'"
+        )
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    model, loaded = CCAModel.from_pretrained(name, output_loading_info=True)
+    if loaded["missing_keys"]:  # they are random now, and so would the figures be
+        missing = sorted(loaded["missing_keys"])
+        raise ValueError(f"{name} lacks {len(missing)} of the model's weights, such as {missing[0]}: it is not whole")
+    return model.to(device or accelerator or "cpu").eval()
+
+
+def _name(model: "CCAModel") -> str:
+    return "one space" if model.config.condition_embedding == "none" else "CCA"
+
+
+def _save(result: "EvaluationResult", folder: Path) -> None:
+    result.save_json(folder / "evaluation.json")
+    if _check_figures(needed=False):
+        from .evaluation.report import plot_results
+
+        plot_results({"model": result}).savefig(folder / "evaluation.png", dpi=150)
+
+
+def _check_figures(*, needed: bool) -> bool:
+    """Whether figures can be drawn; said before the work, not after it."""
+    from .evaluation.figures import new_figure
+
+    try:
+        new_figure(1, 1)
+    except ImportError as error:
+        if needed:
+            raise
+        print(f"cca: no figures will be written: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _stdout_kept_clean() -> Iterator[None]:
+    """Whatever a library prints goes to standard error, so that the output can be piped."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def _sentence(message: str) -> str:
+    """With a stop at its end."""
+    return message.strip() if message.strip()[-1:] in (".", "?", ")") else f"{message.strip()}."
+
+
+def _fail(source: str, message: str, code: int) -> int:
+    print(f"{source}: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""Attribute columns, whatever their type, as integer labels with named values.
+
+Only the label columns are read, through Arrow: the pictures beside them are neither loaded nor decoded.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute as pc  # type: ignore[import-untyped]
+
+
+@dataclass(frozen=True)
+class ColumnPlace:
+    """Where an attribute lies: a column, or one field of a struct column (the `json` of a WebDataset)."""
+
+    column: str
+    field: str | None = None
+
+    def feature(self, features: datasets.Features) -> object:
+        feature = features[self.column]
+        return feature if self.field is None else feature[self.field]
+
+    def read(self, dataset: datasets.Dataset) -> pa.ChunkedArray:
+        """The column in the order of `dataset`, its index mapping (select, shuffle) respected."""
+        if dataset.num_rows == 0:
+            return pa.chunked_array([], type=pa.null())
+        column = dataset.select_columns([self.column]).with_format("arrow")[:].column(self.column)
+        return column if self.field is None else pc.struct_field(column, self.field)
+
+
+def column_places(features: datasets.Features) -> dict[str, ColumnPlace]:
+    """Every name under which a column can be asked for. A top-level column hides a struct's field of the same name."""
+    places: dict[str, ColumnPlace] = {}
+    for column, feature in features.items():
+        if isinstance(feature, dict):
+            for field in feature:
+                places.setdefault(field, ColumnPlace(column, field))
+    places.update({column: ColumnPlace(column) for column in features})
+    return places
+
+
+def missing_message(kind: str, missing: Sequence[str], available: Iterable[str]) -> str:
+    """The text of an error on unknown names: what was asked for, the closest names, and all there are."""
+    names = sorted(map(str, available))
+    told = []
+    for name in missing:
+        close = difflib.get_close_matches(name, names, n=1)
+        told.append(f"{name!r} (did you mean {close[0]!r}?)" if close else repr(name))
+    return f"no {kind} {', '.join(told)}; there are: {', '.join(names) or 'none'}"
+
+
+def is_label_feature(feature: object) -> bool:
+    """Whether a column of this feature can hold the values of an attribute."""
+    if isinstance(feature, datasets.ClassLabel):
+        return True
+    if not isinstance(feature, datasets.Value):
+        return False
+    kind = feature.pa_type
+    return (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_null(kind)
+    )
+
+
+def integers(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of integers as int64, -1 where there is none."""
+    return pc.fill_null(column.cast(pa.int64()), -1).to_numpy()
+
+
+def group_codes(columns: Sequence[pa.ChunkedArray]) -> list[np.ndarray]:
+    """Equal int64 codes for equal values across all columns, -1 for none."""
+    codes, _ = _codes(pa.chunked_array([chunk for column in columns for chunk in column.chunks]))
+    return np.split(codes, np.cumsum([len(column) for column in columns])[:-1])
+
+
+def encode_labels(
+    name: str, columns: dict[str, pa.ChunkedArray], features: dict[str, object], values: Sequence[str] | None = None
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Turns one attribute's columns of all splits into ids and value names.
+
+    A `ClassLabel` keeps its names. Other columns get the union of the splits' values in sorted order (integers by
+    size), or `values` if given. None, -1, NaN and blank strings mean "not labelled" and become -1.
+
+    Args:
+        columns: split -> the column.
+        features: split -> its feature.
+
+    Returns:
+        split -> int64 ids of shape (images,), and the value names in id order.
+
+    Raises:
+        ValueError: if the column cannot hold values, or holds one that is not among `values`.
+    """
+    encoded = {split: _encode(name, column, features[split]) for split, column in columns.items()}
+    if values is None:
+        vocabularies = [feature.names for feature in features.values() if isinstance(feature, datasets.ClassLabel)]
+        if len(vocabularies) == len(features) and all(names == vocabularies[0] for names in vocabularies):
+            return {split: codes for split, (codes, _) in encoded.items()}, list(vocabularies[0])
+        found = {value for _, own in encoded.values() for value in own}
+        try:
+            values = [str(value) for value in sorted(found)]
+        except TypeError:  # strings in one split, integers in another
+            values = sorted(map(str, found))
+    ids = {value: index for index, value in enumerate(values)}
+    labels = {}
+    for split, (codes, own) in encoded.items():
+        used = set(np.unique(codes).tolist())
+        unknown = [str(value) for code, value in enumerate(own) if code in used and str(value) not in ids]
+        if unknown:
+            shown = missing_message(f"value of the attribute {name!r} called", unknown[:5], values)
+            raise ValueError(f"split {split!r} holds {len(unknown)} unexpected value(s): {shown}")
+        # the last entry serves the code -1
+        table = np.array([ids.get(str(value), -1) for value in own] + [-1], dtype=np.int64)
+        labels[split] = table[codes]
+    return labels, list(values)
+
+
+def _encode(name: str, column: pa.ChunkedArray, feature: object) -> tuple[np.ndarray, list[str | int]]:
+    """Codes (-1: not labelled) and the values they stand for, one split alone."""
+    if isinstance(feature, datasets.ClassLabel):
+        codes = integers(column)
+        if len(codes) and not -1 <= codes.min() <= codes.max() < len(feature.names):
+            raise ValueError(
+                f"the attribute {name!r} has {len(feature.names)} named values, so its labels lie in -1 (not "
+                f"labelled) to {len(feature.names) - 1}; found {codes.min()} to {codes.max()}"
+            )
+        return codes, list(feature.names)
+    if not is_label_feature(feature):
+        raise ValueError(
+            f"the column {name!r} is {feature}; an attribute needs a ClassLabel, strings, integers or booleans, "
+            "one value for each picture"
+        )
+    kind = column.type
+    if pa.types.is_floating(kind):
+        # a column of integers with holes comes out of a CSV as floats
+        numbers = column.to_numpy()
+        holes = np.isnan(numbers)
+        if not np.all(numbers[~holes] == np.round(numbers[~holes])):
+            raise ValueError(f"the column {name!r} holds fractions; cut it into a few named ranges to use it")
+        column = pa.chunked_array([pa.array(np.where(holes, -1, numbers).astype(np.int64))])
+    elif pa.types.is_boolean(kind):
+        column = pc.if_else(column, "true", "false")
+    elif pa.types.is_null(kind):
+        column = column.cast(pa.string())
+    codes, own = _codes(column)
+    blank = [value is None or value == -1 or (isinstance(value, str) and not value.strip()) for value in own]
+    kept = [value for value, is_blank in zip(own, blank, strict=True) if not is_blank]
+    table = np.full(len(own) + 1, -1, dtype=np.int64)  # the last entry serves the code -1
+    table[:-1][~np.array(blank, dtype=bool)] = np.arange(len(kept))
+    return table[codes], kept
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list]:
+    """int64 codes, -1 for none, and the values they stand for."""
+    coded = column.combine_chunks().dictionary_encode()
+    return pc.fill_null(coded.indices.cast(pa.int64()), -1).to_numpy(
+        zero_copy_only=False
+    ), coded.dictionary.to_pylist()

@@ -1,0 +1,51 @@
+"""Where labelled pictures come from: the Hub, a local folder, or an object that is built already."""
+
+from os import PathLike
+from pathlib import Path
+
+import datasets
+from datasets import Dataset, DatasetDict
+
+from .webdataset import webdataset_features
+
+
+def load_source(
+    source: str | PathLike[str] | Dataset | DatasetDict, config_name: str | None, revision: str | None
+) -> DatasetDict:
+    if isinstance(source, DatasetDict):
+        return DatasetDict(source)
+    if isinstance(source, Dataset):
+        return DatasetDict({_split_name(source): source})
+    if not isinstance(source, (str, PathLike)):
+        raise TypeError(
+            "a source is a Hub id, a local folder, a Dataset or a DatasetDict (not a streamed one); "
+            f"got {type(source).__name__}"
+        )
+    path = Path(source).expanduser()
+    if path.is_file():
+        raise ValueError(f"{str(path)!r} is a file; give the folder that holds the data set")
+    if not path.is_dir():
+        return _load_from_hub(str(source), config_name, revision)
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        loaded = datasets.load_from_disk(str(path))
+        return loaded if isinstance(loaded, DatasetDict) else DatasetDict({_split_name(loaded): loaded})
+    builder = datasets.load_dataset_builder(str(path), config_name)
+    features = None
+    if builder.name == "webdataset":
+        features = webdataset_features(tar for tars in builder.config.data_files.values() for tar in tars)
+    return datasets.load_dataset(str(path), config_name, features=features)
+
+
+def _split_name(dataset: Dataset) -> str:
+    """`test` for what was loaded as one; `train` for parts and sums of splits, and what knows of none."""
+    name = str(dataset.split)
+    return name if dataset.split is not None and name.isidentifier() else "train"
+
+
+def _load_from_hub(name: str, config_name: str | None, revision: str | None) -> DatasetDict:
+    try:
+        return datasets.load_dataset(name, config_name, revision=revision)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"{name!r} is not a folder here, and could not be had from the Hub as a data set: {error}"
+        ) from error

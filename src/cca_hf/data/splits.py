@@ -1,0 +1,107 @@
+"""Splits for sources that have none: seeded, and with all images of a group on one side."""
+
+import logging
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+
+from .columns import ColumnPlace, group_codes
+
+logger = logging.getLogger(__name__)
+
+# each is satisfied by the split itself, or by its queries and gallery
+HELD_OUT = ("validation", "test")
+_SHARE = 0.1
+_OTHER_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
+
+
+def with_usual_names(splits: DatasetDict) -> DatasetDict:
+    """`val`, `valid` and `dev` are called `validation` here; a benchmark's queries and galleries come in pairs."""
+    named = DatasetDict()
+    for split, dataset in splits.items():
+        usual = _OTHER_NAMES.get(split, split)
+        named[split if usual in splits else usual] = dataset
+    for held_out in HELD_OUT:
+        pair = (f"{held_out}_query", f"{held_out}_gallery")
+        present = [split for split in pair if split in named]
+        if len(present) == 1:
+            (absent,) = set(pair) - set(present)
+            raise ValueError(f"the split {present[0]!r} needs {absent!r} beside it; found {', '.join(named)}")
+    for split, dataset in named.items():
+        if dataset.num_rows == 0:
+            raise ValueError(f"the split {split!r} is empty; take it out of the source, or fill it")
+    return named
+
+
+def complete_splits(splits: DatasetDict, group_column: str | None, seed: int) -> DatasetDict:
+    """Cuts the missing ones of validation and test, a tenth of the images each, out of the training images.
+
+    A source with one split of another name than validation or test counts as training images. A source without
+    training images is for evaluation, and stays as it is. Images without a group are groups of their own.
+    """
+    missing = [held_out for held_out in HELD_OUT if held_out not in splits and f"{held_out}_query" not in splits]
+    source = "train" if "train" in splits else next(iter(splits))
+    if not missing or (source != "train" and (len(splits) > 1 or source in HELD_OUT)):
+        return splits
+    parts = _cut(splits[source], len(missing), group_column, seed)
+    made = {"train": parts[0], **dict(zip(missing, parts[1:], strict=True))}
+    logger.warning(
+        "the source has no split %s: made %s from %r (seed %d, groups kept together)",
+        " or ".join(missing),
+        ", ".join(f"{name} ({part.num_rows:,} images)" for name, part in made.items()),
+        source,
+        seed,
+    )
+    others = {split: dataset for split, dataset in splits.items() if split != source}
+    order = ("train", *HELD_OUT, *others)
+    return DatasetDict(sorted({**made, **others}.items(), key=lambda item: order.index(item[0])))
+
+
+def warn_of_shared_groups(splits: DatasetDict, group_column: str) -> None:
+    """Near copies of a training image make any result on the other split look better than it is."""
+    if "train" not in splits:
+        return
+    codes = group_codes([ColumnPlace(group_column).read(dataset) for dataset in splits.values()])
+    groups = dict(zip(splits, codes, strict=True))
+    for split, own in groups.items():
+        shared = int((np.isin(own, groups["train"]) & (own >= 0)).sum())
+        if split != "train" and shared:
+            logger.warning(
+                "%d of %d images of the split %r share their %r with training images",
+                shared,
+                len(own),
+                split,
+                group_column,
+            )
+
+
+def _cut(dataset: Dataset, held_out: int, group_column: str | None, seed: int) -> list[Dataset]:
+    """The remaining training images first, then `held_out` parts, each of them in the source's order."""
+    rows = dataset.num_rows
+    _, groups = np.unique(_group_codes(dataset, group_column), return_inverse=True)
+    sizes = np.bincount(groups)
+    if len(sizes) <= held_out:
+        raise ValueError(
+            f"{rows} image(s) in {len(sizes)} group(s) cannot be cut into {held_out + 1} splits; add images, or give "
+            "the source its own splits"
+        )
+    part_of_group = np.zeros(len(sizes), dtype=np.int64)
+    left = np.random.default_rng(seed).permutation(len(sizes))
+    wanted = round(_SHARE * rows)
+    for part in range(1, held_out + 1):
+        small_enough = left[sizes[left] <= wanted]
+        chosen = small_enough[np.cumsum(sizes[small_enough]) <= wanted]
+        chosen = chosen[: len(left) - 1 - (held_out - part)]  # each part that follows needs a group too
+        if not len(chosen):  # few images, or large groups only
+            chosen = left[[np.argmin(sizes[left])]]
+        part_of_group[chosen] = part
+        left = left[part_of_group[left] == 0]
+    return [dataset.select(np.flatnonzero(part_of_group[groups] == part)) for part in range(held_out + 1)]
+
+
+def _group_codes(dataset: Dataset, group_column: str | None) -> np.ndarray:
+    rows = np.arange(dataset.num_rows)
+    if group_column is None:
+        return rows
+    (codes,) = group_codes([ColumnPlace(group_column).read(dataset)])
+    return np.where(codes >= 0, codes, -1 - rows)

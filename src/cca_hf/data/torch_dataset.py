@@ -1,0 +1,63 @@
+"""One split for a `torch.utils.data.DataLoader`: decoded, upright RGB pictures with the labels of all attributes."""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ..models.images import UnreadableImageError, load_image
+from .sampler import SampleKey
+from .schema import IMAGE_COLUMN, AttributeDataset
+from .transforms import TrainingTransform
+
+
+class AttributeExample(TypedDict):
+    """One picture."""
+
+    image: Image.Image
+    labels: torch.Tensor  # (attributes,) int64, -1 where not labelled
+
+
+class AttributeImages(Dataset[AttributeExample]):
+    """The images and labels of one split, by row, or by the `SampleKey` of a batch sampler.
+
+    Only a `SampleKey` has a seed, so only then is the transform applied; a row gives the picture as it is.
+
+    Raises:
+        UnreadableImageError: naming the split and row, when a picture cannot be decoded.
+    """
+
+    def __init__(self, data: AttributeDataset, split: str, transform: TrainingTransform | None = None) -> None:
+        self.split = split
+        self.labels = torch.from_numpy(data.labels(split))
+        self.transform = transform
+        # a dataset of one column reads nothing of the others
+        self._images = data[split].select_columns([IMAGE_COLUMN])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: int | SampleKey) -> AttributeExample:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[int | SampleKey]) -> list[AttributeExample]:
+        rows = [key.index if isinstance(key, SampleKey) else int(key) for key in keys]
+        encoded = self._images[rows][IMAGE_COLUMN]
+        return [
+            {"image": self._decode(key, row, image), "labels": self.labels[row]}
+            for key, row, image in zip(keys, rows, encoded, strict=True)
+        ]
+
+    def _decode(self, key: int | SampleKey, row: int, encoded: dict[str, object]) -> Image.Image:
+        try:
+            image = load_image(encoded)
+        except UnreadableImageError as error:
+            raise UnreadableImageError(
+                f"{self.split}[{row}]: {error}; AttributeDataset.check_images finds all such images beforehand"
+            ) from error
+        if self.transform is None or not isinstance(key, SampleKey):
+            return image
+        return self.transform(image, np.random.default_rng(key.seed))

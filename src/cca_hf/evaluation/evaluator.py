@@ -1,0 +1,257 @@
+"""From embeddings, or from a model and a data set, to an EvaluationResult.
+
+`evaluate_embeddings` is the maths alone (the Trainer calls it with what it gathered); `RetrievalEvaluator` embeds a
+split with a model first; `BackboneEvaluator` is the baseline below every CCA: the same backbone, never asked anything.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch.utils.data import DataLoader, Dataset
+from transformers import BaseImageProcessor
+from transformers.utils.logging import tqdm
+
+from ..data.schema import AttributeDataset
+from ..models.backbones import extract_features
+from ..models.images import ImageInput, load_image
+from ..models.modeling_cca import CCAModel
+from .result import AttributeResult, EvaluationResult
+from .retrieval import retrieval_metrics, to_numpy
+
+logger = logging.getLogger(__name__)
+
+
+class Gallery(NamedTuple):
+    """The images that answer, where the queries are a set of their own."""
+
+    embeddings: NDArray | torch.Tensor  # (G, A, D), or (G, D) where all attributes share one embedding
+    labels: NDArray | torch.Tensor  # (G, A), -1 = not labelled
+    groups: ArrayLike | None = None  # (G,), -1 = none
+
+
+def evaluate_embeddings(
+    embeddings: NDArray | torch.Tensor,
+    labels: NDArray | torch.Tensor,
+    attributes: Mapping[str, Sequence[str]],
+    *,
+    groups: ArrayLike | None = None,
+    gallery: Gallery | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+) -> EvaluationResult:
+    """Retrieval under every attribute: leave-one-out, or against a gallery.
+
+    Args:
+        embeddings: (N, A, D), one for each attribute in the order of `attributes`; or (N, D), the same for all.
+        labels: (N, A) value ids, -1 = not labelled.
+        attributes: attribute name -> value names in id order.
+        groups: (N,) ids of near copies, which are no answer to each other; -1 = none.
+        gallery: the candidates, in the same shapes.
+
+    Raises:
+        ValueError: shapes that do not fit each other, labels outside the values, attribute names that would give two
+            metrics one name ("weighted", "macro", "macro_..."), or no labelled query under any attribute.
+    """
+    _check_names(attributes)
+    queries = _checked("", Gallery(embeddings, labels, groups), attributes)
+    answers = None if gallery is None else _checked("gallery ", Gallery(*gallery), attributes)
+    results, unlabelled = [], []
+    for column, (name, values) in enumerate(attributes.items()):
+        if not (queries.labels[:, column] >= 0).any():
+            unlabelled.append(name)
+            continue
+        retrieval = retrieval_metrics(
+            _of_attribute(queries.embeddings, column),
+            queries.labels[:, column],
+            None if answers is None else _of_attribute(answers.embeddings, column),
+            None if answers is None else answers.labels[:, column],
+            query_groups=queries.groups,
+            gallery_groups=None if answers is None else answers.groups,
+            ks=ks,
+        )
+        results.append(AttributeResult.from_retrieval(name, values, retrieval))
+    if not results:
+        raise ValueError(
+            f"nothing to evaluate: none of the {len(labels)} queries has a label of {', '.join(attributes)}"
+        )
+    if unlabelled:
+        logger.warning("No query is labelled with %s: left out of the evaluation", ", ".join(unlabelled))
+    return EvaluationResult(tuple(results), tuple(unlabelled))
+
+
+class RetrievalEvaluator:
+    """Embeds a split with a model and measures retrieval under every attribute of the data set.
+
+    A split is evaluated leave-one-out; where the data set has `<split>_query` and `<split>_gallery` in its place, the
+    gallery answers the queries. The data set's groups are excluded as near copies.
+
+    Example:
+
+    ```python
+    >>> result = RetrievalEvaluator(data, split="test")(model)
+    >>> print(result.table())
+    ```
+    """
+
+    primary_metric = "map"
+
+    def __init__(
+        self,
+        dataset: AttributeDataset,
+        split: str = "test",
+        *,
+        batch_size: int = 64,
+        show_progress: bool | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        """
+        Raises:
+            KeyError: if there is no such split; the message names those there are.
+            ValueError: if a split to evaluate is empty.
+        """
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.show_progress = show_progress
+        self.num_workers = num_workers
+        self.query_split = split
+        self.gallery_split: str | None = None
+        if split not in dataset and f"{split}_query" in dataset:
+            self.query_split, self.gallery_split = f"{split}_query", f"{split}_gallery"
+        for name in (self.query_split, self.gallery_split):
+            if name is not None and not len(dataset[name]):
+                raise ValueError(f"the split {name!r} is empty: there is nothing to evaluate")
+
+    def __call__(self, model: CCAModel) -> EvaluationResult:
+        """
+        Raises:
+            ValueError: if the model does not know an attribute of the data set, or none of its values.
+            UnreadableImageError: for a picture that cannot be read; names it.
+        """
+        check_attributes(model, self.dataset.attributes)
+        gallery = None if self.gallery_split is None else self._embedded(model, self.gallery_split)
+        queries = self._embedded(model, self.query_split)
+        return evaluate_embeddings(
+            queries.embeddings, queries.labels, self.dataset.attributes, groups=queries.groups, gallery=gallery
+        )
+
+    def embed(self, model: CCAModel, images: Sequence[ImageInput]) -> NDArray[np.float32]:
+        """(images, attributes, dim), the attributes in the order of the data set."""
+        embeddings = model.encode(
+            images,
+            list(self.dataset.attributes),
+            batch_size=self.batch_size,
+            show_progress=self.show_progress,
+            num_workers=self.num_workers,
+        )
+        return to_numpy(embeddings)
+
+    def _embedded(self, model: CCAModel, split: str) -> Gallery:
+        embeddings = self.embed(model, self.dataset[split]["image"])
+        return Gallery(embeddings, self.dataset.labels(split), self.dataset.groups(split))
+
+
+class BackboneEvaluator(RetrievalEvaluator):
+    """The baseline without a condition: one embedding for every attribute, the mean of the backbone's own output.
+
+    Give it a fresh `CCAModel.from_backbone(...)`: it measures what the backbone knew before any training. The
+    untrained projections between backbone and conditional layer take no part. Of a ViT the output is that of the last
+    layer but one, the same tokens that the conditional layer asks.
+    """
+
+    @torch.inference_mode()
+    def embed(self, model: CCAModel, images: Sequence[ImageInput]) -> NDArray[np.float32]:
+        """(images, dim)"""
+        pictures = _Pictures(images, model.image_processor)
+        batches = DataLoader(pictures, batch_size=self.batch_size, num_workers=self.num_workers)
+        show = len(batches) > 1 if self.show_progress is None else self.show_progress
+        was_training = model.training
+        model.eval()
+        try:
+            rows = []
+            for batch in tqdm(batches, desc="Encoding (backbone)", unit="batch", disable=not show):
+                pixel_values = batch.to(model.device, model.dtype)
+                # (B, N, C) of a transformer or (B, C, h, w) of a convolutional network
+                features = extract_features(model.backbone, pixel_values, (), model.interpolates_positions)[-1]
+                rows.append(features.float().mean(dim=1 if features.ndim == 3 else (2, 3)).cpu())
+        finally:
+            model.train(was_training)
+        return torch.cat(rows).numpy()
+
+
+class _Pictures(Dataset):
+    """Decodes pictures where the `DataLoader` asks for them, that is in its workers."""
+
+    def __init__(self, images: Sequence[ImageInput], image_processor: BaseImageProcessor) -> None:
+        self.images = images
+        self.image_processor = image_processor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.image_processor(load_image(self.images[index]), return_tensors="pt")["pixel_values"][0]
+
+
+def check_attributes(model: CCAModel, attributes: Mapping[str, Sequence[str]]) -> None:
+    """Whether a model can be asked for these attributes: it must know each, and at least one value of each.
+
+    Values the model was not trained on are fair questions (retrieval asks for likeness, not for names) and are only
+    reported; values without a single one in common mean another data set under the same column name.
+
+    Raises:
+        ValueError: naming the attribute, and the closest one the model has or both lists of values.
+    """
+    for name, values in attributes.items():
+        model.config.attribute_id(name)
+        known = (model.config.attribute_values or {}).get(name)
+        if not known:
+            continue
+        strange = [value for value in values if value not in known]
+        if len(strange) == len(values):
+            raise ValueError(
+                f"the model and the data set have no value of {name!r} in common: the model was trained on "
+                f"{_shortened(known)}, the data set has {_shortened(values)}"
+            )
+        if strange:
+            logger.warning("%r has values that the model was not trained on: %s", name, _shortened(strange))
+
+
+def _shortened(values: Sequence[str], most: int = 8) -> str:
+    rest = f", ... ({len(values)} in all)" if len(values) > most else ""
+    return ", ".join(map(repr, values[:most])) + rest
+
+
+def _of_attribute(embeddings: NDArray | torch.Tensor, column: int) -> NDArray | torch.Tensor:
+    return embeddings if embeddings.ndim == 2 else embeddings[:, column]
+
+
+def _checked(side: str, images: Gallery, attributes: Mapping[str, Sequence[str]]) -> Gallery:
+    """The same with numpy labels, after a look at every shape and label."""
+    embeddings, labels = images.embeddings, to_numpy(images.labels)
+    if embeddings.ndim not in (2, 3) or embeddings.ndim == 3 and embeddings.shape[1] != len(attributes):
+        raise ValueError(
+            f"{side}embeddings must have shape (images, {len(attributes)}, dim), the attributes being "
+            f"{', '.join(attributes)}, or (images, dim) for one space; got {tuple(embeddings.shape)}"
+        )
+    expected = (len(embeddings), len(attributes))
+    if labels.shape != expected:
+        raise ValueError(f"{side}labels must have shape (images, attributes) = {expected}, got {labels.shape}")
+    for column, (name, values) in enumerate(attributes.items()):
+        highest = labels[:, column].max(initial=-1)
+        if highest >= len(values):
+            raise ValueError(f"{side}labels of {name!r} go up to {highest}, but it has {len(values)} values (from 0)")
+    return images._replace(labels=labels)
+
+
+def _check_names(attributes: Mapping[str, Sequence[str]]) -> None:
+    if not attributes:
+        raise ValueError("no attributes given: there is nothing to evaluate")
+    taken = [name for name in attributes if name in ("weighted", "macro") or name.startswith("macro_")]
+    if taken:
+        raise ValueError(
+            f"attributes must not be named {', '.join(map(repr, taken))}: map_weighted, map_macro and "
+            "map_macro_<attribute> are metrics of their own; rename the column"
+        )

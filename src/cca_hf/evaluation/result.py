@@ -1,0 +1,176 @@
+"""The result of an evaluation: every figure of every attribute with its chance level, and the means over attributes.
+
+All figures are fractions in [0, 1]; only `table()` speaks percent.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .retrieval import AttributeRetrieval, RetrievalScores
+from .text_table import format_table, percent
+
+
+@dataclass(frozen=True)
+class ValueResult:
+    """Mean average precision of the queries that show one value of an attribute."""
+
+    name: str
+    queries: int
+    map: float
+    chance_map: float
+
+
+@dataclass(frozen=True)
+class AttributeResult:
+    """One attribute. `scores` and `chance` hold the same measures: map, map_macro, recall@k..., r_precision."""
+
+    name: str
+    queries: int
+    candidates: float  # mean per query, after exclusions
+    queries_without_relevant: int  # their average precision is 0 whatever the model does
+    scores: dict[str, float]
+    chance: dict[str, float]
+    values: tuple[ValueResult, ...]  # those that any query shows
+
+    @classmethod
+    def from_retrieval(cls, name: str, value_names: Sequence[str], retrieval: AttributeRetrieval) -> "AttributeResult":
+        counts = np.bincount(retrieval.labels)
+        return cls(
+            name=name,
+            queries=len(retrieval.queries),
+            candidates=float(retrieval.num_candidates.mean()),
+            queries_without_relevant=int((retrieval.num_relevant == 0).sum()),
+            scores=_means(retrieval.scores, retrieval.map_macro),
+            chance=_means(retrieval.chance, retrieval.chance_map_macro),
+            values=tuple(
+                ValueResult(value_names[value], int(counts[value]), achieved, retrieval.chance_per_value[value])
+                for value, achieved in retrieval.per_value.items()
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Retrieval quality under each attribute and over all of them.
+
+    `unlabelled` names the attributes that no query is labelled with: they are part of no figure.
+    """
+
+    attributes: tuple[AttributeResult, ...]
+    unlabelled: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> AttributeResult:
+        for attribute in self.attributes:
+            if attribute.name == name:
+                return attribute
+        raise KeyError(f"no attribute {name!r} in this result, it has {[each.name for each in self.attributes]}")
+
+    @property
+    def queries(self) -> int:
+        """Queries of all attributes together: an image asks once under each attribute it is labelled with."""
+        return sum(attribute.queries for attribute in self.attributes)
+
+    @property
+    def overall(self) -> dict[str, float]:
+        """Plain means over the attributes (map_macro: over values, then attributes), and map_weighted over queries."""
+        return self._overall([attribute.scores for attribute in self.attributes])
+
+    @property
+    def chance_overall(self) -> dict[str, float]:
+        """What a random ranking reaches of `overall`."""
+        return self._overall([attribute.chance for attribute in self.attributes])
+
+    def metrics(self) -> dict[str, float]:
+        """All figures by name: `map`, `map_weighted`, `map_macro`, `recall@k`, `r_precision`, each of them but
+        `map_weighted` also per attribute (`map_<attribute>`, `map_macro_<attribute>`, ...), and all of these once more
+        as `chance_...`. Fractions in [0, 1].
+        """
+        metrics = dict(self.overall)
+        chance = dict(self.chance_overall)
+        for attribute in self.attributes:
+            metrics |= {f"{measure}_{attribute.name}": value for measure, value in attribute.scores.items()}
+            chance |= {f"{measure}_{attribute.name}": value for measure, value in attribute.chance.items()}
+        return metrics | {f"chance_{name}": value for name, value in chance.items()}
+
+    def table(self, decimals: int = 1) -> str:
+        """A table for terminals, in percent, the chance level in brackets behind every figure."""
+        measures = list(self.attributes[0].scores)
+        overall, chance = self.overall, self.chance_overall
+
+        def cells(scores: dict[str, float], levels: dict[str, float]) -> list[str]:
+            return [f"{percent(scores[name], decimals)} ({percent(levels[name], decimals)})" for name in measures]
+
+        weighted = f"{percent(overall['map_weighted'], decimals)} ({percent(chance['map_weighted'], decimals)})"
+        lines = [
+            format_table(
+                ["% (chance)", "queries", *(_TITLES.get(measure, measure) for measure in measures)],
+                [
+                    [[each.name, f"{each.queries:,}", *cells(each.scores, each.chance)] for each in self.attributes],
+                    [
+                        ["mean", "", *cells(overall, chance)],
+                        ["query-weighted", f"{self.queries:,}", weighted, *[""] * (len(measures) - 1)],
+                    ],
+                ],
+            )
+        ]
+        for each in self.attributes:
+            if each.queries_without_relevant:
+                lines.append(
+                    f"{each.name}: {each.queries_without_relevant:,} queries with nothing to find count as 0."
+                )
+        if self.unlabelled:
+            lines.append(f"Not evaluated, no query is labelled with it: {', '.join(self.unlabelled)}.")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict:
+        """Everything as plain Python values, for JSON; `from_dict` reads it back."""
+        return asdict(self) | {"metrics": self.metrics()}
+
+    @classmethod
+    def from_dict(cls, content: dict) -> "EvaluationResult":
+        """The inverse of `to_dict`."""
+        attributes = tuple(
+            AttributeResult(**(each | {"values": tuple(ValueResult(**value) for value in each["values"])}))
+            for each in content["attributes"]
+        )
+        return cls(attributes, tuple(content["unlabelled"]))
+
+    def save_json(self, path: str | Path) -> Path:
+        """Write `to_dict()` to `path`, whole or not at all; missing folders are made."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(path.name + ".unfinished")
+        unfinished.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+        return path
+
+    @classmethod
+    def load_json(cls, path: str | Path) -> "EvaluationResult":
+        """The inverse of `save_json`."""
+        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+    def _overall(self, per_attribute: list[dict[str, float]]) -> dict[str, float]:
+        means = {measure: _mean(each[measure] for each in per_attribute) for measure in per_attribute[0]}
+        queries = [attribute.queries for attribute in self.attributes]
+        weighted = float(np.average([each["map"] for each in per_attribute], weights=queries))
+        return {"map": means.pop("map"), "map_weighted": weighted} | means
+
+
+_TITLES = {"map": "mAP", "map_macro": "macro mAP", "r_precision": "R-prec"}
+
+
+def _means(scores: RetrievalScores, map_macro: float) -> dict[str, float]:
+    return {
+        "map": float(scores.average_precision.mean()),
+        "map_macro": map_macro,
+        **{f"recall@{k}": float(hits.mean()) for k, hits in scores.recall.items()},
+        "r_precision": float(scores.r_precision.mean()),
+    }
+
+
+def _mean(figures: Iterable[float]) -> float:
+    return float(np.mean(list(figures)))

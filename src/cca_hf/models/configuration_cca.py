@@ -1,0 +1,127 @@
+"""Configuration of conditional cross-attention (CCA), Song et al., ICCV 2023, https://arxiv.org/abs/2307.13254.
+
+Unlike most configurations this one carries words: the names of the attributes and of their values, so that a
+checkpoint explains itself and users speak to it by name. The backbone keeps its own native configuration inside, as in
+DPT or DETR.
+"""
+
+from difflib import get_close_matches
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+
+@strict
+class CCAConfig(PreTrainedConfig):
+    r"""Configuration of a [`CCAModel`]; [`CCAModel.from_backbone`] fills it from a backbone.
+
+    Args:
+        attributes: names of the attributes ("colour", ...); an attribute's id is its place in this list.
+        attribute_values: value names by attribute name, in the order of the data set's label ids. May be left out.
+        backbone_config: native configuration of the backbone, or its dict with `model_type`; defaults to a ViT-B/16
+            without its last layer.
+        backbone_name: where the backbone came from, for the model card.
+        replaces_last_layer: the conditional layer stands in the place of the backbone's last layer, whose final
+            normalisation moves behind it (ViT); otherwise it stands on top of the whole backbone.
+        num_prefix_tokens: tokens before the grid of image tokens (CLS, distillation, registers); the first is used as
+            the summary of the image, without one the mean of the tokens.
+        feature_levels: indices into the backbone's `hidden_states` whose feature maps are asked beside its last one.
+            Early maps hold what late ones forget, such as colour.
+        feature_channels: channels of those maps and, last, of the backbone's output.
+        feature_grid: earlier maps finer than this many cells a side are averaged down to it.
+        condition_embedding: `"one_hot"` and `"lookup"` as in the paper; `"none"` is one learned query for every
+            attribute, that is one embedding space for everything: the baseline.
+        residual: what the attended values are added to: the summary of the `"image"`, the `"condition"`, or `"none"`.
+        embedding_dim: width of the projected embedding; `None` leaves it at `hidden_size`, without projection.
+        hidden_size, num_attention_heads, intermediate_size, hidden_act, layer_norm_eps, qkv_bias, hidden_dropout_prob,
+            attention_probs_dropout_prob, initializer_range: the conditional layer, named as in `ViTConfig`.
+        freeze_batch_norm: batch normalisation of the backbone keeps its running statistics while training;
+            [`CCAModel.from_backbone`] asks for it where the backbone is pretrained.
+        image_size: height and width in pixels that the model was made for; others are interpolated.
+    """
+
+    model_type = "cca"
+    sub_configs: ClassVar[dict] = {"backbone_config": AutoConfig}
+
+    attributes: list[str] | tuple[str, ...] = ()
+    attribute_values: dict[str, list[str]] | None = None
+    backbone_config: dict | PreTrainedConfig | None = None
+    backbone_name: str | None = None
+    replaces_last_layer: bool = True
+    num_prefix_tokens: int = 1
+    feature_levels: list[int] | tuple[int, ...] = ()
+    feature_channels: list[int] | tuple[int, ...] = ()
+    feature_grid: int = 7
+    condition_embedding: Literal["one_hot", "lookup", "none"] = "one_hot"
+    residual: Literal["image", "condition", "none"] = "image"
+    embedding_dim: int | None = None
+    hidden_size: int = 768
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    layer_norm_eps: float = 1e-12
+    qkv_bias: bool = True
+    initializer_range: float = 0.02
+    freeze_batch_norm: bool = True
+    image_size: int = 224
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.backbone_config is None:
+            self.backbone_config = CONFIG_MAPPING["vit"](num_hidden_layers=11)
+        elif isinstance(self.backbone_config, dict):
+            backbone = dict(self.backbone_config)
+            self.backbone_config = CONFIG_MAPPING[backbone.pop("model_type", "vit")](**backbone)
+        if not self.feature_channels:
+            self.feature_channels = [self.hidden_size]
+        self.attributes = list(self.attributes)
+        self.attribute_values = dict(self.attribute_values or {})
+        super().__post_init__(**kwargs)
+
+    def validate_attributes(self) -> None:
+        """Part of the strict validation: names must be unique, and values belong to attributes that exist."""
+        if len(set(self.attributes)) != len(self.attributes):
+            raise ValueError(f"attribute names must be unique; got {list(self.attributes)}")
+        strangers = sorted(set(self.attribute_values or {}) - set(self.attributes))
+        if strangers:
+            raise ValueError(
+                f"attribute_values names {strangers}, which are not among the attributes {self.attributes}"
+            )
+
+    def validate_layer(self) -> None:
+        """Part of the strict validation: the conditional layer can be built."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads; "
+                f"got {self.hidden_size} and {self.num_attention_heads}"
+            )
+        if len(self.feature_channels) != len(self.feature_levels) + 1:
+            raise ValueError(
+                f"feature_channels needs one number for each of the {len(self.feature_levels)} feature_levels and "
+                f"one for the backbone's output; got {list(self.feature_channels)}"
+            )
+
+    def attribute_id(self, name: str) -> int:
+        """The id of an attribute, its place in `attributes`.
+
+        Raises:
+            ValueError: if there is no such attribute; the message names the closest one and all that there are.
+        """
+        if name in self.attributes:
+            return self.attributes.index(name)
+        closest = get_close_matches(str(name), self.attributes, n=1, cutoff=0.5)
+        hint = f" Did you mean {closest[0]!r}?" if closest else ""
+        raise ValueError(f"unknown attribute {name!r}.{hint} This model knows {self.attributes}.")
+
+    def attribute_ids(self, names: str | list[str] | tuple[str, ...] | None = None) -> list[int]:
+        """The ids of one name, of several, or (`None`) of all attributes."""
+        if names is None:
+            return list(range(len(self.attributes)))
+        return [self.attribute_id(name) for name in ([names] if isinstance(names, str) else names)]
+
+
+CCAConfig.register_for_auto_class()
+
+__all__ = ["CCAConfig"]

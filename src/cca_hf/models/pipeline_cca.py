@@ -1,0 +1,94 @@
+"""`pipeline("image-feature-extraction", ...)` under a condition.
+
+The stock pipeline drops keywords that it does not know, so that `attribute="colour"` would do nothing without a word.
+This one knows `attribute` and refuses the rest.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import Pipeline
+
+from .images import ImageInput, load_image
+
+
+class CCAPipeline(Pipeline):
+    """Embeds pictures under attributes given by name.
+
+    Example:
+
+    ```python
+    >>> from transformers import pipeline
+
+    >>> extract = pipeline("image-feature-extraction", model="me/cca-shoes", trust_remote_code=True)
+    >>> vector = extract("shoe.jpg", attribute="colour")  # list of floats, L2-normalised
+    >>> vectors = extract("shoe.jpg", attribute=["colour", "closure"])  # {"colour": [...], "closure": [...]}
+    ```
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def _sanitize_parameters(
+        self, attribute: str | Sequence[str] | None = None, return_tensors: bool | None = None, **unknown: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if unknown:
+            raise TypeError(
+                f"this pipeline has no parameter {', '.join(map(repr, unknown))}. It knows `attribute` (one of "
+                f"{self.model.config.attributes}, or a list of them) and `return_tensors`."
+            )
+        forward: dict[str, Any] = {}
+        postprocess: dict[str, Any] = {}
+        if attribute is not None:
+            forward["attribute_ids"] = self.model.config.attribute_ids(attribute)
+            postprocess["names"] = attribute if isinstance(attribute, str) else list(attribute)
+        if return_tensors is not None:
+            postprocess["return_tensors"] = return_tensors
+        return {}, forward, postprocess
+
+    def __call__(self, inputs: ImageInput | list[ImageInput], **kwargs: Any) -> Any:
+        """Embeds a picture, or a list of them.
+
+        Args:
+            inputs: a path, URL, PIL image or array, or a list of these.
+            kwargs: `attribute`: one name gives one vector, a list a dict of vectors by name; without it the dict has
+                all attributes. `return_tensors`: tensors instead of lists. `batch_size`, `num_workers`: as in every
+                pipeline.
+
+        Returns:
+            A list of floats, or a dict of them by attribute; for a list of pictures a list of these.
+
+        Raises:
+            ValueError: for an unknown attribute. TypeError: for an unknown parameter.
+        """
+        return super().__call__(inputs, **kwargs)
+
+    def preprocess(self, image: ImageInput | Image.Image) -> dict[str, torch.Tensor]:
+        return self.image_processor(load_image(image), return_tensors="pt").to(self.dtype)
+
+    def _forward(
+        self, model_inputs: dict[str, torch.Tensor], attribute_ids: list[int] | None = None
+    ) -> dict[str, torch.Tensor]:
+        pixel_values = model_inputs["pixel_values"]
+        ids = self.model.config.attribute_ids() if attribute_ids is None else attribute_ids
+        conditions = torch.tensor(ids, device=pixel_values.device).expand(len(pixel_values), -1)
+        return {"embeddings": self.model(pixel_values, attribute_ids=conditions).embeddings}
+
+    def postprocess(
+        self,
+        model_outputs: dict[str, torch.Tensor],
+        names: str | list[str] | None = None,
+        return_tensors: bool = False,
+    ) -> Any:
+        vectors = model_outputs["embeddings"][0].float()  # (k, dim)
+        rows = list(vectors) if return_tensors else vectors.tolist()
+        if isinstance(names, str):
+            return rows[0]
+        return dict(zip(names or self.model.config.attributes, rows, strict=True))
+
+
+__all__ = ["CCAPipeline"]

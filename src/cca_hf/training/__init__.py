@@ -1,0 +1,1 @@
+"""The conditional triplet loss, the Trainer around it, and the recipe that `scripts/train.py` runs."""

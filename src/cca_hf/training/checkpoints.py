@@ -1,0 +1,187 @@
+"""Checkpoints that are complete or not there: written beside their place, and moved into it when they are whole.
+
+The Trainer writes file by file into `checkpoint-40`. A full disk or a kill in between leaves a folder that looks like
+a checkpoint, is the first to be resumed from, and cannot be loaded.
+"""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedConfig, Trainer
+from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
+
+from cca_hf.models.checkpoints import staged
+
+logger = logging.getLogger(__name__)
+
+_STAGING = ".incomplete"  # a folder in the output directory; nothing takes it for a checkpoint
+_REPLACED = ".replaced-"
+_FULL = 2**20  # bytes
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written. Whatever was there before is untouched."""
+
+
+class TrainingFailedError(RuntimeError):
+    """Training cannot go on: loss or weights are NaN or infinite, or all embeddings have become equal."""
+
+
+class WholeCheckpointTrainer(Trainer):
+    """A Trainer whose checkpoints are complete or not there, and never hold NaN."""
+
+    _saving_checkpoint = False
+
+    def _get_output_dir(self, trial: Any) -> str:
+        output_dir = super()._get_output_dir(trial)
+        return str(Path(output_dir) / _STAGING) if self._saving_checkpoint else output_dir
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run_dir = Path(self._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        staged_checkpoint = run_dir / _STAGING / name
+        self._check_weights()
+        self._saving_checkpoint = True
+        try:
+            super()._save_checkpoint(model, trial)
+            self._name_best_checkpoint(run_dir, staged_checkpoint)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            failure = _saving_failed(name, run_dir, error)
+            remove_leftovers(run_dir)
+            raise failure from error
+        finally:
+            self._saving_checkpoint = False
+        self.accelerator.wait_for_everyone()  # the random states of the other processes belong to it
+        if self.args.should_save:
+            _publish(staged_checkpoint, run_dir / name)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(run_dir / name))
+        if self.args.should_save:
+            rotate_checkpoints(
+                str(run_dir), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
+            )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._saving_checkpoint:  # it would move away under the upload
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _name_best_checkpoint(self, run_dir: Path, staged_checkpoint: Path) -> None:
+        """The Trainer has looked for the best checkpoint among the staged ones: name it by where it will be."""
+        if not self.state.best_global_step:
+            return
+        best = f"checkpoint-{self.state.best_global_step}"
+        if best == staged_checkpoint.name or (run_dir / best).exists():
+            self.state.best_model_checkpoint = str(run_dir / best)
+            if self.args.should_save:
+                self.state.save_to_json(str(staged_checkpoint / "trainer_state.json"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled or model is not None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._load_weights(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_weights(self.state.best_model_checkpoint)
+
+    def _load_weights(self, checkpoint: str) -> None:
+        """Loads by `from_pretrained`, which knows that the names in a file may be those of older versions.
+
+        The Trainer compares a file's names with the model's, and for what it does not find it logs a warning: it would
+        resume a ViT with fresh weights, and end with the best head on the last backbone.
+        """
+        logger.info("loading weights from %s", checkpoint)
+        loaded, report = type(self.model).from_pretrained(checkpoint, output_loading_info=True)
+        if report["missing_keys"]:
+            raise ValueError(f"{checkpoint} has no weights for {', '.join(sorted(report['missing_keys']))}")
+        self.model.load_state_dict(loaded.state_dict())
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As `Trainer.save_model`; a full disk leaves an earlier model in `output_dir` as it was.
+
+        Raises:
+            TrainingFailedError: if weights are NaN or infinite.
+        """
+        self._check_weights()
+        super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return super()._save(output_dir, state_dict)
+        with staged(output_dir or self.args.output_dir) as folder:
+            super()._save(str(folder), state_dict)
+        return None
+
+    def _check_weights(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise self._failed(f"weights of {name} are NaN or infinite")
+
+    def _failed(self, reason: str) -> TrainingFailedError:
+        last = last_checkpoint(self.args.output_dir)
+        kept = f"The last good checkpoint is {last}" if last else "No checkpoint had been saved yet"
+        return TrainingFailedError(f"training stopped at step {self.state.global_step}: {reason}. {kept}.")
+
+
+def last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
+    """The latest complete checkpoint in `output_dir`, or None."""
+    if not Path(output_dir).is_dir():
+        return None
+    for path in reversed([Path(each) for each in sort_checkpoints(str(output_dir))]):
+        # ours are always complete; a folder of another origin may not be
+        if (path / "trainer_state.json").is_file() and any(path.glob("*.safetensors*")):
+            return path
+    return None
+
+
+def check_same_attributes(checkpoint: str | os.PathLike[str], config: PreTrainedConfig) -> None:
+    """A run resumes with the attributes it began with: their ids are places in the weights.
+
+    Raises:
+        ValueError: naming both lists, or saying that there is no checkpoint.
+    """
+    path = Path(checkpoint) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{checkpoint} is not a checkpoint: it has no config.json")
+    attributes = json.loads(path.read_text(encoding="utf-8")).get("attributes")
+    if attributes is not None and list(attributes) != list(config.attributes):
+        raise ValueError(
+            f"{checkpoint} was trained with the attributes {attributes}, and this model has {list(config.attributes)}"
+        )
+
+
+def remove_leftovers(output_dir: str | os.PathLike[str]) -> None:
+    """Removes what a killed or failed run has left unfinished."""
+    shutil.rmtree(Path(output_dir) / _STAGING, ignore_errors=True)
+    for path in Path(output_dir).glob(f"{_REPLACED}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _publish(staged_checkpoint: Path, final: Path) -> None:
+    """Moves a complete checkpoint to its place; one that was there (a run that went this way before) is replaced."""
+    replaced = final.with_name(_REPLACED + final.name)
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+    staged_checkpoint.rename(final)
+    staged_checkpoint.parent.rmdir()
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _saving_failed(name: str, output_dir: Path, cause: BaseException) -> CheckpointError:
+    last = last_checkpoint(output_dir)
+    kept = "there was no earlier one" if last is None else f"{last.name} is complete and can be resumed from"
+    # torch says only that a file ended somewhere else than expected
+    reason = f"the disk is full ({cause})" if shutil.disk_usage(output_dir).free < _FULL else str(cause)
+    return CheckpointError(f"could not write {name} to {output_dir}: {reason}. Nothing was overwritten; {kept}.")

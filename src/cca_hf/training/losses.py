@@ -1,0 +1,217 @@
+"""Conditional losses over every label of every image of a batch, in memory O(B^2) for each attribute.
+
+The family's loss (CSN, ASEN, CCA) is the cosine triplet loss with *conditional* negatives: same attribute, another
+value. An image without a label for an attribute (-1) takes no part in it. With cosine similarities s,
+
+    loss(i, p, n) = max(0, s(i, n) - s(i, p) + margin)                          anchor i, positive p, negative n
+
+No triplet is ever formed: the loss is piecewise linear in the similarities, so that
+
+    sum of the active triplets = sum_n c(i, n) s(i, n) - sum_p c(i, p) s(i, p) + margin * triplets
+
+where c counts the active triplets a similarity stands in (`mining.py`). The counts are constant wherever the loss is
+differentiable, so the gradient is exactly that of the loop over all triplets.
+
+Beside it stands a smooth form that sets each positive pair against all negatives of its anchor at once; it learns more
+in the same time. Without conditions it is NT-Xent with labels, also known as SINCERE (Feeney and Hughes 2023,
+https://arxiv.org/abs/2309.14277).
+"""
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import nn
+
+from .mining import TripletCounts, count_active, count_hardest, pair_masks
+
+Mining = Literal["all", "semihard", "hardest"]
+
+
+class ConditionalLossOutput(NamedTuple):
+    """The loss and, for each of the A attributes, what it was made of (detached, `(attributes,)` each).
+
+    Where an attribute has no triplet in the batch, `has_triplets` is False and its other figures are 0.
+    """
+
+    loss: torch.Tensor
+    attribute_loss: torch.Tensor
+    active_share: torch.Tensor  # active triplets / triplets looked at, in [0, 1]
+    positive_similarity: torch.Tensor  # mean cosine over all positive pairs
+    negative_similarity: torch.Tensor  # mean cosine over all negative pairs
+    has_triplets: torch.Tensor  # bool
+
+
+class ConditionalTripletLoss(nn.Module):
+    """Triplet loss of all attributes of a batch at once: mean over active triplets, then over attributes.
+
+    Args:
+        margin: how much nearer (in cosine) the positive has to be than the negative.
+        mining: `"all"` uses every triplet with a non-zero loss; `"semihard"` those of them whose negative is still
+            farther than the positive (Schroff et al. 2015); `"hardest"` the farthest positive and the nearest negative
+            of each anchor (Hermans et al. 2017).
+    """
+
+    def __init__(self, margin: float = 0.2, mining: Mining = "all") -> None:
+        super().__init__()
+        _check_above_zero("margin", margin)
+        if mining not in get_args(Mining):
+            raise ValueError(f"mining must be one of {', '.join(get_args(Mining))}, got {mining!r}")
+        self.margin = margin
+        self.mining = mining
+
+    def extra_repr(self) -> str:
+        return f"margin={self.margin}, mining={self.mining!r}"
+
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> ConditionalLossOutput:
+        """Computes in at least fp32, whatever the dtype of the embeddings or the autocast around it.
+
+        Args:
+            embeddings: `(batch, attributes, dim)`, L2-normalised.
+            labels: `(batch, attributes)`, value ids; -1 = not labelled.
+
+        Raises:
+            ValueError: shapes that do not belong together.
+        """
+        similarities = cosine_similarities(embeddings, labels)  # (A, B, B)
+        positives, negatives = pair_masks(labels)  # (A, B, B) each
+        if self.mining == "hardest":
+            counts = count_hardest(similarities, positives, negatives, self.margin)
+        else:
+            semihard = self.mining == "semihard"
+            counts = count_active(similarities, positives, negatives, self.margin, semihard=semihard)
+        active = counts.active.clamp(min=1).to(similarities.dtype)
+        weights = (counts.of_negative - counts.of_positive) / active[:, None, None]  # (A, B, B)
+        margin = self.margin * (counts.active > 0).to(similarities.dtype)
+        attribute_loss = (weights * similarities).sum((1, 2)) + margin  # (A,)
+        return _output(attribute_loss, similarities, positives, negatives, counts)
+
+
+class ConditionalSoftTripletLoss(nn.Module):
+    """Smooth triplet loss of all attributes of a batch at once: mean over anchors, then over attributes.
+
+    For an anchor i of an attribute, with its positives p and negatives n there,
+
+        loss(i) = mean_p log(1 + sum_n exp((s(i, n) - s(i, p)) / t))
+
+    which for small t is the distance of the hardest negative, in units of t, where that is nearer than the positive.
+    Unlike the supervised contrastive loss of Khosla et al. (2020) it does not push an anchor's positives apart.
+
+    Args:
+        temperature: t, in cosine.
+        margin: of the triplets that `active_share` counts, so that its figures compare with the triplet loss's.
+    """
+
+    def __init__(self, temperature: float = 0.1, margin: float = 0.2) -> None:
+        super().__init__()
+        _check_above_zero("temperature", temperature)
+        _check_above_zero("margin", margin)
+        self.temperature = temperature
+        self.margin = margin
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, margin={self.margin}"
+
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> ConditionalLossOutput:
+        """As `ConditionalTripletLoss.forward`."""
+        similarities = cosine_similarities(embeddings, labels)
+        positives, negatives = pair_masks(labels)
+        logits = similarities / self.temperature
+        anchors = positives.any(2) & negatives.any(2)  # (A, B)
+        # without a negative logsumexp would be -inf, and its gradient NaN
+        of_negatives = torch.where(anchors[:, :, None], torch.where(negatives, logits, -torch.inf), 0.0).logsumexp(2)
+        of_pairs = torch.where(positives, torch.logaddexp(of_negatives[:, :, None], logits) - logits, 0.0)
+        losses = torch.where(anchors, of_pairs.sum(2) / positives.sum(2).clamp(min=1), 0.0)  # (A, B)
+        attribute_loss = losses.sum(1) / anchors.sum(1).clamp(min=1)
+        counts = count_active(similarities, positives, negatives, self.margin)
+        return _output(attribute_loss, similarities, positives, negatives, counts)
+
+
+def explicit_triplet_loss(
+    anchor: torch.Tensor,
+    positive: torch.Tensor,
+    negative: torch.Tensor,
+    margin: float = 0.2,
+    *,
+    attribute_ids: torch.Tensor | None = None,
+    num_attributes: int = 1,
+) -> ConditionalLossOutput:
+    """Triplet loss of given triplets (Zappos50K): the mean over all active ones.
+
+    Args:
+        anchor, positive, negative: `(triplets, dim)` each, L2-normalised, conditioned on the attribute of the triplet.
+        margin: how much nearer (in cosine) the positive has to be than the negative.
+        attribute_ids: `(triplets,)`, for the figures of each of `num_attributes`; they do not change the loss.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+    """
+    if not anchor.shape == positive.shape == negative.shape or anchor.dim() != 2:
+        raise ValueError(
+            "expected anchor, positive and negative of one shape (triplets, dim), "
+            f"got {tuple(anchor.shape)}, {tuple(positive.shape)} and {tuple(negative.shape)}"
+        )
+    with torch.autocast(anchor.device.type, enabled=False):
+        anchor, positive, negative = (_at_least_fp32(x) for x in (anchor, positive, negative))
+        nearer, farther = (anchor * positive).sum(1), (anchor * negative).sum(1)
+        losses = torch.relu(farther - nearer + margin)  # (triplets,); NaN stays NaN
+    active = losses.detach() > 0
+    if attribute_ids is None:
+        attribute_ids = torch.zeros(len(losses), dtype=torch.long, device=losses.device)
+
+    def per_attribute(values: torch.Tensor) -> torch.Tensor:
+        return losses.new_zeros(num_attributes).index_add(0, attribute_ids, values.detach().to(losses.dtype))
+
+    triplets = per_attribute(torch.ones_like(losses))
+    at_least_one = triplets.clamp(min=1)
+    return ConditionalLossOutput(
+        loss=losses.sum() / active.sum().clamp(min=1),
+        attribute_loss=per_attribute(losses) / per_attribute(active).clamp(min=1),
+        active_share=per_attribute(active) / at_least_one,
+        positive_similarity=per_attribute(nearer) / at_least_one,
+        negative_similarity=per_attribute(farther) / at_least_one,
+        has_triplets=triplets > 0,
+    )
+
+
+def cosine_similarities(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """`(batch, attributes, dim)` L2-normalised -> `(attributes, batch, batch)`, in at least fp32."""
+    if embeddings.dim() != 3 or labels.shape != embeddings.shape[:2]:
+        raise ValueError(
+            "expected embeddings (batch, attributes, dim) and labels (batch, attributes), "
+            f"got {tuple(embeddings.shape)} and {tuple(labels.shape)}"
+        )
+    with torch.autocast(embeddings.device.type, enabled=False):
+        per_attribute = _at_least_fp32(embeddings).transpose(0, 1)  # (A, B, D)
+        return per_attribute @ per_attribute.transpose(1, 2)
+
+
+def _output(
+    attribute_loss: torch.Tensor,
+    similarities: torch.Tensor,
+    positives: torch.Tensor,
+    negatives: torch.Tensor,
+    counts: TripletCounts,
+) -> ConditionalLossOutput:
+    has_triplets = counts.looked_at > 0
+    similarities = similarities.detach()
+    return ConditionalLossOutput(
+        loss=attribute_loss.sum() / has_triplets.sum().clamp(min=1),
+        attribute_loss=attribute_loss.detach(),
+        active_share=counts.active.to(similarities.dtype) / counts.looked_at.clamp(min=1),
+        positive_similarity=_masked_mean(similarities, positives),
+        negative_similarity=_masked_mean(similarities, negatives),
+        has_triplets=has_triplets,
+    )
+
+
+def _masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return torch.where(mask, values, 0).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)
+
+
+def _at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _check_above_zero(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} must be above 0, got {value}")

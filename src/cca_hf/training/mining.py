@@ -1,0 +1,92 @@
+"""Which triplets of a batch are active, counted for every pair by sorting: never a list of triplets.
+
+A triplet (anchor i, positive p, negative n) of one attribute is active where s(i, p) - margin < s(i, n). For each
+similarity these functions count the active triplets it stands in, in O(B^2 log B) time and O(B^2) memory of each
+attribute, where a batch of B images holds O(B^3) triplets.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class TripletCounts(NamedTuple):
+    """Active triplets, pair by pair (as positive and as negative of the row's anchor) and of each attribute."""
+
+    of_positive: torch.Tensor  # (attributes, batch, batch) integers
+    of_negative: torch.Tensor  # (attributes, batch, batch) integers
+    active: torch.Tensor  # (attributes,) int64: the sum of either of them
+    looked_at: torch.Tensor  # (attributes,) int64
+
+
+def pair_masks(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels `(batch, attributes)`, -1 = not labelled -> positive and negative pairs, `(attributes, batch, batch)`."""
+    labels = labels.t().contiguous()  # (A, B)
+    labelled = labels >= 0
+    both = labelled[:, :, None] & labelled[:, None, :]
+    same = labels[:, :, None] == labels[:, None, :]
+    itself = torch.eye(labels.shape[1], dtype=torch.bool, device=labels.device)
+    return both & same & ~itself, both & ~same
+
+
+@torch.no_grad()
+def count_active(
+    similarities: torch.Tensor,
+    positives: torch.Tensor,
+    negatives: torch.Tensor,
+    margin: float,
+    *,
+    semihard: bool = False,
+) -> TripletCounts:
+    """Counts over all triplets; `semihard` leaves out those whose negative is at least as near as the positive.
+
+    Args:
+        similarities, positives, negatives: `(attributes, batch, batch)` each, a row for each anchor.
+        margin: in the unit of the similarities.
+    """
+    # One rounded number stands for "positive minus margin" on both sides, so that the two counts always agree.
+    threshold = similarities - margin
+    sorted_negatives = torch.where(negatives, similarities, -torch.inf).sort(dim=-1).values
+    sorted_thresholds = torch.where(positives, threshold, torch.inf).sort(dim=-1).values
+    of_positive = _count_above(sorted_negatives, threshold)
+    of_negative = _count_below(sorted_thresholds, similarities)
+    if semihard:
+        sorted_positives = torch.where(positives, similarities, torch.inf).sort(dim=-1).values
+        of_positive -= _count_at_or_above(sorted_negatives, similarities)
+        of_negative -= _count_at_or_below(sorted_positives, similarities)
+    of_positive *= positives
+    of_negative *= negatives
+    looked_at = (positives.sum(2) * negatives.sum(2)).sum(1)
+    return TripletCounts(of_positive, of_negative, of_positive.sum((1, 2)), looked_at)
+
+
+@torch.no_grad()
+def count_hardest(
+    similarities: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor, margin: float
+) -> TripletCounts:
+    """Counts over one triplet an anchor: its farthest positive and its nearest negative (Hermans et al. 2017)."""
+    positive, positive_index = torch.where(positives, similarities, torch.inf).min(dim=2)  # (A, B)
+    negative, negative_index = torch.where(negatives, similarities, -torch.inf).max(dim=2)
+    anchors = positives.any(2) & negatives.any(2)
+    hard = (anchors & (positive - margin < negative)).int()
+    zeros = torch.zeros_like(similarities, dtype=torch.int32)
+    of_positive = zeros.scatter(2, positive_index[:, :, None], hard[:, :, None])
+    of_negative = zeros.scatter(2, negative_index[:, :, None], hard[:, :, None])
+    return TripletCounts(of_positive, of_negative, hard.sum(1), anchors.sum(1))
+
+
+# Counts in each sorted row (last dimension). The infinite padding stands on the side that is never counted.
+def _count_below(row: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    return torch.searchsorted(row, values, right=False, out_int32=True)
+
+
+def _count_at_or_below(row: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    return torch.searchsorted(row, values, right=True, out_int32=True)
+
+
+def _count_above(row: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    return row.shape[-1] - _count_at_or_below(row, values)
+
+
+def _count_at_or_above(row: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    return row.shape[-1] - _count_below(row, values)

@@ -1,0 +1,314 @@
+"""`CCATrainer`: transformers' Trainer for conditional embeddings.
+
+What it adds to the Trainer, and nothing else: batches for the triplets of all attributes, the conditional loss over
+the joined batch of all processes, learning rates of backbone and head, evaluation by retrieval, and figures of each
+attribute in the logs. Checkpoints that are complete or not there come from `checkpoints.py`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler, default_collate
+from transformers import BaseImageProcessor, EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+
+from cca_hf.data.collator import AttributeCollator
+from cca_hf.data.sampler import AttributeBatchSampler
+from cca_hf.data.schema import AttributeDataset
+from cca_hf.data.torch_dataset import AttributeImages
+from cca_hf.data.transforms import TrainingTransform
+from cca_hf.evaluation.evaluator import Gallery, evaluate_embeddings
+from cca_hf.evaluation.result import EvaluationResult
+from cca_hf.models.modeling_cca import CCAModel
+
+from .arguments import CCATrainingArguments
+from .callbacks import BriefPrinter, BriefProgress, TellSamplerTheEpoch
+from .checkpoints import (
+    TrainingFailedError,
+    WholeCheckpointTrainer,
+    check_same_attributes,
+    last_checkpoint,
+    remove_leftovers,
+)
+from .distributed import gather_with_gradient
+from .losses import ConditionalLossOutput, ConditionalSoftTripletLoss, ConditionalTripletLoss, explicit_triplet_loss
+from .memory import keep_freed_memory
+from .monitor import LossMonitor
+from .parameters import settle_backbone, split_backbone_and_head, undecayed_parameters
+
+
+class QueriesAndGallery(ConcatDataset):
+    """A benchmark's queries, then the gallery that answers them: one pass of the evaluation loop embeds both."""
+
+    def __init__(self, queries: AttributeImages, gallery: AttributeImages) -> None:
+        super().__init__([queries, gallery])
+        self.queries = queries
+        self.gallery = gallery
+
+
+class CCATrainer(WholeCheckpointTrainer):
+    """Trains a CCA model on the `train` split of a data set, and measures it on `validation`.
+
+    A batch is a pure function of (seed, epoch, step), whatever the number of workers: a run that was killed and
+    resumed on a CPU ends with bitwise the same weights as an undisturbed one.
+
+    Args:
+        model: its attributes have to be those of `data`, in the same order.
+        args: see [`CCATrainingArguments`].
+        data: splits `train` and `validation` (or `validation_query` and `validation_gallery`), without which it has
+            to be `eval_strategy="no"`.
+        triplets: ready triplets to train on instead of the labels of `train`: any map-style data set whose batches,
+            made by `data_collator`, hold `anchor`, `positive` and `negative` pixel values and `condition` ids.
+        data_collator: for `triplets` only; by default their tensors are stacked.
+        callbacks, optimizers: as in `Trainer`.
+
+    Raises:
+        ValueError: if the model's attributes are not those of the data.
+    """
+
+    # the loss of a batch is a mean: the Trainer divides it by the steps of gradient accumulation
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: CCAModel,
+        args: CCATrainingArguments,
+        data: AttributeDataset,
+        *,
+        triplets: Dataset[Any] | None = None,
+        data_collator: Callable[[list[Any]], dict[str, torch.Tensor]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+    ) -> None:
+        if list(model.config.attributes) != list(data.attributes):
+            raise ValueError(
+                f"the model has the attributes {list(model.config.attributes)}, the data {list(data.attributes)}"
+            )
+        if data_collator is not None and triplets is None:
+            raise ValueError("data_collator is for triplets; labelled pictures have a collator of their own")
+        settle_backbone(model, args)
+        self.data = data
+        self.loss = make_loss(args)
+        self.monitor = LossMonitor(list(data.attributes), args.collapse_patience)
+        self.evaluation_result: EvaluationResult | None = None  # the latest one, on the main process
+        processor = model.image_processor
+        train_dataset: Dataset[Any]
+        if triplets is None:
+            train_dataset = AttributeImages(data, "train", training_transform(args, processor))
+            self._train_collator: Callable[[list[Any]], Any] = AttributeCollator(processor, resized=True)
+        else:
+            train_dataset = triplets
+            self._train_collator = data_collator or default_collate
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=AttributeCollator(processor, resized=False),  # of evaluation; see get_train_dataloader
+            train_dataset=train_dataset,
+            eval_dataset=None if args.eval_strategy == "no" else self.images_of("validation"),
+            processing_class=processor,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.model_accepts_loss_kwargs = False
+        self._tell_sampler_the_epoch = TellSamplerTheEpoch()
+        self.add_callback(self._tell_sampler_the_epoch)
+        for theirs, brief in ((ProgressCallback, BriefProgress), (PrinterCallback, BriefPrinter)):
+            if self.pop_callback(theirs) is not None:  # a notebook has another one
+                self.add_callback(brief)
+        if args.early_stopping_patience:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
+
+    # ---- Data ----
+
+    def images_of(self, split: str) -> AttributeImages | QueriesAndGallery:
+        """A split, for `evaluate` and `predict`; `"test"` may stand for `test_query` and `test_gallery`."""
+        if split not in self.data and f"{split}_query" in self.data:
+            queries = AttributeImages(self.data, f"{split}_query")
+            return QueriesAndGallery(queries, AttributeImages(self.data, f"{split}_gallery"))
+        return AttributeImages(self.data, split)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of `AttributeBatchSampler`, each process its own; or of the ready triplets, in random order."""
+        loading = {
+            "collate_fn": self._train_collator,
+            "num_workers": self.args.dataloader_num_workers,
+            "pin_memory": self.args.dataloader_pin_memory,
+            "persistent_workers": self.args.dataloader_persistent_workers,
+            "prefetch_factor": self.args.dataloader_prefetch_factor,
+        }
+        if isinstance(self.train_dataset, AttributeImages):
+            batches = AttributeBatchSampler(
+                self.train_dataset.labels.numpy(),
+                batch_size=self._train_batch_size,
+                images_per_value=self.args.images_per_value,
+                values_per_batch=self.args.values_per_batch,
+                seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            )
+            self._tell_sampler_the_epoch.sampler = batches
+            loader = DataLoader(self.train_dataset, batch_sampler=batches, **loading)
+        else:
+            order = RandomSampler(self.train_dataset)
+            loader = DataLoader(self.train_dataset, batch_size=self._train_batch_size, sampler=order, **loading)
+        return self.accelerator.prepare(loader)
+
+    # ---- Training ----
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """As `Trainer.train`; `True` resumes from the last complete checkpoint.
+
+        Raises:
+            TrainingFailedError: the loss is NaN or infinite, or the embeddings have collapsed. Nothing is saved then.
+            CheckpointError: a checkpoint could not be written. Earlier ones are untouched.
+            ValueError: there is nothing to resume from, or it has other attributes.
+        """
+        if resume_from_checkpoint is True:
+            last = last_checkpoint(self.args.output_dir)
+            if last is None:
+                raise ValueError(f"nothing to resume from: there is no complete checkpoint in {self.args.output_dir}")
+            resume_from_checkpoint = str(last)
+        if resume_from_checkpoint:
+            check_same_attributes(resume_from_checkpoint, self.model.config)
+        if self.args.should_save:
+            remove_leftovers(self.args.output_dir)
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's optimiser, with groups of backbone and head."""
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        split_backbone_and_head(optimizer, self.model if model is None else model, self.args.head_learning_rate)
+        return optimizer
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Names of the parameters that decay."""
+        undecayed = undecayed_parameters(model)
+        return [name for name in super().get_decay_parameter_names(model) if name not in undecayed]
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, ConditionalLossOutput]:
+        """The conditional loss of the joined batch of all processes, the same on each of them."""
+        loss_of = self._loss_of_triplets if "condition" in inputs else self._loss_of_labels
+        output = loss_of(model, inputs)
+        try:
+            self.monitor.add(output)
+        except TrainingFailedError as error:
+            raise self._failed(str(error)) from None
+        return (output.loss, output) if return_outputs else output.loss
+
+    def _loss_of_labels(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> ConditionalLossOutput:
+        embeddings = self._embed_under_all(model, inputs["pixel_values"])  # (B, A, D)
+        return self.loss(gather_with_gradient(embeddings), gather_with_gradient(inputs["labels"]))
+
+    def _loss_of_triplets(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> ConditionalLossOutput:
+        images = torch.cat([inputs["anchor"], inputs["positive"], inputs["negative"]])  # (3B, C, H, W)
+        condition = inputs["condition"]
+        embeddings = self._embed(model, images, condition.repeat(3))  # (3B, D)
+        anchor, positive, negative = (gather_with_gradient(part) for part in embeddings.chunk(3))
+        return explicit_triplet_loss(
+            anchor,
+            positive,
+            negative,
+            self.args.margin,
+            attribute_ids=gather_with_gradient(condition),
+            num_attributes=len(self.data.attributes),
+        )
+
+    def _embed_under_all(self, model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+        every = torch.arange(len(self.data.attributes), device=pixel_values.device)
+        return self._embed(model, pixel_values, every.expand(len(pixel_values), -1))
+
+    def _embed(self, model: nn.Module, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
+        return model(pixel_values=pixel_values, attribute_ids=attribute_ids).embeddings
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the head's learning rate and the figures of each attribute to the Trainer's training logs."""
+        if "loss" in logs:
+            logs["head_learning_rate"] = self.optimizer.param_groups[-1]["lr"]
+            logs.update(self.monitor.drain())
+        super().log(logs, start_time)
+
+    # ---- Evaluation ----
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, torch.Tensor, torch.Tensor]:
+        """No loss; embeddings under all attributes `(batch, attributes, dim)`, and labels `(batch, attributes)`."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            embeddings = self._embed_under_all(model, inputs["pixel_values"])
+        return None, embeddings.float(), inputs["labels"]
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Embeds a split and adds the figures of its retrieval, as fractions, to the metrics: `eval_map`, ..."""
+        output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
+        metrics: list[dict[str, float]] = [{}]
+        if self.is_world_process_zero():
+            self.evaluation_result = self._evaluate_retrieval(dataloader.dataset, output.predictions, output.label_ids)
+            metrics = [self.evaluation_result.metrics()]
+        broadcast_object_list(metrics)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics[0].items()})
+        return output
+
+    def _evaluate_retrieval(
+        self, images: Dataset[Any], embeddings: np.ndarray, labels: np.ndarray
+    ) -> EvaluationResult:
+        if not np.isfinite(embeddings).all():
+            raise self._failed("embeddings of the evaluation are NaN or infinite")
+        gallery = None
+        if isinstance(images, QueriesAndGallery):
+            start = len(images.queries)
+            gallery = Gallery(embeddings[start:], labels[start:], self.data.groups(images.gallery.split))
+            images, embeddings, labels = images.queries, embeddings[:start], labels[:start]
+        if not isinstance(images, AttributeImages):
+            raise TypeError(
+                f"retrieval is evaluated on AttributeImages or QueriesAndGallery, got {type(images).__name__}"
+            )
+        groups = self.data.groups(images.split)
+        return evaluate_embeddings(embeddings, labels, self.data.attributes, groups=groups, gallery=gallery)
+
+
+def make_loss(args: CCATrainingArguments) -> ConditionalTripletLoss | ConditionalSoftTripletLoss:
+    """The loss that `args` describe."""
+    if args.loss == "soft_triplet":
+        return ConditionalSoftTripletLoss(args.temperature, args.margin)
+    return ConditionalTripletLoss(args.margin, args.mining)
+
+
+def training_transform(args: CCATrainingArguments, image_processor: BaseImageProcessor) -> TrainingTransform:
+    """The augmentation that `args` describe, to the size of the processor's pictures."""
+    return TrainingTransform(
+        (image_processor.size["height"], image_processor.size["width"]),
+        horizontal_flip=args.horizontal_flip,
+        crop_scale=(args.crop_scale, 1.0),
+        crop_ratio=(1 / args.crop_ratio, args.crop_ratio),
+        colour_jitter=args.colour_jitter,
+        resample=image_processor.resample,
+    )

@@ -1,0 +1,103 @@
+"""The nearest pictures of a query under each attribute, side by side: the same query, another neighbourhood each."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ..evaluation.figures import INK, MUTED, new_figure
+from ..models.images import ImageInput, load_image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+RIGHT = "#16a34a"
+WRONG = "#dc2626"
+UNKNOWN = "#94a3b8"
+
+
+class Neighbour(NamedTuple):
+    """A picture found for a query under one attribute."""
+
+    image: ImageInput
+    similarity: float  # cosine
+    value: str  # its value of the attribute
+    relevant: bool | None  # does it share the query's value; None where the query has none
+
+
+def plot_neighbours(
+    query: ImageInput,
+    neighbours: Mapping[str, Sequence[Neighbour]],
+    *,
+    query_values: Mapping[str, str | None] | None = None,
+    attention: Mapping[str, ImageInput] | None = None,
+) -> "Figure":
+    """A query on the left and a row of its nearest pictures for each attribute, framed green (same value) or red.
+
+    Save it with `figure.savefig("neighbours.png", dpi=150)`. Needs matplotlib (`pip install "cca_hf[plot]"`).
+
+    Args:
+        neighbours: attribute -> its nearest pictures, the nearest first; `(image, similarity, value, relevant)` each.
+        query_values: attribute -> the query's value, written beside the attribute.
+        attention: attribute -> the query as that attribute sees it (`attention_overlays`), put before its row.
+
+    Raises:
+        ValueError: if there are no neighbours to draw.
+        UnreadableImageError: for a picture that cannot be read; names it.
+    """
+    columns = max((len(row) for row in neighbours.values()), default=0)
+    if not columns:
+        raise ValueError("no neighbours to draw: give at least one attribute with at least one picture")
+    width = 3.4 + 1.15 * (columns + (attention is not None))
+    figure = new_figure(width, max(2.6, 1.42 * len(neighbours)))
+    draw_neighbours(figure, query, neighbours, query_values or {}, attention or {})
+    return figure
+
+
+def draw_neighbours(
+    figure: "Figure | SubFigure",
+    query: ImageInput,
+    neighbours: Mapping[str, Sequence[Neighbour]],
+    query_values: Mapping[str, str | None],
+    attention: Mapping[str, ImageInput],
+) -> None:
+    """`plot_neighbours` into a figure, or a part of one, that is there already."""
+    shown = 1 if attention else 0
+    columns = max(len(row) for row in neighbours.values())
+    grid = figure.add_gridspec(
+        len(neighbours), 2 + shown + columns, width_ratios=[1.9, 1.15] + [1.0] * (shown + columns)
+    )
+    axes = figure.add_subplot(grid[: min(2, len(neighbours)), 0])
+    _show(axes, load_image(query), frame=None)
+    axes.set_title("query", fontsize=10, color=MUTED)
+    for row, (name, found) in enumerate(neighbours.items()):
+        label = figure.add_subplot(grid[row, 1])
+        label.set_axis_off()
+        label.text(1.0, 0.55, name, ha="right", va="center", fontsize=10, fontweight="bold", color=INK)
+        value = query_values.get(name)
+        if value is not None:
+            label.text(1.0, 0.36, value, ha="right", va="center", fontsize=9, color=MUTED)
+        if name in attention:
+            axes = figure.add_subplot(grid[row, 2])
+            _show(axes, load_image(attention[name]), frame=None)
+            axes.set_xlabel("attention", fontsize=8, color=MUTED, labelpad=4)
+        for column, neighbour in enumerate(found):
+            axes = figure.add_subplot(grid[row, 2 + shown + column])
+            colour = UNKNOWN if neighbour.relevant is None else RIGHT if neighbour.relevant else WRONG
+            _show(axes, load_image(neighbour.image), frame=colour)
+            axes.set_xlabel(_short(neighbour.value), fontsize=8, color=colour, labelpad=4)
+
+
+def _show(axes: "Axes", image: Image.Image, frame: str | None) -> None:
+    axes.imshow(np.asarray(image))
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(frame is not None)
+    if frame is not None:
+        axes.spines[:].set(color=frame, linewidth=2)
+
+
+def _short(text: str, most: int = 16) -> str:
+    return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"

@@ -1,0 +1,42 @@
+"""What every test stands on: no network, caches of their own, one thread a process, real data where there is some."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Before anything imports torch, transformers or datasets: they read these at import, and subprocesses inherit them.
+_hf_home = tempfile.mkdtemp(prefix="cca_hf_tests_")
+atexit.register(shutil.rmtree, _hf_home, ignore_errors=True)
+os.environ.update(
+    HF_HOME=_hf_home,
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="Agg",
+)
+# Tests run side by side; with more threads than cores, OpenMP's spin-waits cost more than the threads win.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+for _variable in ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_MODULES_CACHE", "HF_EVALUATE_CACHE"):
+    os.environ.pop(_variable, None)  # else they would win over HF_HOME
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets: `CCA_SHARED_DATA`, or `../shared/data` beside the checkout; skips without one."""
+    folder = Path(os.environ.get("CCA_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real data not found in {folder}; set CCA_SHARED_DATA to the folder that holds it")
+    return folder

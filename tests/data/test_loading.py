@@ -1,0 +1,334 @@
+"""What counts as a label, what is refused, and what is said about it."""
+
+import logging
+import re
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from datasets import Image as ImageFeature
+
+from cca_hf.data.loading import load_attribute_dataset
+
+
+def dataset_of(encode, features=None, **columns):
+    number = len(next(iter(columns.values())))
+    pictures = [{"bytes": encode(row, "red"), "path": None} for row in range(number)]
+    found = Dataset.from_dict(columns).features
+    kinds = Features({"image": ImageFeature(), **found, **(features or {})})
+    return Dataset.from_dict({"image": pictures, **columns}, features=kinds)
+
+
+def labels_of(encode, values, feature=None):
+    """The labels and value names that one column gives, in a single split."""
+    source = dataset_of(encode, {} if feature is None else {"colour": feature}, colour=values)
+    data = load_attribute_dataset(source, ["colour"], make_splits=False)
+    return data.labels("train")[:, 0].tolist(), data.attributes["colour"]
+
+
+# ---- Labels ----
+
+
+@pytest.mark.parametrize(
+    ("values", "feature", "labels", "names"),
+    [
+        (["b", "a", "b", None], None, [1, 0, 1, -1], ["a", "b"]),
+        (["b", "", "a", "a", "  "], None, [1, -1, 0, 0, -1], ["a", "b"]),
+        (["b", "a", "a"], Value("large_string"), [1, 0, 0], ["a", "b"]),
+        ([10, 9, -1, 9, None], None, [1, 0, -1, 0, -1], ["9", "10"]),
+        ([10, 9, 9], Value("int8"), [1, 0, 0], ["9", "10"]),
+        ([3.0, None, 1.0, 3.0, float("nan"), -1.0], None, [1, -1, 0, 1, -1, -1], ["1", "3"]),
+        ([True, False, None, True], None, [1, 0, -1, 1], ["false", "true"]),
+        ([2, 0, None, 2], ClassLabel(names=["z", "y", "x"]), [2, 0, -1, 2], ["z", "y", "x"]),
+        ([2, 0, -1, 2], ClassLabel(names=["z", "y", "x"]), [2, 0, -1, 2], ["z", "y", "x"]),
+    ],
+)
+def test_columns_that_hold_labels(encode, values, feature, labels, names):
+    assert labels_of(encode, values, feature) == (labels, names)
+
+
+def test_values_are_united_over_the_splits(encode):
+    source = DatasetDict(
+        train=dataset_of(encode, colour=["red", "blue", "red"]),
+        validation=dataset_of(encode, colour=["green", "green"]),
+        test=dataset_of(encode, colour=["azure", "red", None]),
+    )
+    data = load_attribute_dataset(source, ["colour"])
+    assert data.attributes == {"colour": ["azure", "blue", "green", "red"]}
+    assert [data.labels(split)[:, 0].tolist() for split in data.splits] == [[3, 1, 3], [2, 2], [0, 3, -1]]
+
+
+def test_class_labels_that_differ_between_splits_are_united_by_name(encode):
+    source = DatasetDict(
+        train=dataset_of(encode, {"colour": ClassLabel(names=["red", "blue"])}, colour=[0, 1, 0]),
+        validation=dataset_of(encode, {"colour": ClassLabel(names=["blue", "green"])}, colour=[0, 1, -1]),
+        test=dataset_of(encode, colour=["red", "blue", "red"]),
+    )
+    data = load_attribute_dataset(source, ["colour"])
+    assert data.attributes == {"colour": ["blue", "green", "red"]}
+    assert [data.labels(split)[:, 0].tolist() for split in data.splits] == [[2, 0, 2], [0, 1, -1], [2, 0, 2]]
+
+
+def test_a_mapping_fixes_the_values_and_their_order(encode):
+    source = dataset_of(encode, colour=["red", "blue", "red"])
+    values = {"colour": ["yellow", "red", "blue"]}
+    data = load_attribute_dataset(source, values, make_splits=False)
+    assert data.attributes == values
+    assert data.labels("train")[:, 0].tolist() == [1, 2, 1]
+    with pytest.raises(ValueError, match=r"split 'train' holds 1 unexpected value.*'blue' \(did you mean 'blu'\?\)"):
+        load_attribute_dataset(source, {"colour": ["red", "blu"]}, make_splits=False)
+
+
+def test_without_names_every_class_label_is_an_attribute(encode):
+    kinds = {"shape": ClassLabel(names=["round", "flat"]), "colour": ClassLabel(names=["red", "blue"])}
+    source = dataset_of(encode, kinds, shape=[0, 1, 0], name=["x", "y", "z"], colour=[1, 1, 0])
+    data = load_attribute_dataset(source, make_splits=False)
+    assert data.attributes == {"shape": ["round", "flat"], "colour": ["red", "blue"]}
+    assert data["train"].column_names == ["image", "shape", "colour", "name"]
+    assert list(data["train"]["name"]) == ["x", "y", "z"]
+
+
+def test_labels_are_read_without_the_pictures(encode):
+    """Neither loading nor `labels` may open a picture: here none can be opened."""
+    source = dataset_of(encode, colour=["red", "blue"] * 10)
+    broken = source.map(lambda row: {"image": {"bytes": b"no picture", "path": None}}, features=source.features)
+    data = load_attribute_dataset(broken, ["colour"])
+    assert sum(len(data.labels(split)) for split in data.splits) == 20
+    assert data.summary().splits["train"].images == 16
+
+
+def test_another_image_column_is_renamed(encode):
+    source = dataset_of(encode, colour=["red", "blue"] * 5).rename_column("image", "photo")
+    data = load_attribute_dataset(source, ["colour"], make_splits=False)  # the only column of pictures
+    assert data["train"].column_names == ["image", "colour"]
+    encoded = source.cast_column("photo", ImageFeature(decode=False))["photo"]
+    two = source.add_column("image", list(encoded), feature=ImageFeature())
+    with pytest.raises(ValueError, match="'photo', but there is a column 'image' too"):
+        load_attribute_dataset(two, ["colour"], image_column="photo")
+    three = two.rename_column("image", "back")
+    with pytest.raises(ValueError, match=r"several columns of pictures \(photo, back\); name one with image_column"):
+        load_attribute_dataset(three, ["colour"])
+    data = load_attribute_dataset(three, ["colour"], image_column="back", make_splits=False)
+    assert data["train"].column_names == ["image", "colour", "photo"]
+
+
+# ---- Splits and groups ----
+
+
+def test_missing_splits_are_made_and_said(encode, caplog):
+    source = dataset_of(encode, colour=["red", "blue"] * 50, row=list(range(100)))
+    with caplog.at_level(logging.WARNING):
+        data = load_attribute_dataset(source, ["colour"])
+    assert "no split validation or test" in caplog.text
+    assert "made train (80 images), validation (10 images), test (10 images)" in caplog.text
+    rows = {split: list(data[split]["row"]) for split in data.splits}
+    assert list(rows) == ["train", "validation", "test"]
+    assert sorted(sum(rows.values(), [])) == list(range(100))
+    again = load_attribute_dataset(source, ["colour"])
+    assert rows == {split: list(again[split]["row"]) for split in again.splits}
+    other = load_attribute_dataset(source, ["colour"], split_seed=1)
+    assert rows["test"] != list(other["test"]["row"])
+
+
+def test_made_splits_keep_groups_together(encode, caplog):
+    items = [f"item-{row // 7}" for row in range(200)]
+    items[20] = items[90] = None  # of no group
+    source = dataset_of(encode, colour=["red", "blue"] * 100, item=items)
+    with caplog.at_level(logging.WARNING):
+        data = load_attribute_dataset(source, ["colour"], group_column="item")
+    groups = {split: set(data[split]["item"]) - {None} for split in data.splits}
+    assert not groups["train"] & groups["validation"]
+    assert not groups["train"] & groups["test"] and not groups["validation"] & groups["test"]
+    assert all(13 <= len(data[split]) <= 20 for split in ("validation", "test"))
+    assert "share their" not in caplog.text
+
+
+def test_one_huge_group_stays_in_training(encode):
+    source = dataset_of(encode, colour=["red", "blue"] * 50, item=["huge"] * 98 + ["a", "b"])
+    for seed in range(6):
+        data = load_attribute_dataset(source, ["colour"], group_column="item", split_seed=seed)
+        assert {split: len(data[split]) for split in data.splits} == {"train": 98, "validation": 1, "test": 1}
+
+
+def test_a_large_group_does_not_keep_others_out(encode):
+    source = dataset_of(
+        encode, colour=["red", "blue"] * 50, item=["large"] * 50 + [f"item-{row}" for row in range(50)]
+    )
+    for seed in range(6):
+        data = load_attribute_dataset(source, ["colour"], group_column="item", split_seed=seed)
+        assert {split: len(data[split]) for split in data.splits} == {"train": 80, "validation": 10, "test": 10}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["train", "test"], {"train": 36, "validation": 4, "test": 40}),
+        (["train", "validation"], {"train": 36, "validation": 40, "test": 4}),
+        (["train", "valid", "test"], {"train": 40, "validation": 40, "test": 40}),
+        (["all"], {"train": 32, "validation": 4, "test": 4}),
+        (["test"], {"test": 40}),
+        (
+            ["train", "validation_query", "validation_gallery", "test_query", "test_gallery"],
+            {split: 40 for split in ("train", "validation_query", "validation_gallery", "test_query", "test_gallery")},
+        ),
+        (
+            ["train", "test_query", "test_gallery"],
+            {"train": 36, "validation": 4, "test_query": 40, "test_gallery": 40},
+        ),
+        (["test_query", "test_gallery"], {"test_query": 40, "test_gallery": 40}),
+    ],
+)
+def test_splits_that_are_there_are_kept(encode, given, expected):
+    source = DatasetDict({split: dataset_of(encode, colour=["red", "blue"] * 20) for split in given})
+    data = load_attribute_dataset(source, ["colour"])
+    assert {split: len(data[split]) for split in data.splits} == expected
+
+
+def test_splits_are_made_only_if_wanted(encode):
+    source = dataset_of(encode, colour=["red", "blue"] * 20)
+    assert list(load_attribute_dataset(source, ["colour"], make_splits=False).splits) == ["train"]
+    with pytest.raises(ValueError, match=r"2 image\(s\) in 2 group\(s\) cannot be cut into 3 splits"):
+        load_attribute_dataset(source.select([0, 1]), ["colour"])
+
+
+def test_groups_are_the_same_in_every_split(encode, caplog):
+    source = DatasetDict(
+        train=dataset_of(encode, colour=["red", "blue"] * 2, item=["a", "b", None, "a"]),
+        validation=dataset_of(encode, colour=["red", "blue"], item=["c", None]),
+        test=dataset_of(encode, colour=["red", "blue", "red"], item=["c", "a", "d"]),
+    )
+    with caplog.at_level(logging.WARNING):
+        data = load_attribute_dataset(source, ["colour"], group_column="item")
+    assert data.groups("train").tolist() == [0, 1, -1, 0]
+    assert data.groups("validation").tolist() == [2, -1]
+    assert data.groups("test").tolist() == [2, 0, 3] and data.groups("test").dtype == np.int64
+    assert "1 of 3 images of the split 'test' share their 'item' with training images" in caplog.text
+    assert load_attribute_dataset(source, ["colour"]).groups("test") is None
+
+
+# ---- Summary ----
+
+
+def test_summary_counts_values_gaps_and_single_images(encode, caplog):
+    source = DatasetDict(
+        train=dataset_of(encode, colour=["red", "blue", "red", None], size=["s", "s", "m", "m"], item=list("aabc")),
+        validation=dataset_of(encode, colour=["red", "red", "blue"], size=["s", None, ""], item=list("def")),
+        test=dataset_of(encode, colour=["red", "red"], size=["m", "m"], item=list("gg")),
+    )
+    with caplog.at_level(logging.WARNING):
+        data = load_attribute_dataset(source, ["colour", "size"], group_column="item")
+    summary = data.summary()
+    train, validation = summary.splits["train"], summary.splits["validation"]
+    assert (train.images, train.groups) == (4, 3)
+    colour = train.attributes["colour"]
+    assert (colour.values, colour.labelled, colour.unlabelled) == (2, 3, 1)
+    assert colour.single_image_values == ("blue",)
+    assert validation.attributes["size"].single_image_values == ("s",)
+    assert validation.attributes["size"].unlabelled == 2
+    assert summary.to_dict()["splits"]["train"]["attributes"]["colour"]["single_image_values"] == ("blue",)
+    assert [line.split("  ") for line in re.sub(" {3,}", "  ", str(summary)).splitlines()] == [
+        [
+            "attribute",
+            "values",
+            "train: 4 images, 3 groups",
+            "validation: 3 images, 3 groups",
+            "test: 2 images, 1 groups",
+        ],
+        ["colour", "2", "2, 1 with one image, 1 unlabelled", "2, 1 with one image", "1"],
+        ["size", "2", "2", "1, 1 with one image, 2 unlabelled", "1"],
+    ]
+    assert "have one image in their split" in caplog.text
+    assert "train, colour: 1 of 2 (blue)" in caplog.text and "validation, size: 1 of 1 (s)" in caplog.text
+    assert "train, size" not in caplog.text
+
+
+# ---- What is refused ----
+
+
+def test_unknown_names_say_the_closest_and_all_there_are(encode):
+    source = dataset_of(encode, colour=["red", "blue"], sleeve_length=["s", "l"])
+    with pytest.raises(ValueError) as error:
+        load_attribute_dataset(source, ["color", "sleeve_lenght", "weight"])
+    unknown = "'color' (did you mean 'colour'?), 'sleeve_lenght' (did you mean 'sleeve_length'?), 'weight'"
+    assert f"{unknown}; there are: colour, image, sleeve_length" in str(error.value)
+    with pytest.raises(ValueError, match=r"no group column 'colours' \(did you mean 'colour'\?\)"):
+        load_attribute_dataset(source, ["colour"], group_column="colours")
+    with pytest.raises(ValueError, match=r"no image column 'imge' \(did you mean 'image'\?\)"):
+        load_attribute_dataset(source, ["colour"], image_column="imge")
+
+
+def test_a_column_that_one_split_lacks(encode):
+    source = DatasetDict(
+        train=dataset_of(encode, colour=["red", "blue"]), test=dataset_of(encode, color=["red", "blue"])
+    )
+    with pytest.raises(ValueError, match=r"in the split 'test': no attribute column 'colour' \(did you mean 'color'"):
+        load_attribute_dataset(source, ["colour"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "features", "message"),
+    [
+        (
+            {"colour": [["red"], ["blue"]]},
+            {"colour": List(Value("string"))},
+            "an attribute needs a ClassLabel",
+        ),
+        ({"colour": [0.5, 1.0]}, {}, "holds fractions; cut it into a few named ranges"),
+        ({"colour": ["red", "red"]}, {}, "needs at least two values; the training images show 'red'"),
+        ({"colour": [None, ""]}, {"colour": Value("string")}, "the training images show no value at all"),
+        ({"colour": ["red", "blue"]}, {}, "each of the 2 values .* has one image .* Is it an identifier"),
+    ],
+)
+def test_columns_that_cannot_be_attributes(encode, columns, features, message):
+    with pytest.raises(ValueError, match=message):
+        load_attribute_dataset(dataset_of(encode, features, **columns), ["colour"], make_splits=False)
+
+
+def test_labels_outside_of_their_names(encode):
+    """`datasets` lets an integer column be declared a ClassLabel whatever it holds."""
+    source = dataset_of(encode, colour=[0, 1, 5])
+    source.info.features["colour"] = ClassLabel(names=["red", "blue"])
+    with pytest.raises(ValueError, match=r"has 2 named values, so its labels lie in -1 .* to 1; found 0 to 5"):
+        load_attribute_dataset(source, ["colour"], make_splits=False)
+
+
+def test_empty_splits_and_half_a_benchmark(encode):
+    whole = dataset_of(encode, colour=["red", "blue"] * 3)
+    with pytest.raises(ValueError, match="the split 'test' is empty"):
+        load_attribute_dataset(DatasetDict(train=whole, test=whole.select([])), ["colour"])
+    with pytest.raises(ValueError, match="the split 'test_query' needs 'test_gallery' beside it"):
+        load_attribute_dataset(DatasetDict(train=whole, test_query=whole), ["colour"])
+
+
+def test_attributes_that_are_named_wrongly(encode):
+    source = dataset_of(encode, colour=["red", "blue"], shape=["a", "b"])
+    with pytest.raises(TypeError, match=r"got the string 'colour', write \['colour'\]"):
+        load_attribute_dataset(source, "colour")
+    with pytest.raises(ValueError, match="named more than once: colour"):
+        load_attribute_dataset(source, ["colour", "shape", "colour"])
+    with pytest.raises(ValueError, match="'image' is the column of pictures"):
+        load_attribute_dataset(source, ["image"])
+    with pytest.raises(ValueError, match="no attribute is named; these columns could be: colour, shape"):
+        load_attribute_dataset(source, [])
+    with pytest.raises(ValueError, match="no column is a ClassLabel.*could be attributes: colour, shape"):
+        load_attribute_dataset(source)
+
+
+def test_sources_that_are_none(tmp_path, encode):
+    (tmp_path / "shoes.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match="is a file; give the folder"):
+        load_attribute_dataset(tmp_path / "shoes.parquet", ["colour"])
+    with pytest.raises(FileNotFoundError, match="'no/such-folder' is not a folder here, and could not be"):
+        load_attribute_dataset("no/such-folder", ["colour"])
+    with pytest.raises(TypeError, match=r"\(not a streamed one\); got IterableDataset"):
+        load_attribute_dataset(dataset_of(encode, colour=["red"]).to_iterable_dataset(), ["colour"])
+    with pytest.raises(ValueError, match="found no column of pictures; name one with image_column. There are: colour"):
+        load_attribute_dataset(Dataset.from_dict({"colour": ["red"]}), ["colour"])
+
+
+def test_a_split_that_is_not_there(encode):
+    data = load_attribute_dataset(dataset_of(encode, colour=["red", "blue"] * 10), ["colour"])
+    for ask in (data.__getitem__, data.labels, data.groups):
+        with pytest.raises(KeyError, match=r"no split 'tests' \(did you mean 'test'\?\); there are: test, train, val"):
+            ask("tests")
+    assert "test" in data and "tests" not in data

@@ -1,0 +1,290 @@
+"""retrieval_metrics against plain double loops, scikit-learn, the ASEN split files, and the memory it may take."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+from cca_hf.evaluation.retrieval import AttributeRetrieval, retrieval_metrics
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def loop_scores(query, label, candidates, candidate_labels, ks) -> tuple[float, float, dict[int, float]]:
+    """One query without ties: rank, walk down the list, by definition."""
+    similarities = [float(np.dot(query.astype(np.float64), each.astype(np.float64))) for each in candidates]
+    order = sorted(range(len(candidates)), key=lambda place: -similarities[place])
+    relevance = [candidate_labels[place] == label for place in order]
+    total = sum(relevance)
+    if total == 0:
+        return 0.0, 0.0, dict.fromkeys(ks, 0.0)
+    found, precision_sum = 0, 0.0
+    for rank, relevant in enumerate(relevance, start=1):
+        if relevant:
+            found += 1
+            precision_sum += found / rank
+    return precision_sum / total, sum(relevance[:total]) / total, {k: float(any(relevance[:k])) for k in ks}
+
+
+def loop_retrieval(queries, labels, groups, gallery, gallery_labels, gallery_groups, ks, leave_one_out):
+    rows = []
+    for i in range(len(queries)):
+        if labels[i] < 0:
+            continue
+        allowed = [
+            j
+            for j in range(len(gallery))
+            if gallery_labels[j] >= 0
+            and not (leave_one_out and i == j)
+            and not (groups[i] >= 0 and groups[i] == gallery_groups[j])
+        ]
+        rows.append(
+            (i, len(allowed), *loop_scores(queries[i], labels[i], gallery[allowed], gallery_labels[allowed], ks))
+        )
+    return rows
+
+
+def assert_equal_to_loops(result: AttributeRetrieval, rows, ks) -> None:
+    assert result.queries.tolist() == [row[0] for row in rows]
+    assert result.num_candidates.tolist() == [row[1] for row in rows]
+    np.testing.assert_allclose(result.scores.average_precision, [row[2] for row in rows], atol=1e-12)
+    np.testing.assert_allclose(result.scores.r_precision, [row[3] for row in rows], atol=1e-12)
+    for k in ks:
+        np.testing.assert_allclose(result.scores.recall[k], [row[4][k] for row in rows], atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 7])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_leave_one_out_equals_double_loops(grouped, chunk_size):
+    generator = np.random.default_rng(3)
+    embeddings, labels = unit(generator.normal(size=(60, 8))), generator.integers(-1, 6, 60)
+    labels[17] = 6  # a value with one image: nothing to find
+    groups = generator.integers(-1, 20, 60) if grouped else np.full(60, -1)
+    ks = (1, 2, 5, 100)
+    result = retrieval_metrics(
+        embeddings, labels, query_groups=groups if grouped else None, ks=ks, chunk_size=chunk_size
+    )
+    rows = loop_retrieval(embeddings, labels, groups, embeddings, labels, groups, ks, leave_one_out=True)
+    assert_equal_to_loops(result, rows, ks)
+    assert result.scores.average_precision[result.labels == 6].tolist() == [0.0]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_query_and_gallery_equal_double_loops(grouped):
+    generator = np.random.default_rng(4)
+    queries, gallery = unit(generator.normal(size=(25, 8))), unit(generator.normal(size=(70, 8)))
+    labels, gallery_labels = (
+        generator.integers(-1, 6, 25),
+        generator.integers(-1, 5, 70),
+    )  # value 5: none in the gallery
+    groups = generator.integers(-1, 15, 25) if grouped else None
+    gallery_groups = generator.integers(-1, 15, 70) if grouped else None
+    ks = (1, 5, 10)
+    result = retrieval_metrics(
+        queries, labels, gallery, gallery_labels, query_groups=groups, gallery_groups=gallery_groups, chunk_size=4
+    )
+    none = [np.full(25, -1), np.full(70, -1)]
+    members = [groups, gallery_groups] if grouped else none
+    rows = loop_retrieval(queries, labels, members[0], gallery, gallery_labels, members[1], ks, leave_one_out=False)
+    assert_equal_to_loops(result, rows, ks)
+
+
+def test_equals_scikit_learn_without_ties():
+    generator = np.random.default_rng(5)
+    queries, gallery = unit(generator.normal(size=(40, 16))), unit(generator.normal(size=(900, 16)))
+    labels, gallery_labels = generator.integers(0, 7, 40), generator.integers(0, 7, 900)
+    result = retrieval_metrics(queries, labels, gallery, gallery_labels)
+    similarities = queries.astype(np.float64) @ gallery.astype(np.float64).T
+    # The smallest gap is far above the rounding of float32, so both see the same order.
+    assert np.diff(np.sort(similarities, axis=1)).min() > 0
+    reference = [
+        average_precision_score(gallery_labels == label, row) for label, row in zip(labels, similarities, strict=True)
+    ]
+    np.testing.assert_allclose(result.scores.average_precision, reference, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("leave_one_out", [True, False])
+def test_constant_embedding_scores_exactly_chance(leave_one_out):
+    """One vector for everything, in a size at which a plain matmul may round its columns unequally."""
+    generator = np.random.default_rng(6)
+    embeddings = np.repeat(generator.normal(size=(1, 131)), 503, axis=0)
+    labels, groups = generator.integers(-1, 5, 503), generator.integers(-1, 60, 503)
+    if leave_one_out:
+        result = retrieval_metrics(embeddings, labels, query_groups=groups)
+    else:
+        result = retrieval_metrics(
+            embeddings[:99], labels[:99], embeddings, labels, query_groups=groups[:99], gallery_groups=groups
+        )
+    assert 0.1 < result.chance_map < 0.4
+    np.testing.assert_allclose(result.scores.average_precision, result.chance.average_precision, atol=1e-13)
+    np.testing.assert_allclose(result.scores.r_precision, result.chance.r_precision, atol=1e-13)
+    for k, chance in result.chance.recall.items():
+        np.testing.assert_allclose(result.scores.recall[k], chance, atol=1e-13)
+    # ... and chance is the formula of the protocol, over what is left after the exclusions
+    for row in range(len(result.queries)):
+        size, relevant = int(result.num_candidates[row]), int(result.num_relevant[row])
+        harmonic = sum(1 / rank for rank in range(1, size + 1))
+        expected = (harmonic + (relevant - 1) / (size - 1) * (size - harmonic)) / size
+        assert result.chance.average_precision[row] == pytest.approx(expected, abs=1e-12)
+
+
+def test_copies_tie_whatever_the_matmul_rounds():
+    """A matmul sums its last rows and columns in another order; which sizes show it depends on the CPU."""
+    generator = np.random.default_rng(11)
+    for _ in range(120):
+        queries, images, dim = generator.integers([1, 2, 2], [80, 200, 300])
+        gallery = np.repeat(generator.normal(size=(1, dim)), images, axis=0)
+        result = retrieval_metrics(
+            generator.normal(size=(queries, dim)), np.zeros(queries, int), gallery, generator.integers(0, 2, images)
+        )
+        np.testing.assert_allclose(result.scores.average_precision, result.chance.average_precision, atol=1e-12)
+
+
+def test_chance_is_what_random_embeddings_score():
+    generator = np.random.default_rng(7)
+    labels = generator.integers(0, 4, 1200)
+    result = retrieval_metrics(generator.normal(size=(1200, 32)), labels)
+    assert result.map == pytest.approx(result.chance_map, abs=0.01)
+    assert result.scores.r_precision.mean() == pytest.approx(result.chance.r_precision.mean(), abs=0.01)
+
+
+def test_copies_in_the_gallery_tie_exactly():
+    """Every gallery vector twice, once relevant and once not: the order within a pair must not matter."""
+    generator = np.random.default_rng(8)
+    vectors = unit(generator.normal(size=(203, 67)))
+    gallery, gallery_labels = np.concatenate([vectors, vectors]), np.repeat([0, 1], 203)
+    result = retrieval_metrics(generator.normal(size=(5, 67)), np.zeros(5, int), gallery, gallery_labels)
+    # pair p is at ranks 2p-1, 2p: its relevant one is met after p-1 others, first or second with equal probability
+    expected = np.mean([(p / (2 * p - 1) + p / (2 * p)) / 2 for p in range(1, 204)])
+    np.testing.assert_allclose(result.scores.average_precision, expected, atol=1e-12)
+    assert result.scores.recall[1].tolist() == [0.5] * 5
+    assert result.scores.recall[5].tolist() == [1.0] * 5
+
+
+def test_lengths_of_the_vectors_do_not_matter():
+    generator = np.random.default_rng(9)
+    embeddings, labels = generator.normal(size=(50, 8)), generator.integers(0, 4, 50)
+    scaled = retrieval_metrics(embeddings * generator.uniform(0.1, 10, size=(50, 1)), labels)
+    assert scaled.map == pytest.approx(retrieval_metrics(embeddings, labels).map, abs=1e-12)
+
+
+def test_macro_weighs_values_alike():
+    embeddings = unit(np.random.default_rng(10).normal(size=(30, 4)))
+    labels = np.repeat([0, 2], [26, 4])
+    result = retrieval_metrics(embeddings, labels)
+    common, rare = result.scores.average_precision[:26].mean(), result.scores.average_precision[26:].mean()
+    assert result.per_value == {0: pytest.approx(common), 2: pytest.approx(rare)}
+    assert result.map == pytest.approx((26 * common + 4 * rare) / 30)
+    assert result.map_macro == pytest.approx((common + rare) / 2)
+
+
+def test_takes_torch_tensors_of_any_precision():
+    embeddings = torch.nn.functional.normalize(torch.randn(20, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    labels = torch.arange(20) % 3
+    expected = retrieval_metrics(embeddings.bfloat16().float().numpy(), labels.numpy()).map
+    assert retrieval_metrics(embeddings.bfloat16(), labels).map == pytest.approx(expected, abs=1e-12)
+
+
+def test_gallery_without_a_labelled_image_scores_zero():
+    result = retrieval_metrics(np.eye(3), [0, 1, -1], np.eye(3), [-1, -1, -1])
+    assert (result.map, result.chance_map, result.num_candidates.tolist()) == (0.0, 0.0, [0, 0])
+
+
+def test_does_not_change_its_input():
+    embeddings, labels = np.full((4, 3), 2.0, dtype=np.float32), np.array([0, 0, 1, 1])
+    retrieval_metrics(embeddings, labels)
+    assert (embeddings == 2.0).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"query_embeddings": np.ones(5)}, r"shape \(images, dim\), got \(5,\)"),
+        ({"query_labels": [0, 1]}, r"query labels must have shape \(4,\)"),
+        ({"query_labels": [0, 1, 1, -2]}, "got -2"),
+        ({"query_labels": [0.0, 1.0, 1.0, 0.5]}, "must be integers"),
+        ({"query_labels": [-1] * 4}, "none of the 4 queries is labelled"),
+        ({"query_embeddings": [[1.0, 0], [0, 1], [np.nan, 0], [1, 1]]}, "1 of 4 query embeddings are not finite"),
+        ({"gallery_embeddings": np.eye(4)}, "give both, or neither"),
+        ({"gallery_groups": [0] * 4}, "without a gallery"),
+        ({"gallery_embeddings": np.eye(4), "gallery_labels": [0] * 4}, "2 dimensions, gallery embeddings 4"),
+        (
+            {"gallery_embeddings": np.ones((1, 2)), "gallery_labels": [0], "query_groups": [0] * 4},
+            "query_groups and gallery_groups go together",
+        ),
+        ({"ks": (0,)}, "at least 1"),
+        ({"chunk_size": 0}, "at least 1"),
+    ],
+)
+def test_bad_input_says_what_was_given(arguments, message):
+    good = {"query_embeddings": np.ones((4, 2)), "query_labels": [0, 1, 1, 0]}
+    with pytest.raises(ValueError, match=message):
+        retrieval_metrics(**(good | arguments))
+
+
+def asen_chance(folder: Path, split: str) -> tuple[list[float], float]:
+    """Chance mAP per attribute and query-weighted, in percent, of one published split (rows "fid attr val")."""
+    queries = np.loadtxt(folder / f"query_{split}.txt", dtype=int)
+    candidates = np.loadtxt(folder / f"candidate_{split}.txt", dtype=int)
+    per_attribute, weights = [], []
+    for attribute in np.unique(queries[:, 1]):
+        labels = queries[queries[:, 1] == attribute, 2]
+        gallery_labels = candidates[candidates[:, 1] == attribute, 2]
+        result = retrieval_metrics(
+            np.ones((len(labels), 1)), labels, np.ones((len(gallery_labels), 1)), gallery_labels
+        )
+        assert result.map == pytest.approx(result.chance_map, abs=1e-12)
+        per_attribute.append(100 * result.map)
+        weights.append(len(labels))
+    return per_attribute, float(np.average(per_attribute, weights=weights))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split", "overall", "attributes"),
+    [
+        ("FashionAI", "test", 15.79, [17.20, 12.50, 13.35, 17.45, 22.36, 21.62, 11.09, 21.20]),
+        ("FashionAI", "valid", 16.04, None),
+        ("DARN", "test", 31.26, None),
+        ("DARN", "valid", 31.21, None),
+        ("DeepFashion", "test", 3.38, [6.69, 2.69, 3.23, 2.55, 1.97]),
+        ("DeepFashion", "valid", 3.27, None),
+    ],
+)
+def test_random_ranking_on_the_published_splits(shared_data, dataset, split, overall, attributes):
+    per_attribute, weighted = asen_chance(shared_data / "asen_splits" / dataset, split)
+    assert weighted == pytest.approx(overall, abs=0.00501)
+    if attributes is not None:
+        assert per_attribute == pytest.approx(attributes, abs=0.00501)
+
+
+MEMORY_SCRIPT = """
+import resource, sys
+import numpy as np
+from cca_hf.evaluation.retrieval import retrieval_metrics
+queries, gallery = int(sys.argv[1]), int(sys.argv[2])
+generator = np.random.default_rng(0)
+vectors = generator.standard_normal((queries + gallery, 32), dtype=np.float32)
+labels = generator.integers(0, 20, queries + gallery)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+# The address space may grow by 384 MiB, one copy of the gallery and the chunk; all similarities at once would be 400.
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 384 * 2**20, used + 384 * 2**20))
+result = retrieval_metrics(vectors[:queries], labels[:queries], vectors[queries:], labels[queries:])
+assert abs(result.map - result.chance_map) < 0.01
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets RLIMIT_AS")
+def test_memory_does_not_grow_with_queries_times_gallery():
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT, "2000", "50000"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 300  # MiB

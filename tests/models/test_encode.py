@@ -1,0 +1,110 @@
+"""`CCAModel.encode`: pictures and names in, one array out."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from cca_hf import CCAModel, UnreadableImageError
+
+
+def test_all_attributes_in_the_configs_order(model, pictures):
+    embeddings = model.encode(pictures)
+    assert isinstance(embeddings, np.ndarray) and embeddings.shape == (5, 3, 32) and embeddings.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=-1), 1, atol=1e-5)
+    pixel_values = model.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = model(pixel_values, attribute_ids=torch.arange(3).expand(5, 3)).embeddings
+    np.testing.assert_allclose(embeddings, expected, atol=1e-5)
+
+
+def test_attributes_by_name(model, pictures):
+    everything = model.encode(pictures)
+    np.testing.assert_allclose(model.encode(pictures, ["heel height", "colour"]), everything[:, [2, 0]], atol=1e-5)
+    np.testing.assert_allclose(model.encode(pictures, "shape"), everything[:, [1]], atol=1e-5)
+
+
+def test_batches_workers_and_output(model, pictures):
+    expected = model.encode(pictures)
+    np.testing.assert_allclose(model.encode(pictures, batch_size=2), expected, atol=1e-5)
+    np.testing.assert_allclose(model.encode(pictures, batch_size=2, num_workers=2), expected, atol=1e-5)
+    tensor = model.encode(pictures, output="torch")
+    assert isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu"
+    np.testing.assert_allclose(tensor, expected, atol=1e-5)
+
+
+def test_whatever_holds_pictures(model, pictures, tmp_path):
+    expected = model.encode(pictures)
+    paths = []
+    for number, picture in enumerate(pictures):
+        paths.append(tmp_path / f"{number}.png")
+        picture.save(paths[-1])
+    column = datasets.Dataset.from_dict({"image": pictures})["image"]
+    undecoded = datasets.Dataset.from_dict({"image": list(map(str, paths))}).cast_column(
+        "image", datasets.Image(decode=False)
+    )["image"]
+    arrays = np.stack([np.asarray(picture) for picture in pictures])
+    for images in (paths, list(map(str, paths)), column, undecoded, list(arrays), arrays, tuple(pictures)):
+        np.testing.assert_allclose(model.encode(images), expected, atol=1e-5)
+
+
+def test_one_picture_and_none(model, pictures):
+    assert model.encode(pictures[0]).shape == (1, 3, 32)
+    assert model.encode(np.asarray(pictures[0]), "colour").shape == (1, 1, 32)
+    assert model.encode([]).shape == (0, 3, 32)
+
+
+def test_mode_is_left_as_it_was(model, pictures):
+    model.train()
+    model.encode(pictures)
+    assert model.training
+
+
+def test_progress_bar(model, pictures, capsys):
+    model.encode(pictures, batch_size=2)
+    assert "Encoding" in capsys.readouterr().err
+    model.encode(pictures, batch_size=2, show_progress=False)
+    assert "Encoding" not in capsys.readouterr().err
+
+
+def test_refusals(model, pictures, tmp_path):
+    with pytest.raises(ValueError, match=r"unknown attribute 'color'\. Did you mean 'colour'\?.*heel height"):
+        model.encode(pictures, ["color"])
+    with pytest.raises(ValueError, match="attributes is empty"):
+        model.encode(pictures, [])
+    with pytest.raises(ValueError, match="'numpy' or 'torch'; got 'np'"):
+        model.encode(pictures, output="np")
+    (tmp_path / "bad.jpg").write_text("no")
+    with pytest.raises(UnreadableImageError, match="bad.jpg"):
+        model.encode([pictures[0], tmp_path / "bad.jpg"])
+
+
+def test_attention_maps_of_several_levels_lie_on_the_finest_grid(attributes, pictures):
+    from transformers import MobileNetV2Config
+
+    torch.manual_seed(0)
+    model = CCAModel.from_backbone(MobileNetV2Config(depth_multiplier=0.35, image_size=64), attributes).eval()
+    # by hand: each coarse cell's attention spread evenly over the finer cells that it covers
+    pixel_values = model.image_processor(pictures[:1], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        weights = model(pixel_values, attribute_ids=torch.tensor([[1]]), output_attentions=True).attentions[0, 0]
+        grids = model.tokens_and_grids(pixel_values)[1]
+    finest = max(grids)
+    expected, place = np.zeros((len(weights), *finest)), 1
+    for height, width in grids:
+        cells = weights[:, place : place + height * width].reshape(-1, height, width).numpy()
+        place += height * width
+        covered = {}
+        for row in range(finest[0]):
+            for column in range(finest[1]):
+                coarse = (row * height // finest[0], column * width // finest[1])
+                covered.setdefault(coarse, []).append((row, column))
+        for coarse, finer in covered.items():
+            for row, column in finer:
+                expected[:, row, column] += cells[:, *coarse] / len(finer)
+    assert place == weights.shape[1] and len(set(grids)) == 3
+    got = model.attention_maps(pictures[0], "shape")[0, 0]
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    np.testing.assert_allclose(got.sum((1, 2)), 1 - weights[:, 0].numpy(), atol=1e-5)  # the summary has no place
+    with pytest.raises(ValueError, match="images is empty"):
+        model.attention_maps([])

@@ -1,0 +1,136 @@
+"""Real files of every awkward kind, read back as upright 8-bit RGB."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cca_hf import UnreadableImageError
+from cca_hf.models.images import load_image
+
+
+@pytest.fixture
+def gradient() -> Image.Image:
+    """Dark on the left, bright on the right, wider than high."""
+    return Image.fromarray(np.tile(np.linspace(0, 255, 40).astype(np.uint8), (20, 1))).convert("RGB")
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize("name", ["grey.png", "palette.png", "palette.gif", "cmyk.jpg", "rgb.webp", "rgb.bmp"])
+def test_modes(gradient, tmp_path, name):
+    mode = {"grey": "L", "palette": "P", "cmyk": "CMYK", "rgb": "RGB"}[name.split(".")[0]]
+    (gradient.quantize(256) if mode == "P" else gradient.convert(mode)).save(tmp_path / name)
+    got = pixels(load_image(tmp_path / name))
+    assert got.shape == (20, 40, 3)
+    assert np.abs(got - pixels(gradient)).mean() < 4
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_sixteen_bit_greys_are_scaled_not_clipped(tmp_path, suffix):
+    sixteen = np.tile(np.linspace(0, 65535, 256).astype(np.uint16), (4, 1))
+    path = tmp_path / f"sixteen.{suffix}"
+    Image.fromarray(sixteen).save(path)
+    np.testing.assert_allclose(pixels(load_image(path))[0, :, 0], np.arange(256), atol=1)
+
+
+def test_one_bit_pictures(tmp_path):
+    Image.fromarray(np.eye(8, dtype=bool)).save(tmp_path / "bits.png")
+    assert set(np.unique(pixels(load_image(tmp_path / "bits.png")))) == {0, 255}
+
+
+def test_transparency_lies_on_white(tmp_path):
+    layered = np.zeros((4, 4, 4), np.uint8)
+    layered[:2, :, 0], layered[:2, :, 3] = 200, 255  # red above, transparent black below
+    Image.fromarray(layered).save(tmp_path / "cutout.png")
+    got = pixels(load_image(tmp_path / "cutout.png"))
+    assert (got[:2] == [200, 0, 0]).all() and (got[2:] == 255).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(gradient, tmp_path, orientation):
+    back = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = gradient.transpose(back[orientation]) if orientation > 1 else gradient
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "phone.jpg", exif=exif, quality=95)
+    got = pixels(load_image(tmp_path / "phone.jpg"))
+    assert got.shape == (20, 40, 3)
+    assert np.abs(got - pixels(gradient)).mean() < 4
+
+
+def test_every_way_to_give_a_picture(gradient, tmp_path):
+    gradient.save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    array = np.asarray(gradient)
+    ways = [
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        data,
+        {"bytes": data, "path": None},
+        {"bytes": None, "path": str(tmp_path / "a.png")},
+        gradient,
+        array,
+        array.astype(np.float32) / 255,
+        array.astype(np.uint16) * 257,
+        np.dstack([array, np.full((20, 40), 255, np.uint8)]),
+        "data:image/png;base64," + base64.b64encode(data).decode(),
+    ]
+    for way in ways:
+        np.testing.assert_array_equal(pixels(load_image(way)), array)
+    np.testing.assert_array_equal(pixels(load_image(array[..., :1])), array)
+    np.testing.assert_array_equal(pixels(load_image(array[..., 0])), array)
+
+
+def test_unreadable_pictures_are_named(gradient, tmp_path):
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).convert("RGB").save(buffer, "JPEG")
+    (tmp_path / "truncated.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    (tmp_path / "text.jpg").write_text("not a picture")
+    for name, reason in [
+        ("truncated.jpg", "truncated"),
+        ("text.jpg", "cannot identify"),
+        ("none.jpg", "No such file"),
+    ]:
+        with pytest.raises(UnreadableImageError, match=f"{name}' cannot be read as a picture: .*{reason}"):
+            load_image(tmp_path / name)
+    with pytest.raises(UnreadableImageError, match="picture of 3 bytes"):
+        load_image({"bytes": b"abc", "path": None})
+    with pytest.raises(UnreadableImageError, match="both are missing"):
+        load_image({"bytes": None, "path": None})
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((3, 20, 40), np.uint8), r"channels last; got shape \(3, 20, 40\)"),
+        (np.zeros((0, 4, 3), np.uint8), "got shape"),
+        (np.full((4, 4, 3), 2.0), r"must lie in \[0, 1\]; got \[2, 2\]"),
+        (np.full((4, 4, 3), np.nan), "must lie in"),
+        (np.zeros((4, 4, 3), np.int64), "got int64"),
+        (7, "got int"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused(array, message):
+    with pytest.raises(UnreadableImageError, match=message):
+        load_image(array)
+
+
+def test_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("RGB", (40, 40)).save(tmp_path / "bomb.png")
+    with pytest.raises(UnreadableImageError, match="bomb"):
+        load_image(tmp_path / "bomb.png")

@@ -1,0 +1,165 @@
+"""The rooms of the package and the arrows between them, read off the source with `ast`."""
+
+import ast
+import importlib
+import inspect
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "cca_hf"
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src" / PACKAGE
+# Each room and the rooms it may use:
+#     cli, scripts -> hub, search, visualization -> training -> evaluation, data -> models
+# `evaluation` may use `data`: the evaluator reads a data set.
+MAY_USE = {
+    "models": set(),
+    "data": {"models"},
+    "evaluation": {"models", "data"},
+    "training": {"models", "data", "evaluation"},
+    "visualization": {"models", "data", "evaluation", "training"},
+    "search": {"models", "data", "evaluation", "training"},
+    "hub": {"models", "data", "evaluation", "training"},
+}
+MAY_USE["cli"] = set(MAY_USE)
+# What travels to the Hub must load where only these are installed; transformers itself needs the last two.
+REMOTE_CODE_MAY_IMPORT = {"torch", "transformers", "PIL", "numpy", "huggingface_hub", "safetensors"}
+REMOTE_CODE_MAY_IMPORT |= set(sys.stdlib_module_names)
+LONGEST_FILE = 400
+
+FILES = sorted(SOURCE.rglob("*.py"))
+MODEL_FILES = sorted((SOURCE / "models").glob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def room_of(module: str) -> str:
+    """`cca_hf.data.schema` -> `data`; `cca_hf.cli` -> `cli`; the package itself -> ''."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def own_imports(tree: ast.Module, module: str, *, is_package: bool) -> set[str]:
+    """The package's own modules that a file imports, anywhere in it, as absolute names."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                parents = parts[: len(parts) - node.level + is_package]
+                base = ".".join([*parents, base] if base else parents)
+            # `from . import data` names a module, `from .data import load` does not; both stand for their room.
+            found.update(f"{base}.{alias.name}" for alias in node.names)
+    return {name for name in found if name.split(".")[0] == PACKAGE}
+
+
+def violations(source: str, module: str, *, is_package: bool = False) -> set[str]:
+    """Rooms that a file uses and may not."""
+    room = room_of(module)
+    used = {room_of(name) for name in own_imports(ast.parse(source), module, is_package=is_package)}
+    if not room:  # the package's own file hands out the public names of every room; nothing hands out the cli
+        return used & {"cli"}
+    return used - MAY_USE[room] - {room}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_arrows(path: Path) -> None:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    is_package = parts[-1] == "__init__"
+    module = ".".join(parts[:-1] if is_package else parts)
+    assert not violations(path.read_text(encoding="utf-8"), module, is_package=is_package)
+
+
+def test_every_room_is_known() -> None:
+    rooms = {path.name for path in SOURCE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert rooms <= set(MAY_USE), f"rooms without arrows: {sorted(rooms - set(MAY_USE))}"
+
+
+@pytest.mark.parametrize(
+    ("source", "module", "expected"),
+    [
+        ("from ..data.schema import AttributeDataset", "cca_hf.models.modeling_cca", {"data"}),
+        ("from .. import data", "cca_hf.models.modeling_cca", {"data"}),
+        ("from cca_hf.training import trainer", "cca_hf.evaluation.evaluator", {"training"}),
+        ("import cca_hf.cli", "cca_hf.hub.publish", {"cli"}),
+        ("def f():\n    from ..training.losses import Loss", "cca_hf.data.sampler", {"training"}),
+        ("from cca_hf import CCAModel", "cca_hf.data.sampler", {"CCAModel"}),
+        ("from .cli import main", "cca_hf", {"cli"}),
+        ("from ..models.images import load_image\nfrom .columns import x", "cca_hf.data.schema", set()),
+    ],
+)
+def test_arrows_are_seen(source: str, module: str, expected: set[str]) -> None:
+    """The check itself: it sees each way of importing, at any depth."""
+    assert violations(source, module, is_package=module == PACKAGE) == expected
+
+
+def test_models_are_flat() -> None:
+    folders = [path for path in (SOURCE / "models").iterdir() if path.is_dir() and path.name != "__pycache__"]
+    assert not folders, "code that travels with a checkpoint must lie in one folder"
+
+
+@pytest.mark.parametrize("path", MODEL_FILES, ids=name_of)
+def test_models_import_little(path: Path) -> None:
+    siblings = {sibling.stem for sibling in MODEL_FILES}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            strangers = {alias.name.split(".")[0] for alias in node.names} - REMOTE_CODE_MAY_IMPORT
+            assert not strangers, f"line {node.lineno} imports {strangers}"
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            assert node.module is not None
+            assert node.module.split(".")[0] in REMOTE_CODE_MAY_IMPORT, f"line {node.lineno} imports {node.module}"
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 1 and node.module in siblings, f"line {node.lineno}: only `from .sibling import name`"
+
+
+@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "scripts").glob("*.py"))], ids=name_of)
+def test_file_is_short_and_says_what_it_is(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= LONGEST_FILE
+    assert path.name == "__init__.py" or ast.get_docstring(ast.parse(source)), "the file's head says what it is"
+
+
+def public_names() -> list[str]:
+    return importlib.import_module(PACKAGE).__all__
+
+
+@pytest.mark.parametrize("name", public_names())
+def test_public_name_is_documented(name: str) -> None:
+    value = importlib.import_module(PACKAGE).__getattr__(name)
+    # vars: an inherited docstring says nothing about this class.
+    documented = value.__doc__ if inspect.isfunction(value) else vars(value).get("__doc__")
+    assert documented and not documented.startswith(f"{name}("), f"{name} has no docstring of its own"
+    if not inspect.isclass(value):
+        return
+    for method, member in vars(value).items():
+        function = member.__func__ if isinstance(member, classmethod | staticmethod) else member
+        function = function.fget if isinstance(function, property) else function
+        if not inspect.isfunction(function) or method.startswith("_"):
+            continue
+        inherited = any(method in vars(base) for base in value.__mro__[1:])
+        assert function.__doc__ or inherited, f"{name}.{method} has no docstring"
+
+
+def test_public_names() -> None:
+    package = importlib.import_module(PACKAGE)
+    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+    for_type_checkers = {
+        (alias.name, node.module)
+        for block in tree.body
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert for_type_checkers == set(package._MODULE_OF_NAME.items())
+    assert len(package.__all__) <= 25
+    assert set(package.__all__) <= set(dir(package))
+    with pytest.raises(AttributeError, match="no attribute 'CCAModle'"):
+        package.CCAModle  # noqa: B018

@@ -1,0 +1,196 @@
+"""The command `cca`: what it prints where, its exit codes, and one clear line for everything that can go wrong."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, Image
+from PIL import Image as PILImage
+from safetensors.torch import load_file, save_file
+from transformers import ViTConfig
+
+from cca_hf.cli import main
+from cca_hf.data.loading import load_attribute_dataset
+from cca_hf.evaluation import EvaluationResult, RetrievalEvaluator
+from cca_hf.models.modeling_cca import CCAModel
+
+VALUES = {"colour": ["blue", "red"], "shape": ["round", "square"]}
+TINY_VIT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def shoes(tmp_path_factory) -> Path:
+    """A folder of parquet files with text columns."""
+    folder = tmp_path_factory.mktemp("data") / "shoes"
+    folder.mkdir()
+    for split, count in (("train", 24), ("validation", 12), ("test", 12)):
+        shades = [120 + 5 * index for index in range(count)]
+        colours = [VALUES["colour"][index % 2] for index in range(count)]
+        pixels = [
+            (30, 30, shade) if each == "blue" else (shade, 30, 30) for each, shade in zip(colours, shades, strict=True)
+        ]
+        rows = {
+            "image": [PILImage.new("RGB", (32, 32), pixel) for pixel in pixels],
+            "colour": colours,
+            "shape": [VALUES["shape"][index // 2 % 2] for index in range(count)],
+            "item": [f"item {index // 3}" for index in range(count)],
+        }
+        dataset = Dataset.from_dict(rows).cast_column("image", Image())
+        dataset.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints") / "cca"
+    torch.manual_seed(0)
+    CCAModel.from_backbone(ViTConfig(**TINY_VIT), VALUES).save_pretrained(folder)
+    return folder
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def test_evaluate_prints_the_table_of_the_evaluator(shoes, checkpoint, capsys):
+    assert run("evaluate", "--model", checkpoint, "--dataset", shoes) == 0
+    printed = capsys.readouterr().out
+    data = load_attribute_dataset(shoes, list(VALUES))
+    expected = RetrievalEvaluator(data)(CCAModel.from_pretrained(checkpoint))
+    assert printed == expected.table() + "\n"
+
+
+def test_json_is_all_that_goes_to_standard_output(shoes, checkpoint):
+    """In a process of its own: nothing that a library prints may spoil the pipe."""
+    words = ["evaluate", "--model", checkpoint, "--dataset", shoes, "--json", "--attributes", "shape", "colour"]
+    words += ["--split", "validation", "--group_column", "item"]
+    done = subprocess.run(
+        [sys.executable, "-m", "cca_hf.cli", *map(str, words)], capture_output=True, text=True, check=True
+    )
+    metrics = json.loads(done.stdout)
+    assert {"map", "map_weighted", "map_macro", "map_shape", "map_colour", "chance_map", "recall@10"} < set(metrics)
+    assert 0 < metrics["chance_map"] < metrics["map"] <= 1
+    data = load_attribute_dataset(shoes, list(VALUES), group_column="item")
+    expected = RetrievalEvaluator(data, "validation")(CCAModel.from_pretrained(checkpoint)).metrics()
+    assert metrics == pytest.approx(expected)
+
+
+def test_output_dir_gets_figures_and_report(shoes, checkpoint, tmp_path, capsys):
+    out = tmp_path / "new" / "results"
+    assert run("evaluate", "--model", checkpoint, "--dataset", shoes, "--output_dir", out, "--report", "--json") == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert EvaluationResult.load_json(out / "evaluation.json").metrics() == metrics
+    assert {path.name for path in out.iterdir()} == {"evaluation.json", "evaluation.png", "report.html", "report.png"}
+    PILImage.open(out / "evaluation.png").load()
+
+
+def test_train_writes_model_results_and_report(shoes, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["train", "--dataset", shoes, "--attributes", "colour", "shape", "--output_dir", out, "--use_cpu"]
+    words += ["--backbone_config", json.dumps({"model_type": "vit", **TINY_VIT}), "--max_steps", 2]
+    words += ["--per_device_train_batch_size", 8, "--report_to", "none"]
+    assert run(*words) == 0
+    printed = capsys.readouterr().out
+    assert "colour" in printed and f"report: {out / 'report.html'}" in printed
+    results = json.loads((out / "all_results.json").read_text())
+    assert {"test_map", "test_chance_map", "test_map_colour"} < set(results)
+    assert (out / "report.html").is_file() and (out / "report.png").is_file()
+    assert CCAModel.from_pretrained(out).config.attributes == ["colour", "shape"]
+
+
+@pytest.mark.parametrize("command", [[], ["evaluate"], ["train"]])
+def test_help_shows_what_to_type(command, capsys):
+    assert run(*command, "--help") == 0
+    text = capsys.readouterr().out
+    assert "cca train" in text or "cca evaluate" in text or "cca COMMAND --help" in text
+    if command:
+        assert "Examples:" in text and f"  cca {command[0]} --" in text
+
+
+def test_help_needs_no_torch():
+    """The package's heavy dependencies take seconds to import; a question about flags must not wait for them."""
+    script = "import sys; from cca_hf.cli import main; main(['evaluate', '--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_all_flags_of_training(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("train", "--help_all")
+    assert ended.value.code == 0
+    assert "--num_train_epochs" in capsys.readouterr().out
+
+
+MODEL, DATA = "{checkpoint}", "{shoes}"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["evalute"], 2, "cca: error: No such command 'evalute'"),
+        (["evaluate"], 2, "cca evaluate: error: Missing option '--model'"),
+        (["evaluate", "--modle", "x"], 2, "--modle"),
+        (["evaluate", "--model", "a", "--dataset", "b", "--batch_size", "0"], 2, "Invalid value for '--batch_size'"),
+        (["evaluate", "--model", "a", "--dataset", "b", "--report"], 2, "--report needs --output_dir"),
+        (["train", "--datset", "x"], 2, "cca train: error: unknown argument --datset: did you mean --dataset?"),
+        (["train", "--dataset", "x"], 2, "give either --backbone"),
+        (["train", "--dataset", "x", "--backbone", "y", "--output_dir", "z", "--margin", "wide"], 2, "'wide'"),
+        (["evaluate", "--model", "/no/such", "--dataset", DATA], 1, "there is no checkpoint at /no/such"),
+        (["evaluate", "--model", "me/none", "--dataset", DATA], 1, "'me/none' is not a folder here"),
+        (["evaluate", "--model", "{vit}", "--dataset", DATA], 1, "is a checkpoint of type 'vit', not of CCA"),
+        (["evaluate", "--model", MODEL, "--dataset", "/no/such"], 1, "/no/such"),
+        (["evaluate", "--model", MODEL, "--dataset", DATA, "--split", "tset"], 1, "tset"),
+        (["evaluate", "--model", MODEL, "--dataset", DATA, "--attributes", "color"], 1, "'colour'"),
+        (["evaluate", "--model", MODEL, "--dataset", DATA, "--attributes", "item"], 1, "unknown attribute 'item'"),
+        (["evaluate", "--model", MODEL, "--dataset", DATA, "--device", "gpu"], 1, "gpu"),
+        (["train", "--dataset", "/no/such", "--backbone", "y", "--output_dir", "{tmp}"], 1, "/no/such"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_line(words, code, message, shoes, checkpoint, tmp_path, capfd):
+    ViTConfig(**TINY_VIT).save_pretrained(tmp_path / "vit")
+    places = {"{checkpoint}": checkpoint, "{shoes}": shoes, "{vit}": tmp_path / "vit", "{tmp}": tmp_path / "out"}
+    assert run(*(places.get(word, word) for word in words)) == code
+    printed, said = capfd.readouterr()
+    assert printed == ""
+    errors = [line for line in said.splitlines() if "error:" in line]
+    assert len(errors) == 1 and errors[0].startswith("cca") and message in errors[0]
+    assert "Traceback" not in said
+
+
+def test_a_checkpoint_with_missing_weights_is_not_measured(shoes, checkpoint, tmp_path, capsys):
+    """transformers would fill them with random numbers and only warn."""
+    folder = tmp_path / "cca"
+    shutil.copytree(checkpoint, folder)
+    weights = load_file(folder / "model.safetensors")
+    lost = next(name for name in weights if name.startswith("condition_embedding"))
+    save_file(
+        {name: weight for name, weight in weights.items() if name != lost},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    assert run("evaluate", "--model", folder, "--dataset", shoes) == 1
+    assert f"lacks 1 of the model's weights, such as {lost}" in capsys.readouterr().err
+
+
+def test_traceback_on_request(monkeypatch):
+    monkeypatch.setenv("CCA_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError):
+        run("evaluate", "--model", "/no/such", "--dataset", "x")
+
+
+def test_a_closed_pipe_is_no_error(shoes, checkpoint):
+    command = f"{sys.executable} -m cca_hf.cli evaluate --model {checkpoint} --dataset {shoes} --json | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, env=dict(os.environ))
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr

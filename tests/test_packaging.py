@@ -1,0 +1,156 @@
+"""What an install brings, what the archives hold, and how lightly the package imports."""
+
+import configparser
+import importlib.metadata
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+# What `pip install .` may bring; everything else is an extra.
+CORE = {
+    "torch", "transformers", "datasets", "accelerate", "huggingface-hub", "safetensors", "evaluate", "pillow", "numpy",
+    "typer",
+}  # fmt: skip
+
+
+def run_python(code: str, **options: str) -> str:
+    """Runs code in a fresh Python and returns what it printed."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def setup_cfg(repository: Path) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(repository / "setup.cfg", encoding="utf-8")
+    return parser
+
+
+def requirements(text: str) -> dict[str, str]:
+    """`name>=1,<2` a line -> {name: ">=1,<2"}; comments are left out."""
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    split = [re.fullmatch(r"([A-Za-z0-9_.-]+)(.*)", line) for line in lines if line]
+    return {found[1].lower(): found[2] for found in split if found}
+
+
+def test_core_dependencies(setup_cfg: configparser.ConfigParser) -> None:
+    assert set(requirements(setup_cfg["options"]["install_requires"])) == CORE
+
+
+def test_lowest_versions_agree(repository: Path, setup_cfg: configparser.ConfigParser) -> None:
+    """constraints-lowest.txt pins the lower bounds of setup.cfg, but for torch, which constraints.txt pins."""
+    allowed = requirements(setup_cfg["options"]["install_requires"])
+    allowed |= requirements(setup_cfg["options.extras_require"]["plot"])
+    lowest = requirements((repository / "constraints-lowest.txt").read_text(encoding="utf-8"))
+    assert set(lowest) - {"pandas"} == set(allowed) - {"torch"}  # pandas comes with datasets, and must suit its age
+    for name, pin in ((name, pin) for name, pin in lowest.items() if name in allowed):
+        bound = re.match(r">=([\d.]+)", allowed[name])
+        assert bound, f"{name} has no lower bound in setup.cfg"
+        given, wanted = ([int(part) for part in text.split(".")] for text in (pin.removeprefix("=="), bound[1]))
+        assert given == wanted + [0] * (len(given) - len(wanted)), (
+            f"{name}: {pin} tests another version than {bound[0]}"
+        )
+    assert requirements((repository / "constraints.txt").read_text(encoding="utf-8"))["torch"] == "==2.13.0"
+
+
+def test_each_fact_stands_once(repository: Path) -> None:
+    build = (repository / "pyproject.toml").read_text(encoding="utf-8")
+    assert "[project" not in build, "metadata stands in setup.cfg"
+    assert (repository / "LICENSE").read_text(encoding="utf-8").lstrip().startswith("Apache License")
+
+
+def test_installed_metadata(setup_cfg: configparser.ConfigParser) -> None:
+    version = run_python("import cca_hf; print(cca_hf.__version__)")
+    assert version == setup_cfg["metadata"]["version"] == importlib.metadata.version("cca_hf")
+    commands = {entry.name: entry.value for entry in importlib.metadata.distribution("cca_hf").entry_points}
+    assert commands == {"cca": "cca_hf.cli:main"}
+
+
+def test_wheel_holds_the_package(repository: Path, tmp_path: Path) -> None:
+    """Built from a copy, so that nothing is left in the checkout; without isolation, so that nothing is downloaded."""
+    copy = tmp_path / "checkout"
+    for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "MANIFEST.in"):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes((repository / name).read_bytes())
+    sources = [
+        path for path in (repository / "src" / "cca_hf").rglob("*") if path.suffix == ".py" or path.name == "py.typed"
+    ]
+    for path in sources:
+        target = copy / path.relative_to(repository)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, copy]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("cca_hf-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (metadata,) = (archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
+    assert {path.relative_to(repository / "src").as_posix() for path in sources} <= names
+    assert any(name.endswith("/LICENSE") for name in names)
+    assert "License-Expression: Apache-2.0" in metadata
+    assert "Requires-Python: >=3.11" in metadata
+
+
+def test_import_is_light() -> None:
+    imported = run_python("import sys, cca_hf; print(*sys.modules)").split()
+    assert not {"torch", "transformers", "datasets", "accelerate", "evaluate", "matplotlib"} & set(imported)
+
+
+SAVE_CHECKPOINT = """
+import sys
+from transformers import ViTConfig, ViTModel
+from cca_hf import CCAModel
+folder = sys.argv[1]
+ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32,
+                   patch_size=8), add_pooling_layer=False).save_pretrained(folder + "/vit")
+CCAModel.from_backbone(folder + "/vit", attributes=["colour", "shape"]).save_pretrained(folder + "/cca")
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    subprocess.run([sys.executable, "-c", SAVE_CHECKPOINT, folder], check=True, timeout=120, capture_output=True)
+    return folder / "cca"
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import cca_hf; from transformers import AutoConfig, AutoModel",
+        "from transformers import AutoConfig, AutoModel; import cca_hf",
+        "from cca_hf import CCAModel; from transformers import AutoConfig, AutoModel",
+        "from cca_hf import CCAConfig; from transformers import AutoConfig, AutoModel",
+    ],
+)
+def test_auto_classes_know_cca(imports: str, checkpoint: Path) -> None:
+    """In every order of imports, without trust_remote_code, and as this package's classes."""
+    printed = run_python(
+        f"{imports}\n"
+        f"print(type(AutoConfig.from_pretrained({str(checkpoint)!r})).__module__)\n"
+        f"print(type(AutoModel.from_pretrained({str(checkpoint)!r})).__module__)"
+    )
+    assert printed.splitlines() == ["cca_hf.models.configuration_cca", "cca_hf.models.modeling_cca"]
+
+
+def test_extras_are_named_when_missing(tmp_path: Path) -> None:
+    """Without matplotlib a plot says which extra brings it."""
+    (tmp_path / "matplotlib").mkdir()
+    (tmp_path / "matplotlib" / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'matplotlib'\")")
+    code = (
+        "import cca_hf\n"
+        "from PIL import Image\n"
+        "picture = Image.new('RGB', (8, 8))\n"
+        "try:\n"
+        "    cca_hf.plot_neighbours(picture, {'colour': [(picture, 0.9, 'red', True)]})\n"
+        "except ImportError as error:\n"
+        "    print(error)"
+    )
+    path = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+    assert "cca_hf[plot]" in run_python(path + code)
