@@ -29,6 +29,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available, logging
 
 from .backbones import extract_features, interpolates_positions
+from .conditional_layer import stack_texts
 from .configuration_cca import CCAConfig
 from .pipeline_cca import CCAPipeline
 
@@ -63,6 +64,7 @@ def build_from_backbone(
     backbone: str | PathLike[str] | PreTrainedConfig,
     attributes: Sequence[str] | Mapping[str, Sequence[str]],
     *,
+    text_embeddings: Mapping[str, Any] | None,
     freeze_backbone: bool,
     image_size: int | None,
     attn_implementation: str | None,
@@ -74,6 +76,9 @@ def build_from_backbone(
     _check_config_fields(config_fields)
     if isinstance(attributes, str):
         raise TypeError(f"attributes must be a list of names or a mapping from names to values; got {attributes!r}")
+    if (config_fields.get("condition_embedding") == "text") != (text_embeddings is not None):
+        raise ValueError("condition_embedding='text' and text_embeddings, a vector for each attribute, go together")
+    texts = None if text_embeddings is None else stack_texts(list(attributes), text_embeddings)
     if isinstance(backbone, PreTrainedConfig):
         name, native = None, AutoModel.from_config(_native_config(copy.deepcopy(backbone)))
         image_processor = None
@@ -91,6 +96,7 @@ def build_from_backbone(
         else {},
         backbone_name=name,
         image_size=size,
+        text_embedding_dim=None if texts is None else texts.shape[1],
         # statistics of a pretrained backbone are kept; one from scratch has none yet
         **{"freeze_batch_norm": name is not None, **_describe(native, size, config_fields), **config_fields},
     )
@@ -98,6 +104,8 @@ def build_from_backbone(
     model = model_class(config)
     if name is not None:
         _pour(native, model)
+    if texts is not None:
+        model.condition_embedding.texts.copy_(texts)
     model = model.to(dtype)
     model.image_processor = _square_image_processor(size, image_processor)
     model.eval()  # as from_pretrained

@@ -30,8 +30,12 @@ class CCAConfig(PreTrainedConfig):
             Early maps hold what late ones forget, such as colour.
         feature_channels: channels of those maps and, last, of the backbone's output.
         feature_grid: earlier maps finer than this many cells a side are averaged down to it.
-        condition_embedding: `"one_hot"` and `"lookup"` as in the paper; `"none"` is one learned query for every
-            attribute, that is one embedding space for everything: the baseline.
+        condition_embedding: `"one_hot"` and `"lookup"` as in the paper; `"text"` asks by what the attribute is called,
+            through a frozen text encoder; `"none"` is one learned query for every attribute, that is one embedding
+            space for everything: the baseline.
+        text_embedding_dim: width of the text encoder's embeddings; for `"text"` alone.
+        text_encoder: where they came from, so that [`CCAModel.add_attribute`] is given more of the same.
+        attribute_texts: what was embedded, by attribute name. May be left out.
         residual: what the attended values are added to: the summary of the `"image"`, the `"condition"`, or `"none"`.
         embedding_dim: width of the projected embedding; `None` leaves it at `hidden_size`, without projection.
         hidden_size, num_attention_heads, intermediate_size, hidden_act, layer_norm_eps, qkv_bias, hidden_dropout_prob,
@@ -53,7 +57,10 @@ class CCAConfig(PreTrainedConfig):
     feature_levels: list[int] | tuple[int, ...] = ()
     feature_channels: list[int] | tuple[int, ...] = ()
     feature_grid: int = 7
-    condition_embedding: Literal["one_hot", "lookup", "none"] = "one_hot"
+    condition_embedding: Literal["one_hot", "lookup", "text", "none"] = "one_hot"
+    text_embedding_dim: int | None = None
+    text_encoder: str | None = None
+    attribute_texts: dict[str, str] | None = None
     residual: Literal["image", "condition", "none"] = "image"
     embedding_dim: int | None = None
     hidden_size: int = 768
@@ -78,17 +85,17 @@ class CCAConfig(PreTrainedConfig):
             self.feature_channels = [self.hidden_size]
         self.attributes = list(self.attributes)
         self.attribute_values = dict(self.attribute_values or {})
+        self.attribute_texts = dict(self.attribute_texts or {})
         super().__post_init__(**kwargs)
 
     def validate_attributes(self) -> None:
-        """Part of the strict validation: names must be unique, and values belong to attributes that exist."""
+        """Part of the strict validation: names must be unique; values and texts belong to attributes that exist."""
         if len(set(self.attributes)) != len(self.attributes):
             raise ValueError(f"attribute names must be unique; got {list(self.attributes)}")
-        strangers = sorted(set(self.attribute_values or {}) - set(self.attributes))
-        if strangers:
-            raise ValueError(
-                f"attribute_values names {strangers}, which are not among the attributes {self.attributes}"
-            )
+        for field, words in (("attribute_values", self.attribute_values), ("attribute_texts", self.attribute_texts)):
+            strangers = sorted(set(words or {}) - set(self.attributes))
+            if strangers:
+                raise ValueError(f"{field} names {strangers}, which are not among the attributes {self.attributes}")
 
     def validate_layer(self) -> None:
         """Part of the strict validation: the conditional layer can be built."""
@@ -96,6 +103,11 @@ class CCAConfig(PreTrainedConfig):
             raise ValueError(
                 f"hidden_size must be a multiple of num_attention_heads; "
                 f"got {self.hidden_size} and {self.num_attention_heads}"
+            )
+        if (self.condition_embedding == "text") != (self.text_embedding_dim is not None):
+            raise ValueError(
+                "condition_embedding='text' needs a text_embedding_dim, and the others have none; "
+                f"got {self.condition_embedding!r} and {self.text_embedding_dim}"
             )
         if len(self.feature_channels) != len(self.feature_levels) + 1:
             raise ValueError(

@@ -72,8 +72,8 @@ class CCAPreTrainedModel(PreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, ConditionEmbedding) and module.kind == "one_hot":
-            init.zeros_(module.bias)
+        elif isinstance(module, ConditionEmbedding):
+            module.init_weights()
 
 
 class CCAModel(CCAPreTrainedModel):
@@ -113,6 +113,7 @@ class CCAModel(CCAPreTrainedModel):
         backbone: str | PathLike[str] | PreTrainedConfig,
         attributes: Sequence[str] | Mapping[str, Sequence[str]],
         *,
+        text_embeddings: Mapping[str, torch.Tensor | np.ndarray | Sequence[float]] | None = None,
         freeze_backbone: bool = False,
         image_size: int | None = None,
         attn_implementation: str | None = None,
@@ -132,6 +133,7 @@ class CCAModel(CCAPreTrainedModel):
         Args:
             backbone: a model id on the Hub, a folder, or a configuration, which then gets random weights.
             attributes: names of the attributes, or value names by attribute name (as `AttributeDataset.attributes`).
+            text_embeddings: for `condition_embedding="text"`, a text encoder's embedding of each attribute, by name.
             freeze_backbone: train the conditional layer alone.
             image_size: height and width in pixels of the pictures; defaults to the backbone's own, or 224.
             attn_implementation: `"eager"`, `"sdpa"`, `"flash_attention_2"`, ... as in `from_pretrained`.
@@ -141,12 +143,13 @@ class CCAModel(CCAPreTrainedModel):
 
         Raises:
             TypeError: for a field that `CCAConfig` does not have.
-            ValueError: for a backbone that gives neither tokens nor a feature map.
+            ValueError: for a backbone that gives neither tokens nor a feature map, or unfit `text_embeddings`.
         """
         return build_from_backbone(
             cls,
             backbone,
             attributes,
+            text_embeddings=text_embeddings,
             freeze_backbone=freeze_backbone,
             image_size=image_size,
             attn_implementation=attn_implementation,
@@ -201,6 +204,22 @@ class CCAModel(CCAPreTrainedModel):
     @image_processor.setter
     def image_processor(self, image_processor: BaseImageProcessor) -> None:
         self._image_processor = image_processor
+
+    def add_attribute(self, name: str, text_embedding: torch.Tensor | np.ndarray | Sequence[float]) -> "CCAModel":
+        """Lets a model with text conditions be asked, untrained, for one attribute more: the last of its attributes.
+
+        Args:
+            name: what it is asked by from now on; saved with the model.
+            text_embedding: (text_embedding_dim,), from the encoder that `config.text_encoder` names.
+
+        Raises:
+            ValueError: the name is taken, the model's conditions are learned, or the embedding is not of their kind.
+        """
+        if name in self.config.attributes:
+            raise ValueError(f"{name!r} is an attribute of this model already: {self.config.attributes}")
+        self.condition_embedding.append_text(name, text_embedding)
+        self.config.attributes.append(name)
+        return self
 
     def freeze_backbone(self, num_levels: int | None = None) -> "CCAModel":
         """Excludes the backbone from training, or its early part.
