@@ -60,7 +60,7 @@ VIT_LAYER_FIELDS = (
 
 
 def build_from_backbone(
-    model_class: type[PreTrainedModel],
+    model_class: Any,
     backbone: str | PathLike[str] | PreTrainedConfig,
     attributes: Sequence[str] | Mapping[str, Sequence[str]],
     *,
@@ -89,7 +89,8 @@ def build_from_backbone(
         image_processor = _load_processor_of_backbone(name, hub_kwargs)
 
     size = image_size or _image_size(native.config)
-    config = CCAConfig(
+    described = _describe(native, size, config_fields, takes_last_layer=model_class.takes_last_layer)
+    config = model_class.config_class(
         attributes=list(attributes),
         attribute_values={key: list(values) for key, values in attributes.items()}
         if isinstance(attributes, Mapping)
@@ -98,7 +99,7 @@ def build_from_backbone(
         image_size=size,
         text_embedding_dim=None if texts is None else texts.shape[1],
         # statistics of a pretrained backbone are kept; one from scratch has none yet
-        **{"freeze_batch_norm": name is not None, **_describe(native, size, config_fields), **config_fields},
+        **{"freeze_batch_norm": name is not None, **described, **config_fields},
     )
     config._attn_implementation = attn_implementation
     model = model_class(config)
@@ -136,7 +137,9 @@ def _image_size(config: PreTrainedConfig) -> int:
 
 
 @torch.no_grad()
-def _describe(native: PreTrainedModel, image_size: int, config_fields: Mapping[str, Any]) -> dict[str, Any]:
+def _describe(
+    native: PreTrainedModel, image_size: int, config_fields: Mapping[str, Any], *, takes_last_layer: bool
+) -> dict[str, Any]:
     """The fields of `CCAConfig` that follow from what a backbone returns for one empty picture."""
     training = native.training
     native.eval()
@@ -158,7 +161,7 @@ def _describe(native: PreTrainedModel, image_size: int, config_fields: Mapping[s
     backbone_config = copy.deepcopy(native.config)
     described: dict[str, Any] = {
         "backbone_config": backbone_config,
-        "replaces_last_layer": backbone_config.model_type == "vit",
+        "replaces_last_layer": takes_last_layer and backbone_config.model_type == "vit",
         "num_prefix_tokens": _num_prefix_tokens(output),
         "feature_levels": list(levels),
         "feature_channels": [_channels(feature) for feature in features],

@@ -29,27 +29,36 @@ class ImageTokens(nn.Module):
             )
             self.level_embeddings = nn.Embedding(levels, config.hidden_size)
 
-    def forward(self, features: list[torch.Tensor]) -> tuple[torch.Tensor, list[tuple[int, int]]]:
-        """
+    def flatten(self, features: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
+        """The half without parameters: maps as rows of cells, earlier levels averaged down to `feature_grid`.
+
         Args:
             features: the maps of `feature_levels` and, last, the backbone's output; each (batch, tokens, channels) or
                 (batch, channels, height, width).
 
         Returns:
-            Tokens (batch, 1 + ..., hidden_size), the first of which is the summary, and the (height, width) of the
-            grids behind the prefix tokens, in order. The output's tokens come first, then the levels'.
+            Rows (batch, cells, channels) of the output first and then of the levels, from the last to the first; and
+            the (height, width) of their grids behind the prefix tokens.
         """
-        rows, grids = [], []
-        for level in range(len(features) - 1, -1, -1):
-            is_output = level == len(features) - 1
-            tokens, grid = self._flatten(features[level], pool=not is_output)
+        *levels, output = features
+        flat = [self._flatten(output, pool=False), *(self._flatten(level, pool=True) for level in reversed(levels))]
+        return [rows for rows, _ in flat], [grid for _, grid in flat]
+
+    def forward(self, flattened: list[torch.Tensor]) -> torch.Tensor:
+        """The learned half: what `flatten` returns, projected and laid in one row.
+
+        Returns:
+            Tokens (batch, 1 + ..., hidden_size), the first of which is the summary.
+        """
+        rows = []
+        for place, tokens in enumerate(flattened):
+            level = len(flattened) - 1 - place
             if not self.is_identity:
                 tokens = self.layernorms[level](self.projections[level](tokens)) + self.level_embeddings.weight[level]
-            if is_output and self.num_prefix_tokens == 0:
+            if place == 0 and self.num_prefix_tokens == 0:
                 rows.append(tokens.mean(dim=1, keepdim=True))
             rows.append(tokens)
-            grids.append(grid)
-        return torch.cat(rows, dim=1) if len(rows) > 1 else rows[0], grids
+        return torch.cat(rows, dim=1) if len(rows) > 1 else rows[0]
 
     def _flatten(self, feature: torch.Tensor, *, pool: bool) -> tuple[torch.Tensor, tuple[int, int]]:
         if feature.ndim == 3:

@@ -50,7 +50,7 @@ def undecayed_parameters(model: nn.Module) -> set[str]:
     by_name = {
         name
         for name, _ in model.named_parameters()
-        if "condition_embedding" in name.split(".") or name.split(".")[-1] == "bias"
+        if not {"condition_embedding", "condition_masks"}.isdisjoint(name.split(".")) or name.split(".")[-1] == "bias"
     }
     return of_norms | by_name
 

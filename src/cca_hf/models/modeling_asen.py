@@ -1,0 +1,84 @@
+"""Attribute-specific embedding network (ASEN): spatial, then channel attention by the attribute.
+
+Ma, Dong, Long, Zhang, He, Xue, Ji: "Fine-Grained Fashion Similarity Learning by Attribute-Specific Embedding Network",
+AAAI 2020, https://arxiv.org/abs/2002.02814.
+
+The paper's: the two attentions, in the form of its second published version (the attribute's embedding as key of the
+spatial attention). Ours: they stand over CCA's image tokens, of all feature levels and already normalised, so that the
+batch normalisation of the paper's projection is left out; trained by CCA's loss.
+"""
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import initialization as init
+
+from .conditional_layer import ConditionEmbedding
+from .configuration_cca import CCAConfig
+from .modeling_cca import CCAModel
+
+
+@strict
+class ASENConfig(CCAConfig):
+    """Configuration of an [`ASENModel`]; of CCA's layer it takes `hidden_size` alone."""
+
+    model_type = "cca_asen"
+
+
+class AttributeAwareAttention(nn.Module):
+    """Where an attribute shows in the picture, and which channels speak of it.
+
+    spatial:  a = softmax(tanh(Ws c) tanh(Wx X)^T / sqrt(D));  v = a X
+    channel:  g = sigmoid(W2 ReLU(W1 [v, ReLU(Wc c)]));        z = v * g
+    """
+
+    def __init__(self, config: CCAConfig):
+        super().__init__()
+        dim = config.hidden_size
+        self.spatial_condition = nn.Linear(dim, dim)
+        self.spatial_tokens = nn.Linear(dim, dim)
+        self.channel_condition = nn.Linear(dim, dim)
+        self.channel_squeeze = nn.Linear(2 * dim, dim)
+        self.channel_excite = nn.Linear(dim, dim)
+
+    def forward(self, conditions: torch.Tensor, image_tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """conditions (batch, k, D), image_tokens (batch, N, D) -> (batch, k, D), spatial weights (batch, k, N)."""
+        asked = self.spatial_condition(conditions).tanh()
+        keys = self.spatial_tokens(image_tokens).tanh()
+        weights = (asked @ keys.transpose(1, 2) / keys.shape[-1] ** 0.5).softmax(dim=-1)  # (B, k, N)
+        pooled = weights @ image_tokens  # (B, k, D)
+        joined = torch.cat([pooled, self.channel_condition(conditions).relu()], dim=-1)  # (B, k, 2 D)
+        gates = self.channel_excite(self.channel_squeeze(joined).relu()).sigmoid()
+        return pooled * gates, weights
+
+
+class ASENModel(CCAModel):
+    """Attribute-aware spatial and channel attention over the tokens of a vision backbone."""
+
+    config_class = ASENConfig
+    config: ASENConfig
+    takes_last_layer = False  # there is no transformer layer in it that could stand in the last one's place
+
+    def _add_head(self, config: CCAConfig) -> None:
+        self.condition_embedding = ConditionEmbedding(config)
+        self.attention = AttributeAwareAttention(config)
+        self.projection = nn.Linear(config.hidden_size, config.embedding_dim or config.hidden_size)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ConditionEmbedding) and module.kind != "text":
+            init.normal_(module.table.weight)  # as the authors' own: nothing normalises the conditions later
+
+    def _ask(
+        self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        conditions = self.condition_embedding()[attribute_ids]  # (B, k, D)
+        states, weights = self.attention(conditions, image_tokens)
+        return self.projection(states), weights[:, None] if output_attentions else None  # one head
+
+
+ASENConfig.register_for_auto_class()
+ASENModel.register_for_auto_class("AutoModel")
+
+__all__ = ["ASENConfig", "ASENModel", "AttributeAwareAttention"]

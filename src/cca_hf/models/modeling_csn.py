@@ -1,0 +1,60 @@
+"""Conditional similarity network (CSN): one embedding of the picture, and a learned mask of it for each condition.
+
+Veit, Belongie, Karaletsos: "Conditional Similarity Networks", CVPR 2017, https://arxiv.org/abs/1603.07810.
+
+The paper's: e_c = f(x) * ReLU(M[c]), the masks M drawn from N(0.9, 0.7). Ours: f is CCA's own layer asked with one
+learned query, so that both differ in the place of the condition alone; masked embeddings are normalised and trained by
+CCA's loss, without the paper's two regularising terms.
+"""
+
+from typing import Literal
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import initialization as init
+
+from .configuration_cca import CCAConfig
+from .modeling_cca import CCAModel
+
+
+@strict
+class CSNConfig(CCAConfig):
+    """Configuration of a [`CSNModel`]: that of CCA, whose query is one for all attributes."""
+
+    model_type = "cca_csn"
+
+    condition_embedding: Literal["none"] = "none"
+
+
+class CSNModel(CCAModel):
+    """One embedding of a picture, masked for each attribute."""
+
+    config_class = CSNConfig
+    config: CSNConfig
+
+    def _add_head(self, config: CSNConfig) -> None:
+        super()._add_head(config)
+        dim = config.embedding_dim or config.hidden_size
+        self.condition_masks = nn.Embedding(max(1, len(config.attributes)), dim)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self.condition_masks:
+            init.normal_(module.weight, mean=0.9, std=0.7)
+
+    def _ask(
+        self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        embedding, weights = super()._ask(image_tokens, attribute_ids[:, :1], output_attentions)  # (B, 1, dim)
+        masks = self.condition_masks(attribute_ids).relu()  # (B, k, dim)
+        if weights is not None:
+            weights = weights.expand(-1, -1, attribute_ids.shape[1], -1)
+        return embedding * masks, weights
+
+
+CSNConfig.register_for_auto_class()
+CSNModel.register_for_auto_class("AutoModel")
+
+__all__ = ["CSNConfig", "CSNModel"]
