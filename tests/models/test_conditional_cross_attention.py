@@ -64,14 +64,20 @@ def test_asked_by_its_own_cls_token_the_layer_answers_as_the_vit(vit_checkpoint,
     torch.testing.assert_close(model.layernorm(states)[:, 0], vit(pixel_values).last_hidden_state[:, 0])
 
 
-@pytest.mark.parametrize("condition", ["one_hot", "lookup", "none"])
+@pytest.mark.parametrize("condition", ["one_hot", "lookup", "text", "none"])
 @pytest.mark.parametrize("residual", ["image", "condition", "none"])
 @torch.no_grad()
 def test_equations_by_plain_loops(vit_config, attributes, pixel_values, condition, residual):
     torch.manual_seed(0)
+    texts = {name: torch.randn(12, dtype=torch.double) for name in attributes}
     model = (
         CCAModel.from_backbone(
-            vit_config, attributes, condition_embedding=condition, residual=residual, embedding_dim=8
+            vit_config,
+            attributes,
+            condition_embedding=condition,
+            text_embeddings=texts if condition == "text" else None,
+            residual=residual,
+            embedding_dim=8,
         )
         .double()
         .eval()
@@ -86,6 +92,9 @@ def test_equations_by_plain_loops(vit_config, attributes, pixel_values, conditio
             + model.condition_embedding.bias
         ),
         "lookup": lambda c: model.condition_embedding.table.weight[c].clamp(min=0),
+        "text": lambda c: (
+            model.condition_embedding.projection.weight @ (list(texts.values())[c] / list(texts.values())[c].norm())
+        ),
         "none": lambda c: model.condition_embedding.table.weight[0],
     }[condition]
     for image in range(2):

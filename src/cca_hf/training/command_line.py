@@ -28,9 +28,20 @@ class ModelArguments:
         },
     )
     backbone_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the backbone."})
-    condition_embedding: Literal["one_hot", "lookup", "none"] = field(
+    condition_embedding: Literal["one_hot", "lookup", "text", "none"] = field(
         default="one_hot",
-        metadata={"help": "How an attribute becomes a query; none: one space for all attributes, the baseline."},
+        metadata={
+            "help": "How an attribute becomes a query; text: by what it is called, see --text_encoder; none: one "
+            "space for all attributes, the baseline."
+        },
+    )
+    text_encoder: str | None = field(
+        default=None,
+        metadata={"help": "Text model that embeds the attributes' names: an id on the Hub or a folder."},
+    )
+    attribute_sentences: str | None = field(
+        default=None,
+        metadata={"help": "JSON file of sentences by attribute name, to be embedded in the place of the names."},
     )
     residual: Literal["image", "condition", "none"] | None = field(
         default=None, metadata={"help": "What the attended values are added to. Default: what suits the backbone."}
@@ -50,6 +61,10 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if (self.backbone is None) == (self.backbone_config is None):
             raise ValueError("give either --backbone (pretrained) or --backbone_config (from scratch), and not both")
+        if (self.condition_embedding == "text") != (self.text_encoder is not None):
+            raise ValueError("--condition_embedding text and --text_encoder go together")
+        if self.attribute_sentences is not None and self.text_encoder is None:
+            raise ValueError("--attribute_sentences needs --condition_embedding text and --text_encoder")
 
 
 @dataclass
@@ -87,7 +102,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, 
     known = [option for action in parser._actions for option in action.option_strings]
     if given and Path(given[0]).suffix in (".json", ".yaml", ".yml"):
         try:
-            given = _flags_of_file(Path(given[0])) + given[1:]
+            given = flags_of_file(Path(given[0])) + given[1:]
         except (OSError, ValueError) as error:
             parser.error(str(error))
     for flag in given:
@@ -108,8 +123,13 @@ def _program_arguments() -> list[str]:
     return sys.argv[1:]
 
 
-def _flags_of_file(path: Path) -> list[str]:
-    """The file as flags, so that it is checked like them. None means: not given."""
+def flags_of_file(path: Path) -> list[str]:
+    """A JSON or YAML file as flags, so that it is checked like them. None means: not given.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it does not hold names and values.
+    """
     text = path.read_text(encoding="utf-8")
     content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     if not isinstance(content, dict):

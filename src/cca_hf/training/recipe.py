@@ -17,6 +17,7 @@ from .arguments import CCATrainingArguments
 from .checkpoints import last_checkpoint
 from .command_line import DataArguments, ModelArguments
 from .command_line import parse_arguments as parse_arguments
+from .text_conditions import attribute_texts, embed_texts
 from .trainer import CCATrainer
 
 logger = logging.getLogger(__name__)
@@ -101,14 +102,19 @@ def load_data(data_args: DataArguments) -> AttributeDataset:
     return data.check_images(data_args.on_unreadable)
 
 
-def make_model(model_args: ModelArguments, data: AttributeDataset) -> CCAModel:
-    """A new CCA model for the attributes of `data`, on a pretrained backbone or one from scratch."""
-    optional = {
+def make_model(model_args: ModelArguments, data: AttributeDataset, model_class: type[CCAModel] = CCAModel) -> CCAModel:
+    """A new model (CCA, or a baseline) for the attributes of `data`, on a pretrained backbone or one from scratch."""
+    optional: dict[str, Any] = {
         name: value
         for name in ("embedding_dim", "hidden_size", "feature_levels", "residual")
         if (value := vars(model_args)[name]) is not None
     }
-    return CCAModel.from_backbone(
+    if model_args.text_encoder is not None:
+        texts = attribute_texts(data.attributes, model_args.attribute_sentences)
+        vectors = embed_texts(list(texts.values()), model_args.text_encoder)
+        optional |= {"text_embeddings": dict(zip(texts, vectors, strict=True))}
+        optional |= {"text_encoder": model_args.text_encoder, "attribute_texts": texts}
+    return model_class.from_backbone(
         model_args.backbone if model_args.backbone is not None else _read_config(model_args.backbone_config or ""),
         attributes=data.attributes,
         image_size=model_args.image_size,

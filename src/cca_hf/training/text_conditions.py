@@ -1,0 +1,52 @@
+"""What the attributes are called, embedded by a text encoder: the conditions of `condition_embedding="text"`.
+
+A trained model needs none of this: the embeddings of its attributes are stored in it. For one attribute more, see
+[`CCAModel.add_attribute`].
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+
+
+def attribute_texts(attributes: Iterable[str], sentences_file: str | None = None) -> dict[str, str]:
+    """What is embedded for each attribute: its sentence of a JSON file, or its name with spaces for underscores.
+
+    Raises:
+        ValueError: unless the file is a JSON object from names of attributes to sentences.
+    """
+    texts = {name: name.replace("_", " ") for name in attributes}
+    if sentences_file is None:
+        return texts
+    sentences = json.loads(Path(sentences_file).read_text(encoding="utf-8"))
+    if not isinstance(sentences, dict) or not all(isinstance(text, str) for text in sentences.values()):
+        raise ValueError(f"{sentences_file} must hold sentences by attribute name: {{{next(iter(texts))!r}: '...'}}")
+    for name in sentences:
+        if name not in texts:
+            closest = get_close_matches(name, texts, n=1)
+            hint = f" Did you mean {closest[0]!r}?" if closest else ""
+            raise ValueError(f"{sentences_file}: unknown attribute {name!r}.{hint} There are {list(texts)}.")
+    return texts | sentences
+
+
+def embed_texts(texts: Sequence[str], text_encoder: str) -> torch.Tensor:
+    """(texts, text_embedding_dim), on the CPU.
+
+    Args:
+        texts: words or sentences.
+        text_encoder: a model of sentence-transformers, or a text model of transformers, whose tokens are then
+            averaged: an id on the Hub or a folder.
+
+    Raises:
+        ImportError: without sentence-transformers.
+        OSError: if there is no such model.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ImportError('text conditions need sentence-transformers: pip install "cca_hf[text]"') from error
+    encoder = SentenceTransformer(text_encoder, device="cpu")
+    return encoder.encode(list(texts), convert_to_tensor=True, show_progress_bar=False).float().clone()
