@@ -7,16 +7,20 @@ Hermans et al., 2017, arXiv 1703.07737). What is our own:
 - every value of every drawn attribute is reached in every epoch. A value with one image makes no pair; it is dealt out
   over the epoch as a negative;
 - an epoch is a pure function of (seed, epoch), and so is every picture's augmentation, through the seed in its
-  `SampleKey`: a batch is the same whatever the number of workers and ranks, and after a resume in its middle.
+  `SampleKey`: a batch is the same whatever the number of workers and ranks, and after a resume in its middle;
+- told what a model confuses (`hard_negatives.py`), it draws that together: values with those that are like them, in
+  the same rounds, and images that lie with another value. The epoch is then a function of that as well.
 """
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
+
+from .hard_negatives import HardNegatives
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +50,7 @@ class AttributeBatchSampler(Sampler[list[SampleKey]]):
         batches_per_epoch: of all processes together. Default: enough to draw as many images as are labelled.
         attribute_weights: share of the batches built for each attribute; 0 leaves it to the chance of the other
             attributes' batches. Default: equal.
+        hard_share: of the places that the values of a batch leave, how many go to `hard_negatives.images`.
 
     Raises:
         ValueError: if no attribute can give a triplet, or `batches_per_epoch` is too few to reach every value.
@@ -61,6 +66,7 @@ class AttributeBatchSampler(Sampler[list[SampleKey]]):
         seed: int = 0,
         batches_per_epoch: int | None = None,
         attribute_weights: Sequence[float] | None = None,
+        hard_share: float = 0.5,
     ) -> None:
         labels = np.asarray(labels)
         if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
@@ -93,6 +99,9 @@ class AttributeBatchSampler(Sampler[list[SampleKey]]):
         self.images_per_value = images_per_value
         self.seed = seed
         self.epoch = 0
+        self.hard_negatives: HardNegatives | None = None  # of the epoch that is drawn next
+        self.hard_share = hard_share
+        self._labels = labels
         self._values = [_Values.of(column) for column in labels.T]
         self._alone = _images_alone(labels)
         self._batches = self._batches_per_attribute(batches_per_epoch, attribute_weights)
@@ -114,13 +123,19 @@ class AttributeBatchSampler(Sampler[list[SampleKey]]):
         # a stream of its own, so that the augmentation does not change with how a batch was put together
         augmentation = np.random.default_rng([self.seed, self.epoch, 1])
         order = draw.permutation(np.repeat(np.arange(len(self._batches)), self._batches))
-        rounds = [_Rounds(values, draw) for values in self._values]
+        hard = self.hard_negatives
+        likeness = [None] * len(self._values) if hard is None or hard.values is None else hard.values
+        rounds = [_Rounds(values, draw, like) for values, like in zip(self._values, likeness, strict=True)]
         alone = np.array_split(draw.permutation(self._alone), len(order))
         rest = _Fillers(self._labelled, draw)
         for attribute, singles in zip(order, alone, strict=True):
             places = min(self._claimed, self.batch_size - len(singles))
             batch = rounds[attribute].draw(places, self.images_per_value)
             batch = np.concatenate([batch, np.setdiff1d(singles, batch)])
+            if hard is not None and hard.images is not None:
+                places = int(self.hard_share * (self.batch_size - len(batch)))
+                near = _images_near(hard.images[attribute], self._labels[batch, attribute])
+                batch = np.concatenate([batch, draw.permutation(np.setdiff1d(near, batch))[:places]])
             batch = np.concatenate([batch, rest.draw(self.batch_size - len(batch), batch)])
             seeds = augmentation.integers(2**63, size=len(batch))
             yield [SampleKey(index, seed) for index, seed in zip(batch.tolist(), seeds.tolist(), strict=True)]
@@ -162,6 +177,7 @@ class AttributeBatchSampler(Sampler[list[SampleKey]]):
 class _Values(NamedTuple):
     """The values of one attribute that have at least two images."""
 
+    ids: np.ndarray  # (count,)
     images: np.ndarray  # rows, value after value
     starts: np.ndarray  # (count + 1,) where each value's rows start
     give_triplets: bool
@@ -178,6 +194,7 @@ class _Values(NamedTuple):
         several = counts >= 2
         sizes = counts[several]
         return cls(
+            ids=np.flatnonzero(several),
             images=order[np.repeat(several, counts)],
             starts=np.concatenate([[0], np.cumsum(sizes)]),
             give_triplets=bool(several.any() and (counts > 0).sum() > 1),
@@ -185,10 +202,14 @@ class _Values(NamedTuple):
 
 
 class _Rounds:
-    """Deals the values of an attribute in rounds, and the images of each value in rounds, in random order."""
+    """Deals the values of an attribute in rounds, and the images of each value in rounds, in random order.
 
-    def __init__(self, values: _Values, random: np.random.Generator) -> None:
+    With the likeness of all its values, a batch takes the values of the round that are most like its first.
+    """
+
+    def __init__(self, values: _Values, random: np.random.Generator, likeness: np.ndarray | None = None) -> None:
         self.random = random
+        self.likeness = None if likeness is None else likeness[np.ix_(values.ids, values.ids)]
         self.count = values.number
         self.starts = values.starts
         self.sizes = np.diff(values.starts)
@@ -205,23 +226,33 @@ class _Rounds:
         share, extra = divmod(places, max(planned, 2))
         share = max(share, images_per_value)
         drawn: list[np.ndarray] = []
-        taken: set[int] = set()
+        taken: dict[int, None] = {}  # in the order in which they were
         while places and len(taken) < self.count:
             if not self.queue:
                 # a new round; what this batch has already comes last in it, that is, in later batches
                 fresh = self.random.permutation(self.count).tolist()
                 fresh.sort(key=taken.__contains__)
                 self.queue = fresh[::-1]
-            value = self.queue[-1]
+            place = self._next_place(taken)
+            value = self.queue[place]
             size = int(self.sizes[value])
             wanted = share + (len(taken) < extra) if len(taken) < planned else images_per_value
             if places < min(size, images_per_value):
                 break
-            self.queue.pop()
-            taken.add(value)
+            self.queue.pop(place)
+            taken[value] = None
             drawn.append(self._next_images(value, min(wanted, size, places)))
             places -= len(drawn[-1])
         return np.concatenate(drawn) if drawn else np.empty(0, dtype=np.int64)
+
+    def _next_place(self, taken: Collection[int]) -> int:
+        """Where in the queue the next value of a batch stands."""
+        last = len(self.queue) - 1
+        if self.likeness is None or not taken:
+            return last
+        likeness = self.likeness[next(iter(taken)), self.queue]
+        likeness[np.isin(self.queue, list(taken))] = -np.inf
+        return last - int(np.argmax(likeness[::-1])) if likeness.max() > -np.inf else last
 
     def _next_images(self, value: int, wanted: int) -> np.ndarray:
         own = self.images[self.starts[value] : self.starts[value + 1]]
@@ -272,3 +303,9 @@ def _images_alone(labels: np.ndarray) -> np.ndarray:
         known = np.flatnonzero(column >= 0)
         rows.append(known[alone[labelled]])
     return np.unique(np.concatenate(rows))
+
+
+def _images_near(images: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Rows that lie near any of `values` (-1 = none) and have another; `images` are those of each value."""
+    near = images[np.unique(values[values >= 0])]
+    return np.unique(near[near >= 0])

@@ -1,0 +1,96 @@
+"""Hard negatives of the whole training set, by the current model, looked for before each epoch.
+
+What is found goes into every checkpoint, so that an epoch that was broken off goes on with the batches it had: they
+could not be found again, for the model that they were found by has learned since.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from os import PathLike
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from cca_hf.data.hard_negatives import HardNegatives, find_hard_negatives
+from cca_hf.data.sampler import AttributeBatchSampler
+
+IMAGES_PER_VALUE = 64  # that are kept: a batch takes a random part of them
+
+
+class HardNegativeMining(TrainerCallback):
+    """Tells a batch sampler before each epoch what the model confuses. Not before the first: it knows nothing yet.
+
+    Args:
+        kind: what to tell of: values that are like each other, images that lie with another value, or both.
+        labels: (images, attributes) of the training set, -1 where not labelled.
+        num_values: of each attribute.
+        num_images: of how many pictures, drawn anew for each epoch, to look at; more find more, and take longer.
+        seed: of that drawing.
+        embed: rows of the training set -> (rows, attributes, dim), on all processes together.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["values", "images", "both"],
+        labels: np.ndarray,
+        *,
+        num_values: Sequence[int],
+        num_images: int,
+        seed: int,
+        embed: Callable[[np.ndarray], np.ndarray],
+    ) -> None:
+        self.kind = kind
+        self.labels = labels
+        self.num_values = num_values
+        self.num_images = num_images
+        self.seed = seed
+        self.embed = embed
+        self.sampler: AttributeBatchSampler | None = None
+        self.found: HardNegatives | None = None
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        epoch = int(state.epoch or 0)
+        if epoch == 0:
+            self.found = None
+        elif self.found is None or self.found.epoch != epoch:
+            self.found = self._find(epoch)
+        if self.sampler is not None:
+            self.sampler.hard_negatives = self.found
+
+    def _find(self, epoch: int) -> HardNegatives:
+        draw = np.random.default_rng([self.seed, epoch, 2])
+        labelled = np.flatnonzero((self.labels >= 0).any(axis=1))
+        rows = np.sort(draw.choice(labelled, min(self.num_images, len(labelled)), replace=False))
+        # a data loader draws a seed: the random numbers of the training must not depend on what was looked at before
+        with torch.random.fork_rng(devices=[]):
+            embeddings = self.embed(rows)
+        found = find_hard_negatives(
+            embeddings,
+            self.labels[rows],
+            rows,
+            num_values=self.num_values,
+            most=IMAGES_PER_VALUE,
+            epoch=epoch,
+        )
+        found = replace(
+            found,
+            values=None if self.kind == "images" else found.values,
+            images=None if self.kind == "values" else found.images,
+        )
+        same_on_all = [found]  # whatever the last bits of each process's embeddings
+        broadcast_object_list(same_on_all)
+        return same_on_all[0]
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        """What this epoch's batches are drawn by, into a checkpoint."""
+        if self.found is not None:
+            self.found.save(folder)
+
+    def load(self, folder: str | PathLike[str]) -> None:
+        """The same, to go on from a checkpoint."""
+        self.found = HardNegatives.load(folder)
