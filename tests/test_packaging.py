@@ -13,7 +13,7 @@ import pytest
 # What `pip install .` may bring; everything else is an extra.
 CORE = {
     "torch", "transformers", "datasets", "accelerate", "huggingface-hub", "safetensors", "evaluate", "pillow", "numpy",
-    "typer",
+    "typer", "filelock",
 }  # fmt: skip
 
 

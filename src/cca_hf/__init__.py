@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors; a 
     from .data.sampler import AttributeBatchSampler as AttributeBatchSampler
     from .data.schema import AttributeDataset as AttributeDataset
     from .data.shapes import generate_shapes_dataset as generate_shapes_dataset
+    from .evaluation.embeddings import evaluate_embeddings as evaluate_embeddings
     from .evaluation.evaluator import RetrievalEvaluator as RetrievalEvaluator
-    from .evaluation.evaluator import evaluate_embeddings as evaluate_embeddings
     from .evaluation.result import EvaluationResult as EvaluationResult
     from .evaluation.retrieval import retrieval_metrics as retrieval_metrics
     from .models.configuration_cca import CCAConfig as CCAConfig
@@ -46,7 +46,7 @@ _MODULE_OF_NAME = {
     "EvaluationResult": "evaluation.result",
     "RetrievalEvaluator": "evaluation.evaluator",
     "UnreadableImageError": "models.images",
-    "evaluate_embeddings": "evaluation.evaluator",
+    "evaluate_embeddings": "evaluation.embeddings",
     "generate_shapes_dataset": "data.shapes",
     "load_attribute_dataset": "data.loading",
     "plot_attention": "visualization.attention",
@@ -72,27 +72,49 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__, "__version__"])
 
 
-def _register_config() -> None:
+_CONFIGS = {
+    "CCAConfig": "models.configuration_cca",
+    "CSNConfig": "models.configuration_baselines",
+    "ASENConfig": "models.configuration_baselines",
+    "SeparateConfig": "models.configuration_baselines",
+}
+_MODELS = {
+    "CCAModel": "models.modeling_cca",
+    "CSNModel": "models.modeling_csn",
+    "ASENModel": "models.modeling_asen",
+    "SeparateModel": "models.modeling_separate",
+}
+
+
+def _register_configs() -> None:
     from transformers.models.auto.configuration_auto import AutoConfig
 
-    config = vars(importlib.import_module(f"{__name__}.models.configuration_cca"))
-    if "CCAConfig" in config:  # otherwise its import is what brought us here: we are called again at its end
-        AutoConfig.register(config["CCAConfig"].model_type, config["CCAConfig"], exist_ok=True)
+    for name, module in _CONFIGS.items():
+        found = vars(importlib.import_module(f"{__name__}.{module}"))
+        if name not in found:  # its import is what brought us here: we are called again at its end
+            return
+        AutoConfig.register(found[name].model_type, found[name], exist_ok=True)
 
 
-def _register_model() -> None:
+def _register_models() -> None:
     from transformers.models.auto.modeling_auto import AutoModel
 
-    model = vars(importlib.import_module(f"{__name__}.models.modeling_cca"))
-    if "CCAModel" in model:
-        AutoModel.register(model["CCAModel"].config_class, model["CCAModel"], exist_ok=True)
+    layers = sys.modules.get("transformers.modeling_layers")
+    if layers is not None and "GradientCheckpointingLayer" not in vars(layers):  # it is what imported modeling_auto
+        return
+    for name, module in _MODELS.items():
+        found = vars(importlib.import_module(f"{__name__}.{module}"))
+        if name not in found:
+            return
+        AutoModel.register(found[name].config_class, found[name], exist_ok=True)
 
 
 _REGISTER_AFTER = {
-    "transformers.models.auto.configuration_auto": _register_config,
-    "transformers.models.auto.modeling_auto": _register_model,
-    f"{__name__}.models.configuration_cca": _register_config,
-    f"{__name__}.models.modeling_cca": _register_model,
+    "transformers.models.auto.configuration_auto": _register_configs,
+    "transformers.models.auto.modeling_auto": _register_models,
+    "transformers.modeling_layers": _register_models,
+    **{f"{__name__}.{module}": _register_configs for module in _CONFIGS.values()},
+    **{f"{__name__}.{module}": _register_models for module in _MODELS.values()},
 }
 
 

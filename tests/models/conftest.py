@@ -1,5 +1,7 @@
 """Tiny backbones of every kind that CCA promises to stand on, and a model to share."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,10 @@ from transformers import (
 )
 
 from cca_hf import CCAModel
+from cca_hf.models.modeling_asen import ASENModel
+from cca_hf.models.modeling_conditional import CCAPreTrainedModel
+from cca_hf.models.modeling_csn import CSNModel
+from cca_hf.models.modeling_separate import SeparateModel
 
 TINY = {
     "hidden_size": 32,
@@ -48,6 +54,23 @@ def tiny_backbone(name: str) -> PreTrainedConfig:
         case "mobilenet_v2":
             return MobileNetV2Config(depth_multiplier=0.35, image_size=64)
     raise ValueError(name)
+
+
+MODELS: dict[str, type[CCAPreTrainedModel]] = {
+    "cca": CCAModel,
+    "csn": CSNModel,
+    "asen": ASENModel,
+    "separate": SeparateModel,
+}
+
+
+def build(name: str, backbone: PreTrainedConfig, **options: Any) -> CCAPreTrainedModel:
+    """One of `MODELS`, with random weights and three attributes, in eval mode."""
+    torch.manual_seed(0)
+    if name == "separate":
+        networks = [CCAModel.from_backbone(backbone, {key: value}, **options) for key, value in ATTRIBUTES.items()]
+        return SeparateModel.join(networks)
+    return MODELS[name].from_backbone(backbone, ATTRIBUTES, **options).eval()
 
 
 BACKBONES = ["vit", "deit", "dinov2", "siglip", "swin", "convnext", "mobilenet_v2"]

@@ -1,18 +1,23 @@
-"""What CCA promises on top of every backbone: one test file, parametrised over all of them."""
+"""What every model promises: CCA on each backbone, and each baseline on a transformer and a convolutional network."""
 
 import numpy as np
 import pytest
 import torch
 
-from cca_hf import CCAConfig, CCAModel
+from cca_hf import CCAModel
+
+from .conftest import BACKBONES, MODELS, build, tiny_backbone
 
 IDS = torch.tensor([[0, 1, 2], [2, 2, 0]])
 
 
-@pytest.fixture
-def any_model(backbone_config, attributes):
-    torch.manual_seed(0)
-    return CCAModel.from_backbone(backbone_config, attributes).eval()
+BASELINES = [(name, backbone) for name in MODELS if name != "cca" for backbone in ("vit", "mobilenet_v2")]
+
+
+@pytest.fixture(params=[("cca", backbone) for backbone in BACKBONES] + BASELINES, ids="-".join)
+def any_model(request):
+    name, backbone = request.param
+    return build(name, tiny_backbone(backbone))
 
 
 @pytest.fixture
@@ -44,6 +49,20 @@ def test_embedding_does_not_depend_on_the_rest_of_the_batch(any_model, pixel_val
 
 
 @torch.no_grad()
+def test_features_of_the_backbone_can_be_kept(any_model, pixel_values):
+    features = any_model.get_backbone_features(pixel_values)
+    expected = any_model(pixel_values, attribute_ids=IDS).embeddings
+    assert torch.equal(any_model(backbone_features=features, attribute_ids=IDS).embeddings, expected)
+    half = [feature.half() for feature in features]
+    torch.testing.assert_close(
+        any_model(backbone_features=half, attribute_ids=IDS).embeddings, expected, atol=2e-3, rtol=0
+    )
+    for both_or_none in ({}, {"pixel_values": pixel_values, "backbone_features": features}):
+        with pytest.raises(ValueError, match="either pixel_values or backbone_features"):
+            any_model(**both_or_none, attribute_ids=IDS)
+
+
+@torch.no_grad()
 def test_tokens_can_be_kept_and_asked_again(any_model, pixel_values):
     tokens = any_model.get_image_tokens(pixel_values)
     assert tokens.shape[0] == 2 and tokens.shape[2] == any_model.config.hidden_size
@@ -55,7 +74,7 @@ def test_tokens_can_be_kept_and_asked_again(any_model, pixel_values):
 @torch.no_grad()
 def test_save_and_load(any_model, pixel_values, tmp_path):
     any_model.save_pretrained(tmp_path)
-    loaded, info = CCAModel.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, info = type(any_model).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
     expected = any_model(pixel_values, attribute_ids=IDS).embeddings
     assert torch.equal(loaded(pixel_values, attribute_ids=IDS).embeddings, expected)
@@ -100,7 +119,7 @@ def test_gradient_checkpointing_changes_nothing(any_model, pixel_values):
         any_model.zero_grad()
         torch.manual_seed(2)  # Swin and ConvNeXt drop paths
         any_model(pixel_values, attribute_ids=IDS).embeddings[..., 0].sum().backward()
-        gradients.append(any_model.conditional_layer.attention.k_proj.weight.grad.clone())
+        gradients.append([p.grad.clone() for p in any_model.parameters() if p.grad is not None])
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
@@ -131,7 +150,8 @@ def test_attention_maps(any_model, pictures):
 @torch.no_grad()
 def test_attention_weights_sum_to_one_whatever_the_implementation(any_model, pixel_values):
     output = any_model(pixel_values, attribute_ids=IDS, output_attentions=True)
-    tokens = any_model.get_image_tokens(pixel_values).shape[1]
+    networks = len(IDS[0]) if any_model.config.model_type == "cca_separate" else 1
+    tokens = any_model.get_image_tokens(pixel_values).shape[1] // networks
     assert output.attentions.shape == (2, 3, any_model.config.num_attention_heads, tokens)
     torch.testing.assert_close(output.attentions.sum(-1), torch.ones(output.attentions.shape[:-1]))
     plain = any_model(pixel_values, attribute_ids=IDS).embeddings
@@ -140,5 +160,5 @@ def test_attention_weights_sum_to_one_whatever_the_implementation(any_model, pix
 
 def test_config_round_trip(any_model, tmp_path):
     any_model.config.save_pretrained(tmp_path)
-    loaded = CCAConfig.from_pretrained(tmp_path)
+    loaded = type(any_model.config).from_pretrained(tmp_path)
     assert loaded.to_dict() == {**any_model.config.to_dict(), "auto_map": loaded.to_dict()["auto_map"]}

@@ -51,16 +51,23 @@ class TrainingTransform:
         self.resample = resample
 
     def __call__(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
-        box = self._crop_box(image.size, generator)
+        box, flipped = self.draw(image.size, generator)
         height, width = self.size
         # one resampling for both: the crop may start between two pixels
         image = image.resize((width, height), resample=self.resample, box=box)
-        if generator.random() < self.horizontal_flip:
+        if flipped:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.colour_jitter:
             for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
                 image = enhance(image).enhance(1 + generator.uniform(-self.colour_jitter, self.colour_jitter))
         return image
+
+    def draw(
+        self, size: tuple[int, int], generator: np.random.Generator
+    ) -> tuple[tuple[float, float, float, float], bool]:
+        """The crop (left, top, right, bottom) of a picture of `size` (width, height), and whether it is flipped."""
+        box = self._crop_box(size, generator)
+        return box, bool(generator.random() < self.horizontal_flip)
 
     def _crop_box(self, size: tuple[int, int], generator: np.random.Generator) -> tuple[float, float, float, float]:
         """(left, top, right, bottom) in pixels."""

@@ -9,23 +9,17 @@ batch normalisation of the paper's projection is left out; trained by CCA's loss
 """
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .conditional_layer import ConditionEmbedding
+from .configuration_baselines import ASENConfig
 from .configuration_cca import CCAConfig
 from .modeling_cca import CCAModel
 
 
-@strict
-class ASENConfig(CCAConfig):
-    """Configuration of an [`ASENModel`]; of CCA's layer it takes `hidden_size` alone."""
-
-    model_type = "cca_asen"
-
-
-class AttributeAwareAttention(nn.Module):
+class AttributeAwareAttention(GradientCheckpointingLayer):
     """Where an attribute shows in the picture, and which channels speak of it.
 
     spatial:  a = softmax(tanh(Ws c) tanh(Wx X)^T / sqrt(D));  v = a X
@@ -78,7 +72,6 @@ class ASENModel(CCAModel):
         return self.projection(states), weights[:, None] if output_attentions else None  # one head
 
 
-ASENConfig.register_for_auto_class()
 ASENModel.register_for_auto_class("AutoModel")
 
-__all__ = ["ASENConfig", "ASENModel", "AttributeAwareAttention"]
+__all__ = ["ASENModel", "AttributeAwareAttention"]

@@ -7,24 +7,12 @@ learned query, so that both differ in the place of the condition alone; masked e
 CCA's loss, without the paper's two regularising terms.
 """
 
-from typing import Literal
-
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import initialization as init
 
-from .configuration_cca import CCAConfig
+from .configuration_baselines import CSNConfig
 from .modeling_cca import CCAModel
-
-
-@strict
-class CSNConfig(CCAConfig):
-    """Configuration of a [`CSNModel`]: that of CCA, whose query is one for all attributes."""
-
-    model_type = "cca_csn"
-
-    condition_embedding: Literal["none"] = "none"
 
 
 class CSNModel(CCAModel):
@@ -54,7 +42,6 @@ class CSNModel(CCAModel):
         return embedding * masks, weights
 
 
-CSNConfig.register_for_auto_class()
 CSNModel.register_for_auto_class("AutoModel")
 
-__all__ = ["CSNConfig", "CSNModel"]
+__all__ = ["CSNModel"]

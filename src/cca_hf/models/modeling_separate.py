@@ -8,19 +8,12 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import nn
 
+from .configuration_baselines import SeparateConfig
 from .configuration_cca import CCAConfig
 from .modeling_cca import CCAModel
 from .modeling_conditional import CCAPreTrainedModel
-
-
-@strict
-class SeparateConfig(CCAConfig):
-    """Configuration of a [`SeparateModel`]: that of each of its networks, with the attributes of all."""
-
-    model_type = "cca_separate"
 
 
 class SeparateModel(CCAPreTrainedModel):
@@ -42,8 +35,9 @@ class SeparateModel(CCAPreTrainedModel):
             ValueError: if one has not exactly one attribute, two have the same one, or they differ otherwise.
         """
         names = [name for network in networks for name in network.config.attributes]
-        if not networks or any(len(network.config.attributes) != 1 for network in networks):
-            raise ValueError(f"every network must have one attribute; got {[n.config.attributes for n in networks]}")
+        if not names or any(len(n.config.attributes) != 1 for n in networks) or len(set(names)) < len(names):
+            given = [network.config.attributes for network in networks]
+            raise ValueError(f"every network must have one attribute, and each another one; got {given}")
         shared = [_shared_fields(network.config) for network in networks]
         for name, fields in zip(names, shared, strict=True):
             if fields != shared[0]:
@@ -98,7 +92,6 @@ def _shared_fields(config: CCAConfig) -> dict:
     return {name: value for name, value in config.to_dict().items() if name not in own}
 
 
-SeparateConfig.register_for_auto_class()
 SeparateModel.register_for_auto_class("AutoModel")
 
-__all__ = ["SeparateConfig", "SeparateModel"]
+__all__ = ["SeparateModel"]

@@ -53,6 +53,18 @@ class CCATrainingArguments(TrainingArguments):
         },
     )
 
+    cache_tokens: str | None = field(
+        default=None,
+        metadata={
+            "help": "With --freeze_backbone: compute what the backbone makes of the pictures once, keep it in this "
+            "folder, and train from there; each further epoch costs only the layer. Horizontal flips are kept as well "
+            "(twice the size); random crops are off."
+        },
+    )
+    cache_dtype: Literal["float16", "bfloat16", "float32"] = field(
+        default="float16", metadata={"help": "Of the numbers in --cache_tokens."}
+    )
+
     # The batches
     images_per_value: int = field(
         default=4,
@@ -159,6 +171,10 @@ class CCATrainingArguments(TrainingArguments):
         _check("crop_scale", self.crop_scale, 0 < self.crop_scale <= 1, "above 0 and at most 1")
         _check("crop_ratio", self.crop_ratio, self.crop_ratio >= 1, "at least 1")
         _check("colour_jitter", self.colour_jitter, 0 <= self.colour_jitter < 1, "at least 0 and below 1")
+        if self.cache_tokens is not None:
+            _check("freeze_backbone", self.freeze_backbone, self.freeze_backbone, "True with cache_tokens")
+            _check("colour_jitter", self.colour_jitter, self.colour_jitter == 0, "0 with cache_tokens")
+            self.crop_scale = self.crop_ratio = 1.0  # what is kept is of whole pictures
         patience = self.early_stopping_patience
         _check("early_stopping_patience", patience, patience >= 0, "at least 0")
         _check("collapse_patience", self.collapse_patience, self.collapse_patience >= 0, "at least 0")

@@ -39,6 +39,7 @@ from .losses import ConditionalLossOutput, ConditionalSoftTripletLoss, Condition
 from .memory import keep_freed_memory
 from .monitor import LossMonitor
 from .parameters import settle_backbone, split_backbone_and_head, undecayed_parameters
+from .token_cache import TokenCache
 
 
 class QueriesAndGallery(ConcatDataset):
@@ -90,23 +91,29 @@ class CCATrainer(WholeCheckpointTrainer):
             )
         if data_collator is not None and triplets is None:
             raise ValueError("data_collator is for triplets; labelled pictures have a collator of their own")
+        if args.cache_tokens is not None and triplets is not None:
+            raise ValueError("cache_tokens is for labelled pictures, not for ready triplets")
         settle_backbone(model, args)
         self.data = data
+        self.token_cache = make_token_cache(args, model, data)
         self.loss = make_loss(args)
         self.monitor = LossMonitor(list(data.attributes), args.collapse_patience)
         self.evaluation_result: EvaluationResult | None = None  # the latest one, on the main process
         processor = model.image_processor
+        collator: Callable[[list[Any]], Any] = AttributeCollator(processor, resized=False)
         train_dataset: Dataset[Any]
         if triplets is None:
-            train_dataset = AttributeImages(data, "train", training_transform(args, processor))
+            train_dataset = self._images("train", training_transform(args, processor))
             self._train_collator: Callable[[list[Any]], Any] = AttributeCollator(processor, resized=True)
+            if self.token_cache is not None:
+                self._train_collator = collator = self.token_cache.collator
         else:
             train_dataset = triplets
             self._train_collator = data_collator or default_collate
         super().__init__(
             model=model,
             args=args,
-            data_collator=AttributeCollator(processor, resized=False),  # of evaluation; see get_train_dataloader
+            data_collator=collator,  # of evaluation; see get_train_dataloader
             train_dataset=train_dataset,
             eval_dataset=None if args.eval_strategy == "no" else self.images_of("validation"),
             processing_class=processor,
@@ -127,9 +134,13 @@ class CCATrainer(WholeCheckpointTrainer):
     def images_of(self, split: str) -> AttributeImages | QueriesAndGallery:
         """A split, for `evaluate` and `predict`; `"test"` may stand for `test_query` and `test_gallery`."""
         if split not in self.data and f"{split}_query" in self.data:
-            queries = AttributeImages(self.data, f"{split}_query")
-            return QueriesAndGallery(queries, AttributeImages(self.data, f"{split}_gallery"))
-        return AttributeImages(self.data, split)
+            return QueriesAndGallery(self._images(f"{split}_query"), self._images(f"{split}_gallery"))
+        return self._images(split)
+
+    def _images(self, split: str, transform: TrainingTransform | None = None) -> AttributeImages:
+        if self.token_cache is not None:
+            return self.token_cache.images_of(split, transform)
+        return AttributeImages(self.data, split, transform)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of `AttributeBatchSampler`, each process its own; or of the ready triplets, in random order."""
@@ -213,13 +224,13 @@ class CCATrainer(WholeCheckpointTrainer):
         return (output.loss, output) if return_outputs else output.loss
 
     def _loss_of_labels(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> ConditionalLossOutput:
-        embeddings = self._embed_under_all(model, inputs["pixel_values"])  # (B, A, D)
+        embeddings = self._embed_under_all(model, inputs)  # (B, A, D)
         return self.loss(gather_with_gradient(embeddings), gather_with_gradient(inputs["labels"]))
 
     def _loss_of_triplets(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> ConditionalLossOutput:
         images = torch.cat([inputs["anchor"], inputs["positive"], inputs["negative"]])  # (3B, C, H, W)
         condition = inputs["condition"]
-        embeddings = self._embed(model, images, condition.repeat(3))  # (3B, D)
+        embeddings = model(pixel_values=images, attribute_ids=condition.repeat(3)).embeddings  # (3B, D)
         anchor, positive, negative = (gather_with_gradient(part) for part in embeddings.chunk(3))
         return explicit_triplet_loss(
             anchor,
@@ -230,12 +241,15 @@ class CCATrainer(WholeCheckpointTrainer):
             num_attributes=len(self.data.attributes),
         )
 
-    def _embed_under_all(self, model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-        every = torch.arange(len(self.data.attributes), device=pixel_values.device)
-        return self._embed(model, pixel_values, every.expand(len(pixel_values), -1))
+    def _embed_under_all(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        labels = inputs["labels"]
+        every = torch.arange(len(self.data.attributes), device=labels.device).expand(len(labels), -1)
+        pictures = {name: value for name, value in inputs.items() if name != "labels"}  # or features of them
+        return model(**pictures, attribute_ids=every).embeddings
 
-    def _embed(self, model: nn.Module, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
-        return model(pixel_values=pixel_values, attribute_ids=attribute_ids).embeddings
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As the Trainer counts them where there are pictures; of kept features it knows nothing."""
+        return super().floating_point_ops(inputs) if "pixel_values" in inputs else 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the head's learning rate and the figures of each attribute to the Trainer's training logs."""
@@ -256,7 +270,7 @@ class CCATrainer(WholeCheckpointTrainer):
         """No loss; embeddings under all attributes `(batch, attributes, dim)`, and labels `(batch, attributes)`."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            embeddings = self._embed_under_all(model, inputs["pixel_values"])
+            embeddings = self._embed_under_all(model, inputs)
         return None, embeddings.float(), inputs["labels"]
 
     def evaluation_loop(
@@ -300,6 +314,22 @@ def make_loss(args: CCATrainingArguments) -> ConditionalTripletLoss | Conditiona
     if args.loss == "soft_triplet":
         return ConditionalSoftTripletLoss(args.temperature, args.margin)
     return ConditionalTripletLoss(args.margin, args.mining)
+
+
+def make_token_cache(args: CCATrainingArguments, model: CCAModel, data: AttributeDataset) -> TokenCache | None:
+    """The token cache that `args` ask for, in the precision that they train in."""
+    if args.cache_tokens is None:
+        return None
+    return TokenCache(
+        args.cache_tokens,
+        model.to(args.device),
+        data,
+        dtype=args.cache_dtype,
+        flipped=args.horizontal_flip > 0,
+        autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
+        batch_size=args.per_device_eval_batch_size,
+        num_workers=args.dataloader_num_workers,
+    )
 
 
 def training_transform(args: CCATrainingArguments, image_processor: BaseImageProcessor) -> TrainingTransform:

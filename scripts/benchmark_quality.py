@@ -1,0 +1,345 @@
+"""How good is CCA? It and what it is compared with: same backbone, data, budget and loss, several seeds, one table.
+
+    python scripts/benchmark_quality.py --config configs/fashion_products.yaml --seeds 0 1 2 --output quality
+
+Any flag of scripts/train.py changes the setting; without a file of settings all of it is flags:
+
+    python scripts/benchmark_quality.py --dataset me/shoes --attributes colour closure \
+        --backbone google/vit-base-patch16-224-in21k --methods csn asen cca-lookup --seeds 0 1 2 --output quality
+
+A method and seed whose figures are in OUTPUT/runs is not run again, one that was killed goes on from its last
+checkpoint, and several processes may share the work: each takes what none of the others is at. When all is there, the
+same command measures the time of an image and writes quality.json, quality.md and quality.png.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from filelock import FileLock, Timeout
+from transformers import set_seed
+
+from cca_hf import AttributeDataset, CCAModel, CCATrainer, EvaluationResult
+from cca_hf.evaluation.evaluator import BackboneEvaluator
+from cca_hf.evaluation.text_table import format_table, percent
+from cca_hf.models.modeling_asen import ASENModel
+from cca_hf.models.modeling_conditional import CCAPreTrainedModel
+from cca_hf.models.modeling_csn import CSNModel
+from cca_hf.models.modeling_separate import SeparateModel
+from cca_hf.training.checkpoints import last_checkpoint
+from cca_hf.training.command_line import flags_of_file, parse_arguments
+from cca_hf.training.recipe import load_data, make_model
+
+TIMED_BATCH = 8
+TIMED_ROUNDS = 9
+
+
+class Method(NamedTuple):
+    title: str
+    flags: tuple[str, ...] = ()
+    model_class: type[CCAModel] = CCAModel
+
+
+METHODS = {
+    "frozen": Method("backbone, frozen"),
+    "one-space": Method("one space for all", ("--condition_embedding", "none")),
+    "csn": Method("CSN", ("--condition_embedding", "none"), CSNModel),
+    "asen": Method("ASEN", ("--condition_embedding", "one_hot"), ASENModel),
+    "separate": Method("one network per attribute", ("--condition_embedding", "one_hot")),
+    "cca-one-hot": Method("CCA, one-hot", ("--condition_embedding", "one_hot")),
+    "cca-lookup": Method("CCA, lookup", ("--condition_embedding", "lookup")),
+    "cca-text": Method("CCA, text", ("--condition_embedding", "text")),
+    "cca-residual-image": Method("CCA, one-hot, residual image", ("--residual", "image")),
+    "cca-residual-condition": Method("CCA, one-hot, residual condition", ("--residual", "condition")),
+    "cca-residual-none": Method("CCA, one-hot, no residual", ("--residual", "none")),
+}
+
+
+class Benchmark:
+    """The runs of some methods and seeds on one data set, in a folder.
+
+    Args:
+        settings: flags of scripts/train.py, which all methods share.
+        text_encoder: of `cca-text`.
+        save_models: keep the trained models in `folder/models`.
+    """
+
+    def __init__(self, settings: list[str], folder: Path, text_encoder: str | None, save_models: bool) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.text_encoder = text_encoder
+        self.save_models = save_models
+        self.data: AttributeDataset = load_data(parse_arguments(settings)[1])
+
+    def methods(self, names: list[str]) -> list[str]:
+        """The chosen ones in the order of the table; "all" leaves out what another one is already."""
+        if names != ["all"]:
+            return [name for name in METHODS if name in names]
+        residual = self.new_model("cca-one-hot", 0).config.residual
+        doubled = {f"cca-residual-{residual}"} | ({"cca-text"} if self.text_encoder is None else set())
+        return [name for name in METHODS if name not in doubled]
+
+    def path(self, method: str, seed: int) -> Path:
+        return self.folder / "runs" / f"{method}-seed{seed}.json"
+
+    def run(self, method: str, seed: int) -> None:
+        """Trains and measures one method with one seed, unless it is done or another process is at it."""
+        path = self.path(method, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(path.with_suffix(".lock"), timeout=0):
+                if not path.exists():
+                    print(f"\n{METHODS[method].title}, seed {seed}", flush=True)
+                    run = self._measure_frozen() if method == "frozen" else self._train(method, seed)
+                    _write(path, run | {"method": method, "seed": seed, "settings": self.settings})
+        except Timeout:
+            print(f"{method}, seed {seed}: another process is at it", flush=True)
+
+    def load(self, method: str, seed: int) -> dict[str, Any] | None:
+        """The figures of a run, None if it is not done.
+
+        Raises:
+            ValueError: if it was made with other settings.
+        """
+        path = self.path(method, seed)
+        if not path.exists():
+            return None
+        run = json.loads(path.read_text())
+        if run["settings"] != self.settings:
+            raise ValueError(
+                f"{path} was made with the settings {' '.join(run['settings'])}; these are {' '.join(self.settings)}. "
+                "Give another --output"
+            )
+        return run
+
+    def new_model(self, method: str, seed: int, data: AttributeDataset | None = None) -> CCAModel:
+        model_args = self._arguments(method, seed, self.folder)[0]
+        set_seed(seed)
+        return make_model(model_args, data or self.data, METHODS[method].model_class)
+
+    def whole_model(self, method: str) -> CCAPreTrainedModel:
+        """Untrained, as it would be used: to be counted and timed."""
+        if method != "separate":
+            return self.new_model(method, 0)
+        return SeparateModel.join([self.new_model(method, 0, self._only(name)) for name in self.data.attributes])
+
+    def _arguments(self, method: str, seed: int, folder: Path) -> Any:
+        flags = [*METHODS[method].flags, "--seed", str(seed), "--output_dir", str(folder)]
+        if method == "cca-text":
+            flags += ["--text_encoder", str(self.text_encoder)]
+        return parse_arguments([*self.settings, *flags])
+
+    def _only(self, attribute: str) -> AttributeDataset:
+        return AttributeDataset(self.data.splits, {attribute: self.data.attributes[attribute]}, self.data.group_column)
+
+    def _measure_frozen(self) -> dict[str, Any]:
+        model = self.new_model("frozen", 0)
+        model_and_result = model.backbone, BackboneEvaluator(self.data, "test")(model)
+        return _figures(*model_and_result, trained=0, seconds=0.0)
+
+    def _train(self, method: str, seed: int) -> dict[str, Any]:
+        work = self.folder / "work" / f"{method}-seed{seed}"
+        if method == "separate":
+            parts = [self._train_one(method, seed, work / name, self._only(name)) for name in self.data.attributes]
+            model: CCAPreTrainedModel = SeparateModel.join([part.model for part in parts])
+            result = EvaluationResult(tuple(part.result.attributes[0] for part in parts))
+        else:
+            parts = [self._train_one(method, seed, work, self.data)]
+            model, result = parts[0].model, parts[0].result
+        if self.save_models:
+            model.save_pretrained(self.folder / "models" / f"{method}-seed{seed}")
+        shutil.rmtree(work)
+        return _figures(model, result, trained=sum(p.trained for p in parts), seconds=sum(p.seconds for p in parts))
+
+    def _train_one(self, method: str, seed: int, work: Path, data: AttributeDataset) -> "Trained":
+        done = work / "done.json"
+        if done.exists():  # a network of several
+            kept = json.loads(done.read_text())
+            result = EvaluationResult.from_dict(kept["result"])
+            return Trained(CCAModel.from_pretrained(work), result, kept["trained"], kept["seconds"])
+        training_args = self._arguments(method, seed, work)[2]
+        trainer = CCATrainer(self.new_model(method, seed, data), training_args, data)
+        checkpoint = last_checkpoint(work)
+        start = time.perf_counter()
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        seconds = time.perf_counter() - start
+        trainer.predict(trainer.images_of("test"), metric_key_prefix="test")
+        trainer.save_model()
+        result = trainer.evaluation_result
+        assert result is not None  # one process
+        trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+        _write(done, {"result": result.to_dict(), "trained": trained, "seconds": seconds})
+        return Trained(trainer.model, result, trained, seconds)
+
+
+class Trained(NamedTuple):
+    model: CCAModel
+    result: EvaluationResult
+    trained: int
+    seconds: float
+
+
+def _figures(model: torch.nn.Module, result: EvaluationResult, *, trained: int, seconds: float) -> dict[str, Any]:
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trained_parameters": trained,
+        "training_seconds": seconds,
+        "metrics": result.metrics(),
+    }
+
+
+@torch.inference_mode()
+def milliseconds_per_image(models: dict[str, CCAPreTrainedModel]) -> dict[str, float]:
+    """For all attributes of an image: all models in turns, after one turn to warm up, the median of each."""
+    work: dict[str, Callable[[], object]] = {}
+    for name, model in models.items():
+        size = model.config.image_size
+        pixel_values = torch.zeros(TIMED_BATCH, 3, size, size)
+        every = torch.arange(len(model.config.attributes)).expand(TIMED_BATCH, -1)
+        model.eval()
+        if name == "frozen":
+            work[name] = lambda model=model, x=pixel_values: model.get_backbone_features(x)
+        else:
+            work[name] = lambda model=model, x=pixel_values, ids=every: model(x, attribute_ids=ids)
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for turn in range(TIMED_ROUNDS + 1):
+        for name, run in work.items():
+            start = time.perf_counter()
+            run()
+            if turn > 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: 1000 * statistics.median(each) / TIMED_BATCH for name, each in seconds.items()}
+
+
+def summarise(runs: list[dict[str, Any]], milliseconds: float) -> dict[str, Any]:
+    """Mean and standard deviation over the seeds of one method."""
+    first = runs[0]
+    return {
+        "seeds": [run["seed"] for run in runs],
+        "parameters": first["parameters"],
+        "trained_parameters": first["trained_parameters"],
+        "ms_per_image": milliseconds,
+        "training_seconds": statistics.mean(run["training_seconds"] for run in runs),
+        "metrics": {
+            name: {
+                "mean": statistics.mean(run["metrics"][name] for run in runs),
+                "std": statistics.stdev(run["metrics"][name] for run in runs) if len(runs) > 1 else 0.0,
+            }
+            for name in first["metrics"]
+        },
+    }
+
+
+def table_cells(methods: dict[str, dict[str, Any]], attributes: list[str]) -> tuple[list[str], list[list[str]]]:
+    """Header, and a row for each method after one of the chance level."""
+    columns = ["map", "map_macro", *(f"map_{name}" for name in attributes)]
+    header = ["mAP in %", "mean", "macro", *attributes, "parameters", "trained", "ms an image"]
+    chance = next(iter(methods.values()))["metrics"]
+    rows = [["chance", *(percent(chance[f"chance_{column}"]["mean"]) for column in columns), "", "", ""]]
+    for name, method in methods.items():
+        figures = [method["metrics"][column] for column in columns]
+        cells = [
+            f"{percent(each['mean'])} ± {percent(each['std'])}" if len(method["seeds"]) > 1 else percent(each["mean"])
+            for each in figures
+        ]
+        sizes = [f"{method[key] / 1e6:.2f} M" for key in ("parameters", "trained_parameters")]
+        rows.append([METHODS[name].title, *cells, *sizes, f"{method['ms_per_image']:.1f}"])
+    return header, rows
+
+
+def write_tables(folder: Path, methods: dict[str, dict[str, Any]], settings: list[str], attributes: list[str]) -> None:
+    machine = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    content = {"settings": settings, "torch": torch.__version__, **machine, "methods": methods}
+    _write(folder / "quality.json", content)
+    header, rows = table_cells(methods, attributes)
+    print(f"\n{format_table(header, [rows])}")
+    lines = [header, ["---"] * len(header), *rows]
+    (folder / "quality.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")
+    try:
+        draw(folder / "quality.png", methods)
+    except ImportError as error:
+        print(f"no quality.png: {error}")
+
+
+def draw(path: Path, methods: dict[str, dict[str, Any]]) -> None:
+    """Mean mAP of each method, with its standard deviation over the seeds, and the chance level."""
+    from cca_hf.evaluation.figures import ACCENT, BASELINES, FAINT, INK, MUTED, new_figure, quiet
+
+    figure = new_figure(7.5, 0.9 + 0.36 * len(methods))
+    axes = figure.add_subplot()
+    for row, (name, method) in enumerate(methods.items()):
+        figures = method["metrics"]["map"]
+        colour = ACCENT if name.startswith("cca") else BASELINES[1]
+        axes.barh(row, 100 * figures["mean"], xerr=100 * figures["std"], height=0.66, color=colour, ecolor=INK)
+        axes.text(100 * (figures["mean"] + figures["std"]) + 1, row, percent(figures["mean"]), va="center", fontsize=9)
+    chance = next(iter(methods.values()))["metrics"]["chance_map"]["mean"]
+    axes.axvline(100 * chance, color="#dc2626", linewidth=1.4)
+    axes.text(100 * chance, -0.62, "chance", color="#dc2626", fontsize=8, ha="center")
+    axes.set_yticks(range(len(methods)), [METHODS[name].title for name in methods])
+    axes.set_ylim(len(methods) - 0.5, -0.8)
+    axes.set_xlim(0, 108)
+    axes.set_axisbelow(True)
+    axes.xaxis.grid(True, color=FAINT, linewidth=0.8)
+    axes.set_xlabel("mAP in %, mean of the attributes, test split", color=MUTED, fontsize=9)
+    quiet(axes)
+    figure.savefig(path, dpi=150)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_suffix(".written")
+    written.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    written.replace(path)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="All other flags are those of scripts/train.py.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, help="JSON or YAML file of the flags of scripts/train.py")
+    parser.add_argument("--methods", nargs="+", choices=["all", *METHODS], default=["all"], metavar="METHOD")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, required=True, help="folder of the runs and the table")
+    parser.add_argument("--text_encoder", help="text model of cca-text; all leaves it out without one")
+    parser.add_argument("--save_models", action="store_true", help="keep the trained models in OUTPUT/models")
+    own, settings = parser.parse_known_args(argv)
+    if "cca-text" in own.methods and own.text_encoder is None:
+        parser.error("cca-text needs --text_encoder")
+
+    if own.config is not None:
+        settings = [*flags_of_file(own.config), *settings]
+    benchmark = Benchmark(settings, own.output, own.text_encoder, own.save_models)
+    methods = benchmark.methods(own.methods)
+    wanted = [(name, seed) for name in methods for seed in (own.seeds[:1] if name == "frozen" else own.seeds)]
+    for name, seed in wanted:
+        if benchmark.load(name, seed) is None:
+            benchmark.run(name, seed)
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
+    missing = []
+    for name, seed in wanted:
+        run = benchmark.load(name, seed)
+        if run is None:
+            missing.append(f"{name} with seed {seed}")
+        else:
+            runs[name].append(run)
+    if missing:
+        print(f"\nOther processes are at {', '.join(missing)}. Once they are done, the same command makes the table.")
+        return
+    milliseconds = milliseconds_per_image({name: benchmark.whole_model(name) for name in methods})
+    summaries = {name: summarise(runs[name], milliseconds[name]) for name in methods}
+    write_tables(own.output, summaries, benchmark.settings, list(benchmark.data.attributes))
+
+
+if __name__ == "__main__":
+    main()

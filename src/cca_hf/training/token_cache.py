@@ -1,0 +1,309 @@
+"""Features of a frozen backbone, computed once and kept on disk: each further epoch costs only the layer.
+
+What is kept is `CCAModel.get_backbone_features`, all that no learned parameter has a hand in: of a picture as it is
+and, where training flips, of its mirror image. There is nothing to crop or recolour in them: those augmentations are
+off.
+
+    cache/train.json        what the features were made from; written last, so that what has one is whole
+    cache/train.features    (pictures, versions, numbers) in the order of the split, read memory-mapped
+
+A run that was killed leaves `train.partial` and `train.partial.json`, and the next one goes on behind its last whole
+picture. Several processes may share a cache: one computes, the others wait.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import torch
+from datasets import Dataset
+from filelock import FileLock
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from transformers.utils.logging import tqdm
+
+from cca_hf.data.collator import AttributeCollator
+from cca_hf.data.sampler import SampleKey
+from cca_hf.data.schema import IMAGE_COLUMN, AttributeDataset
+from cca_hf.data.torch_dataset import AttributeImages
+from cca_hf.data.transforms import TrainingTransform
+from cca_hf.models.modeling_cca import CCAModel
+
+from .memory import keep_freed_memory
+
+_FORMAT = 1
+# numpy has no bfloat16: those are kept by their bits
+_STORED_AS = {"float16": np.float16, "bfloat16": np.int16, "float32": np.float32}
+
+
+class CachedExample(TypedDict):
+    """One picture."""
+
+    features: torch.Tensor  # (numbers,)
+    labels: torch.Tensor  # (attributes,) int64, -1 where not labelled
+
+
+class FeatureBatch(TypedDict):
+    """One batch."""
+
+    backbone_features: list[torch.Tensor]  # each (batch, cells, channels)
+    labels: torch.Tensor  # (batch, attributes) int64, -1 where not labelled
+
+
+class CachedImages(AttributeImages):
+    """One split whose examples hold the features of a picture in place of the picture.
+
+    A `SampleKey` gives the mirror image where `transform` would have flipped the picture.
+    """
+
+    def __init__(
+        self,
+        data: AttributeDataset,
+        split: str,
+        path: Path,
+        described: Mapping[str, Any],
+        transform: TrainingTransform | None,
+    ) -> None:
+        super().__init__(data, split, transform)
+        self._path = path
+        self._described = described
+
+    @cached_property
+    def _features(self) -> np.memmap:
+        """Opened where it is read, that is in the workers."""
+        return np.memmap(self._path, _STORED_AS[self._described["dtype"]], mode="r", shape=_shape(self._described))
+
+    def __getitems__(self, keys: Sequence[int | SampleKey]) -> list[CachedExample]:  # type: ignore[override]
+        rows = [key.index if isinstance(key, SampleKey) else int(key) for key in keys]
+        block = torch.from_numpy(self._features[rows, [self._version(key) for key in keys]])  # (keys, numbers)
+        features = block.view(getattr(torch, self._described["dtype"]))
+        return [
+            {"features": feature, "labels": label} for feature, label in zip(features, self.labels[rows], strict=True)
+        ]
+
+    def _version(self, key: int | SampleKey) -> int:
+        if self.transform is None or not isinstance(key, SampleKey):
+            return 0
+        return int(self.transform.draw((1, 1), np.random.default_rng(key.seed))[1])
+
+
+class FeatureCollator:
+    """Examples of `CachedImages` to a batch; `levels` are the (cells, channels) of each feature."""
+
+    def __init__(self, levels: Sequence[tuple[int, int]]) -> None:
+        self.levels = [tuple(level) for level in levels]
+
+    def __call__(self, examples: Sequence[CachedExample]) -> FeatureBatch:
+        stacked = torch.stack([example["features"] for example in examples])
+        parts = stacked.split([cells * channels for cells, channels in self.levels], dim=1)
+        return {
+            "backbone_features": [part.unflatten(1, level) for part, level in zip(parts, self.levels, strict=True)],
+            "labels": torch.stack([example["labels"] for example in examples]),
+        }
+
+
+class TokenCache:
+    """The features of a data set's pictures under one frozen backbone, in a folder of their own.
+
+    Args:
+        folder: made if it is not there. Its features belong to one backbone, image processor and data set.
+        dtype: that the features are kept in.
+        flipped: keep the mirror images of `train` as well.
+        autocast: compute in bfloat16 or float16, as the training would; `None` for the model's own precision.
+
+    Raises:
+        ValueError: if the backbone learns, be it only statistics of batch normalisation.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        model: CCAModel,
+        data: AttributeDataset,
+        *,
+        dtype: Literal["float16", "bfloat16", "float32"] = "float16",
+        flipped: bool = True,
+        autocast: torch.dtype | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+    ) -> None:
+        learning = [name for name, p in model.backbone.named_parameters() if p.requires_grad]
+        if learning:
+            raise ValueError(f"a token cache is for a frozen backbone; in this one learns {learning[0]}")
+        norms = [m for m in model.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if norms and not model.config.freeze_batch_norm:
+            raise ValueError("a token cache needs freeze_batch_norm: the statistics would change with every step")
+        self.folder = Path(folder)
+        self.model = model
+        self.data = data
+        self.dtype = dtype
+        self.flipped = flipped
+        self.autocast = autocast
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self._backbone = self._describe_backbone()
+        self._splits: dict[str, dict[str, Any]] = {}
+        self.collator = FeatureCollator(self._backbone["levels"])
+
+    def images_of(self, split: str, transform: TrainingTransform | None = None) -> CachedImages:
+        """A split's features, computed now if they are not there.
+
+        Raises:
+            ValueError: if the folder holds those of another backbone, processor, precision or data set.
+            OSError: if the disk is too small; nothing is written then.
+            UnreadableImageError: for a picture that cannot be read; names it.
+        """
+        described = self._describe(split)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{split}.features"
+        with FileLock(self.folder / f"{split}.lock"):
+            header = path.with_suffix(".json")
+            if header.exists():
+                _check_same(header, described)
+            else:
+                self._compute(split, path, described)
+        return CachedImages(self.data, split, path, described, transform)
+
+    @torch.inference_mode()
+    def _describe_backbone(self) -> dict[str, Any]:
+        """What the features of a picture depend on, and their shapes."""
+        processor = self.model.image_processor
+        picture = torch.zeros(1, 3, processor.size["height"], processor.size["width"])
+        config = self.model.config
+        return {
+            "format": _FORMAT,
+            "backbone": _hash_weights(self.model.backbone),
+            "backbone_config": _hash_json(config.backbone_config.to_dict()),
+            "image_processor": _hash_json(processor.to_dict()),
+            "feature_levels": list(config.feature_levels),
+            "levels": [list(feature.shape[1:]) for feature in self._features(picture)],
+            "computed_in": str(self.autocast or self.model.dtype).removeprefix("torch."),
+            "dtype": self.dtype,
+        }
+
+    def _describe(self, split: str) -> dict[str, Any]:
+        """All that the features of a split depend on, and how they lie in the file."""
+        if split not in self._splits:
+            self._splits[split] = self._backbone | {
+                "pictures": _hash_pictures(self.data[split].select_columns([IMAGE_COLUMN])),
+                "rows": self.data[split].num_rows,
+                "versions": 2 if self.flipped and split == "train" else 1,
+            }
+        return self._splits[split]
+
+    def _features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        training = self.model.training
+        self.model.eval()
+        device = self.model.device
+        try:
+            with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
+                return self.model.get_backbone_features(pixel_values.to(device, self.model.dtype))
+        finally:
+            self.model.train(training)
+
+    def _compute(self, split: str, path: Path, described: dict[str, Any]) -> None:
+        rows, versions, numbers = _shape(described)
+        row_bytes = versions * numbers * np.dtype(_STORED_AS[self.dtype]).itemsize
+        partial, header = path.with_suffix(".partial"), path.with_suffix(".partial.json")
+        if not header.exists() or json.loads(header.read_text()) != described:
+            partial.unlink(missing_ok=True)
+            _write_json(header, described)
+        done = partial.stat().st_size // row_bytes if partial.exists() else 0
+        free = shutil.disk_usage(self.folder).free
+        wanted = (rows - done) * row_bytes
+        print(
+            f"Token cache of {split!r} in {self.folder}: {rows:,} pictures x {versions} x "
+            f"{row_bytes / versions / 1e3:,.0f} kB = {rows * row_bytes / 1e9:,.2f} GB"
+            + (f", {done:,} pictures are there already" if done else ""),
+            flush=True,
+        )
+        if wanted > free:
+            raise OSError(
+                f"the token cache of {split!r} needs {wanted / 1e9:,.2f} GB more, and {self.folder} has "
+                f"{free / 1e9:,.2f} GB free; bfloat16 or float16 need half of float32, and no flips half of that again"
+            )
+        if self.model.device.type == "cpu":
+            keep_freed_memory()  # twice as fast
+        with partial.open("ab") as file:
+            file.truncate(done * row_bytes)  # a kill may have left half a picture
+            for block in self._blocks(split, done, versions):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        header.replace(path.with_suffix(".json"))
+
+    @torch.inference_mode()
+    def _blocks(self, split: str, done: int, versions: int) -> Any:
+        """Bytes of (batch, versions, numbers), from row `done` on."""
+        images = AttributeImages(self.data, split)
+        loader = DataLoader(
+            Subset(images, range(done, len(images))),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=AttributeCollator(self.model.image_processor, resized=False),
+        )
+        dtype = getattr(torch, self.dtype)
+        for batch in tqdm(loader, desc=f"Token cache ({split})", unit="batch"):
+            pixel_values = batch["pixel_values"]
+            if versions == 2:
+                pixel_values = torch.stack([pixel_values, pixel_values.flip(-1)], dim=1).flatten(0, 1)
+            flat = torch.cat([feature.flatten(1) for feature in self._features(pixel_values)], dim=1)
+            kept = flat.to(dtype)
+            if not torch.isfinite(kept).all():
+                largest = flat.abs().max().item()
+                raise ValueError(f"features of up to {largest:.3g} do not fit into {self.dtype}: take bfloat16")
+            yield kept.cpu().view(torch.uint8).numpy().tobytes()
+
+
+def _shape(described: Mapping[str, Any]) -> tuple[int, int, int]:
+    numbers = sum(cells * channels for cells, channels in described["levels"])
+    return described["rows"], described["versions"], numbers
+
+
+def _check_same(header: Path, described: dict[str, Any]) -> None:
+    found = json.loads(header.read_text())
+    differing = [name for name in described if found.get(name) != described[name]]
+    if differing:
+        raise ValueError(
+            f"{header.parent} holds features of another run, which differ in {', '.join(differing)}: give another "
+            "folder, or delete this one"
+        )
+
+
+def _hash_weights(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _hash_json(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _hash_pictures(dataset: Dataset) -> str:
+    """Of the pictures' bytes where the data set holds them, else of the files' names, sizes and times."""
+    digest = hashlib.sha256()
+    for start in range(0, dataset.num_rows, 256):
+        for image in dataset[start : start + 256][IMAGE_COLUMN]:
+            content = image["bytes"]
+            if content is None:
+                status = os.stat(image["path"])
+                content = f"{image['path']} {status.st_size} {status.st_mtime_ns}".encode()
+            digest.update(len(content).to_bytes(8, "little"))
+            digest.update(content)
+    return digest.hexdigest()
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    written = path.with_suffix(".written")
+    written.write_text(json.dumps(content, indent=2) + "\n")
+    written.replace(path)
