@@ -26,6 +26,7 @@ from datasets import Dataset
 from filelock import FileLock
 from torch import nn
 from torch.utils.data import DataLoader, Subset
+from transformers import PreTrainedConfig
 from transformers.utils.logging import tqdm
 
 from cca_hf.data.collator import AttributeCollator
@@ -179,7 +180,7 @@ class TokenCache:
         return {
             "format": _FORMAT,
             "backbone": _hash_weights(self.model.backbone),
-            "backbone_config": _hash_json(config.backbone_config.to_dict()),
+            "backbone_config": _hash_json(_own_fields(config.backbone_config)),
             "image_processor": _hash_json(processor.to_dict()),
             "feature_levels": list(config.feature_levels),
             "levels": [list(feature.shape[1:]) for feature in self._features(picture)],
@@ -283,6 +284,12 @@ def _hash_weights(module: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _own_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """What the architecture is described by, without where it came from and what all configurations have."""
+    common = {*PreTrainedConfig().to_dict(), "_name_or_path"} - {"model_type"}
+    return {name: value for name, value in config.to_dict().items() if name not in common}
 
 
 def _hash_json(content: Mapping[str, Any]) -> str:
