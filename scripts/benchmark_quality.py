@@ -165,7 +165,14 @@ class Benchmark:
             result = EvaluationResult.from_dict(kept["result"])
             return Trained(CCAModel.from_pretrained(work), result, kept["trained"], kept["seconds"])
         training_args = self._arguments(method, seed, work)[2]
-        trainer = CCATrainer(self.new_model(method, seed, data), training_args, data)
+        model = self.new_model(method, seed, data)
+        if (
+            training_args.cache_tokens
+            and not model.takes_last_layer
+            and model.config.backbone_config.model_type == "vit"
+        ):
+            training_args.cache_tokens += "-whole"  # the other methods have replaced the backbone's last layer
+        trainer = CCATrainer(model, training_args, data)
         checkpoint = last_checkpoint(work)
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -6,6 +6,7 @@ parameters without gradient, on which DistributedDataParallel stops), and which 
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,6 +45,12 @@ def prepare_backbone(backbone: PreTrainedModel, config: PreTrainedConfig) -> Pre
     if config.replaces_last_layer:
         backbone.layernorm = nn.Identity()
     return backbone
+
+
+def architecture_of(config: PreTrainedConfig) -> dict[str, Any]:
+    """The fields of a native configuration that say what is computed; not where it came from, nor names of classes."""
+    common = {*PreTrainedConfig().to_dict(), "_name_or_path", "use_cache"} - {"model_type"}
+    return {name: value for name, value in config.to_dict().items() if name not in common}
 
 
 def interpolates_positions(backbone: PreTrainedModel) -> bool:
@@ -92,4 +99,4 @@ def parameters_of_levels(backbone: PreTrainedModel, config: PreTrainedConfig, nu
     return [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
 
 
-__all__ = ["extract_features", "interpolates_positions", "parameters_of_levels", "prepare_backbone"]
+__all__ = ["architecture_of", "extract_features", "interpolates_positions", "parameters_of_levels", "prepare_backbone"]

@@ -6,10 +6,14 @@ one model. It is as large and as slow as all of them together.
 
 import copy
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
+from .backbones import architecture_of
 from .configuration_baselines import SeparateConfig
 from .configuration_cca import CCAConfig
 from .modeling_cca import CCAModel
@@ -38,13 +42,16 @@ class SeparateModel(CCAPreTrainedModel):
         if not names or any(len(n.config.attributes) != 1 for n in networks) or len(set(names)) < len(names):
             given = [network.config.attributes for network in networks]
             raise ValueError(f"every network must have one attribute, and each another one; got {given}")
-        shared = [_shared_fields(network.config) for network in networks]
-        for name, fields in zip(names, shared, strict=True):
-            if fields != shared[0]:
-                differing = sorted(key for key in fields if fields[key] != shared[0].get(key))
-                raise ValueError(f"the network of {name!r} differs from that of {names[0]!r} in {differing}")
+        first, *others = [network.config for network in networks]
+        for config in others:
+            differing = [field for field, value in _shared(config).items() if value != _shared(first)[field]]
+            if differing:
+                raise ValueError(
+                    f"the network of {config.attributes[0]!r} differs from that of {names[0]!r} in {differing}"
+                )
         values = {name: v for network in networks for name, v in (network.config.attribute_values or {}).items()}
-        joined = cls(SeparateConfig(**shared[0], attributes=names, attribute_values=values))
+        shared = _shared(first) | {"backbone_config": first.backbone_config.to_dict()}
+        joined = cls(SeparateConfig(**shared, attributes=names, attribute_values=values))
         for own, network in zip(joined.networks, networks, strict=True):
             own.load_state_dict(network.state_dict())
         joined.image_processor = networks[0].image_processor
@@ -87,9 +94,11 @@ def _config_of_one(config: SeparateConfig, attribute: str) -> SeparateConfig:
     return own
 
 
-def _shared_fields(config: CCAConfig) -> dict:
-    own = ("attributes", "attribute_values", "model_type", "auto_map", "architectures", "custom_pipelines")
-    return {name: value for name, value in config.to_dict().items() if name not in own}
+def _shared(config: CCAConfig) -> dict[str, Any]:
+    """The fields of a configuration in which all networks must agree."""
+    names = {field.name for field in fields(CCAConfig)} - {field.name for field in fields(PreTrainedConfig)}
+    shared = {name: vars(config)[name] for name in sorted(names - {"attributes", "attribute_values"})}
+    return shared | {"backbone_config": architecture_of(config.backbone_config)}
 
 
 SeparateModel.register_for_auto_class("AutoModel")

@@ -26,7 +26,6 @@ from datasets import Dataset
 from filelock import FileLock
 from torch import nn
 from torch.utils.data import DataLoader, Subset
-from transformers import PreTrainedConfig
 from transformers.utils.logging import tqdm
 
 from cca_hf.data.collator import AttributeCollator
@@ -34,6 +33,7 @@ from cca_hf.data.sampler import SampleKey
 from cca_hf.data.schema import IMAGE_COLUMN, AttributeDataset
 from cca_hf.data.torch_dataset import AttributeImages
 from cca_hf.data.transforms import TrainingTransform
+from cca_hf.models.backbones import architecture_of
 from cca_hf.models.modeling_cca import CCAModel
 
 from .memory import keep_freed_memory
@@ -180,7 +180,7 @@ class TokenCache:
         return {
             "format": _FORMAT,
             "backbone": _hash_weights(self.model.backbone),
-            "backbone_config": _hash_json(_own_fields(config.backbone_config)),
+            "backbone_config": _hash_json(architecture_of(config.backbone_config)),
             "image_processor": _hash_json(processor.to_dict()),
             "feature_levels": list(config.feature_levels),
             "levels": [list(feature.shape[1:]) for feature in self._features(picture)],
@@ -220,7 +220,7 @@ class TokenCache:
         wanted = (rows - done) * row_bytes
         print(
             f"Token cache of {split!r} in {self.folder}: {rows:,} pictures x {versions} x "
-            f"{row_bytes / versions / 1e3:,.0f} kB = {rows * row_bytes / 1e9:,.2f} GB"
+            f"{row_bytes / versions / 1e3:,.0f} kB = {rows * row_bytes / 1e6:,.0f} MB"
             + (f", {done:,} pictures are there already" if done else ""),
             flush=True,
         )
@@ -284,12 +284,6 @@ def _hash_weights(module: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _own_fields(config: PreTrainedConfig) -> dict[str, Any]:
-    """What the architecture is described by, without where it came from and what all configurations have."""
-    common = {*PreTrainedConfig().to_dict(), "_name_or_path"} - {"model_type"}
-    return {name: value for name, value in config.to_dict().items() if name not in common}
 
 
 def _hash_json(content: Mapping[str, Any]) -> str:
