@@ -1,8 +1,7 @@
-"""retrieval_metrics against plain double loops, scikit-learn, the ASEN split files, and the memory it may take."""
+"""retrieval_metrics against plain double loops, scikit-learn, and the memory it may take."""
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -226,41 +225,6 @@ def test_bad_input_says_what_was_given(arguments, message):
     good = {"query_embeddings": np.ones((4, 2)), "query_labels": [0, 1, 1, 0]}
     with pytest.raises(ValueError, match=message):
         retrieval_metrics(**(good | arguments))
-
-
-def asen_chance(folder: Path, split: str) -> tuple[list[float], float]:
-    """Chance mAP per attribute and query-weighted, in percent, of one published split (rows "fid attr val")."""
-    queries = np.loadtxt(folder / f"query_{split}.txt", dtype=int)
-    candidates = np.loadtxt(folder / f"candidate_{split}.txt", dtype=int)
-    per_attribute, weights = [], []
-    for attribute in np.unique(queries[:, 1]):
-        labels = queries[queries[:, 1] == attribute, 2]
-        gallery_labels = candidates[candidates[:, 1] == attribute, 2]
-        result = retrieval_metrics(
-            np.ones((len(labels), 1)), labels, np.ones((len(gallery_labels), 1)), gallery_labels
-        )
-        assert result.map == pytest.approx(result.chance_map, abs=1e-12)
-        per_attribute.append(100 * result.map)
-        weights.append(len(labels))
-    return per_attribute, float(np.average(per_attribute, weights=weights))
-
-
-@pytest.mark.parametrize(
-    ("dataset", "split", "overall", "attributes"),
-    [
-        ("FashionAI", "test", 15.79, [17.20, 12.50, 13.35, 17.45, 22.36, 21.62, 11.09, 21.20]),
-        ("FashionAI", "valid", 16.04, None),
-        ("DARN", "test", 31.26, None),
-        ("DARN", "valid", 31.21, None),
-        ("DeepFashion", "test", 3.38, [6.69, 2.69, 3.23, 2.55, 1.97]),
-        ("DeepFashion", "valid", 3.27, None),
-    ],
-)
-def test_random_ranking_on_the_published_splits(shared_data, dataset, split, overall, attributes):
-    per_attribute, weighted = asen_chance(shared_data / "asen_splits" / dataset, split)
-    assert weighted == pytest.approx(overall, abs=0.00501)
-    if attributes is not None:
-        assert per_attribute == pytest.approx(attributes, abs=0.00501)
 
 
 MEMORY_SCRIPT = """

@@ -10,6 +10,7 @@ from ..models.images import UnreadableImageError
 from .columns import ColumnPlace, group_codes, integers, missing_message
 from .image_check import find_unreadable, report_unreadable
 from .summary import AttributeSummary, DatasetSummary, SplitSummary
+from .value_sets import ValueSetKind, read_value_sets
 
 IMAGE_COLUMN = "image"
 
@@ -20,7 +21,8 @@ class AttributeDataset:
 
     Args:
         splits: the column `image` is an undecoded `datasets.Image`; every attribute is a `ClassLabel` column, -1 where
-            an image is not labelled; whatever else the source had is kept.
+            an image is not labelled; whatever else the source had is kept, such as the lists `<attribute>_all` and
+            `<attribute>_maybe` of an attribute of which pictures show several values, or may show more.
         attributes: attribute -> the names of its values, in the order of their ids.
         group_column: near copies share a value of this column (an item's number); None if there is no such column.
     """
@@ -44,6 +46,17 @@ class AttributeDataset:
         for index, attribute in enumerate(self.attributes):
             labels[:, index] = integers(ColumnPlace(attribute).read(dataset))
         return labels
+
+    def value_sets(self, split: str, kind: ValueSetKind) -> dict[str, np.ndarray]:
+        """Attribute -> (images, values) booleans: the values that a picture shows ("all") or may show ("maybe").
+
+        Holds the attributes with a column `<attribute>_all` or `<attribute>_maybe` only; see `data/value_sets.py`.
+        """
+        sets = {
+            attribute: read_value_sets(self[split], split, attribute, values, kind)
+            for attribute, values in self.attributes.items()
+        }
+        return {attribute: found for attribute, found in sets.items() if found is not None}
 
     def groups(self, split: str) -> np.ndarray | None:
         """(images,) int64: equal codes for near copies, the same code in every split; -1 for an image of no group."""

@@ -1,6 +1,7 @@
 """Retrieval metrics, the evaluator that runs them, and the tables that show them."""
 
-from .evaluator import BackboneEvaluator, Gallery, RetrievalEvaluator, evaluate_embeddings
+from .embeddings import Gallery, evaluate_embeddings
+from .evaluator import BackboneEvaluator, RetrievalEvaluator
 from .result import AttributeResult, EvaluationResult, ValueResult
 from .retrieval import AttributeRetrieval, RetrievalScores, retrieval_metrics
 

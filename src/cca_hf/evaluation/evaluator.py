@@ -1,16 +1,16 @@
-"""From embeddings, or from a model and a data set, to an EvaluationResult.
+"""From a model and a data set to an EvaluationResult.
 
-`evaluate_embeddings` is the maths alone (the Trainer calls it with what it gathered); `RetrievalEvaluator` embeds a
-split with a model first; `BackboneEvaluator` is the baseline below every CCA: the same backbone, never asked anything.
+`RetrievalEvaluator` embeds a split with a model; `BackboneEvaluator` is the baseline below every CCA: the same
+backbone, never asked anything.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from transformers import BaseImageProcessor
 from transformers.utils.logging import tqdm
@@ -19,67 +19,11 @@ from ..data.schema import AttributeDataset
 from ..models.backbones import extract_features
 from ..models.images import ImageInput, load_image
 from ..models.modeling_cca import CCAModel
-from .result import AttributeResult, EvaluationResult
-from .retrieval import retrieval_metrics, to_numpy
+from .candidates import to_numpy
+from .embeddings import Gallery, evaluate_embeddings
+from .result import EvaluationResult
 
 logger = logging.getLogger(__name__)
-
-
-class Gallery(NamedTuple):
-    """The images that answer, where the queries are a set of their own."""
-
-    embeddings: NDArray | torch.Tensor  # (G, A, D), or (G, D) where all attributes share one embedding
-    labels: NDArray | torch.Tensor  # (G, A), -1 = not labelled
-    groups: ArrayLike | None = None  # (G,), -1 = none
-
-
-def evaluate_embeddings(
-    embeddings: NDArray | torch.Tensor,
-    labels: NDArray | torch.Tensor,
-    attributes: Mapping[str, Sequence[str]],
-    *,
-    groups: ArrayLike | None = None,
-    gallery: Gallery | None = None,
-    ks: Sequence[int] = (1, 5, 10),
-) -> EvaluationResult:
-    """Retrieval under every attribute: leave-one-out, or against a gallery.
-
-    Args:
-        embeddings: (N, A, D), one for each attribute in the order of `attributes`; or (N, D), the same for all.
-        labels: (N, A) value ids, -1 = not labelled.
-        attributes: attribute name -> value names in id order.
-        groups: (N,) ids of near copies, which are no answer to each other; -1 = none.
-        gallery: the candidates, in the same shapes.
-
-    Raises:
-        ValueError: shapes that do not fit each other, labels outside the values, attribute names that would give two
-            metrics one name ("weighted", "macro", "macro_..."), or no labelled query under any attribute.
-    """
-    _check_names(attributes)
-    queries = _checked("", Gallery(embeddings, labels, groups), attributes)
-    answers = None if gallery is None else _checked("gallery ", Gallery(*gallery), attributes)
-    results, unlabelled = [], []
-    for column, (name, values) in enumerate(attributes.items()):
-        if not (queries.labels[:, column] >= 0).any():
-            unlabelled.append(name)
-            continue
-        retrieval = retrieval_metrics(
-            _of_attribute(queries.embeddings, column),
-            queries.labels[:, column],
-            None if answers is None else _of_attribute(answers.embeddings, column),
-            None if answers is None else answers.labels[:, column],
-            query_groups=queries.groups,
-            gallery_groups=None if answers is None else answers.groups,
-            ks=ks,
-        )
-        results.append(AttributeResult.from_retrieval(name, values, retrieval))
-    if not results:
-        raise ValueError(
-            f"nothing to evaluate: none of the {len(labels)} queries has a label of {', '.join(attributes)}"
-        )
-    if unlabelled:
-        logger.warning("No query is labelled with %s: left out of the evaluation", ", ".join(unlabelled))
-    return EvaluationResult(tuple(results), tuple(unlabelled))
 
 
 class RetrievalEvaluator:
@@ -133,9 +77,17 @@ class RetrievalEvaluator:
         check_attributes(model, self.dataset.attributes)
         gallery = None if self.gallery_split is None else self._embedded(model, self.gallery_split)
         queries = self._embedded(model, self.query_split)
-        return evaluate_embeddings(
-            queries.embeddings, queries.labels, self.dataset.attributes, groups=queries.groups, gallery=gallery
+        result = evaluate_embeddings(
+            queries.embeddings,
+            queries.labels,
+            self.dataset.attributes,
+            groups=queries.groups,
+            all_values=queries.all_values,
+            maybe_values=queries.maybe_values,
+            gallery=gallery,
         )
+        splits = [split for split in (self.query_split, self.gallery_split) if split is not None]
+        return replace(result, coverage=self.dataset.coverage_of(*splits))
 
     def embed(self, model: CCAModel, images: Sequence[ImageInput]) -> NDArray[np.float32]:
         """(images, attributes, dim), the attributes in the order of the data set."""
@@ -150,7 +102,7 @@ class RetrievalEvaluator:
 
     def _embedded(self, model: CCAModel, split: str) -> Gallery:
         embeddings = self.embed(model, self.dataset[split]["image"])
-        return Gallery(embeddings, self.dataset.labels(split), self.dataset.groups(split))
+        return Gallery.of_split(self.dataset, split, embeddings, self.dataset.labels(split))
 
 
 class BackboneEvaluator(RetrievalEvaluator):
@@ -222,36 +174,3 @@ def check_attributes(model: CCAModel, attributes: Mapping[str, Sequence[str]]) -
 def _shortened(values: Sequence[str], most: int = 8) -> str:
     rest = f", ... ({len(values)} in all)" if len(values) > most else ""
     return ", ".join(map(repr, values[:most])) + rest
-
-
-def _of_attribute(embeddings: NDArray | torch.Tensor, column: int) -> NDArray | torch.Tensor:
-    return embeddings if embeddings.ndim == 2 else embeddings[:, column]
-
-
-def _checked(side: str, images: Gallery, attributes: Mapping[str, Sequence[str]]) -> Gallery:
-    """The same with numpy labels, after a look at every shape and label."""
-    embeddings, labels = images.embeddings, to_numpy(images.labels)
-    if embeddings.ndim not in (2, 3) or embeddings.ndim == 3 and embeddings.shape[1] != len(attributes):
-        raise ValueError(
-            f"{side}embeddings must have shape (images, {len(attributes)}, dim), the attributes being "
-            f"{', '.join(attributes)}, or (images, dim) for one space; got {tuple(embeddings.shape)}"
-        )
-    expected = (len(embeddings), len(attributes))
-    if labels.shape != expected:
-        raise ValueError(f"{side}labels must have shape (images, attributes) = {expected}, got {labels.shape}")
-    for column, (name, values) in enumerate(attributes.items()):
-        highest = labels[:, column].max(initial=-1)
-        if highest >= len(values):
-            raise ValueError(f"{side}labels of {name!r} go up to {highest}, but it has {len(values)} values (from 0)")
-    return images._replace(labels=labels)
-
-
-def _check_names(attributes: Mapping[str, Sequence[str]]) -> None:
-    if not attributes:
-        raise ValueError("no attributes given: there is nothing to evaluate")
-    taken = [name for name in attributes if name in ("weighted", "macro") or name.startswith("macro_")]
-    if taken:
-        raise ValueError(
-            f"attributes must not be named {', '.join(map(repr, taken))}: map_weighted, map_macro and "
-            "map_macro_<attribute> are metrics of their own; rename the column"
-        )

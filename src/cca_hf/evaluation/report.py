@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from .figures import ACCENT, FAINT, INK, MUTED, colours, new_figure, quiet
-from .result import EvaluationResult
+from .result import MEASURE_NAMES, EvaluationResult
 from .text_table import format_table, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
-
-MEASURE_NAMES = {"map": "mAP", "map_macro": "macro mAP", "r_precision": "R-precision"}
 
 
 def comparison_rows(results: Mapping[str, EvaluationResult], measure: str = "map") -> list[tuple[str, list[float]]]:
@@ -25,8 +23,10 @@ def comparison_rows(results: Mapping[str, EvaluationResult], measure: str = "map
         for each in first.attributes
     ]
     means = {"mean": measure}
+    if f"{measure}_weighted" in first.overall:
+        means["query-weighted"] = f"{measure}_weighted"
     if measure == "map":
-        means |= {"query-weighted": "map_weighted", "macro over values": "map_macro"}
+        means["macro over values"] = "map_macro"
     for name, key in means.items():
         rows.append((name, [first.chance_overall[key], *(result.overall[key] for result in results.values())]))
     return rows
@@ -43,9 +43,11 @@ def comparison_table(results: Mapping[str, EvaluationResult], measure: str = "ma
         [name, *(percent(figure, decimals) for figure in figures)]
         for name, figures in comparison_rows(results, measure)
     ]
-    count = len(next(iter(results.values())).attributes)
+    first = next(iter(results.values()))
+    count = len(first.attributes)
     header = [f"{MEASURE_NAMES.get(measure, measure)} in %", "chance", *results]
-    return format_table(header, [rows[:count], rows[count:]])
+    table = format_table(header, [rows[:count], rows[count:]])
+    return table if first.coverage is None else f"{table}\nSubset: {first.coverage}."
 
 
 def plot_results(results: Mapping[str, EvaluationResult], measure: str = "map") -> "Figure":
@@ -96,7 +98,10 @@ def draw_results(figure: "Figure | SubFigure", results: Mapping[str, EvaluationR
     axes.set_xticks(range(0, 101, 20))
     axes.set_axisbelow(True)
     axes.xaxis.grid(True, color=FAINT, linewidth=0.8)
-    axes.set_xlabel(f"{MEASURE_NAMES.get(measure, measure)} in %", color=MUTED, fontsize=9)
+    subset = (
+        "" if first.coverage is None else f"\nsubset: {first.coverage.found:,} of {first.coverage.listed:,} images"
+    )
+    axes.set_xlabel(f"{MEASURE_NAMES.get(measure, measure)} in %{subset}", color=MUTED, fontsize=9)
     quiet(axes)
     figure.legend(loc="outside upper center", ncols=len(results) + 1, frameon=False, fontsize=9, labelcolor=INK)
 

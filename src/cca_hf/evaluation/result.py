@@ -4,14 +4,26 @@ All figures are fractions in [0, 1]; only `table()` speaks percent.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
+from ..data.coverage import Coverage
+from .json_file import write_json
 from .retrieval import AttributeRetrieval, RetrievalScores
 from .text_table import format_table, percent
+
+MEASURE_NAMES = {
+    "map": "mAP",
+    "map_ignore_maybe": "mAP, maybe ignored",
+    "map_multi_label": "mAP, multi-label",
+    "map_macro": "macro mAP",
+    "r_precision": "R-precision",
+}  # of the others the name says it
+_WEIGHTED = ("map", "map_ignore_maybe", "map_multi_label")  # with a query-weighted mean beside the plain one
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,10 @@ class ValueResult:
 
 @dataclass(frozen=True)
 class AttributeResult:
-    """One attribute. `scores` and `chance` hold the same measures: map, map_macro, recall@k..., r_precision."""
+    """One attribute. `scores` and `chance` hold the same measures: map, map_macro, recall@k..., r_precision.
+
+    Where the data set says more of a picture than one value, map_ignore_maybe or map_multi_label follow map.
+    """
 
     name: str
     queries: int
@@ -37,15 +52,32 @@ class AttributeResult:
     values: tuple[ValueResult, ...]  # those that any query shows
 
     @classmethod
-    def from_retrieval(cls, name: str, value_names: Sequence[str], retrieval: AttributeRetrieval) -> "AttributeResult":
+    def from_retrieval(
+        cls,
+        name: str,
+        value_names: Sequence[str],
+        retrieval: AttributeRetrieval,
+        refined: Mapping[str, AttributeRetrieval] = MappingProxyType({}),
+    ) -> "AttributeResult":
+        """`refined`: measure -> another retrieval of the same queries, of which only the mAP is kept."""
         counts = np.bincount(retrieval.labels)
         return cls(
             name=name,
             queries=len(retrieval.queries),
             candidates=float(retrieval.num_candidates.mean()),
             queries_without_relevant=int((retrieval.num_relevant == 0).sum()),
-            scores=_means(retrieval.scores, retrieval.map_macro),
-            chance=_means(retrieval.chance, retrieval.chance_map_macro),
+            scores={
+                "map": retrieval.map,
+                **{measure: each.map for measure, each in refined.items()},
+                "map_macro": retrieval.map_macro,
+                **_means(retrieval.scores),
+            },
+            chance={
+                "map": retrieval.chance_map,
+                **{measure: each.chance_map for measure, each in refined.items()},
+                "map_macro": retrieval.chance_map_macro,
+                **_means(retrieval.chance),
+            },
             values=tuple(
                 ValueResult(value_names[value], int(counts[value]), achieved, retrieval.chance_per_value[value])
                 for value, achieved in retrieval.per_value.items()
@@ -57,11 +89,13 @@ class AttributeResult:
 class EvaluationResult:
     """Retrieval quality under each attribute and over all of them.
 
-    `unlabelled` names the attributes that no query is labelled with: they are part of no figure.
+    `unlabelled` names the attributes that no query is labelled with: they are part of no figure. `coverage` is there
+    where pictures were missing: the figures are then those of a subset, and not to be compared with others.
     """
 
     attributes: tuple[AttributeResult, ...]
     unlabelled: tuple[str, ...] = ()
+    coverage: Coverage | None = None
 
     def __getitem__(self, name: str) -> AttributeResult:
         for attribute in self.attributes:
@@ -76,7 +110,10 @@ class EvaluationResult:
 
     @property
     def overall(self) -> dict[str, float]:
-        """Plain means over the attributes (map_macro: over values, then attributes), and map_weighted over queries."""
+        """Plain means over the attributes (map_macro: over values, then attributes), and map_weighted over queries.
+
+        Of map_ignore_maybe and map_multi_label both means too.
+        """
         return self._overall([attribute.scores for attribute in self.attributes])
 
     @property
@@ -87,9 +124,12 @@ class EvaluationResult:
     def metrics(self) -> dict[str, float]:
         """All figures by name: `map`, `map_weighted`, `map_macro`, `recall@k`, `r_precision`, each of them but
         `map_weighted` also per attribute (`map_<attribute>`, `map_macro_<attribute>`, ...), and all of these once more
-        as `chance_...`. Fractions in [0, 1].
+        as `chance_...`. Fractions in [0, 1]. `map_ignore_maybe` and `map_multi_label` likewise, where they are;
+        `coverage` is there if pictures were missing.
         """
         metrics = dict(self.overall)
+        if self.coverage is not None:
+            metrics["coverage"] = self.coverage.share
         chance = dict(self.chance_overall)
         for attribute in self.attributes:
             metrics |= {f"{measure}_{attribute.name}": value for measure, value in attribute.scores.items()}
@@ -104,15 +144,20 @@ class EvaluationResult:
         def cells(scores: dict[str, float], levels: dict[str, float]) -> list[str]:
             return [f"{percent(scores[name], decimals)} ({percent(levels[name], decimals)})" for name in measures]
 
-        weighted = f"{percent(overall['map_weighted'], decimals)} ({percent(chance['map_weighted'], decimals)})"
+        weighted = [
+            f"{percent(overall[f'{name}_weighted'], decimals)} ({percent(chance[f'{name}_weighted'], decimals)})"
+            if name in _WEIGHTED
+            else ""
+            for name in measures
+        ]
         lines = [
             format_table(
-                ["% (chance)", "queries", *(_TITLES.get(measure, measure) for measure in measures)],
+                ["% (chance)", "queries", *(MEASURE_NAMES.get(measure, measure) for measure in measures)],
                 [
                     [[each.name, f"{each.queries:,}", *cells(each.scores, each.chance)] for each in self.attributes],
                     [
                         ["mean", "", *cells(overall, chance)],
-                        ["query-weighted", f"{self.queries:,}", weighted, *[""] * (len(measures) - 1)],
+                        ["query-weighted", f"{self.queries:,}", *weighted],
                     ],
                 ],
             )
@@ -124,6 +169,8 @@ class EvaluationResult:
                 )
         if self.unlabelled:
             lines.append(f"Not evaluated, no query is labelled with it: {', '.join(self.unlabelled)}.")
+        if self.coverage is not None:
+            lines.append(f"Subset: {self.coverage}.")
         return "\n".join(lines)
 
     def to_dict(self) -> dict:
@@ -137,16 +184,12 @@ class EvaluationResult:
             AttributeResult(**(each | {"values": tuple(ValueResult(**value) for value in each["values"])}))
             for each in content["attributes"]
         )
-        return cls(attributes, tuple(content["unlabelled"]))
+        coverage = content.get("coverage")  # results of earlier versions have none
+        return cls(attributes, tuple(content["unlabelled"]), None if coverage is None else Coverage(**coverage))
 
     def save_json(self, path: str | Path) -> Path:
         """Write `to_dict()` to `path`, whole or not at all; missing folders are made."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".unfinished")
-        unfinished.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        unfinished.replace(path)
-        return path
+        return write_json(self.to_dict(), path)
 
     @classmethod
     def load_json(cls, path: str | Path) -> "EvaluationResult":
@@ -154,23 +197,18 @@ class EvaluationResult:
         return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
     def _overall(self, per_attribute: list[dict[str, float]]) -> dict[str, float]:
-        means = {measure: _mean(each[measure] for each in per_attribute) for measure in per_attribute[0]}
         queries = [attribute.queries for attribute in self.attributes]
-        weighted = float(np.average([each["map"] for each in per_attribute], weights=queries))
-        return {"map": means.pop("map"), "map_weighted": weighted} | means
+        means = {}
+        for measure in per_attribute[0]:
+            figures = [each[measure] for each in per_attribute]
+            means[measure] = float(np.mean(figures))
+            if measure in _WEIGHTED:
+                means[f"{measure}_weighted"] = float(np.average(figures, weights=queries))
+        return means
 
 
-_TITLES = {"map": "mAP", "map_macro": "macro mAP", "r_precision": "R-prec"}
-
-
-def _means(scores: RetrievalScores, map_macro: float) -> dict[str, float]:
+def _means(scores: RetrievalScores) -> dict[str, float]:
     return {
-        "map": float(scores.average_precision.mean()),
-        "map_macro": map_macro,
         **{f"recall@{k}": float(hits.mean()) for k, hits in scores.recall.items()},
         "r_precision": float(scores.r_precision.mean()),
     }
-
-
-def _mean(figures: Iterable[float]) -> float:
-    return float(np.mean(list(figures)))

@@ -3,7 +3,8 @@
 Protocol of ASEN, ASEN++, RPF and CoKi: candidates are ranked by the dot product of L2-normalised embeddings; average
 precision runs over the full list and is 0 where nothing is relevant, and such queries stay in the mean. Ours beside
 it: candidates of the query's group (near copies) are taken out, and ties count as the expectation over their random
-order, so a constant embedding scores exactly chance.
+order, so a constant embedding scores exactly chance. For labels that say too little there are sets of values: all
+that a picture shows (relevant = one is shared), and those it may show (out of the rankings of queries for them).
 
 recall@k is the one of metric learning: the share of queries with at least one relevant candidate among the first k.
 Cost: one matmul and one sort per chunk of queries, then two binary searches per relevant candidate.
@@ -12,12 +13,12 @@ Cost: one matmul and one sort per chunk of queries, then two binary searches per
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from .candidates import Exclusions, Relevance, Side
 from .ranking import (
     FloatArray,
     IntArray,
@@ -93,6 +94,9 @@ def retrieval_metrics(
     *,
     query_groups: ArrayLike | None = None,
     gallery_groups: ArrayLike | None = None,
+    query_values: ArrayLike | None = None,
+    gallery_values: ArrayLike | None = None,
+    maybe_values: ArrayLike | None = None,
     ks: Sequence[int] = (1, 5, 10),
     chunk_size: int | None = None,
 ) -> AttributeRetrieval:
@@ -104,19 +108,25 @@ def retrieval_metrics(
         gallery_embeddings, gallery_labels: (G, D) and (G,); -1 = never a candidate. Without them every query is
             ranked against all other queries (leave-one-out).
         query_groups, gallery_groups: (Q,) and (G,); candidates of the query's own group are taken out, -1 = no group.
+        query_values, gallery_values: (Q, V) and (G, V) booleans, all values that each picture shows; its label is one
+            of them in any case. With them a candidate is relevant if it shares any value with the query; who asks and
+            who is a candidate is still for the labels to say.
+        maybe_values: (G, V) booleans, or (Q, V) leave-one-out: the values that each candidate may show. It is taken
+            out of the ranking of a query with such a label, unless it is relevant to it anyway.
         chunk_size: queries per matmul; by default as many as fit 64 MiB of similarities.
 
     Raises:
         ValueError: on shapes that do not fit, labels or groups below -1, embeddings that are not finite, a `k`
             below 1, one half of a gallery, or when no query is labelled.
     """
-    _check_pairs(query_groups, gallery_embeddings, gallery_labels, gallery_groups, ks, chunk_size)
-    queries = _Side.of("query", query_embeddings, query_labels, query_groups)
+    _check_pairs(query_groups, gallery_embeddings, gallery_labels, gallery_groups, gallery_values, ks, chunk_size)
     if gallery_embeddings is None or gallery_labels is None:
+        queries = Side.of("query", query_embeddings, query_labels, query_groups, query_values, maybe_values)
         queries = queries.with_every_row_grouped()  # a query is its own group at least: it never finds itself
         gallery = queries
     else:
-        gallery = _Side.of("gallery", gallery_embeddings, gallery_labels, gallery_groups)
+        queries = Side.of("query", query_embeddings, query_labels, query_groups, query_values)
+        gallery = Side.of("gallery", gallery_embeddings, gallery_labels, gallery_groups, gallery_values, maybe_values)
         if gallery.embeddings.shape[1] != queries.embeddings.shape[1]:
             raise ValueError(
                 f"query embeddings have {queries.embeddings.shape[1]} dimensions, "
@@ -131,65 +141,33 @@ def retrieval_metrics(
     return _score(queries.rows(asked), gallery, asked, tuple(ks), chunk_size)
 
 
-def to_numpy(array: object) -> NDArray:
-    """`array` on the CPU as numpy; half-precision tensors as float32, since numpy knows no bfloat16."""
-    if isinstance(array, torch.Tensor):
-        array = array.detach().cpu()
-        return (array.float() if array.is_floating_point() else array).numpy()
-    return np.asarray(array)
-
-
-class _Side(NamedTuple):
-    """The queries or the gallery: normalised embeddings (n, D), labels (n,), groups (n,) with -1 = none."""
-
-    embeddings: NDArray[np.float32]
-    labels: IntArray
-    groups: IntArray
-
-    @classmethod
-    def of(cls, side: str, embeddings: object, labels: object, groups: object | None) -> "_Side":
-        vectors = to_numpy(embeddings).astype(np.float32)  # a copy: normalised in place below
-        if vectors.ndim != 2:
-            raise ValueError(f"{side} embeddings must have shape (images, dim), got {vectors.shape}")
-        if not np.isfinite(vectors).all():
-            bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-            raise ValueError(f"{len(bad)} of {len(vectors)} {side} embeddings are not finite, the first is {bad[0]}")
-        # Zero vectors stay zero: similar to nothing, tied with everything.
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-        ids = _ids(f"{side} labels", labels, len(vectors))
-        members = np.full(len(vectors), -1) if groups is None else _ids(f"{side} groups", groups, len(vectors))
-        return cls(vectors, ids, members)
-
-    def rows(self, index: IntArray) -> "_Side":
-        return _Side(self.embeddings[index], self.labels[index], self.groups[index])
-
-    def with_every_row_grouped(self) -> "_Side":
-        fresh = self.groups.max(initial=-1) + 1 + np.arange(len(self.groups))
-        return self._replace(groups=np.where(self.groups < 0, fresh, self.groups))
-
-
 def _score(
-    queries: _Side, gallery: _Side, asked: IntArray, ks: tuple[int, ...], chunk_size: int | None
+    queries: Side, gallery: Side, asked: IntArray, ks: tuple[int, ...], chunk_size: int | None
 ) -> AttributeRetrieval:
     num_queries, num_columns = len(queries.labels), len(gallery.labels)
     chunk_size = chunk_size or max(1, _CHUNK_BYTES // (4 * max(num_columns, 1)))
     unique, column_of = _distinct_rows(gallery.embeddings)
-    first = np.searchsorted(gallery.labels, queries.labels, side="left")
-    last = np.searchsorted(gallery.labels, queries.labels, side="right")
-    excluded = _Exclusions(queries.groups, gallery.groups)
+    relevance = Relevance(queries, gallery)
+    excluded = Exclusions(queries.groups, gallery.groups)
     harmonic = harmonic_numbers(num_columns)
 
     average_precision, r_precision = np.zeros(num_queries), np.zeros(num_queries)
-    num_relevant, best_above, best_tied, best_relevant = np.zeros((4, num_queries), dtype=np.int64)
+    num_candidates, num_relevant = np.zeros((2, num_queries), dtype=np.int64)
+    best_above, best_tied, best_relevant = np.zeros((3, num_queries), dtype=np.int64)
     for start in range(0, num_queries, chunk_size):
         stop = min(start + chunk_size, num_queries)
         similarities = queries.embeddings[start:stop] @ unique.T
         if column_of is not None:
             similarities = similarities[:, column_of]
+        columns = [relevance.columns(query) for query in range(start, stop)]
         similarities[excluded.pairs(start, stop)] = -np.inf
-        found = [similarities[row, first[start + row] : last[start + row]].copy() for row in range(stop - start)]
+        undecided = relevance.undecided(start, columns)
+        if undecided is not None:
+            similarities[undecided] = -np.inf
+        found = [row[relevant].copy() for row, relevant in zip(similarities, columns, strict=True)]
         similarities.sort(axis=1)
         for query, candidates, relevant in zip(range(start, stop), similarities, found, strict=True):
+            num_candidates[query] = count_above(candidates, np.array([-np.inf], dtype=np.float32))[0]
             relevant = np.sort(relevant[relevant > -np.inf])
             if not len(relevant):
                 continue
@@ -200,7 +178,6 @@ def _score(
             best_above[query], best_tied[query] = above[-1], through[-1] - above[-1]
             best_relevant[query] = count_at_least(relevant, relevant[-1:])[0]
 
-    num_candidates = num_columns - excluded.counts
     nothing_above = np.zeros_like(num_candidates)
     return AttributeRetrieval(
         queries=asked,
@@ -218,25 +195,6 @@ def _score(
             chance_r_precision(num_candidates, num_relevant),
         ),
     )
-
-
-class _Exclusions:
-    """Which gallery columns each query must not see: those of its own group."""
-
-    def __init__(self, query_groups: IntArray, gallery_groups: IntArray) -> None:
-        self.order = np.argsort(gallery_groups, kind="stable")
-        in_order = gallery_groups[self.order]
-        self.first = np.searchsorted(in_order, query_groups, side="left")
-        last = np.searchsorted(in_order, query_groups, side="right")
-        self.counts: IntArray = np.where(query_groups < 0, 0, last - self.first)
-
-    def pairs(self, start: int, stop: int) -> tuple[IntArray, IntArray]:
-        """(rows within the chunk, gallery columns) of every excluded pair of the queries start:stop."""
-        counts = self.counts[start:stop]
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.repeat(np.arange(stop - start), counts), self.order[
-            np.repeat(self.first[start:stop], counts) + within
-        ]
 
 
 def _distinct_rows(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], IntArray | None]:
@@ -259,22 +217,12 @@ def _mean_per_value(labels: IntArray, scores: FloatArray) -> dict[int, float]:
     return {int(value): float(mean) for value, mean in zip(values, means, strict=True)}
 
 
-def _ids(name: str, ids: object, length: int) -> IntArray:
-    array = to_numpy(ids)
-    if array.shape != (length,):
-        raise ValueError(f"{name} must have shape ({length},), one for each embedding, got {array.shape}")
-    if length and not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"{name} must be integers (-1 = none), got {array.dtype}")
-    if array.min(initial=0) < -1:
-        raise ValueError(f"{name} must be -1 (none) or at least 0, got {array.min()}")
-    return array.astype(np.int64)
-
-
 def _check_pairs(
     query_groups: object | None,
     gallery_embeddings: object | None,
     gallery_labels: object | None,
     gallery_groups: object | None,
+    gallery_values: object | None,
     ks: Sequence[int],
     chunk_size: int | None,
 ) -> None:
@@ -282,6 +230,8 @@ def _check_pairs(
         raise ValueError("gallery_embeddings and gallery_labels go together: give both, or neither for leave-one-out")
     if gallery_embeddings is None and gallery_groups is not None:
         raise ValueError("gallery_groups without a gallery: leave-one-out takes query_groups alone")
+    if gallery_embeddings is None and gallery_values is not None:
+        raise ValueError("gallery_values without a gallery: leave-one-out takes query_values alone")
     if gallery_embeddings is not None and (query_groups is None) != (gallery_groups is None):
         raise ValueError("query_groups and gallery_groups go together: give both or neither")
     if any(k < 1 for k in ks):

@@ -21,7 +21,7 @@ from cca_hf.data.sampler import AttributeBatchSampler
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.torch_dataset import AttributeImages
 from cca_hf.data.transforms import TrainingTransform
-from cca_hf.evaluation.evaluator import Gallery, evaluate_embeddings
+from cca_hf.evaluation.embeddings import Gallery, evaluate_embeddings
 from cca_hf.evaluation.result import EvaluationResult
 from cca_hf.models.modeling_cca import CCAModel
 
@@ -299,14 +299,22 @@ class CCATrainer(WholeCheckpointTrainer):
         gallery = None
         if isinstance(images, QueriesAndGallery):
             start = len(images.queries)
-            gallery = Gallery(embeddings[start:], labels[start:], self.data.groups(images.gallery.split))
+            gallery = Gallery.of_split(self.data, images.gallery.split, embeddings[start:], labels[start:])
             images, embeddings, labels = images.queries, embeddings[:start], labels[:start]
         if not isinstance(images, AttributeImages):
             raise TypeError(
                 f"retrieval is evaluated on AttributeImages or QueriesAndGallery, got {type(images).__name__}"
             )
-        groups = self.data.groups(images.split)
-        return evaluate_embeddings(embeddings, labels, self.data.attributes, groups=groups, gallery=gallery)
+        asked = Gallery.of_split(self.data, images.split, embeddings, labels)
+        result = evaluate_embeddings(
+            embeddings,
+            labels,
+            self.data.attributes,
+            groups=asked.groups,
+            all_values=asked.all_values,
+            maybe_values=asked.maybe_values,
+            gallery=gallery,
+        )
 
 
 def make_loss(args: CCATrainingArguments) -> ConditionalTripletLoss | ConditionalSoftTripletLoss:

@@ -10,8 +10,8 @@ from html import escape
 
 from PIL import Image
 
-from ..evaluation.report import MEASURE_NAMES, comparison_rows
-from ..evaluation.result import EvaluationResult
+from ..evaluation.report import comparison_rows
+from ..evaluation.result import MEASURE_NAMES, EvaluationResult
 from ..evaluation.text_table import percent
 from .neighbours import Neighbour
 from .page_style import STYLE

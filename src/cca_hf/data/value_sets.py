@@ -1,0 +1,44 @@
+"""Several values of an attribute on one picture: the optional columns `<attribute>_all` and `<attribute>_maybe`.
+
+The attribute's own column holds the one value that a picture is said to show. Beside it stand, as lists,
+- `<attribute>_all`: every value that it shows (DeepFashion; on 46 % of its candidates there are several);
+- `<attribute>_maybe`: values that it may show, the annotators were not sure (the `m` of FashionAI).
+
+Only the evaluation reads them. Lists are read by name (`List(ClassLabel(names=...))` or lists of strings), so that
+they stay right when the attribute's values are put into another order, that of a trained model.
+"""
+
+from typing import Literal, TypeAlias
+
+import datasets
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute as pc  # type: ignore[import-untyped]
+
+from .columns import ColumnPlace, encode_labels
+
+ValueSetKind: TypeAlias = Literal["all", "maybe"]
+
+
+def read_value_sets(
+    dataset: datasets.Dataset, split: str, attribute: str, values: list[str], kind: ValueSetKind
+) -> np.ndarray | None:
+    """(images, values) booleans, a column for each of `values`; None where the data set has no such lists.
+
+    A column of that name which holds no lists is another column, and left alone.
+
+    Raises:
+        ValueError: if the lists hold what is no value of the attribute.
+    """
+    column = f"{attribute}_{kind}"
+    feature = dataset.features.get(column)
+    if not isinstance(feature, (datasets.List, datasets.LargeList)):
+        return None
+    sets = np.zeros((dataset.num_rows, len(values)), dtype=bool)
+    if dataset.num_rows:
+        lists = ColumnPlace(column).read(dataset).combine_chunks()
+        items = pa.chunked_array([pc.list_flatten(lists)])
+        ids = encode_labels(column, {split: items}, {split: feature.feature}, values)[0][split]
+        pictures = pc.list_parent_indices(lists).to_numpy()
+        sets[pictures[ids >= 0], ids[ids >= 0]] = True
+    return sets
