@@ -306,7 +306,7 @@ class CCATrainer(WholeCheckpointTrainer):
                 f"retrieval is evaluated on AttributeImages or QueriesAndGallery, got {type(images).__name__}"
             )
         asked = Gallery.of_split(self.data, images.split, embeddings, labels)
-        result = evaluate_embeddings(
+        return evaluate_embeddings(
             embeddings,
             labels,
             self.data.attributes,
