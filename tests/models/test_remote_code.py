@@ -8,6 +8,8 @@ import sys
 import numpy as np
 import pytest
 
+from .conftest import build, tiny_backbone
+
 PROGRAM = """
 import sys
 sys.modules["cca_hf"] = None  # importing it raises ImportError
@@ -38,20 +40,15 @@ except ImportError:
 """
 
 
-@pytest.mark.parametrize("backbone", ["vit", "mobilenet_v2"])
-def test_loads_and_saves_again_without_the_package(backbone, attributes, pictures, tmp_path):
-    from transformers import MobileNetV2Config, ViTConfig
-
-    from cca_hf import CCAModel
-
-    config = (
-        ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8)
-        if backbone == "vit"
-        else MobileNetV2Config(depth_multiplier=0.35, image_size=64)
-    )
-    model = CCAModel.from_backbone(config, attributes, embedding_dim=16).eval()
+@pytest.mark.parametrize(
+    ("name", "backbone"),
+    [("cca", "vit"), ("cca", "mobilenet_v2"), ("csn", "vit"), ("asen", "vit"), ("separate", "vit")],
+)
+def test_loads_and_saves_again_without_the_package(name, backbone, pictures, tmp_path):
+    model = build(name, tiny_backbone(backbone), embedding_dim=16)
     model.save_pretrained(tmp_path / "first")
-    pictures[0].save(tmp_path / "picture.png")
+    side = model.config.image_size  # resizing may differ by a level from the image processor's, see test_pixels
+    pictures[0].resize((side, side)).save(tmp_path / "picture.png")
     process = subprocess.run(
         [sys.executable, "-c", PROGRAM, tmp_path / "first", tmp_path / "second", tmp_path / "picture.png"],
         capture_output=True,

@@ -207,12 +207,12 @@ class CCAPreTrainedModel(PreTrainedModel):
             output_attentions = bool(self.config.output_attentions)
         if return_dict is None:
             return_dict = self.config.return_dict
-        if (pixel_values is None) == (backbone_features is None):
-            raise ValueError("give either pixel_values or backbone_features, and not both")
-        if backbone_features is None:
+        if pixel_values is not None and backbone_features is None:
             backbone_features = self.get_backbone_features(pixel_values)
-        else:  # they may have been kept in half precision
+        elif pixel_values is None and backbone_features is not None:  # they may have been kept in half precision
             backbone_features = [feature.to(self.dtype) for feature in backbone_features]
+        else:
+            raise ValueError("give either pixel_values or backbone_features, and not both")
         output = self.condition_tokens(self.project_features(backbone_features), attribute_ids, output_attentions)
         return output if return_dict else output.to_tuple()
 

@@ -25,6 +25,7 @@ class SeparateModel(CCAPreTrainedModel):
 
     config_class = SeparateConfig
     config: SeparateConfig
+    networks: Any  # of `CCAModel`; what is in a ModuleList has no type
 
     def __init__(self, config: SeparateConfig):
         super().__init__(config)
@@ -50,7 +51,7 @@ class SeparateModel(CCAPreTrainedModel):
                     f"the network of {config.attributes[0]!r} differs from that of {names[0]!r} in {differing}"
                 )
         values = {name: v for network in networks for name, v in (network.config.attribute_values or {}).items()}
-        shared = _shared(first) | {"backbone_config": first.backbone_config.to_dict()}
+        shared = _shared(first) | {"backbone_config": first.backbone_config}
         joined = cls(SeparateConfig(**shared, attributes=names, attribute_values=values))
         for own, network in zip(joined.networks, networks, strict=True):
             own.load_state_dict(network.state_dict())
@@ -90,7 +91,8 @@ class SeparateModel(CCAPreTrainedModel):
 def _config_of_one(config: SeparateConfig, attribute: str) -> SeparateConfig:
     own = copy.deepcopy(config)
     own.attributes = [attribute]
-    own.attribute_values = {name: values for name, values in own.attribute_values.items() if name == attribute}
+    values = config.attribute_values or {}
+    own.attribute_values = {attribute: values[attribute]} if attribute in values else {}
     return own
 
 
