@@ -4,11 +4,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cca_hf import CCAModel, UnreadableImageError
 
 
 def test_all_attributes_in_the_configs_order(model, pictures):
+    pictures = [picture.resize((32, 32)) for picture in pictures]  # see test_pixels for what resizing may differ by
     embeddings = model.encode(pictures)
     assert isinstance(embeddings, np.ndarray) and embeddings.shape == (5, 3, 32) and embeddings.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=-1), 1, atol=1e-5)
@@ -108,3 +110,79 @@ def test_attention_maps_of_several_levels_lie_on_the_finest_grid(attributes, pic
     np.testing.assert_allclose(got.sum((1, 2)), 1 - weights[:, 0].numpy(), atol=1e-5)  # the summary has no place
     with pytest.raises(ValueError, match="images is empty"):
         model.attention_maps([])
+
+
+class Watched:
+    """A sequence that knows what was asked of it."""
+
+    def __init__(self, pictures, length):
+        self.pictures, self.length, self.asked = pictures, length, []
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, row):
+        self.asked.append(row)
+        return self.pictures[row % len(self.pictures)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_pictures_are_read_once_in_order_and_little_ahead(model, pictures, num_workers):
+    images = Watched(pictures, 40)
+    batches = model.encode_batches(images, "shape", batch_size=4, num_workers=num_workers)
+    assert images.asked == []
+    first = next(batches)
+    assert first.rows == [0, 1, 2, 3] and first.values.shape == (4, 1, 32)
+    assert len(images.asked) <= 4 * 5  # the batch, the one that runs behind it, two ahead, and one on its way
+    rest = list(batches)
+    assert [row for batch in rest for row in batch.rows] == list(range(4, 40))
+    assert sorted(images.asked) == list(range(40))
+    expected = model.encode(pictures, "shape")
+    for batch in (first, *rest):
+        np.testing.assert_allclose(batch.values, expected[[row % 5 for row in batch.rows]], atol=1e-5)
+
+
+def test_who_stops_asking_stops_the_threads(model, pictures):
+    import threading
+
+    batches = model.encode_batches(Watched(pictures, 1000), batch_size=2, num_workers=2)
+    next(batches)
+    assert any(thread.name.startswith("read-pictures") for thread in threading.enumerate())
+    batches.close()
+    assert not any(thread.name.startswith("read-pictures") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_unreadable_pictures_are_skipped_when_asked(model, pictures, tmp_path, num_workers):
+    pictures[0].save(tmp_path / "whole.jpg")
+    data = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "half.jpg").write_bytes(data[: len(data) // 2])
+    opened = Image.open(tmp_path / "half.jpg")
+    images = [*pictures[:2], tmp_path / "half.jpg", tmp_path / "none.jpg", opened, pictures[2]]
+    got = list(model.encode_batches(images, batch_size=2, num_workers=num_workers, on_unreadable="skip"))
+    assert [row for batch in got for row in batch.rows] == [0, 1, 5]
+    reasons = {row: str(error) for batch in got for row, error in batch.unreadable.items()}
+    assert list(reasons) == [2, 3, 4] and "half.jpg" in reasons[2] and "place 4" in reasons[4]
+    with pytest.raises(UnreadableImageError, match="half.jpg"):
+        list(model.encode_batches(images, batch_size=2, num_workers=num_workers))
+    only = list(model.encode_batches([tmp_path / "none.jpg"], on_unreadable="skip"))
+    assert only[0].rows == [] and only[0].values.shape == (0, 3, 32)
+    with pytest.raises(ValueError, match="'error' or 'skip'; got 'ignore'"):
+        list(model.encode_batches(images, on_unreadable="ignore"))
+
+
+def test_the_same_opened_file_many_times(model, pictures, tmp_path):
+    pictures[0].save(tmp_path / "a.png")
+    expected = model.encode(pictures[0])
+    got = model.encode([Image.open(tmp_path / "a.png")] * 20, batch_size=4, num_workers=4)
+    np.testing.assert_allclose(got, np.repeat(expected, 20, axis=0), atol=1e-5)
+
+
+def test_fingerprint_tells_models_apart(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    assert CCAModel.from_pretrained(tmp_path).fingerprint() == model.fingerprint()
+    first = model.fingerprint()
+    model.layernorm.bias.data[0] += 1e-3
+    changed = model.fingerprint()
+    model.image_processor.resample = 3
+    assert len({first, changed, model.fingerprint()}) == 3

@@ -1,54 +1,226 @@
-"""From pictures and names to arrays: decoding, batching and the progress bar around the model's two halves."""
+"""From pictures and names to arrays: reading ahead, batching and the progress bar around a model's forward pass.
 
-from collections.abc import Sequence
+Pictures are read by threads (their decoders let go of Python's lock) while the model is at work, two batches ahead at
+most, and taken from `images` one by one: a million pictures need no more memory than a thousand, but for their result.
+On an accelerator a batch is fetched when the next one has been started, and batches are of one size.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
-from typing import Any, Literal
+from threading import Lock
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import logging
 
-from .images import ImageInput, load_image
+from .configuration_cca import CCAConfig
+from .images import ImageInput, UnreadableImageError
+from .pixels import PictureReader
+
+_MOST_WORKERS = 8  # beyond, threads wait for each other
+_BATCHES_AHEAD = 2
 
 
-class _Pictures(Dataset):
-    """Decodes pictures where the `DataLoader` asks for them, that is in its workers."""
+class PictureBatch(NamedTuple):
+    """Some pictures as they come: their rows, what was read or computed of them, and what could not be read."""
 
-    def __init__(self, images: Sequence[ImageInput], image_processor: BaseImageProcessor):
-        self.images = images
-        self.image_processor = image_processor
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.image_processor(load_image(self.images[index]), return_tensors="pt")["pixel_values"][0]
+    rows: list[int]
+    values: torch.Tensor
+    unreadable: dict[int, UnreadableImageError]
 
 
-def encode_images(
-    model: PreTrainedModel,
-    images: ImageInput | Sequence[ImageInput],
-    attributes: str | Sequence[str] | None,
+class PictureEncoder:
+    """`encode` and `encode_batches` for whatever embeds pixel values under conditions: a model, or an export of it."""
+
+    config: CCAConfig
+    image_processor: BaseImageProcessor
+    device: torch.device
+    dtype: torch.dtype
+
+    def fingerprint(self) -> str:
+        """A hash to keep beside embeddings, so that those of two models are never mixed."""
+        raise NotImplementedError
+
+    def _embed(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
+        """`pixel_values` (batch, 3, height, width), `attribute_ids` (k,) -> (batch, k, dim), without gradient."""
+        raise NotImplementedError
+
+    def encode(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        attributes: str | Sequence[str] | None = None,
+        *,
+        batch_size: int = 32,
+        show_progress: bool | None = None,
+        output: Literal["numpy", "torch"] = "numpy",
+        num_workers: int | None = None,
+    ) -> np.ndarray | torch.Tensor:
+        """Embeds pictures under attributes given by name.
+
+        Args:
+            images: pictures, or one: paths, URLs, bytes, PIL images, arrays, or the image column of a `Dataset`. A
+                column cast to `datasets.Image(decode=False)` is read faster: in the threads, and not by PIL.
+            attributes: names of attributes, or one; defaults to all of them, in the order of `config.attributes`.
+            batch_size: pictures a pass.
+            show_progress: a progress bar; by default where there is more than one batch.
+            output: `"numpy"` or `"torch"` (on the CPU).
+            num_workers: threads that read pictures while the model is at work; 0 reads and computes in turns. By
+                default one beside a model on the CPU, which needs the cores itself, and up to 8 beside an accelerator.
+
+        Returns:
+            (images, attributes, dim) float32, L2-normalised.
+
+        Raises:
+            ValueError: for an unknown attribute (names the closest) or `output`.
+            UnreadableImageError: for a picture that cannot be read; names it.
+        """
+        if output not in ("numpy", "torch"):
+            raise ValueError(f"output must be 'numpy' or 'torch'; got {output!r}")
+        pictures = as_sequence(images)
+        batches = self.encode_batches(pictures, attributes, batch_size=batch_size, num_workers=num_workers)
+        num_attributes = len(self.config.attribute_ids(_names(attributes)))
+        dim = self.config.embedding_dim or self.config.hidden_size
+        embeddings = torch.empty(len(pictures), num_attributes, dim)
+        show = len(pictures) > batch_size if show_progress is None else show_progress
+        with logging.tqdm(total=len(pictures), desc="Encoding", unit="picture", disable=not show) as progress:
+            for batch in batches:
+                embeddings[batch.rows] = batch.values
+                progress.update(len(batch.rows))
+        return embeddings.numpy() if output == "numpy" else embeddings
+
+    def encode_batches(
+        self,
+        images: Sequence[ImageInput],
+        attributes: str | Sequence[str] | None = None,
+        *,
+        batch_size: int = 32,
+        num_workers: int | None = None,
+        on_unreadable: Literal["error", "skip"] = "error",
+    ) -> Iterator[PictureBatch]:
+        """As [`encode`], batch after batch, for more than fits into memory.
+
+        Args:
+            on_unreadable: `"skip"` leaves out pictures that cannot be read, and tells them in `unreadable`.
+
+        Yields:
+            A [`PictureBatch`] for each `batch_size` pictures in turn, less those that cannot be read; its `values` are
+            (pictures, attributes, dim) float32 on the CPU.
+        """
+        ids = self.config.attribute_ids(_names(attributes))  # here, so that a wrong name is an error at once
+        return self._encode_batches(images, ids, batch_size, num_workers, on_unreadable)
+
+    def _encode_batches(
+        self,
+        images: Sequence[ImageInput],
+        ids: list[int],
+        batch_size: int,
+        num_workers: int | None,
+        on_unreadable: Literal["error", "skip"],
+    ) -> Iterator[PictureBatch]:
+        attribute_ids = torch.tensor(ids, dtype=torch.long, device=self.device)
+        running: PictureBatch | None = None
+        for batch in pixel_batches(
+            self, images, batch_size=batch_size, num_workers=num_workers, on_unreadable=on_unreadable
+        ):
+            if batch.rows:
+                values = self._embed(batch.values, attribute_ids)
+            else:  # none of them could be read
+                values = torch.empty(0, len(ids), self.config.embedding_dim or self.config.hidden_size)
+            if running is not None:
+                yield _fetch(running)
+            running = batch._replace(values=values)
+        if running is not None:
+            yield _fetch(running)
+
+
+def pixel_batches(
+    model: PictureEncoder | PreTrainedModel,
+    images: Sequence[ImageInput],
     *,
     batch_size: int,
-    show_progress: bool | None,
-    output: Literal["numpy", "torch"],
-    num_workers: int,
-) -> np.ndarray | torch.Tensor:
-    """See `CCAModel.encode`."""
-    if output not in ("numpy", "torch"):
-        raise ValueError(f"output must be 'numpy' or 'torch'; got {output!r}")
-    attribute_ids = torch.tensor(model.config.attribute_ids(_names(attributes)), dtype=torch.long)
-    rows = []
-    for pixel_values in _batches(model, _as_sequence(images), batch_size, show_progress, num_workers):
-        conditions = attribute_ids.to(pixel_values.device).expand(len(pixel_values), -1)
-        rows.append(_infer(model, pixel_values, conditions).float().cpu())
-    dim = model.config.embedding_dim or model.config.hidden_size
-    embeddings = torch.cat(rows) if rows else torch.empty(0, len(attribute_ids), dim)
-    return embeddings.numpy() if output == "numpy" else embeddings
+    num_workers: int | None = None,
+    on_unreadable: Literal["error", "skip"] = "error",
+) -> Iterator[PictureBatch]:
+    """Pictures as `pixel_values` on the model's device; batch i is of the rows from i * batch_size on.
+
+    On an accelerator a batch that lacks pictures, as the last one may, is filled up with copies of one, so that
+    nothing is compiled or tuned again for it: `values` may have more rows than there are in `rows`.
+    """
+    if on_unreadable not in ("error", "skip"):
+        raise ValueError(f"on_unreadable must be 'error' or 'skip'; got {on_unreadable!r}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    reader, device = PictureReader(model.image_processor), model.device
+    workers = _default_workers(device) if num_workers is None else num_workers
+    fill_up = device.type != "cpu" and len(images) > batch_size
+    rows: list[int] = []
+    pixels: list[torch.Tensor] = []
+    unreadable: dict[int, UnreadableImageError] = {}
+    for row, read in enumerate(_read_ahead(reader, images, workers, _BATCHES_AHEAD * batch_size)):
+        if isinstance(read, UnreadableImageError):
+            if on_unreadable == "error":
+                raise read
+            unreadable[row] = read
+        else:
+            rows.append(row)
+            pixels.append(read)
+        if (row + 1) % batch_size == 0 or row == len(images) - 1:
+            if fill_up and pixels:
+                pixels += [pixels[-1]] * (batch_size - len(pixels))
+            stacked = torch.stack(pixels) if pixels else torch.empty(0, 3, 1, 1)
+            if device.type == "cuda":
+                stacked = stacked.pin_memory()
+            yield PictureBatch(rows, reader.scale(stacked, device, model.dtype), unreadable)
+            rows, pixels, unreadable = [], [], {}
+
+
+def _read_ahead(
+    reader: PictureReader, images: Sequence[ImageInput], num_workers: int, ahead: int
+) -> Iterator[torch.Tensor | UnreadableImageError]:
+    """Every picture in turn, up to `ahead` of them read before they are asked for."""
+    lock = Lock()
+
+    def read(row: int) -> torch.Tensor | UnreadableImageError:
+        image = images[row]
+        try:
+            if isinstance(image, Image.Image):
+                with lock:  # it may stand in the list twice, and PIL decodes an opened file at its first use
+                    image.load()
+            return reader.read(image)
+        except UnreadableImageError as error:
+            return error
+        except OSError as error:  # of a file that PIL had opened
+            return UnreadableImageError(f"the picture in place {row} cannot be read: {error}")
+
+    if num_workers == 0:
+        yield from map(read, range(len(images)))
+        return
+    with ThreadPoolExecutor(num_workers, thread_name_prefix="read-pictures") as pool:
+        waiting: deque[Future[torch.Tensor | UnreadableImageError]] = deque()
+        try:
+            for row in range(len(images)):
+                waiting.append(pool.submit(read, row))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # whoever asked has stopped asking
+            for future in waiting:
+                future.cancel()
+
+
+def _default_workers(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else min(_MOST_WORKERS, os.cpu_count() or 1)
+
+
+def _fetch(batch: PictureBatch) -> PictureBatch:
+    return batch._replace(values=batch.values[: len(batch.rows)].float().cpu())
 
 
 def compute_attention_maps(
@@ -61,22 +233,12 @@ def compute_attention_maps(
     """See `CCAModel.attention_maps`."""
     attribute_ids = torch.tensor(model.config.attribute_ids(_names(attributes)), dtype=torch.long)
     maps = []
-    for pixel_values in _batches(model, _as_sequence(images), batch_size, False, 0):
-        conditions = attribute_ids.to(pixel_values.device).expand(len(pixel_values), -1)
-        maps.append(_attend(model, pixel_values, conditions).cpu().numpy())
+    for batch in pixel_batches(model, as_sequence(images), batch_size=batch_size):
+        conditions = attribute_ids.to(batch.values.device).expand(len(batch.values), -1)
+        maps.append(_attend(model, batch.values, conditions)[: len(batch.rows)].cpu().numpy())
     if not maps:
         raise ValueError("no pictures to attend to: images is empty")
     return np.concatenate(maps)
-
-
-@torch.inference_mode()
-def _infer(model: PreTrainedModel, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
-    training = model.training
-    model.eval()
-    try:
-        return model(pixel_values, attribute_ids=attribute_ids).embeddings
-    finally:
-        model.train(training)
 
 
 @torch.inference_mode()
@@ -112,21 +274,7 @@ def _spread(cells: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return (cells / sharing)[..., row[:, None], column]
 
 
-def _batches(
-    model: PreTrainedModel,
-    images: Sequence[ImageInput],
-    batch_size: int,
-    show_progress: bool | None,
-    num_workers: int,
-) -> Any:
-    loader = DataLoader(_Pictures(images, model.image_processor), batch_size=batch_size, num_workers=num_workers)
-    if show_progress is None:
-        show_progress = len(loader) > 1
-    for batch in logging.tqdm(loader, desc="Encoding", unit="batch", disable=not show_progress):
-        yield batch.to(model.device, model.dtype)
-
-
-def _as_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:
+def as_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:
     """One picture is a list of one; a column of a data set is taken as it is, and read picture by picture."""
     if isinstance(images, (str, PathLike, bytes, dict, Image.Image)):
         return [images]
@@ -144,4 +292,4 @@ def _names(attributes: str | Sequence[str] | None) -> list[str] | None:
     return names
 
 
-__all__ = ["compute_attention_maps", "encode_images"]
+__all__ = ["PictureBatch", "PictureEncoder", "as_sequence", "compute_attention_maps", "pixel_batches"]

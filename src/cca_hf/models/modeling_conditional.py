@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from transformers.utils import ModelOutput
 from .checkpoints import load_image_processor, name_pipeline, staged
 from .conditional_layer import ConditionEmbedding
 from .configuration_cca import CCAConfig
-from .encoding import compute_attention_maps, encode_images
+from .encoding import PictureEncoder, compute_attention_maps
+from .fingerprint import fingerprint_of
 from .images import ImageInput
 
 
@@ -37,7 +38,7 @@ class CCAModelOutput(ModelOutput):
     attentions: torch.Tensor | None = None
 
 
-class CCAPreTrainedModel(PreTrainedModel):
+class CCAPreTrainedModel(PictureEncoder, PreTrainedModel):
     config_class = CCAConfig
     config: CCAConfig
     base_model_prefix = "cca"
@@ -232,42 +233,21 @@ class CCAPreTrainedModel(PreTrainedModel):
                 f"got {int(attribute_ids.min())}..{int(attribute_ids.max())}"
             )
 
-    def encode(
-        self,
-        images: ImageInput | Sequence[ImageInput],
-        attributes: str | Sequence[str] | None = None,
-        *,
-        batch_size: int = 32,
-        show_progress: bool | None = None,
-        output: Literal["numpy", "torch"] = "numpy",
-        num_workers: int = 0,
-    ) -> np.ndarray | torch.Tensor:
-        """Embeds pictures under attributes given by name.
+    def fingerprint(self) -> str:
+        """A hash to keep beside embeddings: of the weights, the attributes and how pictures are read."""
+        return fingerprint_of(self, self.config, self.image_processor)
 
-        Args:
-            images: pictures, or one: paths, URLs, bytes, PIL images, arrays, or the image column of a `Dataset`.
-            attributes: names of attributes, or one; defaults to all of them, in the order of `config.attributes`.
-            batch_size: pictures a pass.
-            show_progress: a progress bar; by default where there is more than one batch.
-            output: `"numpy"` or `"torch"` (on the CPU).
-            num_workers: processes that decode the pictures; 0 decodes in this one.
-
-        Returns:
-            (images, attributes, dim) float32, L2-normalised.
-
-        Raises:
-            ValueError: for an unknown attribute (names the closest) or `output`.
-            UnreadableImageError: for a picture that cannot be read; names it.
-        """
-        return encode_images(
-            self,
-            images,
-            attributes,
-            batch_size=batch_size,
-            show_progress=show_progress,
-            output=output,
-            num_workers=num_workers,
-        )
+    @torch.inference_mode()
+    def _embed(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
+        """For [`encode`]: in eval mode, whatever mode the model is in."""
+        training = self.training
+        if training:
+            self.eval()
+        try:
+            return self(pixel_values, attribute_ids=attribute_ids.expand(len(pixel_values), -1)).embeddings
+        finally:
+            if training:
+                self.train()
 
     def attention_maps(
         self,

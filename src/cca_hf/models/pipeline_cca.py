@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import Image
-from transformers import Pipeline
+from transformers import BatchFeature, Pipeline
 
-from .images import ImageInput, load_image
+from .images import ImageInput
+from .pixels import PictureReader
 
 
 class CCAPipeline(Pipeline):
@@ -67,8 +67,10 @@ class CCAPipeline(Pipeline):
         """
         return super().__call__(inputs, **kwargs)
 
-    def preprocess(self, image: ImageInput | Image.Image) -> dict[str, torch.Tensor]:
-        return self.image_processor(load_image(image), return_tensors="pt").to(self.dtype)
+    def preprocess(self, image: ImageInput) -> BatchFeature:
+        reader = PictureReader(self.image_processor)  # as `encode`, for the same embeddings
+        pixel_values = reader.scale(reader.read(image)[None], torch.device("cpu"), self.dtype)
+        return BatchFeature({"pixel_values": pixel_values})
 
     def _forward(
         self, model_inputs: dict[str, torch.Tensor], attribute_ids: list[int] | None = None

@@ -1,0 +1,155 @@
+"""The pictures to embed, with an id for each: a folder of files, or a split of any data set that `datasets` reads."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, DatasetDict, Features, Image
+from PIL import Image as PILImage
+
+from ..data.columns import missing_message
+from ..data.sources import load_source
+
+ITEM_ID = "item_id"
+_IMAGE = "image"
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Pictures in a fixed order; made by `from_folder` or `from_dataset`.
+
+    Args:
+        dataset: `image`, undecoded, and columns to be carried over to the embeddings.
+        ids: unique, one for each picture.
+    """
+
+    dataset: Dataset
+    ids: pa.Array
+
+    @classmethod
+    def from_folder(cls, folder: str | PathLike[str]) -> "Catalogue":
+        """Every picture in a folder and the folders in it, by its suffix; ids are paths within the folder.
+
+        Raises:
+            FileNotFoundError: if there is no such folder, or no picture in it.
+        """
+        root = Path(folder)
+        if not root.is_dir():
+            raise FileNotFoundError(f"there is no folder {root}")
+        suffixes = PILImage.registered_extensions()
+        names = sorted(
+            Path(parent, name).relative_to(root).as_posix()
+            for parent, _, files in os.walk(root)
+            for name in files
+            if os.path.splitext(name)[1].lower() in suffixes
+        )
+        if not names:
+            raise FileNotFoundError(f"there is no picture in {root}; known are {' '.join(sorted(suffixes))}")
+        paths = [str(root / name) for name in names]
+        dataset = Dataset.from_dict({_IMAGE: paths}, features=Features({_IMAGE: Image(decode=False)}))
+        return cls(dataset, pa.array(names))
+
+    @classmethod
+    def from_dataset(
+        cls,
+        source: str | PathLike[str] | Dataset | DatasetDict,
+        *,
+        split: str | None = None,
+        image_column: str = _IMAGE,
+        id_column: str | None = None,
+        columns: Sequence[str] = (),
+        config_name: str | None = None,
+        revision: str | None = None,
+    ) -> "Catalogue":
+        """A split of a data set.
+
+        Args:
+            source: as in `load_attribute_dataset`.
+            split: may be left out where there is but one.
+            id_column: its values name the pictures, and must be unique; by default the row's number does.
+            columns: to be carried over.
+
+        Raises:
+            ValueError: a split or column is missing, or ids are not unique.
+        """
+        splits = load_source(source, config_name, revision)
+        if split is None and len(splits) > 1:
+            raise ValueError(f"the data set has several splits, name one of them: {', '.join(splits)}")
+        split = split or next(iter(splits))
+        if split not in splits:
+            raise ValueError(missing_message("split", [split], splits))
+        dataset = splits[split].with_format(None)
+        wanted = [image_column, *([id_column] if id_column else []), *columns]
+        missing = [name for name in wanted if name not in dataset.column_names]
+        if missing:
+            raise ValueError(missing_message("column", missing, dataset.column_names))
+        taken = [name for name in columns if name in (image_column, _IMAGE, ITEM_ID)]
+        if taken:
+            raise ValueError(f"the column {taken[0]!r} cannot be carried over: the name is taken")
+        ids = pa.array(range(dataset.num_rows)) if id_column is None else _read_column(dataset, id_column)
+        if ids.null_count or pc.count_distinct(ids).as_py() != len(ids):
+            raise ValueError(f"ids must be unique; in {id_column!r} {_repeated(ids)!r} stands more than once")
+        dataset = dataset.select_columns([image_column, *columns]).rename_column(image_column, _IMAGE)
+        return cls(dataset.cast_column(_IMAGE, Image(decode=False)), ids)
+
+    def __len__(self) -> int:
+        return self.dataset.num_rows
+
+    @property
+    def images(self) -> Sequence[dict]:
+        """Undecoded, read from disk one by one."""
+        return self.dataset.select_columns([_IMAGE])[_IMAGE]
+
+    @property
+    def features(self) -> Features:
+        """Of the columns that `rows` returns."""
+        own = Features.from_arrow_schema(pa.schema([(ITEM_ID, self.ids.type)]))
+        return Features({**own, **{name: self.dataset.features[name] for name in self._carried}})
+
+    def rows(self, start: int, stop: int) -> pa.Table:
+        """The ids and the columns carried over."""
+        columns = {ITEM_ID: self.ids[start:stop]}
+        if self._carried:
+            carried = self.dataset.select_columns(self._carried).with_format("arrow")[start:stop]
+            columns |= {name: carried[name] for name in self._carried}
+        return pa.table(columns)
+
+    def fingerprint(self, start: int = 0, stop: int | None = None) -> str:
+        """Of the ids and of the size in bytes of each picture."""
+        digest = hashlib.sha256()
+        last = len(self) if stop is None else stop
+        table = self.dataset.select_columns([_IMAGE]).with_format("arrow")
+        for first in range(start, last, _ROWS_AT_ONCE):
+            end = min(first + _ROWS_AT_ONCE, last)
+            pictures = table[first:end][_IMAGE]
+            sizes = pc.binary_length(pc.struct_field(pictures, "bytes")).to_pylist()
+            paths = pc.struct_field(pictures, "path").to_pylist()
+            for item, size, path in zip(self.ids[first:end].to_pylist(), sizes, paths, strict=True):
+                digest.update(f"{item!r} {_size_of_file(path) if size is None else size}\n".encode())
+        return digest.hexdigest()
+
+    @property
+    def _carried(self) -> list[str]:
+        return [name for name in self.dataset.column_names if name != _IMAGE]
+
+
+def _read_column(dataset: Dataset, name: str) -> pa.Array:
+    return dataset.select_columns([name]).with_format("arrow")[:][name].combine_chunks()
+
+
+def _repeated(ids: pa.Array) -> object:
+    counts = ids.value_counts().to_pylist()
+    return next(entry["values"] for entry in counts if entry["counts"] > 1 or entry["values"] is None)
+
+
+def _size_of_file(path: str | None) -> int:
+    try:
+        return os.stat(path).st_size if path is not None else -1
+    except OSError:
+        return -1

@@ -1,0 +1,144 @@
+"""An exported model in the place of the model: the same `encode`, the same pipeline, the same evaluators.
+
+It is an object of its own and not a `backend=` of the model's `encode`: an exported graph has weights of its own,
+8-bit ones it may be, and its own list of attributes, and where it is used the model's need not be loaded at all.
+"""
+
+import json
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from transformers import BaseImageProcessor
+
+# transformers 5.17 lends the same class from its top level only where torchvision is installed
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from ..models.configuration_cca import CCAConfig
+from ..models.encoding import PictureEncoder
+from ..models.modeling_conditional import CCAModelOutput
+from .export import DESCRIPTION, GRAPH
+
+# arrays by the names of the graph's inputs -> (batch, k, dim)
+RunGraph = Callable[[dict[str, np.ndarray]], np.ndarray]
+
+
+class ExportedModel(PictureEncoder):
+    """A model that [`export_model`] wrote, run by ONNX Runtime or OpenVINO on the CPU.
+
+    Example:
+
+    ```python
+    >>> from cca_hf import CCAModel, ExportedModel, export_model
+
+    >>> export_model(CCAModel.from_pretrained("me/cca-shoes"), "shoes-int8", int8=True)
+    >>> ExportedModel.from_pretrained("shoes-int8").encode(["shoe.jpg"], attributes="colour").shape
+    (1, 1, 768)
+    ```
+    """
+
+    device = torch.device("cpu")
+    dtype = torch.float32
+
+    def __init__(
+        self, config: CCAConfig, image_processor: BaseImageProcessor, description: dict[str, Any], run: RunGraph
+    ):
+        self.config = config
+        self.image_processor = image_processor
+        self.description = description
+        self._run = run
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | PathLike[str],
+        *,
+        num_threads: int | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> "ExportedModel":
+        """
+        Args:
+            folder: what `export_model` wrote, here or as an id on the Hub.
+            num_threads: of the runtime; its own choice by default.
+            revision, token, cache_dir, local_files_only: as for a model from the Hub.
+
+        Raises:
+            FileNotFoundError: if there is no exported model.
+            ImportError: saying what to install.
+        """
+        path = Path(folder)
+        if not path.is_dir():
+            path = Path(
+                snapshot_download(
+                    str(folder),
+                    revision=revision,
+                    token=token,
+                    cache_dir=cache_dir,
+                    local_files_only=local_files_only,
+                    allow_patterns=["*.json", "*.onnx*", "model.xml", "model.bin"],
+                )
+            )
+        if not is_exported(path):
+            raise FileNotFoundError(f"{folder} holds no exported model: there is no {DESCRIPTION} in it")
+        description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+        config = CCAConfig.from_dict(json.loads((path / "config.json").read_text(encoding="utf-8")))
+        open_graph = {"onnx": _open_onnx, "openvino": _open_openvino}[description["runtime"]]
+        run = open_graph(path / GRAPH[description["runtime"]], num_threads)
+        return cls(config, AutoImageProcessor.from_pretrained(path), description, run)
+
+    def __call__(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> CCAModelOutput:
+        """As a model's forward pass: ids (batch,) or (batch, k) -> embeddings (batch, dim) or (batch, k, dim)."""
+        ids = attribute_ids[:, None] if attribute_ids.ndim == 1 else attribute_ids
+        inputs = {"pixel_values": pixel_values.float().contiguous().numpy()}
+        if self.description["attribute_input"]:
+            embeddings = torch.from_numpy(self._run({**inputs, "attribute_ids": ids.contiguous().numpy()}))
+        else:
+            rows = torch.arange(len(ids))[:, None]
+            embeddings = torch.from_numpy(self._run(inputs))[rows, ids]
+        return CCAModelOutput(embeddings=embeddings[:, 0] if attribute_ids.ndim == 1 else embeddings)
+
+    def fingerprint(self) -> str:
+        """A hash of the graph, its attributes and how pictures are read."""
+        return self.description["fingerprint"]
+
+    def _embed(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
+        embeddings = self(pixel_values, attribute_ids.expand(len(pixel_values), -1)).embeddings
+        assert embeddings is not None  # a model's output may lack them, this one's does not
+        return embeddings
+
+
+def is_exported(folder: str | PathLike[str]) -> bool:
+    """Whether a local folder holds an exported model."""
+    return (Path(folder) / DESCRIPTION).is_file()
+
+
+def _open_onnx(graph: Path, num_threads: int | None) -> RunGraph:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(f'{graph} is run by onnxruntime: pip install "cca_hf[onnx]"') from error
+    options = onnxruntime.SessionOptions()
+    if num_threads is not None:
+        options.intra_op_num_threads = num_threads
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run(["embeddings"], inputs)[0]
+
+
+def _open_openvino(graph: Path, num_threads: int | None) -> RunGraph:
+    try:
+        import openvino
+    except ImportError as error:
+        raise ImportError(f'{graph} is run by openvino: pip install "cca_hf[openvino]"') from error
+    # left to itself it computes in bfloat16 where the processor can
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    if num_threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = num_threads
+    compiled = openvino.Core().compile_model(graph, "CPU", settings)
+    return lambda inputs: compiled(inputs)["embeddings"]

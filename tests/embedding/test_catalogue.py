@@ -1,0 +1,89 @@
+"""Where the pictures come from: folders of files and data sets, with ids, in an order that stays."""
+
+import io
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from cca_hf.embedding.catalogue import Catalogue
+
+
+def picture(number: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(number).integers(0, 256, (20, 16, 3), dtype=np.uint8))
+
+
+def encoded(number: int) -> bytes:
+    buffer = io.BytesIO()
+    picture(number).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def shop():
+    return datasets.Dataset.from_dict(
+        {
+            "photo": [{"bytes": encoded(number), "path": None} for number in range(6)],
+            "sku": [f"s{number}" for number in range(6)],
+            "price": [1.5, 2, 3, 4, 5, 6],
+            "colour": [0, 1, 1, 0, 0, 1],
+        },
+        features=datasets.Features(
+            photo=datasets.Image(),
+            sku=datasets.Value("string"),
+            price=datasets.Value("float64"),
+            colour=datasets.ClassLabel(names=["red", "blue"]),
+        ),
+    )
+
+
+def test_folder(tmp_path):
+    for name in ("b/2.png", "a/10.jpg", "a/9.JPG", "top.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture(0).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    catalogue = Catalogue.from_folder(tmp_path)
+    assert catalogue.ids.to_pylist() == ["a/10.jpg", "a/9.JPG", "b/2.png", "top.webp"]
+    assert [image["path"] for image in catalogue.images] == [
+        str(tmp_path / name) for name in catalogue.ids.to_pylist()
+    ]
+    first = catalogue.fingerprint()
+    assert Catalogue.from_folder(tmp_path).fingerprint() == first != catalogue.fingerprint(0, 3)
+    picture(0).resize((50, 50)).save(tmp_path / "top.webp")
+    assert Catalogue.from_folder(tmp_path).fingerprint() != first
+    assert Catalogue.from_folder(tmp_path).fingerprint(0, 3) == catalogue.fingerprint(0, 3)
+    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
+        Catalogue.from_folder(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="there is no picture in .*empty; known are .*jpg"):
+        Catalogue.from_folder(tmp_path / "empty")
+
+
+def test_dataset(shop, tmp_path):
+    catalogue = Catalogue.from_dataset(shop, image_column="photo", id_column="sku", columns=["price", "colour", "sku"])
+    assert len(catalogue) == 6
+    rows = catalogue.rows(1, 3)
+    assert rows.to_pydict() == {"item_id": ["s1", "s2"], "price": [2, 3], "colour": [1, 1], "sku": ["s1", "s2"]}
+    assert catalogue.features["colour"].names == ["red", "blue"] and list(catalogue.features) == rows.column_names
+    assert catalogue.images[4]["bytes"] == encoded(4)
+    numbered = Catalogue.from_dataset(shop, image_column="photo")
+    assert numbered.rows(2, 4).to_pydict() == {"item_id": [2, 3]}
+    shop.to_parquet(tmp_path / "train.parquet")
+    again = Catalogue.from_dataset(tmp_path, image_column="photo", id_column="sku")
+    assert again.fingerprint() == catalogue.fingerprint() != numbered.fingerprint()
+
+
+def test_refusals(shop):
+    splits = datasets.DatasetDict(train=shop, test=shop)
+    with pytest.raises(ValueError, match="several splits, name one of them: train, test"):
+        Catalogue.from_dataset(splits, image_column="photo")
+    assert len(Catalogue.from_dataset(splits, split="test", image_column="photo")) == 6
+    with pytest.raises(ValueError, match="'tset'.*'test'"):
+        Catalogue.from_dataset(splits, split="tset", image_column="photo")
+    with pytest.raises(ValueError, match="'image'"):
+        Catalogue.from_dataset(shop)
+    with pytest.raises(ValueError, match="ids must be unique; in 'colour' 0 stands more than once"):
+        Catalogue.from_dataset(shop, image_column="photo", id_column="colour")
+    with pytest.raises(ValueError, match="'photo' cannot be carried over"):
+        Catalogue.from_dataset(shop, image_column="photo", columns=["photo"])
