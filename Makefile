@@ -2,6 +2,8 @@
 # again only when one of those has changed. `make help` lists the targets.
 PYTHON ?= python3
 WORKERS ?= 2
+CONFIG ?= configs/fashion_products.yaml
+FLAGS ?=
 
 VENV := .venv
 LOWEST := .venv-lowest
@@ -22,10 +24,10 @@ define environment
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test lint format types lowest build clean
+.PHONY: help environment demo test bench-quality lint format types lowest build clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/ready: $(SETUP_FILES)
 	$(call environment,$(VENV),-c constraints.txt,dev)
@@ -40,6 +42,9 @@ demo: $(VENV)/ready ## Train a small CCA on drawn shapes, measure it, write demo
 
 test: $(VENV)/ready ## Run all tests
 	$(VENV)/bin/python -m pytest -n $(WORKERS)
+
+bench-quality: $(VENV)/ready ## CCA and all it is compared with in one table (hours; CONFIG=configs/... FLAGS='--dataset ...')
+	$(VENV)/bin/python scripts/benchmark_quality.py --config $(CONFIG) --output quality/$(basename $(notdir $(CONFIG))) $(FLAGS)
 
 lint: $(VENV)/ready ## Check the code's rules and format (ruff)
 	$(VENV)/bin/ruff check .
