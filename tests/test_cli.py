@@ -18,6 +18,7 @@ from cca_hf.cli import main
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.evaluation import EvaluationResult, RetrievalEvaluator
 from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.models.modeling_csn import CSNModel
 
 VALUES = {"colour": ["blue", "red"], "shape": ["round", "square"]}
 TINY_VIT = {
@@ -70,6 +71,14 @@ def test_evaluate_prints_the_table_of_the_evaluator(shoes, checkpoint, capsys):
     data = load_attribute_dataset(shoes, list(VALUES))
     expected = RetrievalEvaluator(data)(CCAModel.from_pretrained(checkpoint))
     assert printed == expected.table() + "\n"
+
+
+def test_evaluate_takes_the_baselines_too(shoes, tmp_path, capsys):
+    csn = CSNModel.from_backbone(ViTConfig(**TINY_VIT), VALUES)
+    csn.save_pretrained(tmp_path / "csn")
+    assert run("evaluate", "--model", tmp_path / "csn", "--dataset", shoes) == 0
+    data = load_attribute_dataset(shoes, list(VALUES))
+    assert capsys.readouterr().out == RetrievalEvaluator(data)(csn).table() + "\n"
 
 
 def test_json_is_all_that_goes_to_standard_output(shoes, checkpoint):

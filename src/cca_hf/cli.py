@@ -31,14 +31,26 @@ _EXPECTED = (
     RuntimeError,
 )  # what bad input raises; others are our mistakes
 
+# what checkpoints can be, and what reports call them
+_NAMES = {
+    "cca": "CCA",
+    "cca_csn": "CSN",
+    "cca_asen": "ASEN",
+    "cca_separate": "one network per attribute",
+}
+
 app = typer.Typer(
     name="cca",
-    help="One embedding per attribute of a picture: train, measure and look.",
+    help="One embedding per attribute of a picture: train, measure, look and embed.",
     epilog="'cca COMMAND --help' shows examples.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(data_commands)
+
+app.command(cls=SpreadLists)(embed)
+app.command(cls=SpreadLists)(export)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -161,36 +173,56 @@ def evaluate(
 ) -> None:
     """Measure the retrieval quality of a model: mAP, recall@k and R-precision, with the chance level beside each.
 
-    A validation or test split that the data set lacks is made as in training.
+    A validation or test split that the data set lacks is made as in training. Of a data set of ready triplets
+    (condition, anchor, positive, negative) the triplet accuracy is measured.
 
     \b
     Examples:
       cca evaluate --model me/cca-shoes --dataset me/shoes
       cca evaluate --model out --dataset shoes/ --attributes colour closure --output_dir results --report
       cca evaluate --model out --dataset me/shoes --split validation --json | jq .map
+      cca evaluate --model out --dataset me/zappos50k --config_name triplets
     """
     if report and output_dir is None:
         raise typer.BadParameter("--report needs --output_dir")
-    with _stdout_kept_clean():
+    with stdout_kept_clean():
         from .data.loading import load_attribute_dataset
+        from .data.sources import load_source
+        from .data.triplet_pictures import load_triplets
+        from .data.triplets import holds_triplets
         from .evaluation.evaluator import RetrievalEvaluator
+        from .evaluation.triplet_evaluator import TripletEvaluator
 
         if output_dir is not None:
             _check_figures(needed=report)
-        cca = _load_model(model, device)
-        data = load_attribute_dataset(
-            dataset,
-            attributes or cca.config.attributes,
-            group_column=group_column,
-            make_splits=split in ("validation", "test"),
-        )
-        result = RetrievalEvaluator(data, split, batch_size=batch_size, num_workers=num_workers)(cca)
-        if output_dir is not None:
-            _save(result, output_dir)
-        if report and output_dir is not None:
-            from .visualization.report import write_report
+        cca = load_model(model, device)
+        source = load_source(dataset, config_name, None)
+        result: EvaluationResult | TripletResult
+        if holds_triplets(source):
+            if report or group_column is not None:
+                raise ValueError(
+                    f"{dataset} holds ready triplets: there is no --report and no --group_column for them"
+                )
+            triplets, pictures = load_triplets(dataset, split, config_name)
+            result = TripletEvaluator(
+                triplets, attributes, pictures=pictures, batch_size=batch_size, num_workers=num_workers
+            )(cca)
+            if output_dir is not None:
+                result.save_json(output_dir / "evaluation.json")
+        else:
+            data = load_attribute_dataset(
+                source,
+                attributes or cca.config.attributes,
+                group_column=group_column,
+                make_splits=split in ("validation", "test"),
+            )
+            result = RetrievalEvaluator(data, split, batch_size=batch_size, num_workers=num_workers)(cca)
+            if output_dir is not None:
+                _save(result, output_dir)
+            if report and output_dir is not None:
+                from .visualization.report import write_report
 
-            write_report(cca, data, split, {_name(cca): result}, output_dir, batch_size=batch_size)
+                write_report(cca, data, split, {_name(cca): result}, output_dir, batch_size=batch_size)
     print(json.dumps(result.metrics(), indent=2) if as_json else result.table())
 
 
@@ -251,33 +283,9 @@ def _parse_training(words: list[str]) -> tuple[Any, Any, Any]:
         sys.stderr.write(said.getvalue())
 
 
-def _load_model(name: str, device: str | None) -> "CCAModel":
-    import torch
-
-    from .models.configuration_cca import CCAConfig
-    from .models.modeling_cca import CCAModel
-
-    if not Path(name).exists() and (Path(name).is_absolute() or len(Path(name).parts) > 2):  # no id on the Hub
-        raise FileNotFoundError(f"there is no checkpoint at {name}")
-    try:
-        model_type = CCAConfig.get_config_dict(name)[0].get("model_type")
-    except OSError as error:
-        raise OSError(f"{name!r} is not a folder here, and could not be had from the Hub: {error}") from error
-    if model_type != CCAConfig.model_type:
-        raise ValueError(
-            f"{name} is a checkpoint of type {model_type!r}, not of CCA; a CCA is trained on it by "
-            f"'cca train --backbone {name}'"
-        )
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    model, loaded = CCAModel.from_pretrained(name, output_loading_info=True)
-    if loaded["missing_keys"]:  # they are random now, and so would the figures be
-        missing = sorted(loaded["missing_keys"])
-        raise ValueError(f"{name} lacks {len(missing)} of the model's weights, such as {missing[0]}: it is not whole")
-    return model.to(device or accelerator or "cpu").eval()
-
-
 def _name(model: "CCAModel") -> str:
-    return "one space" if model.config.condition_embedding == "none" else "CCA"
+    name = _NAMES[model.config.model_type]
+    return "one space" if name == "CCA" and model.config.condition_embedding == "none" else name
 
 
 def _save(result: "EvaluationResult", folder: Path) -> None:
@@ -300,13 +308,6 @@ def _check_figures(*, needed: bool) -> bool:
         print(f"cca: no figures will be written: {error}", file=sys.stderr)
         return False
     return True
-
-
-@contextlib.contextmanager
-def _stdout_kept_clean() -> Iterator[None]:
-    """Whatever a library prints goes to standard error, so that the output can be piped."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
 
 
 def _sentence(message: str) -> str:
