@@ -43,11 +43,9 @@ def comparison_table(results: Mapping[str, EvaluationResult], measure: str = "ma
         [name, *(percent(figure, decimals) for figure in figures)]
         for name, figures in comparison_rows(results, measure)
     ]
-    first = next(iter(results.values()))
-    count = len(first.attributes)
+    count = len(next(iter(results.values())).attributes)
     header = [f"{MEASURE_NAMES.get(measure, measure)} in %", "chance", *results]
-    table = format_table(header, [rows[:count], rows[count:]])
-    return table if first.coverage is None else f"{table}\nSubset: {first.coverage}."
+    return format_table(header, [rows[:count], rows[count:]])
 
 
 def plot_results(results: Mapping[str, EvaluationResult], measure: str = "map") -> "Figure":
@@ -98,10 +96,7 @@ def draw_results(figure: "Figure | SubFigure", results: Mapping[str, EvaluationR
     axes.set_xticks(range(0, 101, 20))
     axes.set_axisbelow(True)
     axes.xaxis.grid(True, color=FAINT, linewidth=0.8)
-    subset = (
-        "" if first.coverage is None else f"\nsubset: {first.coverage.found:,} of {first.coverage.listed:,} images"
-    )
-    axes.set_xlabel(f"{MEASURE_NAMES.get(measure, measure)} in %{subset}", color=MUTED, fontsize=9)
+    axes.set_xlabel(f"{MEASURE_NAMES.get(measure, measure)} in %", color=MUTED, fontsize=9)
     quiet(axes)
     figure.legend(loc="outside upper center", ncols=len(results) + 1, frameon=False, fontsize=9, labelcolor=INK)
 
