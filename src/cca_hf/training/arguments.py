@@ -77,6 +77,17 @@ class CCATrainingArguments(TrainingArguments):
             "rare values, fewer the frequent ones."
         },
     )
+    hard_negatives: Literal["none", "values", "images", "both"] = field(
+        default="none",
+        metadata={
+            "help": "From the second epoch on, draw together what the model confuses in the whole training set: "
+            "values with those that are like them, or images that lie with another value."
+        },
+    )
+    hard_negatives_images: int = field(
+        default=10_000,
+        metadata={"help": "Training images, at most, that are embedded before each epoch to find them."},
+    )
     horizontal_flip: float = field(
         default=0.5, metadata={"help": "Probability of a flip; 0 where left and right are what an attribute is about."}
     )
@@ -174,6 +185,10 @@ class CCATrainingArguments(TrainingArguments):
         if self.cache_tokens is not None:
             _check("freeze_backbone", self.freeze_backbone, self.freeze_backbone, "True with cache_tokens")
             _check("colour_jitter", self.colour_jitter, self.colour_jitter == 0, "0 with cache_tokens")
+        if self.cpu_threads is not None:
+            _check("cpu_threads", self.cpu_threads, self.cpu_threads >= 1, "at least 1")
+        images = self.hard_negatives_images
+        _check("hard_negatives_images", images, images >= 2, "at least 2")
             self.crop_scale = self.crop_ratio = 1.0  # what is kept is of whole pictures
         patience = self.early_stopping_patience
         _check("early_stopping_patience", patience, patience >= 0, "at least 0")

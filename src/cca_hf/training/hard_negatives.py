@@ -4,10 +4,10 @@ What is found goes into every checkpoint, so that an epoch that was broken off g
 could not be found again, for the model that they were found by has learned since.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from os import PathLike
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from cca_hf.data.hard_negatives import HardNegatives, find_hard_negatives
 from cca_hf.data.sampler import AttributeBatchSampler
+from cca_hf.data.schema import AttributeDataset
+
+from .arguments import CCATrainingArguments
 
 IMAGES_PER_VALUE = 64  # that are kept: a batch takes a random part of them
 
@@ -24,29 +27,19 @@ class HardNegativeMining(TrainerCallback):
     """Tells a batch sampler before each epoch what the model confuses. Not before the first: it knows nothing yet.
 
     Args:
-        kind: what to tell of: values that are like each other, images that lie with another value, or both.
-        labels: (images, attributes) of the training set, -1 where not labelled.
-        num_values: of each attribute.
-        num_images: of how many pictures, drawn anew for each epoch, to look at; more find more, and take longer.
-        seed: of that drawing.
+        args: what to look for, and in how many images, drawn anew for each epoch.
+        data: their labels.
         embed: rows of the training set -> (rows, attributes, dim), on all processes together.
     """
 
     def __init__(
-        self,
-        kind: Literal["values", "images", "both"],
-        labels: np.ndarray,
-        *,
-        num_values: Sequence[int],
-        num_images: int,
-        seed: int,
-        embed: Callable[[np.ndarray], np.ndarray],
+        self, args: CCATrainingArguments, data: AttributeDataset, embed: Callable[[np.ndarray], np.ndarray]
     ) -> None:
-        self.kind = kind
-        self.labels = labels
-        self.num_values = num_values
-        self.num_images = num_images
-        self.seed = seed
+        self.kind = args.hard_negatives
+        self.num_images = args.hard_negatives_images
+        self.seed = args.seed if args.data_seed is None else args.data_seed
+        self.labels = data.labels("train")
+        self.num_values = [len(values) for values in data.attributes.values()]
         self.embed = embed
         self.sampler: AttributeBatchSampler | None = None
         self.found: HardNegatives | None = None

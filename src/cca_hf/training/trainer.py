@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler, default_collate
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler, Subset, default_collate
 from transformers import BaseImageProcessor, EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from transformers.utils.logging import tqdm
 from cca_hf.data.collator import AttributeCollator
 from cca_hf.data.sampler import AttributeBatchSampler
 from cca_hf.data.schema import AttributeDataset
@@ -36,6 +37,7 @@ from .checkpoints import (
 )
 from .distributed import gather_with_gradient
 from .losses import ConditionalLossOutput, ConditionalSoftTripletLoss, ConditionalTripletLoss, explicit_triplet_loss
+from .hard_negatives import HardNegativeMining
 from .memory import keep_freed_memory
 from .monitor import LossMonitor
 from .parameters import settle_backbone, split_backbone_and_head, undecayed_parameters
@@ -94,6 +96,8 @@ class CCATrainer(WholeCheckpointTrainer):
         if args.cache_tokens is not None and triplets is not None:
             raise ValueError("cache_tokens is for labelled pictures, not for ready triplets")
         settle_backbone(model, args)
+        if args.hard_negatives != "none" and triplets is not None:
+            raise ValueError("hard_negatives are for labelled pictures; ready triplets are taken as they are")
         self.data = data
         self.token_cache = make_token_cache(args, model, data)
         self.loss = make_loss(args)
@@ -124,6 +128,10 @@ class CCATrainer(WholeCheckpointTrainer):
         self._tell_sampler_the_epoch = TellSamplerTheEpoch()
         self.add_callback(self._tell_sampler_the_epoch)
         for theirs, brief in ((ProgressCallback, BriefProgress), (PrinterCallback, BriefPrinter)):
+        self._mining: HardNegativeMining | None = None
+        if args.hard_negatives != "none":
+            self._mining = HardNegativeMining(args, data, self._embed_training_images)
+            self.add_callback(self._mining)
             if self.pop_callback(theirs) is not None:  # a notebook has another one
                 self.add_callback(brief)
         if args.early_stopping_patience:
@@ -161,6 +169,8 @@ class CCATrainer(WholeCheckpointTrainer):
             )
             self._tell_sampler_the_epoch.sampler = batches
             loader = DataLoader(self.train_dataset, batch_sampler=batches, **loading)
+            if self._mining is not None:
+                self._mining.sampler = batches
         else:
             order = RandomSampler(self.train_dataset)
             loader = DataLoader(self.train_dataset, batch_size=self._train_batch_size, sampler=order, **loading)
@@ -189,6 +199,8 @@ class CCATrainer(WholeCheckpointTrainer):
         if resume_from_checkpoint:
             check_same_attributes(resume_from_checkpoint, self.model.config)
         if self.args.should_save:
+            if self._mining is not None:
+                self._mining.load(resume_from_checkpoint)
             remove_leftovers(self.args.output_dir)
         if self.args.device.type == "cpu":
             keep_freed_memory()
@@ -259,6 +271,23 @@ class CCATrainer(WholeCheckpointTrainer):
         super().log(logs, start_time)
 
     # ---- Evaluation ----
+    def _save_rng_state(self, output_dir: str) -> None:
+        """With the random states go the hard negatives: both are needed to go on within an epoch."""
+        super()._save_rng_state(output_dir)
+        if self._mining is not None and self.args.should_save:
+            self._mining.save(output_dir)
+
+    def _embed_training_images(self, rows: np.ndarray) -> np.ndarray:
+        """(rows, attributes, dim) float32, of the pictures as they are; the same on all processes."""
+        loader = self.get_test_dataloader(Subset(self.images_of("train"), rows.tolist()))
+        model = self._wrap_model(self.model, training=False).eval()
+        quiet = self.args.disable_tqdm or not self.is_world_process_zero()
+        embeddings = [
+            self.accelerator.gather_for_metrics(self.prediction_step(model, batch, False)[1]).cpu()
+            for batch in tqdm(loader, desc="Looking for hard negatives", unit="batch", leave=False, disable=quiet)
+        ]
+        return torch.cat(embeddings).numpy()
+
 
     def prediction_step(
         self,
