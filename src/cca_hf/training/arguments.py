@@ -146,6 +146,13 @@ class CCATrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Page-locked batches. Default: where there is a GPU.", "nargs": "?", "const": True},
     )
+    cpu_threads: int | None = field(
+        default=None,
+        metadata={
+            "help": "Threads of a process that trains on a CPU. Default: all cores for a single process, also where "
+            "accelerate launch would leave it one."
+        },
+    )
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps, below 1 their share."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps, epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch, best."})
@@ -178,6 +185,10 @@ class CCATrainingArguments(TrainingArguments):
         _check("head_learning_rate", self.head_learning_rate, self.head_learning_rate >= 0, "at least 0")
         _check("images_per_value", self.images_per_value, self.images_per_value >= 2, "at least 2")
         _check("values_per_batch", self.values_per_batch, self.values_per_batch >= 2, "at least 2")
+        if self.cpu_threads is not None:
+            _check("cpu_threads", self.cpu_threads, self.cpu_threads >= 1, "at least 1")
+        images = self.hard_negatives_images
+        _check("hard_negatives_images", images, images >= 2, "at least 2")
         _check("horizontal_flip", self.horizontal_flip, 0 <= self.horizontal_flip <= 1, "between 0 and 1")
         _check("crop_scale", self.crop_scale, 0 < self.crop_scale <= 1, "above 0 and at most 1")
         _check("crop_ratio", self.crop_ratio, self.crop_ratio >= 1, "at least 1")
@@ -185,10 +196,6 @@ class CCATrainingArguments(TrainingArguments):
         if self.cache_tokens is not None:
             _check("freeze_backbone", self.freeze_backbone, self.freeze_backbone, "True with cache_tokens")
             _check("colour_jitter", self.colour_jitter, self.colour_jitter == 0, "0 with cache_tokens")
-        if self.cpu_threads is not None:
-            _check("cpu_threads", self.cpu_threads, self.cpu_threads >= 1, "at least 1")
-        images = self.hard_negatives_images
-        _check("hard_negatives_images", images, images >= 2, "at least 2")
             self.crop_scale = self.crop_ratio = 1.0  # what is kept is of whole pictures
         patience = self.early_stopping_patience
         _check("early_stopping_patience", patience, patience >= 0, "at least 0")

@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler, Subset, default_collate
 from transformers import BaseImageProcessor, EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
-
 from transformers.utils.logging import tqdm
+
 from cca_hf.data.collator import AttributeCollator
 from cca_hf.data.sampler import AttributeBatchSampler
 from cca_hf.data.schema import AttributeDataset
@@ -36,8 +36,8 @@ from .checkpoints import (
     remove_leftovers,
 )
 from .distributed import gather_with_gradient
-from .losses import ConditionalLossOutput, ConditionalSoftTripletLoss, ConditionalTripletLoss, explicit_triplet_loss
 from .hard_negatives import HardNegativeMining
+from .losses import ConditionalLossOutput, ConditionalSoftTripletLoss, ConditionalTripletLoss, explicit_triplet_loss
 from .memory import keep_freed_memory
 from .monitor import LossMonitor
 from .parameters import settle_backbone, split_backbone_and_head, undecayed_parameters
@@ -95,9 +95,9 @@ class CCATrainer(WholeCheckpointTrainer):
             raise ValueError("data_collator is for triplets; labelled pictures have a collator of their own")
         if args.cache_tokens is not None and triplets is not None:
             raise ValueError("cache_tokens is for labelled pictures, not for ready triplets")
-        settle_backbone(model, args)
         if args.hard_negatives != "none" and triplets is not None:
             raise ValueError("hard_negatives are for labelled pictures; ready triplets are taken as they are")
+        settle_backbone(model, args)
         self.data = data
         self.token_cache = make_token_cache(args, model, data)
         self.loss = make_loss(args)
@@ -127,11 +127,11 @@ class CCATrainer(WholeCheckpointTrainer):
         self.model_accepts_loss_kwargs = False
         self._tell_sampler_the_epoch = TellSamplerTheEpoch()
         self.add_callback(self._tell_sampler_the_epoch)
-        for theirs, brief in ((ProgressCallback, BriefProgress), (PrinterCallback, BriefPrinter)):
         self._mining: HardNegativeMining | None = None
         if args.hard_negatives != "none":
             self._mining = HardNegativeMining(args, data, self._embed_training_images)
             self.add_callback(self._mining)
+        for theirs, brief in ((ProgressCallback, BriefProgress), (PrinterCallback, BriefPrinter)):
             if self.pop_callback(theirs) is not None:  # a notebook has another one
                 self.add_callback(brief)
         if args.early_stopping_patience:
@@ -168,9 +168,9 @@ class CCATrainer(WholeCheckpointTrainer):
                 seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             )
             self._tell_sampler_the_epoch.sampler = batches
-            loader = DataLoader(self.train_dataset, batch_sampler=batches, **loading)
             if self._mining is not None:
                 self._mining.sampler = batches
+            loader = DataLoader(self.train_dataset, batch_sampler=batches, **loading)
         else:
             order = RandomSampler(self.train_dataset)
             loader = DataLoader(self.train_dataset, batch_size=self._train_batch_size, sampler=order, **loading)
@@ -198,9 +198,9 @@ class CCATrainer(WholeCheckpointTrainer):
             resume_from_checkpoint = str(last)
         if resume_from_checkpoint:
             check_same_attributes(resume_from_checkpoint, self.model.config)
-        if self.args.should_save:
             if self._mining is not None:
                 self._mining.load(resume_from_checkpoint)
+        if self.args.should_save:
             remove_leftovers(self.args.output_dir)
         if self.args.device.type == "cpu":
             keep_freed_memory()
@@ -270,7 +270,6 @@ class CCATrainer(WholeCheckpointTrainer):
             logs.update(self.monitor.drain())
         super().log(logs, start_time)
 
-    # ---- Evaluation ----
     def _save_rng_state(self, output_dir: str) -> None:
         """With the random states go the hard negatives: both are needed to go on within an epoch."""
         super()._save_rng_state(output_dir)
@@ -288,6 +287,7 @@ class CCATrainer(WholeCheckpointTrainer):
         ]
         return torch.cat(embeddings).numpy()
 
+    # ---- Evaluation ----
 
     def prediction_step(
         self,
