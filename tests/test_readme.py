@@ -30,9 +30,9 @@ class Block(NamedTuple):
     text: str
 
 
-def code_blocks() -> list[Block]:
+def code_blocks(page: str = README) -> list[Block]:
     blocks, heading, fence = [], "", None
-    for line in README.splitlines():
+    for line in page.splitlines():
         if fence is None and line.startswith("#"):
             heading = line.lstrip("# ")
         elif fence is None and line.startswith("```"):
