@@ -2,10 +2,12 @@
 
 import io
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from datasets import DatasetDict
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from cca_hf.data.loading import load_attribute_dataset
@@ -65,7 +67,10 @@ def test_only_the_first_few_are_named(rows, built):
 
 
 def test_a_row_without_an_image(rows, built):
-    data = load_attribute_dataset(built(rows[:10], [jpeg()] * 9 + [None]), ["colour"], make_splits=False)
+    data = load_attribute_dataset(built(rows[:10], [jpeg()] * 10), ["colour"], make_splits=False)
+    pictures = [{"bytes": jpeg(), "path": None}] * 9 + [None]  # loading would have left the last one out
+    without = data["train"].remove_columns("image").add_column("image", pictures, feature=ImageFeature(decode=False))
+    data = replace(data, splits=DatasetDict(train=without))
     with pytest.raises(UnreadableImageError, match=r"train\[9\]: there is no image in this row"):
         data.check_images()
     with pytest.raises(UnreadableImageError, match=r"train\[9\]: "):

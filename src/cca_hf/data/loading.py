@@ -8,6 +8,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 from .columns import ColumnPlace, column_places, encode_labels, is_label_feature, missing_message
+from .coverage import leave_out_missing, with_pictures_of
 from .schema import IMAGE_COLUMN, AttributeDataset
 from .sources import load_source
 from .splits import complete_splits, warn_of_shared_groups, with_usual_names
@@ -24,12 +25,16 @@ def load_attribute_dataset(
     *,
     group_column: str | None = None,
     image_column: str | None = None,
+    image_root: str | PathLike[str] | None = None,
     config_name: str | None = None,
     revision: str | None = None,
     make_splits: bool = True,
     split_seed: int = 0,
 ) -> AttributeDataset:
     """Loads pictures with attribute columns from wherever they are.
+
+    A row whose picture is None, as of a benchmark that is here in part, is left out; `coverage` of the result counts
+    them, and every evaluation on it says that it is of a subset.
 
     Args:
         source: an id on the Hub; a local folder of parquet files, of pictures with `metadata.csv` (`.jsonl`,
@@ -40,6 +45,8 @@ def load_attribute_dataset(
             `ClassLabel` column.
         group_column: names the groups of near copies, such as an item's number.
         image_column: default `image`, or the only column of pictures.
+        image_root: the folder with the pictures of a source that holds annotations alone, in which each lies where its
+            column `file_name` says. Default: where they lay when `cca data prepare --annotations-only` ran.
         config_name: the configuration, where a repository on the Hub has several.
         revision: the branch, tag or commit on the Hub.
         make_splits: whether to cut a missing validation or test split, a tenth each, out of the training images.
@@ -52,16 +59,22 @@ def load_attribute_dataset(
     """
     splits = with_usual_names(load_source(source, config_name, revision))
     image_column = _find_image_column(splits, image_column)
+    if image_root is not None:
+        splits = with_pictures_of(splits, image_column, image_root)
+    splits, coverage = leave_out_missing(splits, image_column)
     names = _attribute_names(splits, attributes, image_column)
     if group_column is not None:
         _check_present("group column", [group_column], splits)
     values = attributes if isinstance(attributes, Mapping) else {}
     splits, found = _to_schema(splits, names, values, image_column, group_column)
     if make_splits:
+        given = "train" if "train" in splits else next(iter(splits))
         splits = complete_splits(splits, group_column, split_seed)
+        if given in coverage:  # what is cut out of a subset is one
+            coverage = dict.fromkeys(splits, coverage[given]) | coverage
     if group_column is not None:
         warn_of_shared_groups(splits, group_column)
-    data = AttributeDataset(splits=splits, attributes=found, group_column=group_column)
+    data = AttributeDataset(splits=splits, attributes=found, group_column=group_column, coverage=coverage)
     _check_labels(data)
     return data
 

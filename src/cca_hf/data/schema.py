@@ -1,6 +1,6 @@
 """A data set of labelled pictures in the one schema."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict
 
 from ..models.images import UnreadableImageError
 from .columns import ColumnPlace, group_codes, integers, missing_message
+from .coverage import Coverage
 from .image_check import find_unreadable, report_unreadable
 from .summary import AttributeSummary, DatasetSummary, SplitSummary
 from .value_sets import ValueSetKind, read_value_sets
@@ -25,11 +26,13 @@ class AttributeDataset:
             `<attribute>_maybe` of an attribute of which pictures show several values, or may show more.
         attributes: attribute -> the names of its values, in the order of their ids.
         group_column: near copies share a value of this column (an item's number); None if there is no such column.
+        coverage: of the splits of which pictures are missing, how many are there.
     """
 
     splits: DatasetDict
     attributes: dict[str, list[str]]
     group_column: str | None = None
+    coverage: dict[str, Coverage] = field(default_factory=dict)
 
     def __getitem__(self, split: str) -> Dataset:
         if split not in self.splits:
@@ -66,6 +69,13 @@ class AttributeDataset:
         columns = [ColumnPlace(self.group_column).read(dataset) for dataset in self.splits.values()]
         return dict(zip(self.splits, group_codes(columns), strict=True))[split]
 
+    def coverage_of(self, *splits: str) -> Coverage | None:
+        """Of these splits together; None where no picture is missing."""
+        if not any(split in self.coverage for split in splits):
+            return None
+        whole = {split: Coverage(self[split].num_rows, self[split].num_rows) for split in splits}
+        return sum((self.coverage.get(split, whole[split]) for split in splits), Coverage(0, 0))
+
     def summary(self) -> DatasetSummary:
         """Values per attribute, missing labels, and values with one image, for every split."""
         splits = {}
@@ -100,10 +110,13 @@ class AttributeDataset:
         if not any(reasons.values()):
             return self
         report_unreadable(reasons, skipped=on_unreadable == "skip")
-        readable = DatasetDict()
+        readable, coverage = DatasetDict(), dict(self.coverage)
         for split, dataset in self.splits.items():
             if len(reasons[split]) == dataset.num_rows:
                 raise UnreadableImageError(f"no image of the split {split!r} can be read")
             keep = np.setdiff1d(np.arange(dataset.num_rows), np.fromiter(reasons[split], dtype=np.int64))
             readable[split] = dataset.select(keep) if reasons[split] else dataset
-        return replace(self, splits=readable)
+            if reasons[split]:
+                listed = coverage[split].listed if split in coverage else dataset.num_rows
+                coverage[split] = Coverage(len(keep), listed)
+        return replace(self, splits=readable, coverage=coverage)

@@ -6,6 +6,7 @@ backbone, never asked anything.
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ class RetrievalEvaluator:
         check_attributes(model, self.dataset.attributes)
         gallery = None if self.gallery_split is None else self._embedded(model, self.gallery_split)
         queries = self._embedded(model, self.query_split)
-        return evaluate_embeddings(
+        result = evaluate_embeddings(
             queries.embeddings,
             queries.labels,
             self.dataset.attributes,
@@ -85,6 +86,8 @@ class RetrievalEvaluator:
             maybe_values=queries.maybe_values,
             gallery=gallery,
         )
+        splits = [split for split in (self.query_split, self.gallery_split) if split is not None]
+        return replace(result, coverage=self.dataset.coverage_of(*splits))
 
     def embed(self, model: CCAModel, images: Sequence[ImageInput]) -> NDArray[np.float32]:
         """(images, attributes, dim), the attributes in the order of the data set."""

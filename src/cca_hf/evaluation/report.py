@@ -43,9 +43,11 @@ def comparison_table(results: Mapping[str, EvaluationResult], measure: str = "ma
         [name, *(percent(figure, decimals) for figure in figures)]
         for name, figures in comparison_rows(results, measure)
     ]
-    count = len(next(iter(results.values())).attributes)
+    first = next(iter(results.values()))
+    count = len(first.attributes)
     header = [f"{MEASURE_NAMES.get(measure, measure)} in %", "chance", *results]
-    return format_table(header, [rows[:count], rows[count:]])
+    table = format_table(header, [rows[:count], rows[count:]])
+    return table if first.coverage is None else f"{table}\nSubset: {first.coverage}."
 
 
 def plot_results(results: Mapping[str, EvaluationResult], measure: str = "map") -> "Figure":
@@ -96,7 +98,10 @@ def draw_results(figure: "Figure | SubFigure", results: Mapping[str, EvaluationR
     axes.set_xticks(range(0, 101, 20))
     axes.set_axisbelow(True)
     axes.xaxis.grid(True, color=FAINT, linewidth=0.8)
-    axes.set_xlabel(f"{MEASURE_NAMES.get(measure, measure)} in %", color=MUTED, fontsize=9)
+    subset = (
+        "" if first.coverage is None else f"\nsubset: {first.coverage.found:,} of {first.coverage.listed:,} images"
+    )
+    axes.set_xlabel(f"{MEASURE_NAMES.get(measure, measure)} in %{subset}", color=MUTED, fontsize=9)
     quiet(axes)
     figure.legend(loc="outside upper center", ncols=len(results) + 1, frameon=False, fontsize=9, labelcolor=INK)
 

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from ..data.coverage import Coverage
 from .json_file import write_json
 from .retrieval import AttributeRetrieval, RetrievalScores
 from .text_table import format_table, percent
@@ -88,11 +89,13 @@ class AttributeResult:
 class EvaluationResult:
     """Retrieval quality under each attribute and over all of them.
 
-    `unlabelled` names the attributes that no query is labelled with: they are part of no figure.
+    `unlabelled` names the attributes that no query is labelled with: they are part of no figure. `coverage` is there
+    where pictures were missing: the figures are then those of a subset, and not to be compared with others.
     """
 
     attributes: tuple[AttributeResult, ...]
     unlabelled: tuple[str, ...] = ()
+    coverage: Coverage | None = None
 
     def __getitem__(self, name: str) -> AttributeResult:
         for attribute in self.attributes:
@@ -121,9 +124,12 @@ class EvaluationResult:
     def metrics(self) -> dict[str, float]:
         """All figures by name: `map`, `map_weighted`, `map_macro`, `recall@k`, `r_precision`, each of them but
         `map_weighted` also per attribute (`map_<attribute>`, `map_macro_<attribute>`, ...), and all of these once more
-        as `chance_...`. Fractions in [0, 1]. `map_ignore_maybe` and `map_multi_label` likewise, where they are.
+        as `chance_...`. Fractions in [0, 1]. `map_ignore_maybe` and `map_multi_label` likewise, where they are;
+        `coverage` is there if pictures were missing.
         """
         metrics = dict(self.overall)
+        if self.coverage is not None:
+            metrics["coverage"] = self.coverage.share
         chance = dict(self.chance_overall)
         for attribute in self.attributes:
             metrics |= {f"{measure}_{attribute.name}": value for measure, value in attribute.scores.items()}
@@ -163,6 +169,8 @@ class EvaluationResult:
                 )
         if self.unlabelled:
             lines.append(f"Not evaluated, no query is labelled with it: {', '.join(self.unlabelled)}.")
+        if self.coverage is not None:
+            lines.append(f"Subset: {self.coverage}.")
         return "\n".join(lines)
 
     def to_dict(self) -> dict:
@@ -176,7 +184,8 @@ class EvaluationResult:
             AttributeResult(**(each | {"values": tuple(ValueResult(**value) for value in each["values"])}))
             for each in content["attributes"]
         )
-        return cls(attributes, tuple(content["unlabelled"]))
+        coverage = content.get("coverage")  # results of earlier versions have none
+        return cls(attributes, tuple(content["unlabelled"]), None if coverage is None else Coverage(**coverage))
 
     def save_json(self, path: str | Path) -> Path:
         """Write `to_dict()` to `path`, whole or not at all; missing folders are made."""

@@ -6,6 +6,7 @@ attribute in the logs. Checkpoints that are complete or not there come from `che
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -325,9 +326,10 @@ class CCATrainer(WholeCheckpointTrainer):
     ) -> EvaluationResult:
         if not np.isfinite(embeddings).all():
             raise self._failed("embeddings of the evaluation are NaN or infinite")
-        gallery = None
+        gallery, splits = None, []
         if isinstance(images, QueriesAndGallery):
             start = len(images.queries)
+            splits = [images.gallery.split]
             gallery = Gallery.of_split(self.data, images.gallery.split, embeddings[start:], labels[start:])
             images, embeddings, labels = images.queries, embeddings[:start], labels[:start]
         if not isinstance(images, AttributeImages):
@@ -335,7 +337,7 @@ class CCATrainer(WholeCheckpointTrainer):
                 f"retrieval is evaluated on AttributeImages or QueriesAndGallery, got {type(images).__name__}"
             )
         asked = Gallery.of_split(self.data, images.split, embeddings, labels)
-        return evaluate_embeddings(
+        result = evaluate_embeddings(
             embeddings,
             labels,
             self.data.attributes,
@@ -344,6 +346,7 @@ class CCATrainer(WholeCheckpointTrainer):
             maybe_values=asked.maybe_values,
             gallery=gallery,
         )
+        return replace(result, coverage=self.data.coverage_of(images.split, *splits))
 
 
 def make_loss(args: CCATrainingArguments) -> ConditionalTripletLoss | ConditionalSoftTripletLoss:

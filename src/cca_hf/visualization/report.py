@@ -129,6 +129,8 @@ def _curves(history: Iterable[Mapping[str, object]]) -> list[str]:
 
 def _foot(result: EvaluationResult) -> str:
     left_out = f" Not evaluated, for want of labels: {', '.join(result.unlabelled)}." if result.unlabelled else ""
+    if result.coverage is not None:
+        left_out += f" Subset: {result.coverage}."
     return (
         "<footer>Every labelled picture is a query, its own near copies are no answers, the whole list is ranked by "
         f"cosine, and ties count as the expectation over their order.{escape(left_out)} Written by cca_hf.</footer>"
