@@ -25,8 +25,13 @@ Several GPUs: `accelerate launch --multi_gpu scripts/train.py ...`. Several proc
 All flags: `python scripts/train.py --help`.
 """
 
-from cca_hf.training.recipe import parse_arguments, run_training
-from cca_hf.visualization.report import write_report
+import os
+
+# Threads that wait sleep: spinning, they would slow each other down many times over as soon as anything runs beside.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is imported
+
+from cca_hf.training.recipe import parse_arguments, run_training  # noqa: E402
+from cca_hf.visualization.report import write_report  # noqa: E402
 
 
 def main() -> None:

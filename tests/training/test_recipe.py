@@ -129,6 +129,7 @@ def test_the_script_under_accelerate(run_python, shapes_folder, tmp_path, reposi
                 "images_per_value": 2,
                 "num_train_epochs": 1,
                 "use_cpu": True,
+                "cpu_threads": 1,
             }
         )
     )

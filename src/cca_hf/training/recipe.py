@@ -18,6 +18,7 @@ from .checkpoints import last_checkpoint
 from .command_line import DataArguments, ModelArguments
 from .command_line import parse_arguments as parse_arguments
 from .text_conditions import attribute_texts, embed_texts
+from .threads import settle_threads
 from .trainer import CCATrainer
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ def run_training(
         TrainingFailedError, CheckpointError: see [`CCATrainer.train`].
     """
     checkpoint = _checkpoint_to_resume(training_args)
+    if training_args.device.type == "cpu":
+        settle_threads(training_args.cpu_threads)
     set_seed(training_args.seed)  # the new layer's weights; the Trainer seeds itself
     with training_args.main_process_first(desc="loading the data set"):
         data = load_data(data_args)
