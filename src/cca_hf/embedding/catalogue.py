@@ -95,7 +95,9 @@ class Catalogue:
         ids = pa.array(range(dataset.num_rows)) if id_column is None else _read_column(dataset, id_column)
         if ids.null_count or pc.count_distinct(ids).as_py() != len(ids):
             raise ValueError(f"ids must be unique; in {id_column!r} {_repeated(ids)!r} stands more than once")
-        dataset = dataset.select_columns([image_column, *columns]).rename_column(image_column, _IMAGE)
+        dataset = dataset.select_columns([image_column, *columns])
+        if image_column != _IMAGE:
+            dataset = dataset.rename_column(image_column, _IMAGE)
         return cls(dataset.cast_column(_IMAGE, Image(decode=False)), ids)
 
     def __len__(self) -> int:

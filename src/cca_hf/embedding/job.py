@@ -67,10 +67,8 @@ def embed_catalogue(
         raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}; got {dtype!r}")
     if shard_size < 1 or batch_size < 1 or shard_size % batch_size:
         raise ValueError(f"shard_size must be a multiple of batch_size; got {shard_size} and {batch_size}")
-    names = [
-        model.config.attributes[place]
-        for place in model.config.attribute_ids(None if attributes is None else list(attributes))
-    ]
+    ids = model.config.attribute_ids(None if attributes is None else list(attributes))
+    names = [model.config.attributes[place] for place in ids]
     manifest = Manifest(
         model=model.fingerprint(),
         attributes=names,

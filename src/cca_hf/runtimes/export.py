@@ -69,7 +69,7 @@ def export_model(
     with staged(target) as staging:
         graph = staging / GRAPH["onnx"]
         with _in_eval_mode(model):
-            _write_onnx(_Answers(model, ids, attribute_input=attribute_input), model, graph)
+            _write_onnx(_Answers(model, ids, attribute_input=attribute_input).eval(), model, graph)
         if int8:
             _quantise(graph)
         if runtime == "openvino":
@@ -173,10 +173,9 @@ def _convert_to_openvino(graph: Path) -> None:
 def _write_config(model: CCAPreTrainedModel, names: list[str], folder: Path) -> None:
     config = copy.deepcopy(model.config)
     config.attributes = names
-    config.attribute_values = {
-        name: values for name, values in (config.attribute_values or {}).items() if name in names
-    }
-    config.attribute_texts = {name: text for name, text in (config.attribute_texts or {}).items() if name in names}
+    values, texts = config.attribute_values or {}, config.attribute_texts or {}
+    config.attribute_values = {name: values[name] for name in names if name in values}
+    config.attribute_texts = {name: texts[name] for name in names if name in texts}
     config.save_pretrained(folder)
 
 

@@ -1,0 +1,135 @@
+"""Exported models against the models that they were made from: the same answers, in the same places."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import MobileNetV2Config, ViTConfig
+
+from cca_hf import CCAModel, CCAPipeline
+from cca_hf.embedding.catalogue import Catalogue
+from cca_hf.embedding.job import embed_catalogue
+from cca_hf.runtimes.export import export_model
+from cca_hf.runtimes.exported import ExportedModel, is_exported
+
+ATTRIBUTES = {"colour": ["red", "blue"], "shape": ["round", "long"], "heel height": ["flat", "high"]}
+
+pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
+
+
+@pytest.fixture(scope="module")
+def vit() -> CCAModel:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    return CCAModel.from_backbone(ViTConfig(**shape, image_size=32, patch_size=8), ATTRIBUTES, embedding_dim=16)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(0, 256, (40, 30, 3), dtype=np.uint8)) for _ in range(5)]
+
+
+@pytest.fixture(scope="module")
+def exported(vit, tmp_path_factory) -> ExportedModel:
+    vit.train()
+    folder = export_model(vit, tmp_path_factory.mktemp("onnx"))
+    assert vit.training
+    vit.eval()
+    return ExportedModel.from_pretrained(folder, num_threads=1)
+
+
+def test_the_same_answers(vit, exported, pictures):
+    want = vit.encode(pictures)
+    for batch_size in (1, 2, 5):
+        np.testing.assert_allclose(exported.encode(pictures, batch_size=batch_size), want, atol=1e-5)
+    np.testing.assert_allclose(exported.encode(pictures, ["heel height", "colour"]), want[:, [2, 0]], atol=1e-5)
+    assert exported.config.attributes == list(ATTRIBUTES) and exported.config.attribute_values == ATTRIBUTES
+    with pytest.raises(ValueError, match=r"unknown attribute 'color'\. Did you mean 'colour'"):
+        exported.encode(pictures, "color")
+
+
+def test_in_the_pipeline(vit, exported, pictures):
+    extract = CCAPipeline(model=exported, image_processor=exported.image_processor)
+    want = vit.encode(pictures)
+    np.testing.assert_allclose(extract(pictures[0], attribute="shape"), want[0, 1], atol=1e-5)
+    for got, row in zip(extract(pictures, batch_size=2), want, strict=True):
+        np.testing.assert_allclose(list(got.values()), row, atol=1e-5)
+
+
+def test_in_a_catalogue(vit, exported, pictures, tmp_path):
+    for number, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{number}.png")
+    catalogue = Catalogue.from_folder(tmp_path)
+    assert embed_catalogue(exported, catalogue, tmp_path / "out", show_progress=False).complete
+    with pytest.raises(ValueError, match="differs in model"):
+        embed_catalogue(vit, catalogue, tmp_path / "out", show_progress=False)
+
+
+def test_attributes_as_an_input(vit, pictures, tmp_path):
+    folder = export_model(vit, tmp_path, attributes=["shape", "colour"], attribute_input=True)
+    exported = ExportedModel.from_pretrained(folder, num_threads=1)
+    want = vit.encode(pictures, ["shape", "colour"])
+    np.testing.assert_allclose(exported.encode(pictures), want, atol=1e-5)
+    np.testing.assert_allclose(exported.encode(pictures[:1], "colour"), want[:1, 1:], atol=1e-5)
+    pixel_values = vit.image_processor([p.resize((32, 32)) for p in pictures], return_tensors="pt")["pixel_values"]
+    own = torch.tensor([[0], [1], [1], [0], [1]])  # another for each picture; of the graph's attributes
+    with torch.no_grad():
+        expected = vit(pixel_values, attribute_ids=1 - own).embeddings
+    np.testing.assert_allclose(exported(pixel_values, own).embeddings, expected, atol=1e-5)
+    np.testing.assert_allclose(exported(pixel_values, own[:, 0]).embeddings, expected[:, 0], atol=1e-5)
+
+
+def test_int8_of_feature_maps(pictures, tmp_path):
+    """Of a MobileNetV2: matrix products alone become integers, per channel."""
+    import onnx
+
+    torch.manual_seed(0)
+    model = CCAModel.from_backbone(MobileNetV2Config(depth_multiplier=0.35, image_size=64), ATTRIBUTES).eval()
+    folder = export_model(model, tmp_path, int8=True)
+    graph = onnx.load(folder / "model.onnx").graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count("MatMulInteger") >= 8 and "ConvInteger" not in kinds
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    scales = [node.input[1] for node in graph.node if node.op_type == "Mul" and node.input[1] in weights]
+    assert any(weights[name].dims and weights[name].dims[0] > 1 for name in scales), "one scale a channel"
+    written = {path.name for path in folder.iterdir() if path.suffix != ".py"}  # config.json names its code
+    assert written == {"model.onnx", "config.json", "preprocessor_config.json", "export.json"}
+    got, want = ExportedModel.from_pretrained(folder, num_threads=1).encode(pictures), model.encode(pictures)
+    assert (got * want).sum(axis=-1).min() > 0.999
+    np.testing.assert_allclose(np.linalg.norm(got, axis=-1), 1, atol=1e-5)
+
+
+def test_openvino(vit, pictures, tmp_path):
+    pytest.importorskip("openvino", reason="the extra [openvino] is not installed")
+    folder = export_model(vit, tmp_path, "openvino")
+    assert {"model.xml", "model.bin"} <= {path.name for path in folder.iterdir()}
+    assert not list(folder.glob("*.onnx*"))
+    exported = ExportedModel.from_pretrained(folder, num_threads=1)
+    np.testing.assert_allclose(exported.encode(pictures, batch_size=2), vit.encode(pictures), atol=1e-5)
+
+
+def test_refusals(vit, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="'onnx', 'openvino'; got 'tensorrt'"):
+        export_model(vit, tmp_path, "tensorrt")
+    with pytest.raises(ValueError, match="for runtime='onnx' alone; got 'openvino'"):
+        export_model(vit, tmp_path, "openvino", int8=True)
+    with pytest.raises(ValueError, match="Did you mean 'colour'"):
+        export_model(vit, tmp_path, attributes=["color"])
+    with pytest.raises(FileNotFoundError, match="holds no exported model"):
+        ExportedModel.from_pretrained(tmp_path)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
+    with pytest.raises(ImportError, match=r'needs onnxscript, .*pip install "cca_hf\[onnx\]"'):
+        export_model(vit, tmp_path)
+    assert not is_exported(tmp_path) and not list(tmp_path.iterdir())
+
+
+def test_what_lies_beside_the_graph(vit, exported):
+    description = exported.description
+    assert json.loads(json.dumps(description)) == description
+    assert description["made_from"] == vit.fingerprint() != exported.fingerprint()
+    assert description["attributes"] == list(ATTRIBUTES) and not description["int8"]
