@@ -1,0 +1,109 @@
+"""Conditions as a text in Python's syntax: `price < 50 and base_colour not in ('red', 'pink')`.
+
+The text is read by Python's own parser, and nothing in it is ever run.
+"""
+
+import ast
+import operator
+from collections.abc import Callable
+from typing import NoReturn
+
+from .conditions import And, Condition, Not, Or, column
+
+_COMPARISONS: dict[type[ast.cmpop], Callable[[column, object], Condition]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Is: operator.eq,
+    ast.IsNot: operator.ne,
+}
+_FLIPPED: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.Gt,
+    ast.LtE: ast.GtE,
+    ast.Gt: ast.Lt,
+    ast.GtE: ast.LtE,
+    ast.Eq: ast.Eq,
+    ast.NotEq: ast.NotEq,
+}
+_ALLOWED = (
+    "a filter compares columns with values: price < 50, 10 <= price < 50, colour == 'red', season in ('Fall', "
+    "'Winter'), in_stock, year is None, joined by and, or, not; column('heel height') stands for a name with a space"
+)
+
+
+def parse(text: str) -> Condition:
+    """The condition that a text stands for.
+
+    Raises:
+        ValueError: naming the part that is not understood, and what is allowed.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except SyntaxError as error:
+        raise ValueError(f"the filter {text!r} cannot be read ({error.msg}); {_ALLOWED}") from error
+    return _Reader(text.strip()).condition(tree.body)
+
+
+class _Reader:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def condition(self, node: ast.expr) -> Condition:
+        match node:
+            case ast.BoolOp(ast.And(), values):
+                return And(tuple(map(self.condition, values)))
+            case ast.BoolOp(ast.Or(), values):
+                return Or(tuple(map(self.condition, values)))
+            case ast.UnaryOp(ast.Not(), operand):
+                return Not(self.condition(operand))
+            case ast.Compare(left, operators, rights):
+                terms = [left, *rights]
+                parts = tuple(map(self.comparison, terms, operators, rights))
+                return parts[0] if len(parts) == 1 else And(parts)
+            case ast.Name() | ast.Call():
+                return self.column(node) == True  # noqa: E712 - a condition, not a comparison
+        self.refuse(node)
+
+    def comparison(self, left: ast.expr, sign: ast.cmpop, right: ast.expr) -> Condition:
+        kind = type(sign)
+        if isinstance(sign, (ast.In, ast.NotIn)):
+            if not isinstance(right, (ast.Tuple, ast.List, ast.Set)):
+                self.refuse(right)
+            found = self.column(left).is_in([self.value(element) for element in right.elts])
+            return Not(found) if isinstance(sign, ast.NotIn) else found
+        if not _names_column(left) and kind in _FLIPPED:  # 10 < price
+            left, right, kind = right, left, _FLIPPED[kind]
+        value = self.value(right)
+        if (kind in (ast.Is, ast.IsNot) and value is not None) or (value is None and kind not in _EQUALITIES):
+            self.refuse(right)
+        return _COMPARISONS[kind](self.column(left), value)
+
+    def column(self, node: ast.expr) -> column:
+        match node:
+            case ast.Name(name):
+                return column(name)
+            case ast.Call(ast.Name("column"), [ast.Constant(str(name))], []):
+                return column(name)
+        self.refuse(node)
+
+    def value(self, node: ast.expr) -> object:
+        match node:
+            case ast.Constant(str() | int() | float() | None as value):
+                return value
+            case ast.UnaryOp(ast.USub(), ast.Constant(int() | float() as value)) if not isinstance(value, bool):
+                return -value
+        self.refuse(node)
+
+    def refuse(self, node: ast.AST) -> NoReturn:
+        part = ast.get_source_segment(self.text, node) or ast.unparse(node)
+        raise ValueError(f"in the filter {self.text!r}, {part!r} has no place; {_ALLOWED}")
+
+
+_EQUALITIES = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot)
+
+
+def _names_column(node: ast.expr) -> bool:
+    return isinstance(node, (ast.Name, ast.Call))

@@ -1,0 +1,103 @@
+"""From what a caller has of its items to the table that a store takes; errors come before anything is written."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute as pc  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from .conditions import unknown
+from .schema import IndexSchema
+
+
+def item_table(
+    schema: IndexSchema,
+    item_ids: Sequence[str | int],
+    embeddings: NDArray | None,
+    columns: Mapping[str, Sequence[object]] | pa.Table | None,
+) -> pa.Table:
+    """The items as `schema.arrow()` has them; without embeddings, everything but these.
+
+    Args:
+        embeddings: (items, attributes, dim).
+        columns: name -> (items,).
+
+    Raises:
+        ValueError: as `AttributeIndex.add`.
+    """
+    names = _ids(item_ids)
+    given = {
+        name: columns[name] for name in (columns.column_names if isinstance(columns, pa.Table) else columns or ())
+    }
+    for name in given:
+        if name not in schema.columns:
+            raise ValueError(f"the index has {unknown('column', name, schema.columns)}")
+    wanted = schema.arrow()
+    arrays = [pa.array(names, pa.string())]
+    for name in schema.columns:
+        arrays.append(_column(name, given.get(name), wanted.field(name).type, len(names)))
+    if embeddings is not None:
+        vectors = _vectors(schema, embeddings, names)
+        for place in range(len(schema.attributes)):
+            flat = pa.array(np.ascontiguousarray(vectors[:, place]).ravel())
+            arrays.append(pa.FixedSizeListArray.from_arrays(flat, schema.dim))
+    return pa.Table.from_arrays(arrays, schema=pa.schema(list(wanted)[: len(arrays)]))
+
+
+def _ids(item_ids: Sequence[str | int]) -> list[str]:
+    if isinstance(item_ids, str):
+        raise TypeError(f"item_ids must be a list; got the string {item_ids!r}")
+    wrong = [
+        each
+        for each in item_ids
+        if not isinstance(each, (str, int, np.integer)) or isinstance(each, bool) or each == ""
+    ]
+    if wrong:
+        raise ValueError(f"an item id is a text that is not empty, or a whole number; got {wrong[0]!r}")
+    names = [str(each) for each in item_ids]
+    if len(set(names)) < len(names):
+        seen: set[str] = set()
+        twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"the item id {twice!r} is given twice")
+    return names
+
+
+def _column(name: str, values: Sequence[object] | None, kind: pa.DataType, rows: int) -> pa.Array:
+    if values is None:
+        return pa.nulls(rows, kind)
+    if len(values) != rows:
+        raise ValueError(f"there are {rows} item_ids, and {len(values)} values of {name!r}")
+    try:
+        array = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, from_pandas=True)
+        array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+        if pa.types.is_boolean(array.type) != pa.types.is_boolean(kind) and not pa.types.is_null(array.type):
+            raise pa.ArrowInvalid(f"they are {array.type}")
+        if pa.types.is_string(kind) and not (pa.types.is_string(array.type) or pa.types.is_null(array.type)):
+            if not pa.types.is_dictionary(array.type) and not pa.types.is_large_string(array.type):
+                raise pa.ArrowInvalid(f"they are {array.type}")
+        array = array.cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"the column {name!r} is {kind}, and cannot take its values: {error}") from error
+    if pa.types.is_floating(kind):
+        array = pc.if_else(pc.is_finite(array), array, None)
+    return array
+
+
+def _vectors(schema: IndexSchema, embeddings: NDArray, names: list[str]) -> NDArray[np.float32]:
+    expected = (len(names), len(schema.attributes), schema.dim)
+    if embeddings.shape != expected:
+        raise ValueError(
+            f"embeddings must have shape (items, attributes, dim) = {expected}, the attributes being "
+            f"{', '.join(schema.attributes)}; got {embeddings.shape}"
+        )
+    vectors = embeddings.astype(np.float32, copy=False)
+    lengths = np.linalg.norm(vectors, axis=2, keepdims=True)
+    wrong = np.argwhere(~(np.isfinite(lengths[:, :, 0]) & (lengths[:, :, 0] > 0)))
+    if len(wrong):
+        row, place = wrong[0].tolist()
+        raise ValueError(
+            f"the embedding of {names[row]!r} under {schema.attributes[place]!r} is not finite, or zero; "
+            f"{len(wrong)} such vectors in all"
+        )
+    return vectors / lengths

@@ -1,0 +1,274 @@
+"""An index in a folder or a bucket, kept by LanceDB: no server, atomic versions, filters before the search.
+
+One row an item, one fixed-size list of floats per attribute. A write is a new version of the table, visible when it is
+whole; a process that dies in the middle leaves the version before. A file lock, which the operating system takes away
+from a dead process, keeps a second writer out of a folder; in a bucket LanceDB itself refuses writes that collide.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from .conditions import Condition
+from .engine_filters import to_sql
+from .schema import ITEM_ID, SIMILARITY, IndexSchema
+from .store import IndexLockedError, NoIndexError
+
+_TABLE = "items"
+_KEY = b"cca_hf.index"
+_NOTE = "cca_hf.note"
+_LOCK = ".writer.lock"
+# A graph of 16 neighbours over 8-bit vectors, and what it finds ranked by the vectors themselves.
+_NEIGHBOURS = 16
+_BUILD_EFFORT = 100
+_SEARCH_EFFORT = 100
+_REFINE = 2
+_ROWS_A_GRAPH = 1_000_000
+_REBUILD_SHARE = 0.2  # of rows that came after the graph was built; fewer are added to it
+# Readers look for a new version at each query, so an old one is needed for as long as a query takes.
+_KEPT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class LanceSettings:
+    """
+    Args:
+        vectors: how they are stored; half the disk with "float16". Only asked when an index is made.
+        index_from: rows from which `optimize` builds a graph; fewer are compared one by one, which is as fast.
+        storage_options: for buckets, as in `lancedb.connect`; credentials are found in the environment too.
+    """
+
+    vectors: Literal["float32", "float16"] = "float32"
+    index_from: int = 20_000
+    storage_options: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.vectors not in ("float32", "float16"):
+            raise ValueError(f"vectors must be 'float32' or 'float16'; got {self.vectors!r}")
+
+
+class LanceStore:
+    """See `VectorStore`."""
+
+    read_up_to = 250_000
+
+    def __init__(self, location: str, settings: LanceSettings, lock: Any, table: Any) -> None:
+        self.location = location
+        self.settings = settings
+        self._lock = lock
+        self._table = table
+        stored = table.schema
+        self.schema = IndexSchema.from_json(stored.metadata[_KEY])
+        self.note = ((stored.field(ITEM_ID).metadata or {}).get(_NOTE.encode()) or b"").decode()
+        vectors = {self.schema.vector_column(attribute) for attribute in self.schema.attributes}
+        self._written = pa.schema([stored.field(name) for name in self.schema.arrow().names])
+        self._vectors = vectors
+
+    @classmethod
+    def create(cls, location: str, schema: IndexSchema, settings: LanceSettings) -> "LanceStore":
+        _check_free(location)
+        with _failures(location), contextlib.ExitStack() as undo:
+            if not _is_remote(location):
+                Path(location).mkdir(parents=True, exist_ok=True)
+            lock = _take_lock(location)
+            undo.callback(_release, lock)
+            connection = _connect(location, settings)
+            if _TABLE in _tables(connection):
+                raise FileExistsError(f"there is an index at {location} already; open it, or give another place")
+            kind = pa.float16() if settings.vectors == "float16" else pa.float32()
+            fields = [
+                each.with_type(pa.list_(kind, schema.dim)) if pa.types.is_fixed_size_list(each.type) else each
+                for each in schema.arrow()
+            ]
+            stored = pa.schema(fields, metadata={_KEY: schema.to_json()})
+            store = cls(location, settings, lock, connection.create_table(_TABLE, schema=stored))
+            undo.pop_all()
+            return store
+
+    @classmethod
+    def open(cls, location: str, settings: LanceSettings, *, writable: bool) -> "LanceStore":
+        if not _is_remote(location) and not Path(location, f"{_TABLE}.lance").is_dir():
+            what = "a folder without an index" if Path(location).is_dir() else "nothing"
+            raise NoIndexError(f"there is no index at {location}, but {what}")
+        connection = _connect(location, settings)
+        if _is_remote(location) and _TABLE not in _tables(connection):
+            raise NoIndexError(f"there is no index at {location}")
+        with contextlib.ExitStack() as undo:
+            lock = _take_lock(location) if writable else None
+            undo.callback(_release, lock)
+            table = connection.open_table(_TABLE)
+            if _KEY not in (table.schema.metadata or {}):
+                raise NoIndexError(f"the table at {location} was not written by cca_hf")
+            store = cls(location, settings, lock, table)
+            undo.pop_all()
+            return store
+
+    @property
+    def version(self) -> str:
+        return f" (version {self._table.version})"
+
+    def set_note(self, note: str) -> None:
+        with _failures(self.location):
+            self._table.update_field_metadata({"path": ITEM_ID, "metadata": {_NOTE: note or None}})
+        self.note = note
+
+    def upsert(self, items: pa.Table) -> None:
+        merge = self._table.merge_insert(ITEM_ID).when_matched_update_all().when_not_matched_insert_all()
+        with _failures(self.location):
+            merge.execute(items.cast(self._written))
+
+    def delete(self, condition: Condition) -> None:
+        with _failures(self.location):
+            self._table.delete(to_sql(condition))
+
+    def nearest(
+        self,
+        attribute: str,
+        queries: NDArray[np.float32],
+        count: int,
+        condition: Condition | None,
+        columns: Sequence[str] = (),
+    ) -> list[pa.Table]:
+        several = len(queries) > 1
+        search = (
+            self._table.search(
+                list(queries) if several else queries[0], vector_column_name=self.schema.vector_column(attribute)
+            )
+            .distance_type("cosine")
+            .ef(max(_SEARCH_EFFORT, count + count // 2))
+            .refine_factor(_REFINE if count <= _SEARCH_EFFORT else 1)
+            .limit(count)
+            .select([ITEM_ID, *columns, "_distance"])
+        )
+        if condition is not None:
+            search = search.where(to_sql(condition))
+        found = search.to_arrow()
+        similarity = 1.0 - found.column("_distance").to_numpy()
+        table = found.select([ITEM_ID, *columns]).append_column(SIMILARITY, pa.array(similarity, pa.float32()))
+        if not several:
+            return [table]
+        asked = found.column("query_index").to_numpy()
+        return [table.filter(pa.array(asked == query)) for query in range(len(queries))]
+
+    def scan(
+        self,
+        condition: Condition | None,
+        columns: Sequence[str],
+        attributes: Sequence[str],
+        batch_size: int = 4096,
+    ) -> Iterator[pa.Table]:
+        wanted = self.schema.arrow(columns, attributes)
+        search = self._table.search().select(wanted.names)
+        if condition is not None:
+            search = search.where(to_sql(condition))
+        for batch in search.to_batches(batch_size):
+            yield pa.Table.from_batches([batch]).select(wanted.names).cast(wanted)
+
+    def count(self, condition: Condition | None) -> int:
+        return self._table.count_rows(None if condition is None else to_sql(condition))
+
+    def optimize(self) -> None:
+        from lancedb.index import Bitmap, BTree, HnswSq
+
+        rows = self.count(None)
+        with _failures(self.location):
+            indexed = {index.columns[0] for index in self._table.list_indices()}
+            if rows >= self.settings.index_from:
+                for name, kind in self.schema.filterable.items():
+                    if name not in indexed:
+                        self._table.create_index(name, config=Bitmap() if kind == "boolean" else BTree())
+                for name in sorted(self._vectors):
+                    if self._needs_graph(name, rows):
+                        self._table.create_index(
+                            name,
+                            config=HnswSq(
+                                distance_type="cosine",
+                                num_partitions=max(1, round(rows / _ROWS_A_GRAPH)),
+                                m=_NEIGHBOURS,
+                                ef_construction=_BUILD_EFFORT,
+                            ),
+                        )
+            self._table.optimize(cleanup_older_than=_KEPT)
+
+    def _needs_graph(self, column: str, rows: int) -> bool:
+        known = self._table.index_stats(f"{column}_idx")
+        return known is None or known.num_unindexed_rows > _REBUILD_SHARE * rows
+
+    def close(self) -> None:
+        _release(self._lock)
+        self._lock = None
+
+
+def _connect(location: str, settings: LanceSettings) -> Any:
+    os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are about its own inside
+    try:
+        import lancedb
+    except ImportError as error:
+        raise ImportError('an index in a folder needs LanceDB: pip install "cca_hf[search]"') from error
+    return lancedb.connect(
+        location, read_consistency_interval=timedelta(0), storage_options=dict(settings.storage_options) or None
+    )
+
+
+def _tables(connection: Any) -> list[str]:
+    return list(connection.list_tables().tables)
+
+
+def _is_remote(location: str) -> bool:
+    return "://" in location
+
+
+def _check_free(location: str) -> None:
+    path = Path(location)
+    if _is_remote(location) or not path.exists():
+        return
+    if not path.is_dir():
+        raise FileExistsError(f"{location} is a file; an index is a folder of its own")
+    strangers = sorted(each.name for each in path.iterdir() if each.name not in (_LOCK, f"{_TABLE}.lance"))
+    if strangers:
+        raise FileExistsError(f"{location} holds other things ({strangers[0]}, ...); an index is a folder of its own")
+
+
+def _take_lock(location: str) -> Any:
+    if _is_remote(location):
+        return None
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(Path(location, _LOCK))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise IndexLockedError(
+            f"another process is writing to the index at {location}; wait until it is done, or open it for reading"
+        ) from error
+    return lock
+
+
+def _release(lock: Any) -> None:
+    if lock is not None:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _failures(location: str) -> Iterator[None]:
+    """LanceDB's errors as Python's; what was there before is as it was, since a version is whole or not at all."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        if isinstance(error, (IndexLockedError, FileExistsError)):
+            raise
+        full = "No space left on device" in str(error) or "os error 28" in str(error)
+        what = "the disk is full" if full else " ".join(str(error).split())
+        code = errno.ENOSPC if full else getattr(error, "errno", None) or errno.EIO
+        raise OSError(
+            code, f"writing to the index failed, what was in it before is untouched: {what}", location
+        ) from error

@@ -1,0 +1,134 @@
+"""The nearest items by a weighted sum of similarities under several attributes, from an index of each.
+
+The threshold algorithm (Fagin, Lotem, Naor 2003, https://arxiv.org/abs/cs/0204046): of each attribute the nearest
+items; what is in no list is at most as near as the last of each. While an item outside could still be among the best,
+the lists grow fourfold. Inside them, only items that could still be among the best are read and compared exactly.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from .conditions import AnyOf, Condition
+from .schema import ITEM_ID, SIMILARITY
+from .store import VectorStore
+
+_FIRST_LIST = 1024
+_LONGEST_LIST = 16_384
+_READ_AT_ONCE = 256
+_ROUNDING = 1e-6
+
+
+def nearest_to_mixture(
+    store: VectorStore,
+    targets: Mapping[str, NDArray[np.float32]],
+    weights: Mapping[str, float],
+    count: int,
+    condition: Condition | None,
+) -> pa.Table:
+    """`item_id` and `similarity` of the `count` best items.
+
+    Args:
+        targets: attribute -> (dim,), L2-normalised.
+        weights: of the same attributes, positive, their sum 1: the similarity is the weighted mean of the cosines.
+    """
+    search = _Search(store, targets, weights, count, condition)
+    length = max(_FIRST_LIST, 4 * count)
+    while not search.is_settled_by(length):
+        if 4 * length > _LONGEST_LIST or store.count(condition) <= min(store.read_up_to, 32 * length):
+            if store.count(condition) <= store.read_up_to:
+                search.read_everything()
+            break
+        length *= 4
+    return search.best()
+
+
+class _Search:
+    def __init__(
+        self,
+        store: VectorStore,
+        targets: Mapping[str, NDArray[np.float32]],
+        weights: Mapping[str, float],
+        count: int,
+        condition: Condition | None,
+    ) -> None:
+        self.store = store
+        self.attributes = list(targets)
+        self.targets = np.stack([targets[attribute] for attribute in self.attributes])  # (A, D)
+        self.weights = np.array([weights[attribute] for attribute in self.attributes], dtype=np.float64)  # (A,)
+        self.count = count
+        self.condition = condition
+        self.scores: dict[str, float] = {}  # of items whose weighted sum is known
+
+    def is_settled_by(self, length: int) -> bool:
+        """Looks at the `length` nearest under each attribute; whether no other item can be among the best."""
+        rows: dict[str, int] = {}
+        lists = []
+        for attribute, target in zip(self.attributes, self.targets, strict=True):
+            (found,) = self.store.nearest(attribute, target[None], length, self.condition)
+            place = [rows.setdefault(item, len(rows)) for item in found.column(ITEM_ID).to_pylist()]
+            lists.append((place, found.column(SIMILARITY).to_numpy()))
+        known = np.full((len(rows), len(lists)), np.nan)
+        last = np.empty(len(lists))
+        for column, (place, similarity) in enumerate(lists):
+            known[place, column] = similarity
+            last[column] = similarity[-1] if len(place) else -1.0
+        items = np.array(list(rows), dtype=object)
+        self._settle(items, known, np.where(np.isnan(known), last, known) @ self.weights)
+        if self._threshold() >= last @ self.weights - _ROUNDING:
+            return True
+        return len(rows) < length and len(rows) >= self.store.count(self.condition)  # there are no others
+
+    def _settle(self, items: NDArray, known: NDArray[np.float64], most: NDArray[np.float64]) -> None:
+        """Scores of all items that can be among the best; `most` (n,) is what each can score at most."""
+        whole = ~np.isnan(known).any(axis=1)
+        self.scores.update(zip(items[whole].tolist(), (known[whole] @ self.weights).tolist(), strict=True))
+        open_rows = [row for row in np.argsort(-most).tolist() if items[row] not in self.scores]
+        for start in range(0, len(open_rows), _READ_AT_ONCE):
+            part = open_rows[start : start + _READ_AT_ONCE]
+            if most[part[0]] < self._threshold() - _ROUNDING:
+                return
+            self._read(AnyOf(ITEM_ID, tuple(items[part].tolist())))
+
+    def read_everything(self) -> None:
+        """Compares with every item."""
+        self._read(self.condition)
+
+    def _read(self, condition: Condition | None) -> None:
+        columns = [self.store.schema.vector_column(attribute) for attribute in self.attributes]
+        for table in self.store.scan(condition, (), self.attributes):
+            scores = np.zeros(len(table))
+            for column, target, weight in zip(columns, self.targets, self.weights, strict=True):
+                scores += weight * (vectors_of(table, column) @ target)
+            ids = table.column(ITEM_ID).to_pylist()
+            if len(ids) > max(self.count, _READ_AT_ONCE):
+                best = np.argpartition(-scores, self.count - 1)[: self.count]
+                # of equals all stay, so that the order of reading does not choose among them
+                kept = np.flatnonzero(scores >= scores[best].min()).tolist()
+            else:
+                kept = list(range(len(ids)))
+            self.scores.update((ids[row], float(scores[row])) for row in kept)
+
+    def _threshold(self) -> float:
+        if len(self.scores) < self.count:
+            return -np.inf
+        values = np.fromiter(self.scores.values(), dtype=np.float64, count=len(self.scores))
+        return float(np.partition(values, -self.count)[-self.count])
+
+    def best(self) -> pa.Table:
+        chosen = sorted(self.scores.items(), key=lambda pair: (-pair[1], pair[0]))[: self.count]
+        return pa.table(
+            {
+                ITEM_ID: pa.array([item for item, _ in chosen], pa.string()),
+                SIMILARITY: pa.array([score for _, score in chosen], pa.float32()),
+            }
+        )
+
+
+def vectors_of(table: pa.Table, column: str) -> NDArray[np.float32]:
+    """(rows, dim), L2-normalised: half precision has moved their lengths a little."""
+    chunks = table.column(column).combine_chunks()
+    vectors = chunks.flatten().to_numpy().reshape(len(table), -1).astype(np.float32, copy=False)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

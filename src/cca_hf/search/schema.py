@@ -1,0 +1,153 @@
+"""What an index holds: an embedding per attribute and some columns for each item, and who made the embeddings."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, get_args
+
+import pyarrow as pa  # type: ignore[import-untyped]
+
+from .conditions import ColumnType, unknown
+
+if TYPE_CHECKING:
+    from ..models.encoding import PictureEncoder
+
+ITEM_ID = "item_id"
+SIMILARITY = "similarity"
+_VECTOR = "embedding_"
+_FORMAT = 1  # of what is written; another one is another layout
+_ARROW = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
+
+
+@dataclass(frozen=True)
+class CheckpointId:
+    """Which model made some embeddings: vectors of another are in another space, and no figure would show it.
+
+    Args:
+        name: where it was loaded from, an id on the Hub or a folder; to load it again, not to compare.
+        fingerprint: `CCAModel.fingerprint`, of weights, attributes and how pictures are read; what is compared.
+    """
+
+    name: str
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return f"{self.name or 'a model'} (fingerprint {self.fingerprint[:12]})"
+
+
+@dataclass(frozen=True)
+class IndexSchema:
+    """
+    Args:
+        attributes: their names, in the order of the model.
+        dim: width of each embedding.
+        columns: what else is known of each item, to filter by and to show: name -> type.
+        checkpoint: the model that made the embeddings; those of another are refused.
+    """
+
+    attributes: tuple[str, ...]
+    dim: int
+    columns: dict[str, ColumnType]
+    checkpoint: CheckpointId
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: for names that cannot stand beside each other, or types that no column has.
+        """
+        if not self.attributes or self.dim < 1:
+            raise ValueError(f"an index needs an attribute and a width; got {self.attributes} and {self.dim}")
+        names = [ITEM_ID, *map(self.vector_column, self.attributes), *self.columns]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"the index would have two columns called {', '.join(twice)}; rename yours")
+        for name, kind in self.columns.items():
+            if kind not in get_args(ColumnType):
+                raise ValueError(
+                    f"the column {name!r} cannot be {kind!r}; types are {', '.join(get_args(ColumnType))}"
+                )
+            if not name or re.search(r'[.`"\[\]\\]|^_', name) or name in (SIMILARITY, "query_index"):
+                raise ValueError(f'a column cannot be called {name!r}: rename it (no leading _, none of . ` " [ ] \\)')
+
+    def vector_column(self, attribute: str) -> str:
+        """The name of the column that holds an attribute's embeddings.
+
+        Raises:
+            ValueError: if there is no such attribute; names the closest.
+        """
+        if attribute not in self.attributes:
+            raise ValueError(f"the index has {unknown('attribute', attribute, self.attributes)}")
+        return _VECTOR + re.sub(r"\W", "_", attribute)
+
+    def arrow(self, columns: Sequence[str] | None = None, attributes: Sequence[str] | None = None) -> pa.Schema:
+        """Items as a table: `item_id`, the columns, an fp32 vector for each attribute; all of them, or those named."""
+        names = list(self.columns) if columns is None else columns
+        return pa.schema(
+            [
+                pa.field(ITEM_ID, pa.string(), nullable=False),
+                *(pa.field(name, _ARROW[self.columns[name]]) for name in names),
+                *(
+                    pa.field(self.vector_column(attribute), pa.list_(pa.float32(), self.dim), nullable=False)
+                    for attribute in (self.attributes if attributes is None else attributes)
+                ),
+            ]
+        )
+
+    @classmethod
+    def of_model(cls, model: "PictureEncoder", name: str, columns: Mapping[str, ColumnType]) -> "IndexSchema":
+        """For what a model embeds; `name` is where it can be loaded from again."""
+        return cls(
+            attributes=tuple(model.config.attributes),
+            dim=model.config.embedding_dim or model.config.hidden_size,
+            columns=dict(columns),
+            checkpoint=CheckpointId(name, model.fingerprint()),
+        )
+
+    @property
+    def filterable(self) -> dict[str, ColumnType]:
+        """The columns that a condition may name."""
+        return {ITEM_ID: "text", **self.columns}
+
+    def to_json(self) -> str:
+        return json.dumps({"format": _FORMAT, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "IndexSchema":
+        """
+        Raises:
+            ValueError: if another version of this package wrote it in another format.
+        """
+        fields = json.loads(text)
+        found = fields.pop("format")
+        if found != _FORMAT:
+            raise ValueError(f"the index has format {found}, this version of cca_hf reads format {_FORMAT}")
+        checkpoint = CheckpointId(**fields.pop("checkpoint"))
+        return cls(tuple(fields["attributes"]), fields["dim"], fields["columns"], checkpoint)
+
+
+def column_types(schema: pa.Schema, *, skip: Sequence[str] = ()) -> tuple[dict[str, ColumnType], list[str]]:
+    """The columns of a table that an index can hold, with their types, and the names of those it cannot."""
+    types: dict[str, ColumnType] = {}
+    unfit: list[str] = []
+    for field in schema:
+        if field.name in (ITEM_ID, *skip):
+            continue
+        kind = _type_of(field.type)
+        if kind is None:
+            unfit.append(field.name)
+        else:
+            types[field.name] = kind
+    return types, unfit
+
+
+def _type_of(kind: pa.DataType) -> ColumnType | None:
+    if pa.types.is_dictionary(kind):
+        return _type_of(kind.value_type)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "text"
+    if pa.types.is_boolean(kind):
+        return "boolean"
+    if pa.types.is_integer(kind):
+        return "integer"
+    return "number" if pa.types.is_floating(kind) else None
