@@ -24,11 +24,13 @@ class ConditionEmbedding(nn.Module):
     t_c are stored, so that the text encoder is needed for further attributes alone.
     """
 
+    texts: torch.Tensor  # (num_conditions, text_embedding_dim)
+
     def __init__(self, config: CCAConfig):
         super().__init__()
         self.kind = config.condition_embedding
         self.num_conditions = max(1, len(config.attributes))
-        if self.kind == "text":
+        if config.text_embedding_dim is not None:  # that is, kind == "text"
             self.register_buffer("texts", torch.zeros(self.num_conditions, config.text_embedding_dim))
             self.projection = nn.Linear(config.text_embedding_dim, config.hidden_size, bias=False)
         else:

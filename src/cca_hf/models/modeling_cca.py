@@ -158,7 +158,7 @@ class CCAModel(CCAPreTrainedModel):
         if name in self.config.attributes:
             raise ValueError(f"{name!r} is an attribute of this model already: {self.config.attributes}")
         self.condition_embedding.append_text(name, text_embedding)
-        self.config.attributes.append(name)
+        self.config.attributes = [*self.config.attributes, name]
         return self
 
     def get_backbone_features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
