@@ -24,7 +24,7 @@ define environment
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test bench-quality lint format types lowest build clean
+.PHONY: help environment demo test bench bench-quality lint format types lowest build clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ test: $(VENV)/ready ## Run all tests
 
 bench-quality: $(VENV)/ready ## CCA and all it is compared with in one table (hours; CONFIG=configs/... FLAGS='--dataset ...')
 	$(VENV)/bin/python scripts/benchmark_quality.py --config $(CONFIG) --output quality/$(basename $(notdir $(CONFIG))) $(FLAGS)
+
+bench: $(VENV)/ready ## Speed: ratios on this machine, into docs/benchmarks (half an hour; leave the machine alone)
+	$(VENV)/bin/python scripts/benchmark_speed.py --output docs/benchmarks
 
 lint: $(VENV)/ready ## Check the code's rules and format (ruff)
 	$(VENV)/bin/ruff check .

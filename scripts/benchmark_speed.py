@@ -1,101 +1,330 @@
 """How fast is CCA? Every figure is a ratio within one run, measured in turns, so that the machine's mood cancels out.
 
-    python scripts/benchmark_speed.py
-    python scripts/benchmark_speed.py --batch_sizes 8 32 --rounds 9 --output docs/benchmarks/speed.json
+    python scripts/benchmark_speed.py                                   # all sections; half an hour on two cores
+    python scripts/benchmark_speed.py --sections one_pass encode --rounds 3
+    python scripts/benchmark_speed.py --sections one_pass --device cuda --dtype bfloat16 --compile --batch_sizes 256
+    python scripts/benchmark_speed.py --output docs/benchmarks          # writes speed_<machine>.json
 
-Measured on a ViT-B/16 with random weights, 224 x 224 pixels, fp32, inference mode:
-- one pass that embeds 8 attributes, over one plain `ViTModel` forward;
-- eight passes of one attribute each, over the one pass of all 8;
-- the largest difference between their embeddings.
+On a ViT-B/16 with random weights, 224 x 224 pixels, in inference mode:
+- one_pass: one pass that embeds 8 (64) attributes, over one plain `ViTModel` forward; eight passes over the one; its
+  floating point operations a second, over those of a large matrix product;
+- encode: from JPEG files, against reading alone, the model alone, and transformers' own pipeline without a condition;
+- runtimes: exports, against the model; how alike their embeddings are;
+- growth: time and memory a picture as `encode` is given more of them (of a tiny model);
+- evaluation: exact mAP against the matrix product alone, and against what else computes it.
+
+What is missing here (onnxruntime, openvino, scikit-learn, pytorch-metric-learning) is left out, and said.
 """
 
 import argparse
+import importlib.util
 import json
-import platform
+import resource
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from transformers import ViTConfig, ViTModel
+from PIL import Image
+from speed_measures import file_name, machine_name, matmul_at_peak, median_ratio, time_in_turns
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import ViTConfig, ViTImageProcessorPil, ViTModel, pipeline
 
-from cca_hf import CCAModel
+from cca_hf import CCAModel, ExportedModel, export_model, retrieval_metrics
+from cca_hf.models.pixels import PictureReader
 
 NUM_ATTRIBUTES = 8
+PICTURE_SIDE = 500  # pixels of the JPEG files, about what catalogues have
 
 
-def time_in_turns(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each piece of work, a round after a round, after one round to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for turn in range(rounds + 1):
-        for name, run in work.items():
-            start = time.perf_counter()
-            run()
-            if turn > 0:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+def make_model(num_attributes: int, arguments: argparse.Namespace) -> CCAModel:
+    torch.manual_seed(0)
+    model = CCAModel.from_backbone(ViTConfig(), [f"attribute {i}" for i in range(num_attributes)])
+    return model.to(arguments.device, arguments.dtype).eval()
 
 
-def median_ratio(numerator: list[float], denominator: list[float]) -> float:
-    """Median of the ratios of the rounds: each compares two runs that followed one another."""
-    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+def benchmark_one_pass(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {str(size): _one_pass(size, arguments) for size in arguments.batch_sizes}
 
 
 @torch.inference_mode()
-def benchmark_one_pass(batch_size: int, rounds: int) -> dict[str, float]:
-    torch.manual_seed(0)
-    vit = ViTModel(ViTConfig(), add_pooling_layer=False).eval()
-    model = CCAModel.from_backbone(ViTConfig(), [f"attribute {i}" for i in range(NUM_ATTRIBUTES)]).eval()
-    pixel_values = torch.randn(batch_size, 3, 224, 224)
-    every = torch.arange(NUM_ATTRIBUTES).expand(batch_size, -1)
+def _one_pass(batch_size: int, arguments: argparse.Namespace) -> dict[str, float]:
+    vit = ViTModel(ViTConfig(), add_pooling_layer=False).to(arguments.device, arguments.dtype).eval()
+    model, many = make_model(NUM_ATTRIBUTES, arguments), make_model(64, arguments)
+    pixel_values = torch.randn(batch_size, 3, 224, 224, device=arguments.device, dtype=arguments.dtype)
+    every = torch.arange(NUM_ATTRIBUTES, device=arguments.device).expand(batch_size, -1)
+    of_64 = torch.arange(64, device=arguments.device).expand(batch_size, -1)
+    with FlopCounterMode(display=False) as counter:
+        model(pixel_values, attribute_ids=every)
+    if arguments.compile:
+        for each in (vit, model, many):
+            each.compile()
 
     def one_by_one() -> list[torch.Tensor]:
         return [model(pixel_values, attribute_ids=every[:, i]).embeddings for i in range(NUM_ATTRIBUTES)]
 
+    matmul, operations = matmul_at_peak(arguments.device, arguments.dtype)
     seconds = time_in_turns(
         {
             "plain ViT": lambda: vit(pixel_values),
             "all attributes": lambda: model(pixel_values, attribute_ids=every),
+            "64 attributes": lambda: many(pixel_values, attribute_ids=of_64),
             "one by one": one_by_one,
+            "matmul": matmul,
         },
-        rounds,
+        arguments.rounds,
     )
     difference = torch.stack(one_by_one(), dim=1) - model(pixel_values, attribute_ids=every).embeddings
+    share = median_ratio(seconds["matmul"], seconds["all attributes"]) * counter.get_total_flops() / operations
     return {
-        "batch_size": batch_size,
         "plain_vit_ms_per_image": 1000 * statistics.median(seconds["plain ViT"]) / batch_size,
         "all_attributes_over_plain_vit": median_ratio(seconds["all attributes"], seconds["plain ViT"]),
+        "64_attributes_over_plain_vit": median_ratio(seconds["64 attributes"], seconds["plain ViT"]),
         "one_by_one_over_all_attributes": median_ratio(seconds["one by one"], seconds["all attributes"]),
+        "flops_over_matmul_peak": share,
+        "matmul_peak_gflops": operations / statistics.median(seconds["matmul"]) / 1e9,
         "largest_difference": difference.abs().max().item(),
     }
 
 
+def write_jpegs(folder: Path, count: int) -> list[Path]:
+    """Smooth shapes with some grain, as a camera makes them."""
+    generator = np.random.default_rng(0)
+    paths = [folder / f"{number:05}.jpg" for number in range(count)]
+    for path in paths:
+        coarse = Image.fromarray(generator.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC)).astype(np.float32)
+        grain = generator.normal(0, 8, smooth.shape)
+        Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(path, quality=90)
+    return paths
+
+
+def benchmark_encode(arguments: argparse.Namespace) -> dict[str, float]:
+    batch_size, count = arguments.encode_batch_size, arguments.pictures
+    model = make_model(NUM_ATTRIBUTES, arguments)
+    vit = ViTModel(ViTConfig(), add_pooling_layer=False).to(arguments.device, arguments.dtype).eval()
+    extract = pipeline(
+        "image-feature-extraction", model=vit, image_processor=ViTImageProcessorPil(), device=arguments.device
+    )
+    reader = PictureReader(model.image_processor)
+    workers = arguments.num_workers or max(1, torch.get_num_threads())
+    pixel_values = torch.randn(batch_size, 3, 224, 224, device=arguments.device, dtype=arguments.dtype)
+    every = torch.arange(NUM_ATTRIBUTES, device=arguments.device).expand(batch_size, -1)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_jpegs(Path(folder), count)
+
+        def read_only() -> None:
+            with ThreadPoolExecutor(workers) as pool:
+                for _ in pool.map(reader.read, paths):
+                    pass
+
+        @torch.inference_mode()
+        def model_only() -> None:
+            for _ in range(count // batch_size):
+                model(pixel_values, attribute_ids=every)
+
+        options = {"batch_size": batch_size, "show_progress": False, "num_workers": arguments.num_workers}
+        seconds = time_in_turns(
+            {
+                "read": read_only,
+                "model": model_only,
+                "encode": lambda: model.encode(paths, **options),
+                "pipeline": lambda: extract(list(map(str, paths)), batch_size=batch_size),
+            },
+            arguments.rounds,
+        )
+    slower = [max(pair) for pair in zip(seconds["read"], seconds["model"], strict=True)]
+    return {
+        "pictures_per_second": count / statistics.median(seconds["encode"]),
+        "read_pictures_per_second": count / statistics.median(seconds["read"]),
+        "model_pictures_per_second": count / statistics.median(seconds["model"]),
+        "encode_over_the_slower_of_both": median_ratio(slower, seconds["encode"]),
+        "encode_over_transformers_pipeline": median_ratio(seconds["pipeline"], seconds["encode"]),
+    }
+
+
+@torch.inference_mode()
+def benchmark_runtimes(arguments: argparse.Namespace) -> dict[str, Any]:
+    model = make_model(NUM_ATTRIBUTES, argparse.Namespace(device=torch.device("cpu"), dtype=torch.float32))
+    half = make_model(NUM_ATTRIBUTES, argparse.Namespace(device=torch.device("cpu"), dtype=torch.bfloat16))
+    ids = torch.arange(NUM_ATTRIBUTES)
+    runners: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "eager": lambda pixels: model(pixels, attribute_ids=ids.expand(len(pixels), -1)).embeddings,
+        "eager bfloat16": lambda pixels: half(pixels.bfloat16(), attribute_ids=ids.expand(len(pixels), -1)).embeddings,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name, runtime, int8 in (
+            ("onnx", "onnx", False), ("onnx int8", "onnx", True), ("openvino", "openvino", False)
+        ):  # fmt: skip
+            if not _installed({"onnx": "onnxruntime", "openvino": "openvino"}[runtime], "onnxscript"):
+                continue
+            export_model(model, Path(folder, name), runtime, int8=int8)
+            exported = ExportedModel.from_pretrained(Path(folder, name), num_threads=torch.get_num_threads())
+            runners[name] = lambda p, exported=exported: exported(p, ids.expand(len(p), -1)).embeddings
+        figures: dict[str, Any] = {}
+        for batch_size in (1, 8):
+            pixels = torch.randn(batch_size, 3, 224, 224)
+            want = runners["eager"](pixels)
+            work = {name: lambda run=run, pixels=pixels: run(pixels) for name, run in runners.items()}
+            seconds = time_in_turns(work, arguments.rounds)
+            figures[str(batch_size)] = {
+                name: {
+                    "throughput_over_eager": median_ratio(seconds["eager"], seconds[name]),
+                    "least_cosine": (run(pixels).float() * want).sum(dim=-1).min().item(),
+                }
+                for name, run in runners.items()
+                if name != "eager"
+            }
+    return figures
+
+
+class Repeated(Sequence):
+    """A few pictures, as if there were many."""
+
+    def __init__(self, pictures: Sequence[Path], length: int):
+        self.pictures, self.length = pictures, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, place: int) -> Path:
+        return self.pictures[place % len(self.pictures)]
+
+
+def benchmark_growth(arguments: argparse.Namespace) -> dict[str, Any]:
+    backbone = ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=16
+    )
+    model = CCAModel.from_backbone(backbone, ["a", "b"], embedding_dim=8).eval()
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_jpegs(Path(folder), 16)
+        for path in paths:
+            Image.open(path).resize((64, 64)).save(path)
+        model.encode(Repeated(paths, 1000), show_progress=False)
+        for count in arguments.growth:
+            start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            for _ in model.encode_batches(Repeated(paths, count)):
+                pass
+            rows[str(count)] = {
+                "microseconds_per_picture": 1e6 * (time.perf_counter() - start) / count,
+                "memory_grown_by_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
+            }
+    return rows
+
+
+def benchmark_evaluation(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`num_values` values of an attribute: a hundredth, or a tenth, of the gallery is relevant."""
+    generator = np.random.default_rng(0)
+    queries, gallery = arguments.queries, arguments.gallery
+    embeddings = generator.normal(size=(queries + gallery, 128)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    asked, answers = embeddings[:queries], embeddings[queries:]
+    chunk = max(1, 64 * 2**20 // (4 * gallery))
+
+    def matmul() -> None:
+        for start in range(0, queries, chunk):
+            asked[start : start + chunk] @ answers.T
+
+    figures: dict[str, Any] = {"queries": queries, "gallery": gallery}
+    for num_values in (100, 10):
+        labels = generator.integers(0, num_values, queries + gallery)
+        few, few_labels = asked[: arguments.peer_queries], labels[: arguments.peer_queries]
+        work: dict[str, Callable[[], object]] = {
+            "matmul": matmul,
+            "ours": partial(retrieval_metrics, asked, labels[:queries], answers, labels[queries:]),
+            "ours, few": partial(retrieval_metrics, few, few_labels, answers, labels[queries:]),
+        }
+        work |= _peers(few, few_labels, answers, labels[queries:])
+        seconds = time_in_turns(work, arguments.evaluation_rounds)
+        figures[f"{num_values} values"] = {
+            "map_over_matmul": median_ratio(seconds["ours"], seconds["matmul"]),
+            **{
+                f"{name}_over_ours_for_{len(few)}_queries": median_ratio(seconds[name], seconds["ours, few"])
+                for name in work
+                if name not in ("matmul", "ours", "ours, few")
+            },
+        }
+    return figures
+
+
+def _peers(asked: np.ndarray, wanted: np.ndarray, answers: np.ndarray, labels: np.ndarray) -> dict[str, Callable]:
+    found: dict[str, Callable[[], object]] = {}
+    if _installed("sklearn"):
+        from sklearn.metrics import average_precision_score
+
+        def by_sklearn() -> float:
+            rows = zip(asked @ answers.T, wanted, strict=True)
+            return float(np.mean([average_precision_score(labels == value, row) for row, value in rows]))
+
+        found["scikit-learn"] = by_sklearn
+    if _installed("torchmetrics"):
+        from torchmetrics.functional.retrieval import retrieval_average_precision
+
+        def by_torchmetrics() -> float:
+            rows = zip(torch.from_numpy(asked @ answers.T), wanted, strict=True)
+            relevant = [torch.from_numpy(labels == value) for value in range(labels.max() + 1)]
+            return float(np.mean([retrieval_average_precision(row, relevant[value]) for row, value in rows]))
+
+        found["torchmetrics"] = by_torchmetrics
+    return found
+
+
+def _installed(*names: str) -> bool:
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"left out: {', '.join(missing)} is not installed")
+    return not missing
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "one_pass": benchmark_one_pass,
+    "encode": benchmark_encode,
+    "runtimes": benchmark_runtimes,
+    "growth": benchmark_growth,
+    "evaluation": benchmark_evaluation,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="of one_pass and encode")
+    parser.add_argument("--dtype", type=lambda name: vars(torch)[name], default=torch.float32)
+    parser.add_argument("--compile", action="store_true", help="in one_pass")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[8, 32], help="of one_pass")
+    parser.add_argument("--encode_batch_size", type=int, default=32)
+    parser.add_argument("--pictures", type=int, default=64, help="of encode, a multiple of its batch size")
+    parser.add_argument("--num_workers", type=int, help="threads that read, in encode")
+    parser.add_argument("--growth", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--queries", type=int, default=10_000)
+    parser.add_argument("--gallery", type=int, default=100_000)
+    parser.add_argument("--peer_queries", type=int, default=20, help="for what takes longer than all of the rest")
+    parser.add_argument("--evaluation_rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="folder for speed_<machine>.json; its other sections are kept")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    results = {
-        "machine": platform.processor() or platform.machine(),
-        "threads": arguments.threads,
-        "torch": torch.__version__,
-        "one_pass": [benchmark_one_pass(size, arguments.rounds) for size in arguments.batch_sizes],
-    }
-    for row in results["one_pass"]:
-        print(
-            f"batch {row['batch_size']:>3}: all {NUM_ATTRIBUTES} attributes / plain ViT "
-            f"{row['all_attributes_over_plain_vit']:.2f}, one by one / all "
-            f"{row['one_by_one_over_all_attributes']:.2f}, largest difference {row['largest_difference']:.1e}, "
-            f"plain ViT {row['plain_vit_ms_per_image']:.0f} ms an image"
-        )
+    machine = machine_name()
+    setting = {"threads": arguments.threads, "torch": torch.__version__, "device": str(arguments.device),
+               "dtype": str(arguments.dtype), "compiled": arguments.compile}  # fmt: skip
+    results: dict[str, Any] = {}
+    for section in arguments.sections:
+        results[section] = {"setting": setting, **SECTIONS[section](arguments)}
+        print(f"{section}: {json.dumps(results[section], indent=2)}", flush=True)
     if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+        path = arguments.output / file_name(machine)
+        earlier = json.loads(path.read_text()) if path.exists() else {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"machine": machine, **earlier, **results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
-from transformers import BaseImageProcessor
 from transformers.utils.logging import tqdm
 
 from ..data.schema import AttributeDataset
 from ..models.backbones import extract_features
-from ..models.images import ImageInput, load_image
+from ..models.encoding import pixel_batches
+from ..models.images import ImageInput
 from ..models.modeling_cca import CCAModel
 from .candidates import to_numpy
 from .embeddings import Gallery, evaluate_embeddings
@@ -49,7 +48,7 @@ class RetrievalEvaluator:
         *,
         batch_size: int = 64,
         show_progress: bool | None = None,
-        num_workers: int = 0,
+        num_workers: int | None = None,
     ) -> None:
         """
         Raises:
@@ -116,35 +115,22 @@ class BackboneEvaluator(RetrievalEvaluator):
     @torch.inference_mode()
     def embed(self, model: CCAModel, images: Sequence[ImageInput]) -> NDArray[np.float32]:
         """(images, dim)"""
-        pictures = _Pictures(images, model.image_processor)
-        batches = DataLoader(pictures, batch_size=self.batch_size, num_workers=self.num_workers)
-        show = len(batches) > 1 if self.show_progress is None else self.show_progress
+        batches = pixel_batches(model, images, batch_size=self.batch_size, num_workers=self.num_workers)
+        show = len(images) > self.batch_size if self.show_progress is None else self.show_progress
         was_training = model.training
         model.eval()
         try:
             rows = []
-            for batch in tqdm(batches, desc="Encoding (backbone)", unit="batch", disable=not show):
-                pixel_values = batch.to(model.device, model.dtype)
-                # (B, N, C) of a transformer or (B, C, h, w) of a convolutional network
-                features = extract_features(model.backbone, pixel_values, (), model.interpolates_positions)[-1]
-                rows.append(features.float().mean(dim=1 if features.ndim == 3 else (2, 3)).cpu())
+            with tqdm(total=len(images), desc="Encoding (backbone)", unit="picture", disable=not show) as progress:
+                for batch in batches:
+                    # (B, N, C) of a transformer or (B, C, h, w) of a convolutional network
+                    features = extract_features(model.backbone, batch.values, (), model.interpolates_positions)[-1]
+                    means = features.float().mean(dim=1 if features.ndim == 3 else (2, 3))
+                    rows.append(means[: len(batch.rows)].cpu())
+                    progress.update(len(batch.rows))
         finally:
             model.train(was_training)
         return torch.cat(rows).numpy()
-
-
-class _Pictures(Dataset):
-    """Decodes pictures where the `DataLoader` asks for them, that is in its workers."""
-
-    def __init__(self, images: Sequence[ImageInput], image_processor: BaseImageProcessor) -> None:
-        self.images = images
-        self.image_processor = image_processor
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.image_processor(load_image(self.images[index]), return_tensors="pt")["pixel_values"][0]
 
 
 def check_attributes(model: CCAModel, attributes: Mapping[str, Sequence[str]]) -> None:

@@ -7,7 +7,7 @@ order, so a constant embedding scores exactly chance. For labels that say too li
 that a picture shows (relevant = one is shared), and those it may show (out of the rankings of queries for them).
 
 recall@k is the one of metric learning: the share of queries with at least one relevant candidate among the first k.
-Cost: one matmul and one sort per chunk of queries, then two binary searches per relevant candidate.
+Cost: one matmul per chunk of queries, then a histogram per query, see `counting.py`.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .candidates import Exclusions, Relevance, Side
+from .counting import count_ranks
 from .ranking import (
     FloatArray,
     IntArray,
     chance_average_precision,
     chance_r_precision,
-    count_above,
     count_at_least,
     expected_average_precision,
     expected_r_precision,
@@ -164,14 +164,13 @@ def _score(
         undecided = relevance.undecided(start, columns)
         if undecided is not None:
             similarities[undecided] = -np.inf
-        found = [row[relevant].copy() for row, relevant in zip(similarities, columns, strict=True)]
-        similarities.sort(axis=1)
-        for query, candidates, relevant in zip(range(start, stop), similarities, found, strict=True):
-            num_candidates[query] = count_above(candidates, np.array([-np.inf], dtype=np.float32))[0]
+        num_candidates[start:stop] = np.count_nonzero(similarities > -np.inf, axis=1)
+        for query, candidates, relevant_columns in zip(range(start, stop), similarities, columns, strict=True):
+            relevant = candidates[relevant_columns]
             relevant = np.sort(relevant[relevant > -np.inf])
             if not len(relevant):
                 continue
-            above, through = count_above(candidates, relevant), count_at_least(candidates, relevant)
+            above, through = count_ranks(candidates, relevant)
             average_precision[query] = expected_average_precision(relevant, above, through, harmonic)
             r_precision[query] = expected_r_precision(above, through)
             num_relevant[query] = len(relevant)

@@ -1,0 +1,57 @@
+"""What the speed benchmarks measure with: work done in turns, the machine's own matrix product, its name."""
+
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+PEAK_SIZE = {"cpu": 2048, "cuda": 8192}  # of the square matrices that show what the machine can do
+
+
+def time_in_turns(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each piece of work, a round after a round, after one round to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for turn in range(rounds + 1):
+        for name, run in work.items():
+            start = time.perf_counter()
+            run()
+            wait_for_device()
+            if turn > 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def wait_for_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def median_ratio(numerator: list[float], denominator: list[float]) -> float:
+    """Median of the ratios of the rounds: each compares two runs that followed one another."""
+    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+def matmul_at_peak(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], object], float]:
+    """A matrix product that keeps the machine busy, and how many operations it is."""
+    size = PEAK_SIZE[device.type]
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return lambda: a @ b, 2.0 * size**3
+
+
+def machine_name() -> str:
+    """The processor's name, and the accelerator's where there is one."""
+    cpu = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        found = re.search(r"model name\s*:\s*(.+)", information.read_text())
+        cpu = found[1].strip() if found else cpu
+    return f"{cpu}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else cpu
+
+
+def file_name(machine: str) -> str:
+    """`AMD EPYC` -> `speed_amd_epyc.json`."""
+    return f"speed_{re.sub('[^a-z0-9]+', '_', machine.lower()).strip('_')}.json"
