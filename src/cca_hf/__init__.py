@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors; a 
     from .models.images import UnreadableImageError as UnreadableImageError
     from .models.modeling_cca import CCAModel as CCAModel
     from .models.pipeline_cca import CCAPipeline as CCAPipeline
+    from .runtimes.export import export_model as export_model
+    from .runtimes.exported import ExportedModel as ExportedModel
+    from .search.index import AttributeIndex as AttributeIndex
     from .training.arguments import CCATrainingArguments as CCATrainingArguments
     from .training.losses import ConditionalTripletLoss as ConditionalTripletLoss
     from .training.trainer import CCATrainer as CCATrainer
@@ -37,6 +40,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors; a 
 _MODULE_OF_NAME = {
     "AttributeBatchSampler": "data.sampler",
     "AttributeDataset": "data.schema",
+    "AttributeIndex": "search.index",
     "CCAConfig": "models.configuration_cca",
     "CCAModel": "models.modeling_cca",
     "CCAPipeline": "models.pipeline_cca",
@@ -44,9 +48,11 @@ _MODULE_OF_NAME = {
     "CCATrainingArguments": "training.arguments",
     "ConditionalTripletLoss": "training.losses",
     "EvaluationResult": "evaluation.result",
+    "ExportedModel": "runtimes.exported",
     "RetrievalEvaluator": "evaluation.evaluator",
     "UnreadableImageError": "models.images",
     "evaluate_embeddings": "evaluation.embeddings",
+    "export_model": "runtimes.export",
     "generate_shapes_dataset": "data.shapes",
     "load_attribute_dataset": "data.loading",
     "plot_attention": "visualization.attention",
