@@ -23,10 +23,11 @@ MAY_USE = {
     "evaluation": {"models", "data"},
     "training": {"models", "data", "evaluation"},
     "visualization": {"models", "data", "evaluation", "training"},
-    "search": {"models", "data", "evaluation", "training"},
+    "search": {"models", "data", "evaluation", "training", "embedding"},
     "hub": {"models", "data", "evaluation", "training"},
 }
 MAY_USE["cli_data"] = set(MAY_USE)
+MAY_USE["cli_index"] = MAY_USE["cli_search"] = set(MAY_USE)
 MAY_USE["cli"] = set(MAY_USE)
 # What travels to the Hub must load where only these are installed; transformers itself needs the last two.
 REMOTE_CODE_MAY_IMPORT = {"torch", "transformers", "PIL", "numpy", "huggingface_hub", "safetensors"}

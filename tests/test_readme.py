@@ -148,6 +148,10 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
+def run_cca(words: list[str], folder: Path) -> str:
+    return run([sys.executable, "-c", "import sys; from cca_hf.cli import main; sys.exit(main())", *words[1:]], folder)
+
+
 @pytest.mark.parametrize("words", SHELL, ids=" ".join)
 def test_shell(words: list[str], world: Path) -> None:
     match words:
@@ -163,10 +167,14 @@ def test_shell(words: list[str], world: Path) -> None:
             quick = ["--max_steps", "2", "--report_to", "none"]
             run([*launch, str(ROOT / "scripts" / "train.py"), *flags, *quick], world)
             assert (world / "out" / "all_results.json").is_file()
-        case ["cca", "evaluate", *flags]:
-            cca = "import sys; from cca_hf.cli import main; sys.exit(main())"
-            printed = run([sys.executable, "-c", cca, "evaluate", *flags], world)
+        case ["cca", "evaluate", *_]:
+            printed = run_cca(words, world)
             assert "heel_height" in printed and "chance" in printed.lower()
+        case ["cca", "index" | "search", *_]:
+            # made by the line before, if that ran in this process
+            if words[1] == "search" and not (world / "shoes.index").is_dir():
+                run_cca(next(each for each in SHELL if each[:2] == ["cca", "index"]), world)
+            assert "colour" in run_cca(words, world)
         case _:
             raise AssertionError(f"no test knows how to check {shlex.join(words)!r}: teach this one")
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
+from .cli_index import app as index_commands
+from .cli_search import search
 
 if TYPE_CHECKING:  # torch and transformers are imported by the commands that need them: `cca --help` answers at once
     from .evaluation.result import EvaluationResult
@@ -41,7 +43,7 @@ _NAMES = {
 
 app = typer.Typer(
     name="cca",
-    help="One embedding per attribute of a picture: train, measure, look and embed.",
+    help="One embedding per attribute of a picture: train, measure, look, embed and search.",
     epilog="'cca COMMAND --help' shows examples.",
     add_completion=False,
     rich_markup_mode=None,
@@ -51,6 +53,8 @@ app.add_typer(data_commands)
 
 app.command(cls=SpreadLists)(embed)
 app.command(cls=SpreadLists)(export)
+app.add_typer(index_commands)
+app.command(cls=SpreadLists)(search)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

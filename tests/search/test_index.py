@@ -1,5 +1,7 @@
 """One file for both engines: the same calls on the same data, against plain numpy and plain Python."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -305,6 +307,17 @@ def test_an_empty_index_finds_nothing(location, catalogue):
         assert (
             index.search(embedding=catalogue.embeddings[0], weights={"colour": 1, "shape": 1}, where="price < 3") == []
         )
+
+
+@pytest.mark.parametrize(
+    ("location", "module", "extra"),
+    [("shoes.index", "lancedb", "search"), ("http://localhost:6333/shoes", "qdrant_client", "qdrant")],
+)
+def test_the_extra_is_named_when_it_is_missing(location, module, extra, catalogue, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)  # importing it raises ImportError
+    with pytest.raises(ImportError, match=rf'pip install "cca_hf\[{extra}\]"'):
+        AttributeIndex.create_from_schema(location, catalogue.schema)
 
 
 @pytest.mark.parametrize(

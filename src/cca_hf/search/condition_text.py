@@ -4,21 +4,20 @@ The text is read by Python's own parser, and nothing in it is ever run.
 """
 
 import ast
-import operator
 from collections.abc import Callable
 from typing import NoReturn
 
 from .conditions import And, Condition, Not, Or, column
 
 _COMPARISONS: dict[type[ast.cmpop], Callable[[column, object], Condition]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Is: operator.eq,
-    ast.IsNot: operator.ne,
+    ast.Eq: column.__eq__,
+    ast.NotEq: column.__ne__,
+    ast.Lt: column.__lt__,
+    ast.LtE: column.__le__,
+    ast.Gt: column.__gt__,
+    ast.GtE: column.__ge__,
+    ast.Is: column.__eq__,
+    ast.IsNot: column.__ne__,
 }
 _FLIPPED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.Gt,

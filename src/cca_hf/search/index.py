@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Where: TypeAlias = str | Condition | None
 _IMAGES_AT_ONCE = 1024
+_IDS_AT_ONCE = 4096
 
 
 class AttributeIndex:
@@ -168,15 +169,18 @@ class AttributeIndex:
             self._store.upsert(item_table(self.schema, item_ids, np.asarray(embeddings), columns))
             return
         model = self._need_model()
-        item_table(self.schema, item_ids, None, columns)  # its errors come before the work
+        prepared = item_table(self.schema, item_ids, None, columns)  # its errors come before the work
         if len(images) != len(item_ids):
             raise ValueError(f"there are {len(item_ids)} item_ids and {len(images)} images")
-        table = pa.table(dict(columns)) if isinstance(columns, Mapping) else columns
-        for start in range(0, len(item_ids), _IMAGES_AT_ONCE):
-            part = slice(start, start + _IMAGES_AT_ONCE)
-            vectors = np.asarray(model.encode(images[part], list(self.schema.attributes), batch_size=batch_size))
-            some = None if table is None else table.slice(start, len(vectors))
-            self._store.upsert(item_table(self.schema, item_ids[part], vectors, some))
+        known = prepared.select(list(self.schema.columns))
+        done, vectors = 0, list[NDArray[np.float32]]()
+        for batch in model.encode_batches(images, list(self.schema.attributes), batch_size=batch_size):
+            vectors.append(batch.values.numpy())
+            end = done + sum(map(len, vectors))
+            if end - done >= _IMAGES_AT_ONCE or end == len(item_ids):
+                part = known.slice(done, end - done)
+                self._store.upsert(item_table(self.schema, item_ids[done:end], np.concatenate(vectors), part))
+                done, vectors = end, []
 
     def delete(self, item_ids: Sequence[str | int] | None = None, *, where: Where = None) -> None:
         """Removes the items with these ids, or those that fulfil a condition; ids that are not there are no error.
@@ -191,8 +195,10 @@ class AttributeIndex:
             condition = self._condition(where)
             assert condition is not None
             self._store.delete(condition)
-        elif len(item_ids):
-            self._store.delete(AnyOf(ITEM_ID, tuple(map(str, item_ids))))
+        else:
+            names = list(map(str, item_ids))
+            for start in range(0, len(names), _IDS_AT_ONCE):
+                self._store.delete(AnyOf(ITEM_ID, tuple(names[start : start + _IDS_AT_ONCE])))
 
     def search(
         self,

@@ -27,9 +27,9 @@ def item_table(
         ValueError: as `AttributeIndex.add`.
     """
     names = _ids(item_ids)
-    given = {
-        name: columns[name] for name in (columns.column_names if isinstance(columns, pa.Table) else columns or ())
-    }
+    if isinstance(columns, pa.Table):
+        columns = dict(zip(columns.column_names, columns.columns, strict=True))
+    given = dict(columns or {})
     for name in given:
         if name not in schema.columns:
             raise ValueError(f"the index has {unknown('column', name, schema.columns)}")

@@ -33,6 +33,7 @@ _BUILD_EFFORT = 100
 _SEARCH_EFFORT = 100
 _REFINE = 2
 _ROWS_A_GRAPH = 1_000_000
+_QUERIES_AT_ONCE = 64
 _REBUILD_SHARE = 0.2  # of rows that came after the graph was built; fewer are added to it
 # Readers look for a new version at each query, so an old one is needed for as long as a query takes.
 _KEPT = timedelta(minutes=10)
@@ -138,6 +139,20 @@ class LanceStore:
         condition: Condition | None,
         columns: Sequence[str] = (),
     ) -> list[pa.Table]:
+        return [
+            table
+            for start in range(0, len(queries), _QUERIES_AT_ONCE)
+            for table in self._nearest(attribute, queries[start : start + _QUERIES_AT_ONCE], count, condition, columns)
+        ]
+
+    def _nearest(
+        self,
+        attribute: str,
+        queries: NDArray[np.float32],
+        count: int,
+        condition: Condition | None,
+        columns: Sequence[str],
+    ) -> list[pa.Table]:
         several = len(queries) > 1
         search = (
             self._table.search(
@@ -182,22 +197,23 @@ class LanceStore:
         rows = self.count(None)
         with _failures(self.location):
             indexed = {index.columns[0] for index in self._table.list_indices()}
+            if not indexed:
+                self._table.optimize(cleanup_older_than=_KEPT)  # small files into large ones, before graphs name them
             if rows >= self.settings.index_from:
                 for name, kind in self.schema.filterable.items():
                     if name not in indexed:
                         self._table.create_index(name, config=Bitmap() if kind == "boolean" else BTree())
+                graph = HnswSq(
+                    distance_type="cosine",
+                    num_partitions=max(1, round(rows / _ROWS_A_GRAPH)),
+                    m=_NEIGHBOURS,
+                    ef_construction=_BUILD_EFFORT,
+                )
                 for name in sorted(self._vectors):
                     if self._needs_graph(name, rows):
-                        self._table.create_index(
-                            name,
-                            config=HnswSq(
-                                distance_type="cosine",
-                                num_partitions=max(1, round(rows / _ROWS_A_GRAPH)),
-                                m=_NEIGHBOURS,
-                                ef_construction=_BUILD_EFFORT,
-                            ),
-                        )
-            self._table.optimize(cleanup_older_than=_KEPT)
+                        self._table.create_index(name, config=graph)
+            if indexed or rows >= self.settings.index_from:
+                self._table.optimize(cleanup_older_than=_KEPT)
 
     def _needs_graph(self, column: str, rows: int) -> bool:
         known = self._table.index_stats(f"{column}_idx")

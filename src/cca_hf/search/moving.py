@@ -2,7 +2,7 @@
 
 from os import PathLike, fspath
 
-from tqdm.auto import tqdm
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from .conditions import AnyOf
 from .schema import ITEM_ID

@@ -91,7 +91,9 @@ class PictureSource:
         place = str(Path(source).resolve()) if Path(source).exists() else source
         splits: DatasetDict = load_source(source, None, None)
         chosen = split if split is not None or len(splits) > 1 else next(iter(splits))
-        carried = _carried(splits[chosen], id_column) if chosen in splits else []
+        carried = columns
+        if carried is None:
+            carried = _fit_columns(splits[chosen], id_column) if chosen in splits else ()
         catalogue = Catalogue.from_dataset(splits, split=chosen, id_column=id_column, columns=carried)
         return cls(
             catalogue,
@@ -181,7 +183,7 @@ class EmbeddedSource:
             yield ItemBatch(_ids(table), table.select(list(self.schema.columns)), embed)
 
 
-def _carried(dataset: Dataset, id_column: str | None) -> list[str]:
+def _fit_columns(dataset: Dataset, id_column: str | None) -> list[str]:
     """The columns that an index can hold."""
     types, _ = column_types(dataset.features.arrow_schema, skip=[id_column or ""])
     return [name for name in types if name != PICTURE]
