@@ -29,6 +29,7 @@ KINDS = ["spread", "clustered", "copies", "all alike", "next to each other", "ti
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("count", "relevant"), [(3000, 1), (3000, 40), (5000, 2500), (20_000, 300), (4000, 4000)])
 def test_equals_comparison(kind, count, relevant, monkeypatch):
+    monkeypatch.setattr(counting, "_MANY", 1)
     candidates = similarities(kind, count)
     generator = np.random.default_rng(0)
     chosen = generator.permutation(count)[:relevant]
