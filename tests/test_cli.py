@@ -16,7 +16,9 @@ from transformers import ViTConfig
 
 from cca_hf.cli import main
 from cca_hf.data.loading import load_attribute_dataset
-from cca_hf.evaluation import EvaluationResult, RetrievalEvaluator
+from cca_hf.data.triplet_pictures import load_triplets
+from cca_hf.data.triplets import TRIPLET_COLUMNS
+from cca_hf.evaluation import EvaluationResult, RetrievalEvaluator, TripletEvaluator, TripletResult
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.models.modeling_csn import CSNModel
 
@@ -105,6 +107,61 @@ def test_output_dir_gets_figures_and_report(shoes, checkpoint, tmp_path, capsys)
     PILImage.open(out / "evaluation.png").load()
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """As `cca data prepare` leaves it: pictures in one configuration, triplets that name them in another."""
+    folder = tmp_path_factory.mktemp("data") / "prepared"
+    names = [f"Boots/{number}.png" for number in range(6)]
+    pictures = [PILImage.new("RGB", (32, 32), (40 * number, 30, 30)) for number in range(6)]
+    rows = {"anchor": [0, 1, 2, 3], "positive": [1, 0, 3, 2], "negative": [4, 5, 5, 5]}
+    named = {column: [names[number] for number in own] for column, own in rows.items()}
+    triplets = Dataset.from_dict({"condition": ["colour", "shape", "colour", "colour"], **named})
+    columns = {"image": [*pictures[:5], None], "file_name": names}  # one is missing
+    for path, dataset in (
+        ("data/train", Dataset.from_dict(columns).cast_column("image", Image())),
+        ("triplets/test", triplets),
+    ):
+        (folder / path).parent.mkdir(parents=True)
+        dataset.to_parquet(folder / f"{path}-00000-of-00001.parquet")
+    files = "data_files: [{split: %s, path: %s}]"
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n"
+        f"- config_name: default\n  {files % ('train', 'data/train-*.parquet')}\n"
+        f"- config_name: triplets\n  {files % ('test', 'triplets/test-*.parquet')}\n---\n"
+    )
+    return folder
+
+
+def test_triplets_of_a_prepared_benchmark(prepared, checkpoint, tmp_path, capsys):
+    words = ["evaluate", "--model", checkpoint, "--dataset", prepared, "--config_name", "triplets"]
+    assert run(*words, "--output_dir", tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    result = TripletResult.load_json(tmp_path / "out" / "evaluation.json")
+    assert printed == result.table() + "\n"
+    triplets, pictures = load_triplets(prepared, "test", "triplets")
+    assert result == TripletEvaluator(triplets, pictures=pictures)(CCAModel.from_pretrained(checkpoint))
+    # three of the four triplets need the picture that is missing
+    assert (result.total.triplets, result.left_out) == (1, 3) and "A subset: 3 of 4" in printed
+
+
+def test_triplets_that_hold_their_pictures(checkpoint, tmp_path, capsys):
+    shades = [PILImage.new("RGB", (32, 32), (50 * number, 30, 30)) for number in range(5)]
+    columns = {name: [shades[(row + place) % 5] for row in range(8)] for place, name in enumerate(TRIPLET_COLUMNS)}
+    dataset = Dataset.from_dict({"condition": ["colour", "shape"] * 4, **columns})
+    for column in TRIPLET_COLUMNS:
+        dataset = dataset.cast_column(column, Image())
+    (tmp_path / "data").mkdir()
+    dataset.to_parquet(tmp_path / "data" / "val-00000-of-00001.parquet")
+    words = ["evaluate", "--model", checkpoint, "--dataset", tmp_path / "data", "--split", "validation", "--json"]
+    assert run(*words, "--attributes", "shape") == 0
+    metrics = json.loads(capsys.readouterr().out)
+    expected = TripletEvaluator(dataset, ["shape"])(CCAModel.from_pretrained(checkpoint))
+    assert expected.total.triplets == 4
+    assert metrics == expected.metrics()
+    assert run(*words) == 0
+    assert set(json.loads(capsys.readouterr().out)) > {"triplet_accuracy_colour", "triplet_accuracy_shape"}
+
+
 def test_train_writes_model_results_and_report(shoes, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["train", "--dataset", shoes, "--attributes", "colour", "shape", "--output_dir", out, "--use_cpu"]
@@ -143,6 +200,7 @@ def test_all_flags_of_training(capsys):
 
 
 MODEL, DATA = "{checkpoint}", "{shoes}"
+TRIPLETS = ["--dataset", "{prepared}", "--config_name", "triplets"]
 
 
 @pytest.mark.parametrize(
@@ -164,12 +222,16 @@ MODEL, DATA = "{checkpoint}", "{shoes}"
         (["evaluate", "--model", MODEL, "--dataset", DATA, "--attributes", "color"], 1, "'colour'"),
         (["evaluate", "--model", MODEL, "--dataset", DATA, "--attributes", "item"], 1, "unknown attribute 'item'"),
         (["evaluate", "--model", MODEL, "--dataset", DATA, "--device", "gpu"], 1, "gpu"),
+        (["evaluate", "--model", MODEL, *TRIPLETS, "--split", "tset"], 1, "no split 'tset' (did you mean 'test'?)"),
+        (["evaluate", "--model", MODEL, *TRIPLETS, "--group_column", "item"], 1, "holds ready triplets: there is no"),
+        (["evaluate", "--model", MODEL, *TRIPLETS, "--attributes", "color"], 1, "(did you mean 'colour'?)"),
         (["train", "--dataset", "/no/such", "--backbone", "y", "--output_dir", "{tmp}"], 1, "/no/such"),
     ],
 )  # fmt: skip
-def test_errors_are_one_line(words, code, message, shoes, checkpoint, tmp_path, capfd):
+def test_errors_are_one_line(words, code, message, shoes, prepared, checkpoint, tmp_path, capfd):
     ViTConfig(**TINY_VIT).save_pretrained(tmp_path / "vit")
     places = {"{checkpoint}": checkpoint, "{shoes}": shoes, "{vit}": tmp_path / "vit", "{tmp}": tmp_path / "out"}
+    places["{prepared}"] = prepared
     assert run(*(places.get(word, word) for word in words)) == code
     printed, said = capfd.readouterr()
     assert printed == ""

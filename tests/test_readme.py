@@ -67,6 +67,18 @@ def write_split(folder: Path, images: int, rng: np.random.Generator) -> None:
             rows.writerow([f"{index:04}.jpg", colour, heel if index % 9 else "", closure])
 
 
+def write_triplets(folder: Path, pictures: Path) -> None:
+    from datasets import Dataset, Image
+
+    columns = ("anchor", "positive", "negative")
+    shown = {name: [str(pictures / f"{row + place:04}.jpg") for row in range(9)] for place, name in enumerate(columns)}
+    triplets = Dataset.from_dict({"condition": ["closure", "heel_height", "colour"] * 3, **shown})
+    for name in columns:
+        triplets = triplets.cast_column(name, Image())
+    folder.mkdir(parents=True)
+    triplets.to_parquet(folder / "test-00000-of-00001.parquet")
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the README's names are paths."""
@@ -78,6 +90,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     for split, images in (("train", 48), ("validation", 24), ("test", 24)):
         write_split(folder / "me" / "shoes" / split, images, rng)
+    write_triplets(folder / "me" / "shoe-triplets", folder / "me" / "shoes" / "test")
     for name in ("query.jpg", "other.jpg"):
         Image.fromarray(rng.integers(0, 256, (50, 40, 3), dtype=np.uint8)).save(folder / name)
     backbone = folder / "google" / "vit-base-patch16-224-in21k"

@@ -21,6 +21,7 @@ from .cli_search import search
 
 if TYPE_CHECKING:  # torch and transformers are imported by the commands that need them: `cca --help` answers at once
     from .evaluation.result import EvaluationResult
+    from .evaluation.triplet_accuracy import TripletResult
     from .models.modeling_cca import CCAModel
 
 # Newer versions of typer carry a click of their own; this is the right class in either. Any: `except` cannot be typed.
@@ -151,6 +152,10 @@ def evaluate(
     group_column: Annotated[
         str | None,
         typer.Option("--group_column", metavar="NAME", help="Column that near copies share: they are no neighbours."),
+    ] = None,
+    config_name: Annotated[
+        str | None,
+        typer.Option("--config_name", metavar="NAME", help="Configuration, where the data set has several: triplets."),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch_size", metavar="NUMBER", min=1, help="Pictures a pass.")] = 64,
     num_workers: Annotated[

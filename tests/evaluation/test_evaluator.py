@@ -1,153 +1,22 @@
-"""evaluate_embeddings and the evaluators: the right columns, splits, groups and names reach the metrics."""
+"""The evaluators: the right attributes, splits, groups and sets of a data set reach the metrics."""
 
-import json
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as PILImage
 from transformers import ViTConfig
 
 from cca_hf.data.schema import AttributeDataset
-from cca_hf.evaluation import (
-    BackboneEvaluator,
-    EvaluationResult,
-    Gallery,
-    RetrievalEvaluator,
-    evaluate_embeddings,
-    retrieval_metrics,
-)
+from cca_hf.evaluation import BackboneEvaluator, RetrievalEvaluator, evaluate_embeddings
 from cca_hf.models.configuration_cca import CCAConfig
 from cca_hf.models.images import load_image
 from cca_hf.models.modeling_cca import CCAModel
 
 ATTRIBUTES = {"colour": ["red", "green", "blue"], "shape": ["circle", "square"]}
 PURE = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
-
-
-@pytest.fixture
-def arrays():
-    generator = np.random.default_rng(0)
-    labels = np.stack([generator.integers(-1, 3, 50), generator.integers(0, 2, 50)], axis=1)
-    return generator.normal(size=(50, 2, 6)), labels, generator.integers(-1, 12, 50)
-
-
-def test_every_figure_comes_from_its_column(arrays):
-    embeddings, labels, groups = arrays
-    metrics = evaluate_embeddings(embeddings, labels, ATTRIBUTES, groups=groups).metrics()
-    single = [retrieval_metrics(embeddings[:, column], labels[:, column], query_groups=groups) for column in (0, 1)]
-    sizes = [len(each.queries) for each in single]
-    assert sizes[0] < sizes[1] == 50
-    for name, each in zip(ATTRIBUTES, single, strict=True):
-        assert metrics[f"map_{name}"] == pytest.approx(each.map)
-        assert metrics[f"chance_map_{name}"] == pytest.approx(each.chance_map)
-        assert metrics[f"map_macro_{name}"] == pytest.approx(each.map_macro)
-        assert metrics[f"recall@5_{name}"] == pytest.approx(each.scores.recall[5].mean())
-        assert metrics[f"chance_r_precision_{name}"] == pytest.approx(each.chance.r_precision.mean())
-    assert metrics["map"] == pytest.approx((single[0].map + single[1].map) / 2)
-    assert metrics["map_weighted"] == pytest.approx(np.average([each.map for each in single], weights=sizes))
-    assert metrics["chance_map_weighted"] == pytest.approx(
-        np.average([each.chance_map for each in single], weights=sizes)
-    )
-    assert metrics["map_macro"] == pytest.approx((single[0].map_macro + single[1].map_macro) / 2)
-    assert metrics["map_macro"] != pytest.approx(metrics["map"], abs=1e-6)
-    assert {f"{chance}{name}" for chance in ("", "chance_") for name in ("recall@1", "recall@5", "recall@10")} < set(
-        metrics
-    )
-    assert all(0 <= value <= 1 and type(value) is float for value in metrics.values())
-
-
-def test_one_space_and_torch_and_gallery(arrays):
-    embeddings, labels, groups = arrays
-    shared = embeddings[:, 0]
-    repeated = np.stack([shared, shared], axis=1)
-    assert (
-        evaluate_embeddings(torch.from_numpy(shared), torch.from_numpy(labels), ATTRIBUTES).metrics()
-        == evaluate_embeddings(repeated, labels, ATTRIBUTES).metrics()
-    )
-    result = evaluate_embeddings(
-        embeddings[:20],
-        labels[:20],
-        ATTRIBUTES,
-        groups=groups[:20],
-        gallery=(embeddings[20:], labels[20:], groups[20:]),
-    )
-    direct = retrieval_metrics(
-        embeddings[:20, 1], labels[:20, 1], embeddings[20:, 1], labels[20:, 1],
-        query_groups=groups[:20], gallery_groups=groups[20:],
-    )  # fmt: skip
-    assert result["shape"].scores["map"] == pytest.approx(direct.map)
-    assert result["shape"].candidates == pytest.approx(direct.num_candidates.mean())
-
-
-def test_an_attribute_that_nobody_labelled_is_left_out_and_named(arrays, caplog):
-    embeddings, labels, _ = arrays
-    labels[:, 0] = -1
-    result = evaluate_embeddings(embeddings, labels, ATTRIBUTES)
-    assert result.unlabelled == ("colour",)
-    assert result.metrics()["map"] == result.metrics()["map_shape"]
-    assert "colour" in caplog.text and "colour" in result.table()
-    labels[:] = -1
-    with pytest.raises(ValueError, match="none of the 50 queries has a label of colour, shape"):
-        evaluate_embeddings(embeddings, labels, ATTRIBUTES)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"embeddings": np.ones((50, 3, 4))}, r"\(images, 2, dim\), the attributes being colour, shape"),
-        ({"labels": np.zeros((50, 3), int)}, r"labels must have shape .* \(50, 2\), got \(50, 3\)"),
-        ({"labels": np.full((50, 2), 2)}, "labels of 'shape' go up to 2, but it has 2 values"),
-        ({"attributes": {"weighted": ["a"], "macro_x": ["b"]}}, "named 'weighted', 'macro_x'"),
-        ({"attributes": {}}, "no attributes given"),
-        ({"gallery": Gallery(np.ones((4, 2, 6)), np.zeros((3, 2), int))}, "gallery labels must have shape"),
-        ({"groups": [1, 2]}, r"query groups must have shape \(50,\)"),
-    ],
-)
-def test_bad_input_says_what_was_given(arrays, change, message):
-    given = {"embeddings": arrays[0], "labels": arrays[1], "attributes": ATTRIBUTES}
-    with pytest.raises(ValueError, match=message):
-        evaluate_embeddings(**(given | change))
-
-
-def test_json_keeps_everything(arrays, tmp_path):
-    embeddings, labels, groups = arrays
-    result = evaluate_embeddings(embeddings, labels, ATTRIBUTES, groups=groups)
-    path = result.save_json(tmp_path / "new" / "result.json")
-    assert EvaluationResult.load_json(path) == result
-    assert json.loads(path.read_text())["metrics"] == result.metrics()
-    assert [each.name for each in path.parent.iterdir()] == ["result.json"]
-
-
-def test_table_shows_percent_and_chance(arrays):
-    embeddings, labels, _ = arrays
-    labels[0, 0], labels[1:, 0] = 2, np.where(labels[1:, 0] == 2, 1, labels[1:, 0])
-    result = evaluate_embeddings(embeddings, labels, ATTRIBUTES)
-    lines = result.table().splitlines()
-    colour = next(line for line in lines if line.startswith("colour  "))
-    scores, chance = result["colour"].scores["map"], result["colour"].chance["map"]
-    assert f"{100 * scores:.1f} ({100 * chance:.1f})" in colour
-    assert str(result["colour"].queries) in colour
-    assert "colour: 1 queries with nothing to find count as 0." in lines
-    assert len({len(line) for line in lines[:5]}) == 1
-    assert f"{100 * scores:.2f} ({100 * chance:.2f})" in result.table(decimals=2)
-
-
-def test_value_results_name_the_values(arrays):
-    embeddings, labels, _ = arrays
-    result = evaluate_embeddings(embeddings, labels, ATTRIBUTES)
-    assert [each.name for each in result["colour"].values] == ["red", "green", "blue"]
-    assert sum(each.queries for each in result["colour"].values) == result["colour"].queries
-    assert np.mean([each.map for each in result["colour"].values]) == pytest.approx(
-        result["colour"].scores["map_macro"]
-    )
-    with pytest.raises(KeyError, match="no attribute 'color'"):
-        result["color"]
-
-
-# -- evaluators -------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -212,6 +81,39 @@ def test_evaluator_takes_query_and_gallery_splits(dataset, pixel_model):
 def test_evaluator_excludes_the_group_of_the_query(dataset, pixel_model):
     grouped = AttributeDataset(dataset.splits, ATTRIBUTES, group_column="item")
     assert RetrievalEvaluator(grouped)(pixel_model)["colour"].candidates == 22
+
+
+def with_lists(dataset: Dataset, column: str, every: int) -> Dataset:
+    """With a column of lists: "blue" on every so many images."""
+    lists = [["blue"] if row % every == 0 else [] for row in range(len(dataset))]
+    return dataset.add_column(column, lists, feature=List(Value("string")))
+
+
+def test_evaluator_reads_the_sets_of_the_split(dataset, pixel_model):
+    splits = dataset.splits
+    splits["validation_gallery"] = with_lists(splits["validation_gallery"], "colour_maybe", 2)
+    splits["test"] = with_lists(splits["test"], "colour_all", 3)
+    data = AttributeDataset(splits, ATTRIBUTES)
+
+    metrics = RetrievalEvaluator(data, "validation")(pixel_model).metrics()
+    maybe = data.value_sets("validation_gallery", "maybe")["colour"]
+    assert maybe[:, 2].sum() == 9
+    asked, answering = data.labels("validation_query")[:, 0], data.labels("validation_gallery")[:, 0]
+    left = [18 - (maybe[:, label] & (answering != label)).sum() for label in asked]
+    relevant = [(answering == label).sum() for label in asked]
+    harmonic = [sum(1 / rank for rank in range(1, size + 1)) for size in left]
+    chance = [
+        (h + (r - 1) / (n - 1) * (n - h)) / n for h, n, r in zip(harmonic, left, relevant, strict=True)
+    ]  # fmt: skip
+    assert metrics["chance_map_ignore_maybe_colour"] == pytest.approx(np.mean(chance))
+    assert "map_multi_label" not in metrics
+
+    metrics = RetrievalEvaluator(data)(pixel_model).metrics()  # leave-one-out
+    shown = data.value_sets("test", "all")["colour"]
+    embeddings = RetrievalEvaluator(data).embed(pixel_model, data["test"]["image"])
+    expected = evaluate_embeddings(embeddings, data.labels("test"), ATTRIBUTES, all_values={"colour": shown})
+    assert metrics == expected.metrics()
+    assert metrics["map_multi_label_colour"] < metrics["map_colour"] == 1.0  # the colour alone is all the model sees
 
 
 def test_unknown_and_empty_splits(dataset):

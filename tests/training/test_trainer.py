@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from datasets import DatasetDict
+from datasets import ClassLabel, DatasetDict, List
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -93,6 +93,25 @@ def test_groups_and_galleries_are_evaluated_as_such(make_trainer, make_model, sh
         groups=data.groups("test"),
     ).metrics()
     assert grouped["test_map"] == pytest.approx(without["map"], abs=1e-6)
+
+
+def test_sets_of_values_are_evaluated_beside_the_protocol(make_trainer, shapes):
+    splits = DatasetDict(shapes.splits)
+    names = shapes.attributes["colour"]
+    for split in ("validation", "test"):
+        lists = [[row % 2] for row in range(splits[split].num_rows)]
+        splits[split] = splits[split].add_column("colour_maybe", lists, feature=List(ClassLabel(names=names)))
+    data = replace(shapes, splits=splits)
+    trainer = make_trainer(data)
+    metrics = trainer.evaluate()
+    maybe = data.value_sets("validation", "maybe")
+    assert maybe["colour"].sum() == splits["validation"].num_rows
+    embeddings = trainer.model.encode(splits["validation"]["image"])
+    expected = evaluate_embeddings(
+        embeddings, data.labels("validation"), data.attributes, maybe_values=maybe
+    ).metrics()
+    assert {name: metrics[f"eval_{name}"] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert metrics["eval_chance_map_ignore_maybe"] > metrics["eval_chance_map"]
 
 
 def test_the_run_ends_with_the_weights_of_the_best_checkpoint(make_trainer, tmp_path):

@@ -5,12 +5,17 @@ Zappos50K is published so. They are a data set of their own, beside the schema o
 
 from collections.abc import Sequence
 
-from datasets import ClassLabel, Dataset, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Image
 
 from .columns import ColumnPlace, encode_labels, missing_message
 
 CONDITION_COLUMN = "condition"
 TRIPLET_COLUMNS = ("anchor", "positive", "negative")
+
+
+def holds_triplets(source: DatasetDict) -> bool:
+    """Whether the columns of every split are those of ready triplets."""
+    return all({CONDITION_COLUMN, *TRIPLET_COLUMNS} <= set(dataset.column_names) for dataset in source.values())
 
 
 def to_triplet_dataset(dataset: Dataset, attributes: Sequence[str] | None = None) -> Dataset:
