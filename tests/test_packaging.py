@@ -128,6 +128,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "from transformers import AutoConfig, AutoModel; import cca_hf",
         "from cca_hf import CCAModel; from transformers import AutoConfig, AutoModel",
         "from cca_hf import CCAConfig; from transformers import AutoConfig, AutoModel",
+        "import cca_hf.models.modeling_conditional; from transformers import AutoConfig, AutoModel",
+        "import cca_hf.models.checkpoints; from transformers import AutoConfig, AutoModel",
+        "import cca_hf.models.encoding; from transformers import AutoConfig, AutoModel",
     ],
 )
 def test_auto_classes_know_cca(imports: str, checkpoint: Path) -> None:

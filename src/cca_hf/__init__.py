@@ -10,7 +10,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.metadata
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -124,13 +124,18 @@ _REGISTER_AFTER = {
 }
 
 
+_OWN = f"{__name__}.models."
+_half_imported: list[str] = []
+_waiting: dict[Callable[[], None], None] = {}
+
+
 class _RegisterOnImport(importlib.abc.MetaPathFinder):
     """Lets a module of `_REGISTER_AFTER` be imported as ever, and registers CCA straight afterwards."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in _REGISTER_AFTER:
+        if fullname not in _REGISTER_AFTER and not fullname.startswith(_OWN):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
@@ -139,11 +144,25 @@ class _RegisterOnImport(importlib.abc.MetaPathFinder):
 
 
 class _RegisteringLoader(importlib.machinery.SourceFileLoader):
-    """Runs the module's file, then the registration that waits for it."""
+    """Runs the module's file, then the registration that waits for it.
+
+    Any module of `models` may be what imports transformers' first. Its own import is not done then, and registering,
+    which imports the others, would find it half there: so it waits for the outermost of them.
+    """
 
     def exec_module(self, module: ModuleType) -> None:
-        super().exec_module(module)
-        _REGISTER_AFTER[module.__name__]()
+        own = module.__name__.startswith(_OWN)
+        if own:
+            _half_imported.append(module.__name__)
+        try:
+            super().exec_module(module)
+        finally:
+            if own:
+                _half_imported.remove(module.__name__)
+        if module.__name__ in _REGISTER_AFTER:
+            _waiting[_REGISTER_AFTER[module.__name__]] = None
+        while _waiting and not _half_imported:
+            _waiting.popitem()[0]()
 
 
 sys.meta_path.insert(0, _RegisterOnImport())

@@ -105,6 +105,8 @@ def test_a_reader_sees_what_is_written_meanwhile(tmp_path):
     ):
         ids = [str(place) for place in range(processes.ITEMS)]
         writer.add(ids, embeddings=processes.vectors_of(0, 0))
+        assert writer.count() == processes.ITEMS
+        time.sleep(1.1)
         assert reader.count() == processes.ITEMS
         assert reader.search(item="3", attribute="shape", top=1)
 

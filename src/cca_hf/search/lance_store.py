@@ -35,8 +35,9 @@ _REFINE = 2
 _ROWS_A_GRAPH = 1_000_000
 _QUERIES_AT_ONCE = 64
 _REBUILD_SHARE = 0.2  # of rows that came after the graph was built; fewer are added to it
-# Readers look for a new version at each query, so an old one is needed for as long as a query takes.
-_KEPT = timedelta(minutes=10)
+# A reader that looked at each query would spend a third of its time on it.
+_SEEN_WITHIN = timedelta(seconds=1)
+_KEPT = timedelta(minutes=10)  # an old version, for whoever is still reading it
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ def _connect(location: str, settings: LanceSettings) -> Any:
     except ImportError as error:
         raise ImportError('an index in a folder needs LanceDB: pip install "cca_hf[search]"') from error
     return lancedb.connect(
-        location, read_consistency_interval=timedelta(0), storage_options=dict(settings.storage_options) or None
+        location, read_consistency_interval=_SEEN_WITHIN, storage_options=dict(settings.storage_options) or None
     )
 
 

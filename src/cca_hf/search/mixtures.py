@@ -15,7 +15,7 @@ from .conditions import AnyOf, Condition
 from .schema import ITEM_ID, SIMILARITY
 from .store import VectorStore
 
-_FIRST_LIST = 1024
+_FIRST_LIST = 512
 _LONGEST_LIST = 16_384
 _READ_AT_ONCE = 256
 _ROUNDING = 1e-6

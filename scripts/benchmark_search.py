@@ -1,0 +1,258 @@
+"""How fast is a search, and how much does it find? The index beside an exact scan and beside faiss, in one run.
+
+    cca embed --model out --dataset me/shoes --split train --output_dir embeddings
+    python scripts/benchmark_search.py --embeddings embeddings --output docs/benchmarks/search.json
+    python scripts/benchmark_search.py --embeddings embeddings --items 1000000 --attributes 1
+
+The items are real embeddings, projected to `--dim` principal components, each repeated with a little noise until there
+are `--items`. One real embedding in ten is held out: these are the queries. Each question is asked again with a filter
+that keeps 10 %.
+Recall is the share of the 10 nearest by an exact scan that is found. Every engine runs in a process of its own, one
+query at a time; faiss (`pip install faiss-cpu`) and numpy take as many threads as OMP_NUM_THREADS says.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset as pads
+
+TOP = 10
+NOISE = 0.2  # length of what is added to an embedding of length 1
+KEPT = 10.0  # the price below which one item in ten lies
+WEIGHTS = (1.0, 0.5)  # of the mixture
+MANIFEST = "manifest.json"
+
+
+def load_real(folder: Path, attributes: int, dim: int) -> tuple[list[str], np.ndarray]:
+    """Names, and (items, attributes, dim): principal components, normalised."""
+    names = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["attributes"][:attributes]
+    table = pads.dataset(sorted(folder.glob("embeddings-*.parquet"))).to_table([f"embedding_{name}" for name in names])
+    columns = []
+    for column in table.columns:
+        vectors = column.combine_chunks().flatten().to_numpy().reshape(len(table), -1).astype(np.float64)
+        if vectors.shape[1] > dim:
+            _, axes = np.linalg.eigh(vectors.T @ vectors)
+            vectors = vectors @ axes[:, -dim:]
+        columns.append(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    return names, np.stack(columns, axis=1).astype(np.float32)
+
+
+def enlarge(real: np.ndarray, count: int) -> np.ndarray:
+    """(count, attributes, dim): copies with noise, normalised."""
+    rng = np.random.default_rng(0)
+    rows = real[np.arange(count) % len(real)]
+    noisy = rows + rng.normal(size=rows.shape).astype(np.float32) * np.float32(NOISE / np.sqrt(real.shape[2]))
+    return noisy / np.linalg.norm(noisy, axis=2, keepdims=True)
+
+
+def timed(ask: Callable[[int], list[int]], truth: list[set[int]]) -> dict[str, float]:
+    """Milliseconds a query, wall and CPU, and the recall; the first tenth of the queries warms up and is not timed."""
+    wall, processor, recall = [], [], []
+    for query in [*range(len(truth) // 10), *range(len(truth))]:
+        started, used = time.perf_counter(), time.process_time()
+        found = ask(query)
+        wall.append(1000 * (time.perf_counter() - started))
+        processor.append(1000 * (time.process_time() - used))
+        recall.append(len(truth[query].intersection(found)) / max(1, len(truth[query])))
+    wall, processor, recall = (values[-len(truth) :] for values in (wall, processor, recall))
+    return {
+        "p50_ms": float(np.median(wall)),
+        "p95_ms": float(np.percentile(wall, 95)),
+        "cpu_ms": float(np.median(processor)),
+        "recall_at_10": float(np.mean(recall)),
+    }
+
+
+def nearest(similarity: np.ndarray) -> list[int]:
+    best = np.argpartition(-similarity, TOP)[:TOP]
+    return best[np.argsort(-similarity[best])].tolist()
+
+
+def run_numpy(folder: Path) -> dict:
+    """The exact scan; also writes down what is right."""
+    items, queries, prices = (np.load(folder / f"{name}.npy") for name in ("items", "queries", "prices"))
+    columns = [np.ascontiguousarray(items[:, place]) for place in range(items.shape[1])]
+    kept = prices < KEPT
+    shares = np.array(WEIGHTS[: len(columns)]) / sum(WEIGHTS[: len(columns)])
+
+    def plain(query: int) -> list[int]:
+        return nearest(columns[0] @ queries[query, 0])
+
+    def filtered(query: int) -> list[int]:
+        return nearest(np.where(kept, columns[0] @ queries[query, 0], -2))
+
+    def mixed(query: int, only: np.ndarray | None = None) -> list[int]:
+        total = sum(share * (columns[place] @ queries[query, place]) for place, share in enumerate(shares))
+        return nearest(total if only is None else np.where(only, total, -2))
+
+    asked: dict[str, Callable[[int], list[int]]] = {
+        "plain": plain,
+        "filtered": filtered,
+        "mixture": mixed,
+        "mixture_filtered": lambda query: mixed(query, kept),
+    }
+    truth = {name: [ask(query) for query in range(len(queries))] for name, ask in asked.items()}
+    (folder / "truth.json").write_text(json.dumps(truth))
+    return {name: timed(ask, [set(found) for found in truth[name]]) for name, ask in asked.items()}
+
+
+def run_faiss(folder: Path) -> dict:
+    import faiss
+
+    items, queries = (np.load(folder / f"{name}.npy") for name in ("items", "queries"))
+    vectors = np.ascontiguousarray(items[:, 0])
+    started = time.perf_counter()
+    index = faiss.IndexHNSWFlat(vectors.shape[1], 16, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = 100
+    index.add(vectors)
+    built = time.perf_counter() - started
+    index.hnsw.efSearch = 100
+    faiss.write_index(index, str(folder / "faiss.index"))
+    truth = [set(found) for found in json.loads((folder / "truth.json").read_text())["plain"]]
+    return {
+        "build_s_one_attribute": built,
+        "disk_mb_one_attribute": (folder / "faiss.index").stat().st_size / 1e6,
+        "plain": timed(lambda query: index.search(queries[query : query + 1, 0], TOP)[1][0].tolist(), truth),
+    }
+
+
+def megabytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+
+
+def run_build(folder: Path) -> dict:
+    import lancedb
+
+    from cca_hf.search import AttributeIndex, CheckpointId, IndexSchema
+
+    items, prices = np.load(folder / "items.npy", mmap_mode="r"), np.load(folder / "prices.npy")
+    names = json.loads((folder / "names.json").read_text())
+    schema = IndexSchema(tuple(names), items.shape[2], {"price": "number"}, CheckpointId("", "benchmark"))
+    started = time.perf_counter()
+    with AttributeIndex.create_from_schema(folder / "index", schema) as index:
+        for first in range(0, len(items), 10_000):
+            part = slice(first, first + 10_000)
+            ids = range(first, first + len(prices[part]))
+            index.add(list(ids), embeddings=items[part], columns={"price": prices[part]})
+        added = time.perf_counter() - started
+        index.optimize()
+    built = time.perf_counter() - started
+    used = sum(os.times()[:2])
+    most = megabytes(folder / "index")
+    # what optimize() does when the old versions are ten minutes old
+    lancedb.connect(folder / "index").open_table("items").optimize(cleanup_older_than=timedelta(0))
+    return {
+        "add_s": added,
+        "build_s": built,
+        "build_cpu_s": used,
+        "disk_at_most_mb": most,
+        "disk_mb": megabytes(folder / "index"),
+        "of_that_indexes_mb": megabytes(folder / "index" / "items.lance" / "_indices"),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def run_search(folder: Path) -> dict:
+    from cca_hf.search import AttributeIndex, CheckpointId
+
+    queries = np.load(folder / "queries.npy")
+    names = json.loads((folder / "names.json").read_text())
+    truth = {
+        name: [set(found) for found in each] for name, each in json.loads((folder / "truth.json").read_text()).items()
+    }
+    where = f"price < {KEPT}"
+    weights = dict(zip(names, WEIGHTS, strict=False))
+    with AttributeIndex.open(folder / "index", CheckpointId("", "benchmark")) as index:
+
+        def ask(filtered: bool, mixed: bool) -> Callable[[int], list[int]]:
+            space = {"weights": weights} if mixed else {"attribute": names[0]}
+            only = where if filtered else None
+            return lambda query: [
+                int(hit.item_id) for hit in index.search(embedding=queries[query], where=only, top=TOP, **space)
+            ]
+
+        result: dict = {
+            "plain": timed(ask(False, False), truth["plain"]),
+            "filtered": timed(ask(True, False), truth["filtered"]),
+        }
+        result["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        if len(names) > 1:
+            few = len(queries) // 4
+            result["mixture"] = timed(ask(False, True), truth["mixture"][:few])
+            result["mixture_filtered"] = timed(ask(True, True), truth["mixture_filtered"][:few])
+        started = time.perf_counter()
+        index.search_many(embeddings=queries, attribute=names[0], top=TOP)
+        result["search_many_ms_a_query"] = 1000 * (time.perf_counter() - started) / len(queries)
+    return result
+
+
+ROLES = {"numpy": run_numpy, "faiss": run_faiss, "build": run_build, "search": run_search}
+
+
+def in_own_process(role: str, folder: Path) -> dict:
+    done = subprocess.run(
+        [sys.executable, __file__, "--role", role, "--folder", str(folder)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--embeddings", type=Path, help="what 'cca embed' wrote")
+    parser.add_argument("--items", type=int, default=100_000)
+    parser.add_argument("--attributes", type=int, default=4)
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--queries", type=int, default=400)
+    parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
+    parser.add_argument("--role", choices=ROLES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.role:
+        print(json.dumps(ROLES[arguments.role](arguments.folder)))
+        return
+    if arguments.embeddings is None:
+        parser.error("--embeddings is missing: the folder that 'cca embed' wrote")
+    names, real = load_real(arguments.embeddings, arguments.attributes, arguments.dim)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        held_out = np.arange(len(real)) % 10 == 0
+        np.save(folder / "items.npy", enlarge(real[~held_out], arguments.items))
+        np.save(folder / "queries.npy", real[held_out][: arguments.queries])
+        np.save(folder / "prices.npy", np.random.default_rng(2).uniform(0, 100, arguments.items))
+        (folder / "names.json").write_text(json.dumps(names))
+        result = {
+            "machine": platform.processor() or platform.machine(),
+            "items": arguments.items,
+            "real_embeddings": int((~held_out).sum()),
+            "queries": int(min(held_out.sum(), arguments.queries)),
+            "load_before": os.getloadavg()[0],
+            "attributes": len(names),
+            "dim": real.shape[2],
+            **{role: in_own_process(role, folder) for role in ("numpy", "faiss", "build", "search")},
+        }
+    for engine in ("numpy", "faiss", "search"):
+        for question, figures in result[engine].items():
+            if isinstance(figures, dict):
+                print(f"{engine:7}{question:17}" + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    print("build  " + "  ".join(f"{name} {value:.1f}" for name, value in result["build"].items()))
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
