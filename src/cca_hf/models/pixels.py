@@ -38,7 +38,7 @@ class PictureReader:
         settings = image_processor.to_dict()
         self.mode = _MODES.get(settings.get("resample"))
         size = settings.get("size") or {}
-        self.size = (size.get("height"), size.get("width"))
+        self.size = [size.get("height"), size.get("width")]
         self.resizes_only = (
             type(image_processor).__name__ in ("ViTImageProcessor", "ViTImageProcessorPil")
             and bool(settings.get("do_resize"))
@@ -57,7 +57,7 @@ class PictureReader:
         Raises:
             UnreadableImageError: if it cannot be read; see `load_image`.
         """
-        if not self.resizes_only:
+        if self.mode is None or not self.resizes_only:
             return self.image_processor(load_image(image), return_tensors="pt")["pixel_values"][0]
         decoded = decode_plain_jpeg(image)
         if decoded is None:
