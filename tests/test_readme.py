@@ -5,6 +5,7 @@ The Hub's names in it are folders there: `me/shoes` (pictures with a metadata.cs
 """
 
 import csv
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -183,6 +184,11 @@ def test_shell(words: list[str], world: Path) -> None:
         case ["cca", "evaluate", *_]:
             printed = run_cca(words, world)
             assert "heel_height" in printed and "chance" in printed.lower()
+        case ["cca", "embed", *_]:
+            assert '"done": ' in run_cca(words, world)
+        case ["cca", "export", *_]:
+            if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnxscript"):
+                assert run_cca(words, world).strip() == "shoes-int8"
         case ["cca", "index" | "search", *_]:
             # made by the line before, if that ran in this process
             if words[1] == "search" and not (world / "shoes.index").is_dir():

@@ -10,13 +10,17 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
+
+from .cli_data import app as data_commands
+from .cli_embed import embed, export
 from .cli_index import app as index_commands
+from .cli_parts import NAMES, SpreadLists, load_model, stdout_kept_clean
 from .cli_search import search
 
 if TYPE_CHECKING:  # torch and transformers are imported by the commands that need them: `cca --help` answers at once
@@ -33,14 +37,6 @@ _EXPECTED = (
     ImportError,
     RuntimeError,
 )  # what bad input raises; others are our mistakes
-
-# what checkpoints can be, and what reports call them
-_NAMES = {
-    "cca": "CCA",
-    "cca_csn": "CSN",
-    "cca_asen": "ASEN",
-    "cca_separate": "one network per attribute",
-}
 
 app = typer.Typer(
     name="cca",
@@ -87,21 +83,6 @@ class _CommandLineError(Exception):
         self.command = command
 
 
-class _SpreadAttributes(TyperCommand):
-    """Lets `--attributes a b c` take several words, as in `cca train`: read as the option given several times."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        spread: list[str] = []
-        in_list = False
-        for word in args:
-            if word.startswith("-"):
-                in_list = word == "--attributes"
-                spread += [] if in_list else [word]
-            else:
-                spread += ["--attributes", word] if in_list else [word]
-        return super().parse_args(ctx, spread)
-
-
 class _PassedOn(TyperCommand):
     """Leaves all words but `--help` to the parser of the recipe."""
 
@@ -127,7 +108,7 @@ def _common(
     pass
 
 
-@app.command(cls=_SpreadAttributes)
+@app.command(cls=SpreadLists)
 def evaluate(
     model: Annotated[
         str, typer.Option("--model", metavar="ID_OR_FOLDER", help="Checkpoint: an id on the Hub or a folder.")
@@ -159,8 +140,8 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch_size", metavar="NUMBER", min=1, help="Pictures a pass.")] = 64,
     num_workers: Annotated[
-        int, typer.Option("--num_workers", metavar="NUMBER", min=0, help="Processes that decode the pictures.")
-    ] = 0,
+        int | None, typer.Option("--num_workers", metavar="NUMBER", min=0, help="Threads that read the pictures.")
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -293,7 +274,7 @@ def _parse_training(words: list[str]) -> tuple[Any, Any, Any]:
 
 
 def _name(model: "CCAModel") -> str:
-    name = _NAMES[model.config.model_type]
+    name = NAMES[model.config.model_type]
     return "one space" if name == "CCA" and model.config.condition_embedding == "none" else name
 
 
