@@ -155,6 +155,8 @@ def _appear(written: Path, path: Path) -> None:
     with written.open("rb") as file:
         os.fsync(file.fileno())
     written.replace(path)
+    if os.name != "posix":  # where a folder cannot be opened, and its entries are written at once
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
