@@ -32,6 +32,15 @@ def test_ids_and_names_give_the_same(encode):
         assert data.value_sets("test", "maybe") == {}
 
 
+def test_gaps_within_a_list_are_no_values(encode):
+    for lists, kind in (
+        ([["green", None, " "], [None]], List(Value("string"))),
+        ([[1, None], [None]], List(ClassLabel(names=COLOURS))),
+    ):
+        data = AttributeDataset(DatasetDict(test=dataset(encode, lists, kind)), {"colour": COLOURS})
+        np.testing.assert_array_equal(data.value_sets("test", "all")["colour"], [[False, True, False], [False] * 3])
+
+
 def test_another_order_of_the_values(encode):
     """A trained model has its own order; ids of the file would then be other values."""
     source = dataset(encode, [[1, 0], [], None, [2]], List(ClassLabel(names=COLOURS)), "colour_maybe")
