@@ -38,6 +38,8 @@ class CCAConfig(PreTrainedConfig):
         attribute_texts: what was embedded, by attribute name. May be left out.
         residual: what the attended values are added to: the summary of the `"image"`, the `"condition"`, or `"none"`.
         embedding_dim: width of the projected embedding; `None` leaves it at `hidden_size`, without projection.
+        attribute_subspaces: each attribute's embedding is projected on what tells its own values apart, which takes
+            the other attributes out of it; see `attribute_subspaces.py`. Fitted at the end of training.
         hidden_size, num_attention_heads, intermediate_size, hidden_act, layer_norm_eps, qkv_bias, hidden_dropout_prob,
             attention_probs_dropout_prob, initializer_range: the conditional layer, named as in `ViTConfig`.
         freeze_batch_norm: batch normalisation of the backbone keeps its running statistics while training;
@@ -63,6 +65,7 @@ class CCAConfig(PreTrainedConfig):
     attribute_texts: dict[str, str] | None = None
     residual: Literal["image", "condition", "none"] = "image"
     embedding_dim: int | None = None
+    attribute_subspaces: bool = False
     hidden_size: int = 768
     num_attention_heads: int = 12
     intermediate_size: int = 3072

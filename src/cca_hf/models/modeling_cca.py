@@ -158,6 +158,8 @@ class CCAModel(CCAPreTrainedModel):
         if name in self.config.attributes:
             raise ValueError(f"{name!r} is an attribute of this model already: {self.config.attributes}")
         self.condition_embedding.append_text(name, text_embedding)
+        if self.subspaces is not None:
+            self.subspaces.append()
         self.config.attributes = [*self.config.attributes, name]
         return self
 

@@ -17,6 +17,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .attribute_subspaces import AttributeSubspaces
 from .checkpoints import load_image_processor, name_pipeline, staged
 from .conditional_layer import ConditionEmbedding
 from .configuration_cca import CCAConfig
@@ -56,6 +57,7 @@ class CCAPreTrainedModel(PictureEncoder, PreTrainedModel):
         super().__init__(config)
         self._image_processor: BaseImageProcessor | None = None
         self._hub_kwargs: dict[str, Any] = {}
+        self.subspaces = AttributeSubspaces(config) if config.attribute_subspaces else None
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -70,7 +72,7 @@ class CCAPreTrainedModel(PictureEncoder, PreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, ConditionEmbedding):
+        elif isinstance(module, ConditionEmbedding | AttributeSubspaces):
             module.init_weights()
 
     @classmethod
@@ -162,6 +164,9 @@ class CCAPreTrainedModel(PictureEncoder, PreTrainedModel):
         single = attribute_ids.ndim == 1
         ids = attribute_ids[:, None] if single else attribute_ids
         embeddings, weights = self._ask(image_tokens, ids, output_attentions)  # (B, k, dim), (B, heads, k, N)
+        if self.subspaces is not None:
+            with torch.autocast(embeddings.device.type, enabled=False):
+                embeddings = self.subspaces(embeddings, ids)
         # under autocast the model's dtype is float32: the similarities of a loss need all of it
         embeddings = nn.functional.normalize(embeddings.float(), dim=-1).to(self.dtype)
         if weights is not None:

@@ -53,8 +53,13 @@ class SeparateModel(CCAPreTrainedModel):
         values = {name: v for network in networks for name, v in (network.config.attribute_values or {}).items()}
         shared = _shared(first) | {"backbone_config": first.backbone_config}
         joined = cls(SeparateConfig(**shared, attributes=names, attribute_values=values))
-        for own, network in zip(joined.networks, networks, strict=True):
-            own.load_state_dict(network.state_dict())
+        for place, (own, network) in enumerate(zip(joined.networks, networks, strict=True)):
+            weights = network.state_dict()
+            if joined.subspaces is not None:
+                joined.subspaces.set(
+                    place, weights.pop("subspaces.projections")[0], weights.pop("subspaces.centres")[0]
+                )
+            own.load_state_dict(weights)
         joined.image_processor = networks[0].image_processor
         return joined.to(networks[0].dtype).eval()
 
@@ -91,6 +96,7 @@ class SeparateModel(CCAPreTrainedModel):
 def _config_of_one(config: SeparateConfig, attribute: str) -> SeparateConfig:
     own = copy.deepcopy(config)
     own.attributes = [attribute]
+    own.attribute_subspaces = False  # they lie behind all networks
     values = config.attribute_values or {}
     own.attribute_values = {attribute: values[attribute]} if attribute in values else {}
     return own

@@ -47,6 +47,13 @@ class ModelArguments:
         default=None, metadata={"help": "What the attended values are added to. Default: what suits the backbone."}
     )
     embedding_dim: int | None = field(default=None, metadata={"help": "Width of the embeddings."})
+    attribute_subspaces: bool = field(
+        default=False,
+        metadata={
+            "help": "When training has ended, project each attribute's embeddings on what tells its own values apart; "
+            "it takes the other attributes out of them."
+        },
+    )
     hidden_size: int | None = field(
         default=None, metadata={"help": "Width of the conditional layer where it stands on top of the backbone."}
     )

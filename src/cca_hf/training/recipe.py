@@ -67,6 +67,8 @@ def run_training(
     test_images = trainer.images_of("test")  # its absence is an error now, not after training
 
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    if model.config.attribute_subspaces:
+        trainer.fit_subspaces()
     trainer.save_model()
     trainer.save_metrics("train", outcome.metrics)
 
@@ -124,6 +126,7 @@ def make_model(model_args: ModelArguments, data: AttributeDataset, model_class: 
         attn_implementation=model_args.attn_implementation,
         revision=model_args.backbone_revision,
         condition_embedding=model_args.condition_embedding,
+        attribute_subspaces=model_args.attribute_subspaces,
         **optional,
     )
 

@@ -42,6 +42,7 @@ from .losses import ConditionalLossOutput, ConditionalSoftTripletLoss, Condition
 from .memory import keep_freed_memory
 from .monitor import LossMonitor
 from .parameters import settle_backbone, split_backbone_and_head, undecayed_parameters
+from .subspaces import fit_subspaces
 from .token_cache import TokenCache
 
 
@@ -279,14 +280,30 @@ class CCATrainer(WholeCheckpointTrainer):
 
     def _embed_training_images(self, rows: np.ndarray) -> np.ndarray:
         """(rows, attributes, dim) float32, of the pictures as they are; the same on all processes."""
-        loader = self.get_test_dataloader(Subset(self.images_of("train"), rows.tolist()))
+        loader = self.get_test_dataloader(Subset(self._images("train"), rows.tolist()))
         model = self._wrap_model(self.model, training=False).eval()
         quiet = self.args.disable_tqdm or not self.is_world_process_zero()
         embeddings = [
             self.accelerator.gather_for_metrics(self.prediction_step(model, batch, False)[1]).cpu()
-            for batch in tqdm(loader, desc="Looking for hard negatives", unit="batch", leave=False, disable=quiet)
+            for batch in tqdm(loader, desc="Embedding the training pictures", unit="batch", leave=False, disable=quiet)
         ]
         return torch.cat(embeddings).numpy()
+
+    def fit_subspaces(self) -> None:
+        """Fits `model.subspaces` to the training split, as the model embeds it now; see `subspaces.py`.
+
+        For the end of training, with the weights that are kept. Fitting again starts over.
+
+        Raises:
+            ValueError: if the model was not made with `attribute_subspaces=True`.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        if model.subspaces is None:
+            raise ValueError("this model has no subspaces to fit: make it with attribute_subspaces=True")
+        model.subspaces.reset()
+        labels = self.data.labels("train")
+        embeddings = self._embed_training_images(np.arange(len(labels)))
+        fit_subspaces(model.subspaces, embeddings, labels)
 
     # ---- Evaluation ----
 

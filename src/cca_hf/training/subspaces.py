@@ -1,0 +1,63 @@
+"""Fits what each attribute's embedding keeps, in closed form: linear discriminant analysis as a projection.
+
+Let M (dim, values) be the means of an attribute's values less their mean m, and S the covariance of the pictures
+around them, shrunk: S = (1 - a) S + a tr(S) / dim I. Of a picture e, generalised least squares reads how much of e - m
+the values explain, all else being noise of covariance S,
+
+    P = S^1/2 B B' S^-1/2,        B an orthonormal basis of S^-1/2 M
+
+P keeps every difference between the values' means as it is, and has rank values - 1: what else an embedding holds, of
+whatever attribute, falls away but for its part along those few directions, where the metric S makes it least.
+"""
+
+import logging
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cca_hf.models.attribute_subspaces import AttributeSubspaces
+
+logger = logging.getLogger(__name__)
+
+_SHRINKAGE = 0.01  # a; measured on validation, see docs/entanglement.md
+_LEAST_SINGULAR_VALUE = 1e-3  # of S^-1/2 M, relative to the greatest
+
+
+def fit_subspaces(subspaces: AttributeSubspaces, embeddings: NDArray, labels: NDArray[np.int64]) -> None:
+    """Sets the projection of every attribute that has two values or more; the others stay as they are.
+
+    Args:
+        embeddings: (N, A, dim), L2-normalised, made while `subspaces` changed nothing.
+        labels: (N, A) value ids, -1 = not labelled: takes no part under that attribute.
+    """
+    for attribute_id, column in enumerate(labels.T):
+        labelled = column >= 0
+        if len(np.unique(column[labelled])) < 2:
+            logger.warning("Attribute %d has less than two values: its embeddings stay as they are", attribute_id)
+            continue
+        projection, centre = discriminant_projection(embeddings[labelled, attribute_id], column[labelled])
+        subspaces.set(attribute_id, torch.from_numpy(projection), torch.from_numpy(centre))
+
+
+def discriminant_projection(
+    vectors: NDArray, labels: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(n, dim) vectors and (n,) values, two at least -> P (dim, dim) and m (dim,)."""
+    rows = np.asarray(vectors, dtype=np.float64)
+    _, value, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(counts), rows.shape[1]))
+    np.add.at(sums, value, rows)
+    means = sums / counts[:, None]  # (values, dim)
+    centre = means.mean(axis=0)  # rare values count like the others
+    around = rows - means[value]
+    covariance = around.T @ around / len(rows)
+    level = np.trace(covariance) / len(covariance)
+    covariance = (1 - _SHRINKAGE) * covariance + _SHRINKAGE * max(level, np.finfo(np.float32).eps) * np.eye(
+        len(centre)
+    )
+    scales, axes = np.linalg.eigh(covariance)
+    to_white, from_white = (axes * scales**power @ axes.T for power in (-0.5, 0.5))
+    basis, size, _ = np.linalg.svd(to_white @ (means - centre).T, full_matrices=False)
+    basis = basis[:, size > _LEAST_SINGULAR_VALUE * size[0]]
+    return from_white @ basis @ basis.T @ to_white, centre

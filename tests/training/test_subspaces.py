@@ -1,0 +1,109 @@
+"""Fitting of subspaces: what is kept, what falls away, and the end of a training that does it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import ViTConfig
+
+from cca_hf.evaluation.entanglement import entanglement
+from cca_hf.models.attribute_subspaces import AttributeSubspaces
+from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.training.recipe import DataArguments, ModelArguments, run_training
+from cca_hf.training.subspaces import discriminant_projection, fit_subspaces
+from cca_hf.training.trainer import CCATrainer
+
+from .conftest import TINY_VIT
+
+
+@pytest.fixture
+def entangled():
+    """Own values far apart, the other attribute's beside them: (800, 2, 12) unit vectors, and their labels."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, (800, 2))
+    own, other = random.standard_normal((2, 3, 12)), random.standard_normal((2, 3, 12))
+    vectors = np.stack([own[a][labels[:, a]] + 0.4 * other[a][labels[:, 1 - a]] for a in range(2)], axis=1)
+    vectors += 0.05 * random.standard_normal(vectors.shape)
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32), labels
+
+
+def test_it_is_a_projection_that_keeps_the_means_apart(entangled):
+    vectors, labels = entangled[0][:, 0], entangled[1][:, 0]
+    projection, centre = discriminant_projection(vectors, labels)
+    assert np.linalg.matrix_rank(projection, tol=1e-6) == 2
+    assert projection @ projection == pytest.approx(projection, abs=1e-6)
+    means = np.stack([vectors[labels == value].mean(axis=0) for value in range(3)])
+    assert centre == pytest.approx(means.mean(axis=0), abs=1e-6)
+    assert (means - centre) @ projection.T == pytest.approx(means - centre, abs=1e-5)
+
+
+def test_values_scatter_less_than_under_an_orthogonal_projection(entangled):
+    """The metric is what takes the other attribute out: plain geometry would keep its part along the means."""
+    vectors, labels = entangled[0][:, 0].astype(float), entangled[1][:, 0]
+    projection, centre = discriminant_projection(vectors, labels)
+    means = np.stack([vectors[labels == value].mean(axis=0) for value in range(3)])
+    basis = np.linalg.svd((means - centre).T, full_matrices=False)[0][:, :2]
+    around = vectors - means[labels]
+    assert (around @ projection.T).var() < 0.5 * (around @ basis @ basis.T).var()
+
+
+def test_it_takes_the_other_attribute_out(entangled, make_model):
+    vectors, labels = entangled
+    config = make_model().config
+    config.attributes, config.embedding_dim = ["first", "second"], 12
+    subspaces = AttributeSubspaces(config)
+    fit_subspaces(subspaces, vectors[:500], labels[:500])
+    ids = torch.tensor([[0, 1]]).expand(300, -1)
+    kept = torch.nn.functional.normalize(subspaces(torch.from_numpy(vectors[500:]), ids), dim=-1)
+    features = np.eye(3)[labels[500:]].reshape(300, -1)
+    before = entanglement(vectors[500:], labels[500:], ["first", "second"], features)
+    after = entanglement(kept, labels[500:], ["first", "second"], features)
+    assert before.score > 0.9
+    assert after.score < 0.4  # not 0: on a sphere the other attribute shifts each value in another direction
+    assert after.informativeness > 0.97
+
+
+def test_unlabelled_pictures_and_lone_values(make_model, caplog):
+    random = np.random.default_rng(0)
+    config = make_model().config
+    config.attributes, config.embedding_dim = ["first", "second"], 6
+    vectors, labels = random.standard_normal((60, 2, 6)), random.integers(0, 3, (60, 2))
+    labels[:20, 0], labels[:, 1] = -1, 2
+    subspaces = AttributeSubspaces(config)
+    fit_subspaces(subspaces, vectors, labels)
+    projection, centre = discriminant_projection(vectors[20:, 0], labels[20:, 0])
+    assert subspaces.projections[0].numpy() == pytest.approx(projection, abs=1e-6)
+    assert subspaces.centres[0].numpy() == pytest.approx(centre, abs=1e-6)
+    assert subspaces.projections[1].equal(torch.eye(6)) and not subspaces.centres[1].any()
+    assert "Attribute 1 has less than two values" in caplog.text
+
+
+def test_the_recipe_fits_and_saves_them(make_args, shapes_folder, tmp_path):
+    vit = json.dumps({"model_type": "vit", **TINY_VIT})
+    data_args = DataArguments(str(shapes_folder), ["shape", "colour"])
+    run = run_training(
+        ModelArguments(backbone_config=vit, attribute_subspaces=True), data_args, make_args(num_train_epochs=1)
+    )
+    saved = CCAModel.from_pretrained(tmp_path / "out")
+    ranks = [int(np.linalg.matrix_rank(each.numpy(), tol=1e-4)) for each in saved.subspaces.projections]
+    assert ranks == [5, 6]  # of 6 shapes and 7 colours
+    embeddings = saved.encode(run.data["test"]["image"])
+    assert np.linalg.matrix_rank(embeddings[:, 0] @ saved.subspaces.projections[0].numpy().T, tol=1e-4) <= 5
+    assert run.metrics["test_map"] == run.result.metrics()["map"]
+
+
+def test_fitting_again_starts_over(make_model, make_args, shapes, tmp_path):
+    trainer = CCATrainer(make_model(attribute_subspaces=True), make_args(), shapes)
+    trainer.fit_subspaces()
+    first = trainer.model.subspaces.projections.clone()
+    trainer.model.save_pretrained(tmp_path / "cca")  # loaded weights are marked as such, and guarded
+    trainer = CCATrainer(CCAModel.from_pretrained(tmp_path / "cca"), make_args(), shapes)
+    trainer.fit_subspaces()
+    assert trainer.model.subspaces.projections == pytest.approx(first, abs=1e-5)
+
+
+def test_a_model_without_them_says_so(make_args, shapes):
+    model = CCAModel.from_backbone(ViTConfig(**TINY_VIT), shapes.attributes)
+    with pytest.raises(ValueError, match="attribute_subspaces=True"):
+        CCATrainer(model, make_args(), shapes).fit_subspaces()
