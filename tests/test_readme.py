@@ -178,7 +178,7 @@ def test_shell(words: list[str], world: Path) -> None:
             assert found and extras and (not found[1] or f"{found[1]} =" in extras[1].splitlines())
         case ["accelerate", "launch", "scripts/train.py", *flags]:
             launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
-            quick = ["--max_steps", "2", "--report_to", "none"]
+            quick = ["--max_steps", "2", "--report_to", "none", "--cpu_threads", "1"]
             run([*launch, str(ROOT / "scripts" / "train.py"), *flags, *quick], world)
             assert (world / "out" / "all_results.json").is_file()
         case ["cca", "evaluate", *_]:

@@ -21,6 +21,7 @@ class _Query(NamedTuple):
 
     name: str
     arguments: dict[str, Any]
+    picture: str | None = None
 
 
 class _Space(NamedTuple):
@@ -100,7 +101,8 @@ def search(
                     raise ValueError(f"the index at {store} does not say where its model is: name it with --model")
             encoder = load_encoder(model, device)
         with AttributeIndex.open(store, encoder) as index:
-            queries = _queries(image, item, values)
+            embeddings = None if encoder is None else encoder.encode(image or [], list(index.schema.attributes))
+            queries = _queries(image, embeddings, item, values)
             spaces = _spaces(index, attribute, shares, values, has_picture=bool(image or item))
             asked: dict[str, Any] = {"top": top, "where": where, "values": _typed(index, values) or None}
             found = [
@@ -140,11 +142,16 @@ def _number(name: str, text: str) -> float:
         raise typer.BadParameter(f"the weight of {name} must be a number; got {text!r}") from error
 
 
-def _queries(images: list[str] | None, items: list[str] | None, values: dict[str, str]) -> list[_Query]:
+def _queries(
+    images: list[str] | None, embeddings: Any, items: list[str] | None, values: dict[str, str]
+) -> list[_Query]:
     wish = ", ".join(f"{name} {value}" for name, value in values.items())
     but = f", but {wish}" if wish else ""
     if images:
-        return [_Query(f"{Path(image).name}{but}", {"image": image}) for image in images]
+        return [
+            _Query(f"{Path(image).name}{but}", {"embedding": own}, image)
+            for image, own in zip(images, embeddings, strict=True)
+        ]
     if items:
         return [_Query(f"item {item}{but}", {"item": item}) for item in items]
     return [_Query(wish, {})]
@@ -233,7 +240,7 @@ def _write_page(
             )
             for space, each in zip(spaces, row, strict=True)
         ]
-        own_picture = query.arguments.get("image") or pictures.get(query.arguments.get("item", ""))
+        own_picture = query.picture or pictures.get(query.arguments.get("item", ""))
         shown.append(SearchedQuery(query.name, own_picture, rows))
     facts = {"index": store} | ({"where": where} if where else {})
     return write_search_page(shown, path, title="Found by attribute", facts=facts)

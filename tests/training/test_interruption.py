@@ -17,7 +17,7 @@ from .conftest import child_environment
 from .processes.interrupted import run
 
 
-@pytest.mark.parametrize("hard_negatives", ["none", "both"])
+@pytest.mark.parametrize("hard_negatives", ["none", "images"])
 def test_kill_and_resume_end_with_bitwise_the_same_weights(hard_negatives, shapes_folder, tmp_path, repository):
     """Killed within an epoch, resumed, killed while writing a checkpoint, resumed: as if nothing had happened."""
     undisturbed = run(shapes_folder, tmp_path / "undisturbed", hard_negatives=hard_negatives)

@@ -49,7 +49,7 @@ def draw_shape(
     outline = outline + centre
 
     mask = _fill(outline, image_size)
-    sticker = _fill(outline, image_size, border=max(1.0, image_size / 40))
+    sticker = _fill(outline, image_size, border=rim_width(image_size))
     base, light = _paint(colour, random)
     tint = mask * _pattern(pattern, centre, outline, radius / SHAPES[shape], image_size, random)
 
@@ -67,6 +67,11 @@ def draw_shape(
         bbox=(left, top, right, bottom),
         mask=_encode(Image.fromarray((mask >= 0.5).astype(np.uint8) * 255), "PNG"),
     )
+
+
+def rim_width(image_size: int) -> float:
+    """Pixels of the light rim that sets a shape off the background."""
+    return max(1.0, image_size / 40)
 
 
 def _outline(shape: str) -> np.ndarray:

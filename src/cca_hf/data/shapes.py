@@ -4,11 +4,15 @@ The attributes are balanced in every split and independent of each other: nothin
 Every picture differs in place, rotation, shade, and noise, and is a function of (seed, split, row, size) alone.
 """
 
+import math
+
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from datasets.utils import tqdm
+from PIL import Image as PILImage
+from PIL import ImageFilter
 
-from .shape_drawing import BACKGROUNDS, COLOURS, PATTERNS, SHAPES, SIZES, draw_shape
+from .shape_drawing import BACKGROUNDS, COLOURS, PATTERNS, SHAPES, SIZES, draw_shape, rim_width
 
 SHAPE_ATTRIBUTES: dict[str, list[str]] = {
     "colour": list(COLOURS),
@@ -72,3 +76,22 @@ def _generate_split(split: str, num_images: int, image_size: int, seed: list[int
     columns["bbox"] = [list(picture.bbox) for picture in drawn]
     columns["mask"] = [{"bytes": picture.mask, "path": None} for picture in drawn]
     return Dataset.from_dict({column: columns[column] for column in features}, features=features)
+
+
+def shape_regions(masks: np.ndarray) -> dict[str, np.ndarray]:
+    """Where each attribute of a drawn picture is to be seen.
+
+    Colour and pattern are inside the shape; shape and size are told by its outline, so that the light rim around it
+    belongs to them; the background is all that lies outside the rim.
+
+    Args:
+        masks: (N, H, W), the column `mask`: not 0 on the shape.
+
+    Returns:
+        attribute -> (N, H, W) bool.
+    """
+    inside = np.asarray(masks) > 0
+    rim = 2 * math.ceil(rim_width(inside.shape[-1])) + 1
+    pictures = (PILImage.fromarray(255 * each.astype(np.uint8)) for each in inside)
+    with_rim = np.stack([np.asarray(picture.filter(ImageFilter.MaxFilter(rim))) for picture in pictures]) > 0
+    return {"colour": inside, "shape": with_rim, "pattern": inside, "size": with_rim, "background": ~with_rim}

@@ -11,6 +11,7 @@ resize, rescale and normalise is called itself.
 """
 
 from os import PathLike, fspath
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ class PictureReader:
         settings = image_processor.to_dict()
         self.mode = _MODES.get(settings.get("resample"))
         size = settings.get("size") or {}
-        self.size = [size.get("height"), size.get("width")]
+        self.size: list[Any] = [size.get("height"), size.get("width")]  # None where it names another side
         self.resizes_only = (
             type(image_processor).__name__ in ("ViTImageProcessor", "ViTImageProcessorPil")
             and bool(settings.get("do_resize"))

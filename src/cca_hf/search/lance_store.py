@@ -8,7 +8,7 @@ from a dead process, keeps a second writer out of a folder; in a bucket LanceDB 
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -68,7 +68,7 @@ class LanceStore:
         self.settings = settings
         self._lock = lock
         self._table = table
-        stored = table.schema
+        stored = _run(table.schema())
         self.schema = IndexSchema.from_json(stored.metadata[_KEY])
         self.note = ((stored.field(ITEM_ID).metadata or {}).get(_NOTE.encode()) or b"").decode()
         vectors = {self.schema.vector_column(attribute) for attribute in self.schema.attributes}
@@ -84,7 +84,7 @@ class LanceStore:
             lock = _take_lock(location)
             undo.callback(_release, lock)
             connection = _connect(location, settings)
-            if _TABLE in _tables(connection):
+            if _TABLE in _run(connection.table_names()):
                 raise FileExistsError(f"there is an index at {location} already; open it, or give another place")
             kind = pa.float16() if settings.vectors == "float16" else pa.float32()
             fields = [
@@ -92,7 +92,7 @@ class LanceStore:
                 for each in schema.arrow()
             ]
             stored = pa.schema(fields, metadata={_KEY: schema.to_json()})
-            store = cls(location, settings, lock, connection.create_table(_TABLE, schema=stored))
+            store = cls(location, settings, lock, _run(connection.create_table(_TABLE, schema=stored)))
             undo.pop_all()
             return store
 
@@ -102,13 +102,13 @@ class LanceStore:
             what = "a folder without an index" if Path(location).is_dir() else "nothing"
             raise NoIndexError(f"there is no index at {location}, but {what}")
         connection = _connect(location, settings)
-        if _is_remote(location) and _TABLE not in _tables(connection):
+        if _is_remote(location) and _TABLE not in _run(connection.table_names()):
             raise NoIndexError(f"there is no index at {location}")
         with contextlib.ExitStack() as undo:
             lock = _take_lock(location) if writable else None
             undo.callback(_release, lock)
-            table = connection.open_table(_TABLE)
-            if _KEY not in (table.schema.metadata or {}):
+            table = _run(connection.open_table(_TABLE))
+            if _KEY not in (_run(table.schema()).metadata or {}):
                 raise NoIndexError(f"the table at {location} was not written by cca_hf")
             store = cls(location, settings, lock, table)
             undo.pop_all()
@@ -116,21 +116,21 @@ class LanceStore:
 
     @property
     def version(self) -> str:
-        return f" (version {self._table.version})"
+        return f" (version {_run(self._table.version())})"
 
     def set_note(self, note: str) -> None:
         with _failures(self.location):
-            self._table.update_field_metadata({"path": ITEM_ID, "metadata": {_NOTE: note or None}})
+            _run(self._table.update_field_metadata({"path": ITEM_ID, "metadata": {_NOTE: note or None}}))
         self.note = note
 
     def upsert(self, items: pa.Table) -> None:
         merge = self._table.merge_insert(ITEM_ID).when_matched_update_all().when_not_matched_insert_all()
         with _failures(self.location):
-            merge.execute(items.cast(self._written))
+            _run(merge.execute(items.cast(self._written)))
 
     def delete(self, condition: Condition) -> None:
         with _failures(self.location):
-            self._table.delete(to_sql(condition))
+            _run(self._table.delete(to_sql(condition)))
 
     def nearest(
         self,
@@ -156,9 +156,9 @@ class LanceStore:
     ) -> list[pa.Table]:
         several = len(queries) > 1
         search = (
-            self._table.search(
-                list(queries) if several else queries[0], vector_column_name=self.schema.vector_column(attribute)
-            )
+            self._table.query()
+            .nearest_to(list(queries) if several else queries[0])
+            .column(self.schema.vector_column(attribute))
             .distance_type("cosine")
             .ef(max(_SEARCH_EFFORT, count + count // 2))
             .refine_factor(_REFINE if count <= _SEARCH_EFFORT else 1)
@@ -167,7 +167,7 @@ class LanceStore:
         )
         if condition is not None:
             search = search.where(to_sql(condition))
-        found = search.to_arrow()
+        found = _run(search.to_arrow())
         similarity = 1.0 - found.column("_distance").to_numpy()
         table = found.select([ITEM_ID, *columns]).append_column(SIMILARITY, pa.array(similarity, pa.float32()))
         if not several:
@@ -183,27 +183,30 @@ class LanceStore:
         batch_size: int = 4096,
     ) -> Iterator[pa.Table]:
         wanted = self.schema.arrow(columns, attributes)
-        search = self._table.search().select(wanted.names)
+        search = self._table.query().select(wanted.names)
         if condition is not None:
             search = search.where(to_sql(condition))
-        for batch in search.to_batches(batch_size):
+        batches = _run(search.to_batches(max_batch_length=batch_size))
+        while (batch := _run(_next(batches))) is not None:
             yield pa.Table.from_batches([batch]).select(wanted.names).cast(wanted)
 
     def count(self, condition: Condition | None) -> int:
-        return self._table.count_rows(None if condition is None else to_sql(condition))
+        return _run(self._table.count_rows(None if condition is None else to_sql(condition)))
 
     def optimize(self) -> None:
         from lancedb.index import Bitmap, BTree, HnswSq
 
         rows = self.count(None)
         with _failures(self.location):
-            indexed = {index.columns[0] for index in self._table.list_indices()}
+            indexed = {index.columns[0] for index in _run(self._table.list_indices())}
             if not indexed:
-                self._table.optimize(cleanup_older_than=_KEPT)  # small files into large ones, before graphs name them
+                _run(
+                    self._table.optimize(cleanup_older_than=_KEPT)
+                )  # small files into large ones, before graphs name them
             if rows >= self.settings.index_from:
                 for name, kind in self.schema.filterable.items():
                     if name not in indexed:
-                        self._table.create_index(name, config=Bitmap() if kind == "boolean" else BTree())
+                        _run(self._table.create_index(name, config=Bitmap() if kind == "boolean" else BTree()))
                 graph = HnswSq(
                     distance_type="cosine",
                     num_partitions=max(1, round(rows / _ROWS_A_GRAPH)),
@@ -212,12 +215,12 @@ class LanceStore:
                 )
                 for name in sorted(self._vectors):
                     if self._needs_graph(name, rows):
-                        self._table.create_index(name, config=graph)
+                        _run(self._table.create_index(name, config=graph))
             if indexed or rows >= self.settings.index_from:
-                self._table.optimize(cleanup_older_than=_KEPT)
+                _run(self._table.optimize(cleanup_older_than=_KEPT))
 
     def _needs_graph(self, column: str, rows: int) -> bool:
-        known = self._table.index_stats(f"{column}_idx")
+        known = _run(self._table.index_stats(f"{column}_idx"))
         return known is None or known.num_unindexed_rows > _REBUILD_SHARE * rows
 
     def close(self) -> None:
@@ -231,13 +234,19 @@ def _connect(location: str, settings: LanceSettings) -> Any:
         import lancedb
     except ImportError as error:
         raise ImportError('an index in a folder needs LanceDB: pip install "cca_hf[search]"') from error
-    return lancedb.connect(
-        location, read_consistency_interval=_SEEN_WITHIN, storage_options=dict(settings.storage_options) or None
-    )
+    options = dict(settings.storage_options) or None
+    return _run(lancedb.connect_async(location, read_consistency_interval=_SEEN_WITHIN, storage_options=options))
 
 
-def _tables(connection: Any) -> list[str]:
-    return list(connection.list_tables().tables)
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    """LanceDB's own loop, in its thread: each of its calls without `async` goes there and back several times."""
+    from lancedb.background_loop import LOOP
+
+    return LOOP.run(work)
+
+
+async def _next(batches: Any) -> Any:
+    return await anext(batches, None)
 
 
 def _is_remote(location: str) -> bool:
@@ -260,7 +269,7 @@ def _take_lock(location: str) -> Any:
         return None
     from filelock import FileLock, Timeout
 
-    lock = FileLock(Path(location, _LOCK))
+    lock = FileLock(Path(location, _LOCK), thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:

@@ -72,8 +72,8 @@ class HardNegativeMining(TrainerCallback):
         )
         found = replace(
             found,
-            values=None if self.kind == "images" else found.values,
-            images=None if self.kind == "values" else found.images,
+            values=found.values if self.kind == "values" else None,
+            images=found.images if self.kind == "images" else None,
         )
         same_on_all = [found]  # whatever the last bits of each process's embeddings
         broadcast_object_list(same_on_all)

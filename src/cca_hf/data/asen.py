@@ -1,0 +1,105 @@
+"""The split files of ASEN, on which every later paper on FashionAI, DARN and DeepFashion reports.
+
+    meta.json                                  {"FashionAI": {"ATTRIBUTES": [...], "ATTRIBUTES_NUM": {name: n}}, ...}
+    <name>/filenames_{train,valid,test}.txt    one image path a line
+    <name>/label_train.txt                     "fid attribute value [attribute value ...]"
+    <name>/{query,candidate}_{valid,test}.txt  "fid attribute value"
+
+`fid` is the 0-based line of the file names; attribute and value are 0-based ids. Some files end their lines with CR
+LF, some lack the last newline.
+
+Paper: Ma et al., Fine-Grained Fashion Similarity Learning by Attribute-Specific Embedding Network, AAAI 2020.
+"""
+
+import json
+from os import PathLike
+from pathlib import Path
+
+from .annotations import Annotations, Pairs, existing, read_lines
+
+SOURCE = "ASEN's split files: data.zip, linked from https://github.com/Maryeon/asenpp"
+
+# our split -> (file of its rows, file names they count in)
+EVALUATION_SPLITS = {
+    "validation_query": ("query_valid.txt", "valid"),
+    "validation_gallery": ("candidate_valid.txt", "valid"),
+    "test_query": ("query_test.txt", "test"),
+    "test_gallery": ("candidate_test.txt", "test"),
+}
+
+
+class AsenSplits:
+    """The split files of one benchmark.
+
+    Args:
+        folder: holds `meta.json` and a folder for each benchmark.
+        name: the benchmark's, as `meta.json` has it.
+
+    Raises:
+        FileNotFoundError: naming a file that is missing, and where it comes from.
+        ValueError: naming the file and the line that is not as it should be.
+    """
+
+    def __init__(self, folder: str | PathLike[str], name: str) -> None:
+        self.folder = Path(folder) / name
+        meta_file = existing(Path(folder) / "meta.json", SOURCE)
+        meta = json.loads(meta_file.read_text(encoding="utf-8"))
+        if name not in meta:
+            raise ValueError(f"{meta_file} describes {', '.join(meta)}, not {name}")
+        # attribute -> number of values, in the order of the ids
+        self.num_values = {each: int(meta[name]["ATTRIBUTES_NUM"][each]) for each in meta[name]["ATTRIBUTES"]}
+
+    def file_names(self, part: str) -> list[str]:
+        """The images of `train`, `valid` or `test`, by fid."""
+        return read_lines(existing(self.folder / f"filenames_{part}.txt", SOURCE))
+
+    def rows(self, file: str, part: str) -> dict[int, Pairs]:
+        """fid -> what a file says of it, in the order of the file. An image may have several lines."""
+        path, num_images = self.folder / file, len(self.file_names(part))
+        rows: dict[int, Pairs] = {}
+        for number, fid, pairs in self._parsed(path):
+            if fid >= num_images:
+                raise ValueError(
+                    f"{path}, line {number}: image {fid}, but filenames_{part}.txt names {num_images} (from 0)"
+                )
+            rows.setdefault(fid, []).extend(pairs)
+        return rows
+
+    def annotations(self, file: str, part: str) -> Annotations:
+        """The same with the names of the images."""
+        names, rows = self.file_names(part), self.rows(file, part)
+        return Annotations([names[fid] for fid in rows], list(rows.values()))
+
+    def evaluation(self, split: str) -> Annotations:
+        """The rows of `validation_query`, `validation_gallery`, `test_query` or `test_gallery`."""
+        return self.annotations(*EVALUATION_SPLITS[split])
+
+    def has_training_images(self) -> bool:
+        """Whether both halves are there; the published files have been passed on without the names."""
+        return all((self.folder / file).is_file() for file in ("filenames_train.txt", "label_train.txt"))
+
+    def training_pairs(self) -> list[Pairs] | None:
+        """The training labels, whether or not it is known whose they are; None where the file is missing."""
+        path = self.folder / "label_train.txt"
+        return [pairs for _, _, pairs in self._parsed(path)] if path.is_file() else None
+
+    def _parsed(self, path: Path) -> list[tuple[int, int, Pairs]]:
+        """(line, fid, pairs), each checked."""
+        counts = list(self.num_values.values())
+        parsed = []
+        for number, line in enumerate(read_lines(existing(path, SOURCE)), start=1):
+            if not line:
+                continue
+            try:
+                fid, *numbers = map(int, line.split())
+            except ValueError:
+                fid, numbers = -1, []
+            pairs = list(zip(numbers[::2], numbers[1::2], strict=False))
+            known = all(0 <= a < len(counts) and 0 <= value < counts[a] for a, value in pairs)
+            if fid < 0 or not pairs or len(numbers) % 2 or not known:
+                raise ValueError(
+                    f"{path}, line {number}: expected 'fid attribute value', the attributes 0 to {len(counts) - 1} "
+                    f"having {', '.join(map(str, counts))} values; got {line!r}"
+                )
+            parsed.append((number, fid, pairs))
+        return parsed

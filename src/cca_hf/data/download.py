@@ -1,0 +1,280 @@
+"""Fetches a long list of pictures of which many are gone, such as DARN's: "<folder>/<name> <url>" a line.
+
+Each picture is made smaller on its way and saved as `pic/<folder>/<name>.jpg`. What is there already is not asked for
+again, a link that turned out dead neither: an interrupted run goes on where it was. The dead ones stand with their
+reasons in `dead_links.tsv`.
+
+HTTP, connection pools and retries are urllib3's. Of the ready downloaders, img2dataset (1.47, tried on the server of
+our tests) numbers its files, resumes by whole shards, waits without end for a picture that trickles in, ignores EXIF
+rotation, brings wandb, OpenCV and an older pandas, and imports `imghdr`, which Python 3.13 no longer has; pypdl and
+pooch are for few large files; the download manager of `datasets` stops at the first dead link.
+"""
+
+import io
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from datasets.utils import tqdm
+from PIL import Image, UnidentifiedImageError
+
+from ..models.images import UnreadableImageError, load_image
+from .annotations import read_lines
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse, PoolManager
+
+DEAD_LINKS = "dead_links.tsv"
+_HEADERS = {"User-Agent": "Mozilla/5.0 (compatible; cca_hf)", "Accept": "image/*,*/*;q=0.5"}
+_MAX_BYTES = 64_000_000
+_MAX_PIXELS = 64_000_000  # in memory, that is after a JPEG has been decoded to a fraction of its size
+_CHUNK = 65_536
+_EXIF_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class DownloadSettings:
+    """How pictures are fetched.
+
+    Args:
+        size: pixels of the shorter side; smaller pictures stay as they are.
+        workers: pictures under way at the same time.
+        timeout: seconds without an answer, or without the next piece of it.
+        deadline: seconds for a whole picture.
+        retries: of a connection that fails, breaks off or answers with 429 or 5xx, each after a longer pause.
+    """
+
+    size: int = 320
+    workers: int = 16
+    timeout: float = 20.0
+    deadline: float = 120.0
+    retries: int = 2
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.workers < 1 or self.retries < 0 or self.timeout <= 0 or self.deadline <= 0:
+            raise ValueError(f"size and workers must be at least 1, the times above 0, retries at least 0; got {self}")
+
+
+@dataclass(frozen=True)
+class DownloadReport:
+    """What became of a list."""
+
+    listed: int
+    present: int  # before
+    saved: int  # now
+    dead: dict[str, str]  # name -> reason, of all runs
+
+    def __str__(self) -> str:
+        there = self.present + self.saved
+        lines = [f"{there:,} of {self.listed:,} pictures are there, {self.saved:,} of them fetched now."]
+        reasons = Counter(reason.partition(":")[0] for reason in self.dead.values())
+        if self.dead:
+            told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(5))
+            lines.append(f"{len(self.dead):,} links are dead ({told}{', ...' if len(reasons) > 5 else ''}).")
+        return "\n".join(lines)
+
+
+class DeadLinkError(Exception):
+    """No picture can be had from there; the message is the reason."""
+
+
+def download_pictures(
+    urls: Path, output: Path, settings: DownloadSettings | None = None, *, retry_dead: bool = False
+) -> DownloadReport:
+    """Fetches what is still missing.
+
+    Args:
+        urls: the list.
+        output: gets `pic/` and `dead_links.tsv`.
+        retry_dead: whether to ask the dead links of earlier runs once more.
+
+    Raises:
+        ImportError: without urllib3.
+        ValueError: naming the line of the list that is not as it should be.
+    """
+    settings = settings or DownloadSettings()
+    pool = _connection_pool(settings)
+    listed = read_url_list(urls)
+    missing = {name: url for name, url in listed.items() if not _is_there(_target(output, name))}
+    dead_links = output / DEAD_LINKS
+    dead = {} if retry_dead else {name: why for name, why in _read_dead(dead_links).items() if name in missing}
+    output.mkdir(parents=True, exist_ok=True)
+    _write_dead(dead_links, dead, listed)
+    wanted = {name: url for name, url in missing.items() if name not in dead}
+    saved = 0
+    with (
+        dead_links.open("a", encoding="utf-8") as record,
+        tqdm(total=len(listed), initial=len(listed) - len(wanted), desc="Fetching", unit=" pictures") as progress,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such pictures are dealt with below
+        for name, reason in _fetch_all(pool, wanted, output, settings):
+            if reason is None:
+                saved += 1
+            else:
+                dead[name] = reason
+                record.write(f"{name}\t{listed[name]}\t{reason}\n")
+                record.flush()
+            progress.set_postfix(dead=len(dead), refresh=False)
+            progress.update()
+    return DownloadReport(len(listed), len(listed) - len(missing), saved, dead)
+
+
+def read_url_list(path: Path) -> dict[str, str]:
+    """Name -> address; of a name that stands there twice, the first."""
+    listed: dict[str, str] = {}
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line:
+            continue
+        name, _, url = line.replace("\t", " ").partition(" ")
+        url = url.strip()
+        inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+        if not inside or not url.startswith(("http://", "https://")):
+            raise ValueError(f"{path}, line {number}: expected '<folder>/<name> <http address>', got {line!r}")
+        listed.setdefault(name, url)
+    return listed
+
+
+def shrink(content: bytes, size: int) -> bytes:
+    """A JPEG, upright, whose shorter side has at most `size` pixels; one that is so already stays byte for byte.
+
+    Raises:
+        DeadLinkError: if it is no picture, not whole, or too large.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            given = image.size
+            image.draft("RGB", (size, size))  # a large JPEG is decoded to a half, a quarter or an eighth
+            if image.width * image.height > _MAX_PIXELS:
+                raise DeadLinkError(f"too large: {given[0]} x {given[1]} pixels")
+            upright = load_image(image)
+            as_it_is = image.format == "JPEG" and image.mode == "RGB"
+            as_it_is &= image.getexif().get(_EXIF_ORIENTATION, 1) == 1 and min(given) <= size
+    except UnidentifiedImageError as error:
+        raise DeadLinkError("no picture") from error
+    except (UnreadableImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DeadLinkError(f"broken picture: {error.__cause__ or error}") from error
+    if as_it_is:
+        return content
+    factor = min(1.0, size / min(upright.size))
+    smaller = (max(1, round(upright.width * factor)), max(1, round(upright.height * factor)))
+    encoded = io.BytesIO()
+    upright.resize(smaller, Image.Resampling.LANCZOS).save(encoded, "JPEG", quality=92)
+    return encoded.getvalue()
+
+
+# ---- The links ----
+
+
+def _connection_pool(settings: DownloadSettings) -> "PoolManager":
+    try:
+        from urllib3 import PoolManager, Retry, Timeout
+    except ImportError as error:
+        raise ImportError('downloading needs urllib3: pip install "cca_hf[download]"') from error
+    retry = Retry(
+        settings.retries,
+        redirect=5,
+        status_forcelist=(429, 500, 502, 503, 504),
+        backoff_factor=0.5,
+        respect_retry_after_header=False,  # it may say an hour
+        raise_on_status=False,
+    )
+    timeout = Timeout(connect=settings.timeout, read=settings.timeout)
+    return PoolManager(200, headers=_HEADERS, retries=retry, timeout=timeout, maxsize=settings.workers)
+
+
+def _fetch_all(
+    pool: "PoolManager", wanted: dict[str, str], output: Path, settings: DownloadSettings
+) -> Iterator[tuple[str, str | None]]:
+    """(name, why there is no picture of it or None), as they come in."""
+    executor = ThreadPoolExecutor(settings.workers, thread_name_prefix="fetch")
+    pending: dict[Future[str | None], str] = {}
+    try:
+        for name, url in wanted.items():
+            pending[executor.submit(_fetch, pool, url, _target(output, name), settings)] = name
+            if len(pending) >= 4 * settings.workers:
+                yield from _finished(pending)
+        while pending:
+            yield from _finished(pending)
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _finished(pending: dict[Future[str | None], str]) -> Iterable[tuple[str, str | None]]:
+    done, _ = wait(pending, return_when=FIRST_COMPLETED)
+    return [(pending.pop(future), future.result()) for future in done]
+
+
+def _fetch(pool: "PoolManager", url: str, target: Path, settings: DownloadSettings) -> str | None:
+    try:
+        picture = shrink(_content(pool, url, settings), settings.size)
+    except DeadLinkError as error:
+        return " ".join(str(error).split())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    unfinished.write_bytes(picture)
+    unfinished.replace(target)
+    return None
+
+
+def _content(pool: "PoolManager", url: str, settings: DownloadSettings) -> bytes:
+    from urllib3.exceptions import HTTPError, MaxRetryError
+
+    retries_left = settings.retries
+    while True:
+        try:
+            response = pool.request("GET", url, preload_content=False)
+        except (HTTPError, ValueError) as error:  # urllib3 has tried again
+            cause = error.reason if isinstance(error, MaxRetryError) and error.reason is not None else error
+            raise DeadLinkError(f"no answer: {type(cause).__name__}") from error
+        with response:
+            if response.status != 200:
+                raise DeadLinkError(f"HTTP {response.status}")
+            try:
+                return _body(response, settings.deadline)
+            except HTTPError as error:  # within the picture it is for us to try again
+                if not retries_left:
+                    raise DeadLinkError(f"broke off: {type(error).__name__}") from error
+        retries_left -= 1
+
+
+def _body(response: "BaseHTTPResponse", deadline: float) -> bytes:
+    until = time.monotonic() + deadline
+    content = bytearray()
+    while chunk := response.read1(_CHUNK):  # what has come, however little: a trickle must not pass for progress
+        content += chunk
+        if len(content) > _MAX_BYTES:
+            raise DeadLinkError(f"too large: more than {_MAX_BYTES:,} bytes")
+        if time.monotonic() > until:
+            raise DeadLinkError(f"too slow: not whole after {deadline:g} s")
+    return bytes(content)
+
+
+# ---- What is known of earlier runs ----
+
+
+def _target(output: Path, name: str) -> Path:
+    return output / "pic" / f"{name.removesuffix('.jpg')}.jpg"
+
+
+def _is_there(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+def _read_dead(path: Path) -> dict[str, str]:
+    """Name -> reason. The last line may have been cut off when the run was killed."""
+    if not path.is_file():
+        return {}
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    return {row[0]: row[2] for row in rows if len(row) == 3}
+
+
+def _write_dead(path: Path, dead: dict[str, str], listed: dict[str, str]) -> None:
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text("".join(f"{name}\t{listed[name]}\t{why}\n" for name, why in dead.items()), encoding="utf-8")
+    unfinished.replace(path)

@@ -1,0 +1,217 @@
+"""FashionAI: eight attributes of women's clothes, one for each picture.
+
+    fashionAI_attributes_train{1,2}/Annotations/label.csv                   rows without a header, as
+        Images/collar_design_labels/<md5>.jpg,collar_design_labels,nnynm
+    fashionAI_attributes_train{1,2}/Images/<attribute>_labels/<md5>.jpg
+
+A letter for each value: the label is where the `y` stands; `m` means "may be", and goes into `<attribute>_maybe`. In
+the protocol a retrieved `m` counts as wrong; the evaluation gives a second figure without such candidates.
+
+With ASEN's splits, queries and galleries are theirs; the training images are all official rows whose md5 is in neither
+the validation nor the test part. Their published `label_train.txt` then tells whether the copy is complete.
+
+Paper: Zou et al., FashionAI: A Hierarchical Dataset for Fashion Understanding, CVPR Workshops 2019.
+"""
+
+import posixpath
+from collections import Counter
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets import DatasetDict
+
+from .annotations import Annotations, Benchmark, Pairs, find_file, read_lines, to_dataset
+from .asen import EVALUATION_SPLITS, AsenSplits
+
+SOURCE = (
+    "the FashionAI Global Challenge, fashionAI_attributes_train1.zip and fashionAI_attributes_train2.zip of "
+    "https://tianchi.aliyun.com/competition/entrance/231671"
+)
+
+# The names of the contest, in the order of the letters.
+ATTRIBUTES = {
+    "skirt_length": [
+        "Invisible", "Short Length", "Knee Length", "Midi Length", "Ankle Length", "Floor Length",
+    ],
+    "sleeve_length": [
+        "Invisible", "Sleeveless", "Cup Sleeves", "Short Sleeves", "Elbow Sleeves", "3/4 Sleeves", "Wrist Length",
+        "Long Sleeves", "Extra Long Sleeves",
+    ],
+    "coat_length": [
+        "Invisible", "High Waist Length", "Regular Length", "Long Length", "Micro Length", "Knee Length",
+        "Midi Length", "Ankle&Floor Length",
+    ],
+    "pant_length": [
+        "Invisible", "Short Pant", "Mid Length", "3/4 Length", "Cropped Pant", "Full Length",
+    ],
+    "collar_design": [
+        "Invisible", "Shirt Collar", "Peter Pan", "Puritan Collar", "Rib Collar",
+    ],
+    "lapel_design": [
+        "Invisible", "Notched", "Collarless", "Shawl Collar", "Plus Size Shawl",
+    ],
+    "neckline_design": [
+        "Invisible", "Strapless Neck", "Deep V Neckline", "Straight Neck", "V Neck", "Square Neckline",
+        "Off Shoulder", "Round Neckline", "Sweat Heart Neck", "OneShoulder Neckline",
+    ],
+    "neck_design": [
+        "Invisible", "Turtle Neck", "Ruffle Semi-High Collar", "Low Turtle Neck", "Draped Collar",
+    ],
+}  # fmt: skip
+_IDS = {attribute: index for index, attribute in enumerate(ATTRIBUTES)}
+
+
+class OfficialRow(NamedTuple):
+    """One line of a `label.csv`."""
+
+    file_name: str  # relative to the root
+    attribute: int
+    value: int
+    maybe: list[int]
+
+
+class ImageKey(NamedTuple):
+    """Which row speaks of a picture, in whatever folder it lies."""
+
+    md5: str
+    attribute: int
+
+
+def load_fashionai(root: str | PathLike[str], asen_splits: str | PathLike[str] | None = None) -> Benchmark:
+    """Reads the labels of the original download, in the splits of ASEN if their folder is given.
+
+    Without them there is one split, `train`, of all labelled pictures.
+
+    Args:
+        root: the folder in which the zips were unpacked.
+        asen_splits: the folder with ASEN's `meta.json`.
+
+    Raises:
+        FileNotFoundError: naming the file that is missing, and where it comes from.
+        ValueError: naming a row that is not as it should be, or if the two disagree on a label.
+    """
+    root = Path(root)
+    official = read_official_rows(root)
+    if asen_splits is None:
+        if not official:
+            raise FileNotFoundError(f"there is no label.csv in {root} or in any folder of it; it comes with {SOURCE}")
+        splits = DatasetDict(train=to_dataset(_annotations(official.values()), ATTRIBUTES, root))
+        return Benchmark("FashionAI", SOURCE, splits)
+    asen = AsenSplits(asen_splits, "FashionAI")
+    given = {attribute: len(values) for attribute, values in ATTRIBUTES.items()}
+    if asen.num_values != given:
+        raise ValueError(f"{asen.folder.parent / 'meta.json'}: expected {given}, got {asen.num_values}")
+    evaluation = {split: asen.evaluation(split) for split in EVALUATION_SPLITS}
+    training, remarks = _training(asen, evaluation.values(), official)
+    merged = {"train": training, **evaluation}
+    splits = {split: _with_official(rows, official) for split, rows in merged.items() if rows is not None}
+    _check_against_official(evaluation.values(), official)
+    return Benchmark(
+        "FashionAI",
+        SOURCE,
+        DatasetDict({split: to_dataset(rows, ATTRIBUTES, root) for split, rows in splits.items()}),
+        remarks,
+    )
+
+
+def read_official_rows(root: Path) -> dict[ImageKey, OfficialRow]:
+    """The rows of every `label.csv` at any depth; a row that stands in several files counts once."""
+    rows: dict[ImageKey, OfficialRow] = {}
+    for file in find_file(root, "label.csv"):
+        folder = file.parent.parent if file.parent.name == "Annotations" else file.parent
+        prefix = folder.relative_to(root).as_posix()
+        for number, line in enumerate(read_lines(file), start=1):
+            if not line:
+                continue
+            row = _parse(line, prefix, f"{file}, line {number}")
+            known = rows.setdefault(ImageKey(_md5(row.file_name), row.attribute), row)
+            if (known.value, known.maybe) != (row.value, row.maybe):
+                raise ValueError(f"{file}, line {number}: {line!r} contradicts an earlier row of the same picture")
+    return rows
+
+
+def _parse(line: str, prefix: str, place: str) -> OfficialRow:
+    name, theirs, letters = [*line.split(","), "", ""][:3]
+    attribute = theirs.removesuffix("_labels")
+    if attribute not in ATTRIBUTES:
+        raise ValueError(f"{place}: expected 'path,<attribute>_labels,letters', got {line!r}")
+    expected = len(ATTRIBUTES[attribute])
+    if len(letters) != expected or letters.count("y") != 1 or set(letters) - set("ymn"):
+        raise ValueError(
+            f"{place}: {attribute} has {expected} values, so {expected} letters are expected, one y and the others "
+            f"n or m; got {letters!r}"
+        )
+    maybe = [value for value, letter in enumerate(letters) if letter == "m"]
+    return OfficialRow(posixpath.normpath(f"{prefix}/{name}"), _IDS[attribute], letters.index("y"), maybe)
+
+
+def _md5(file_name: str) -> str:
+    return posixpath.splitext(posixpath.basename(file_name))[0]
+
+
+def _annotations(rows: Iterable[OfficialRow]) -> Annotations:
+    rows = list(rows)
+    return Annotations(
+        [row.file_name for row in rows],
+        [[(row.attribute, row.value)] for row in rows],
+        maybe=[[(row.attribute, value) for value in row.maybe] for row in rows],
+    )
+
+
+def _training(
+    asen: AsenSplits, evaluation: Iterable[Annotations], official: dict[ImageKey, OfficialRow]
+) -> tuple[Annotations | None, list[str]]:
+    """The training images: all official rows but those of the evaluation, or what ASEN's own list says."""
+    if asen.has_training_images():
+        return asen.annotations("label_train.txt", "train"), []
+    held_out = {_md5(name) for rows in evaluation for name in rows.file_names}
+    training = _annotations(row for key, row in official.items() if key.md5 not in held_out)
+    if not training.file_names:
+        return None, [f"There are no training images: filenames_train.txt is missing, and label.csv of {SOURCE}."]
+    published = asen.training_pairs()
+    if published is None:
+        return training, ["label_train.txt is missing, so it is not known whether all training images are here."]
+    ours, theirs = (Counter(pair for pairs in each for pair in pairs) for each in (training.pairs, published))
+    if ours == theirs:
+        return training, [
+            f"Training images: the {ours.total():,} official rows outside the validation and test part; the number "
+            "of each value equals that in ASEN's label_train.txt."
+        ]
+    differ = len((ours - theirs) | (theirs - ours))
+    return training, [
+        f"Training images: {ours.total():,} official rows lie outside the validation and test part, where ASEN's "
+        f"label_train.txt has {theirs.total():,}; {differ} of {len(theirs)} values differ in number: this copy of "
+        "label.csv is not the whole one."
+    ]
+
+
+def _with_official(rows: Annotations, official: dict[ImageKey, OfficialRow]) -> Annotations:
+    """ASEN's rows with what only the official ones tell: where the picture lies, and the values it may show."""
+    if rows.maybe is not None or not official:
+        return rows
+    file_names: list[str] = []
+    maybe: list[Pairs | None] = []
+    for name, pairs in zip(rows.file_names, rows.pairs, strict=True):
+        known = [official[key] for a, _ in pairs if (key := ImageKey(_md5(name), a)) in official]
+        file_names.append(known[0].file_name if known else name)
+        maybe.append([(row.attribute, value) for row in known for value in row.maybe] if known else None)
+    return Annotations(file_names, rows.pairs, maybe=maybe)
+
+
+def _check_against_official(evaluation: Iterable[Annotations], official: dict[ImageKey, OfficialRow]) -> None:
+    told: list[tuple[str, Pairs]] = [
+        (name, pairs) for rows in evaluation for name, pairs in zip(rows.file_names, rows.pairs, strict=True)
+    ]
+    differ = [
+        f"{name}: {list(ATTRIBUTES)[attribute]} {value} and {official[key].value}"
+        for name, pairs in told
+        for attribute, value in pairs
+        if (key := ImageKey(_md5(name), attribute)) in official and official[key].value != value
+    ]
+    if differ:
+        raise ValueError(
+            f"ASEN's files and label.csv differ on {len(differ)} of {len(told)} evaluated images, such as "
+            f"{'; '.join(differ[:3])}"
+        )

@@ -1,0 +1,148 @@
+"""Writes a benchmark as parquet files: a data set that `load_attribute_dataset` reads and the Hub takes as it is.
+
+    README.md                                           what it is, what is missing, and which file is which split
+    data/<split>-00000-of-00003-<mark>.parquet          the pictures and their labels
+    triplets/<split>-00000-of-00001-<mark>.parquet      ready triplets, by file name, where the benchmark has them
+
+The mark is another one each time: `datasets` keeps what it loaded by the name of the folder and the patterns of its
+files, and would give the old content of a folder that was prepared again.
+
+With annotations alone the column `image` holds paths in place of pictures. Pictures are read when their rows are
+written, a hundred at a time: memory does not grow with the benchmark.
+"""
+
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+from datasets import Dataset, DatasetDict, Image
+from datasets.utils import tqdm
+
+from .annotations import Benchmark
+from .columns import ColumnPlace
+from .coverage import Coverage
+from .schema import IMAGE_COLUMN
+
+TRIPLETS_CONFIG = "triplets"
+_ROWS_AT_ONCE = 100  # a row group of the Hub's own size for pictures
+_SHARD_BYTES = 500_000_000
+
+
+def prepare_benchmark(
+    benchmark: Benchmark, output: Path, *, with_images: bool = True, shard_bytes: int = _SHARD_BYTES
+) -> dict[str, Coverage]:
+    """Writes the benchmark into a new folder, whole or not at all.
+
+    Args:
+        with_images: whether the pictures go into the files, or only where they lie.
+        shard_bytes: of pictures in a file, about.
+
+    Returns:
+        split -> how many of its pictures are there.
+
+    Raises:
+        FileExistsError: if `output` holds something.
+        FileNotFoundError: if there is none of the pictures.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} is there already; name a new folder")
+    coverage = {split: _coverage(dataset) for split, dataset in benchmark.splits.items()}
+    if not any(own.found for own in coverage.values()):
+        example = next(iter(benchmark.splits.values()))[0]["file_name"]
+        listed = sum(own.listed for own in coverage.values())
+        raise FileNotFoundError(
+            f"none of the {listed:,} pictures of {benchmark.name} is there, such as {example}; they come with "
+            f"{benchmark.source}"
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = output.with_name(f"{output.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    mark = secrets.token_hex(4)
+    for split, dataset in benchmark.splits.items():
+        shards = math.ceil(_picture_bytes(dataset) / shard_bytes) if with_images else 1
+        _write_split(dataset, unfinished / "data", split, mark, shards, with_images)
+    for split, dataset in (benchmark.triplets or DatasetDict()).items():
+        _write_split(dataset, unfinished / TRIPLETS_CONFIG, split, mark, 1, with_images=False)
+    (unfinished / "README.md").write_text(_readme(benchmark, coverage, mark, with_images), encoding="utf-8")
+    if output.exists():
+        output.rmdir()
+    unfinished.rename(output)
+    return coverage
+
+
+def _coverage(dataset: Dataset) -> Coverage:
+    return Coverage(dataset.num_rows - dataset.data.column(IMAGE_COLUMN).null_count, dataset.num_rows)
+
+
+def _write_split(dataset: Dataset, folder: Path, split: str, mark: str, shards: int, with_images: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    features = dataset.features  # with pictures that are to be decoded, or the Hub would not show them
+    if IMAGE_COLUMN in features:
+        dataset = dataset.cast_column(IMAGE_COLUMN, Image(decode=False))
+    shards = min(max(shards, 1), dataset.num_rows)
+    with tqdm(total=dataset.num_rows, desc=f"Writing {split}", unit=" rows") as progress:
+        for index in range(shards):
+            shard = dataset.shard(shards, index, contiguous=True)
+            path = folder / f"{split}-{index:05d}-of-{shards:05d}-{mark}.parquet"
+            with pq.ParquetWriter(path, features.arrow_schema) as writer:
+                for table in _tables(shard, with_images):
+                    writer.write_table(table.cast(features.arrow_schema))
+                    progress.update(table.num_rows)
+
+
+def _picture_bytes(dataset: Dataset) -> int:
+    paths = ColumnPlace(IMAGE_COLUMN, "path").read(dataset).to_pylist()
+    return sum(os.path.getsize(path) for path in paths if path is not None)
+
+
+def _tables(shard: Dataset, with_images: bool) -> Iterator[pa.Table]:
+    rows_at_once = _ROWS_AT_ONCE if with_images else 10_000
+    for table in shard.with_format("arrow").iter(rows_at_once):
+        if with_images:
+            place = table.column_names.index(IMAGE_COLUMN)
+            pictures = [_read(picture) for picture in table.column(place).to_pylist()]
+            table = table.set_column(place, IMAGE_COLUMN, pa.array(pictures, table.schema.field(place).type))
+        yield table
+
+
+def _read(picture: dict | None) -> dict | None:
+    if picture is None:
+        return None
+    path = Path(picture["path"])
+    return {"bytes": path.read_bytes(), "path": path.name}
+
+
+def _readme(benchmark: Benchmark, coverage: dict[str, Coverage], mark: str, with_images: bool) -> str:
+    configurations = {"default": ("data", benchmark.splits)}
+    if benchmark.triplets is not None:
+        configurations[TRIPLETS_CONFIG] = (TRIPLETS_CONFIG, benchmark.triplets)
+    # JSON is YAML
+    lines = ["---", "configs:"]
+    for name, (folder, splits) in configurations.items():
+        files = [{"split": split, "path": f"{folder}/{split}-*-{mark}.parquet"} for split in splits]
+        lines.append(f"- {json.dumps({'config_name': name, 'data_files': files, 'default': name == 'default'})}")
+    lines += ["---", f"# {benchmark.name}, prepared for cca_hf", ""]
+    lines.append(
+        f"The pictures are those of {benchmark.source}; their owners' terms apply: keep this data set private."
+        if with_images
+        else f"Annotations alone; the pictures are those of {benchmark.source}."
+    )
+    lines += ["", "| split | images | found |", "|---|---|---|"]
+    lines += [f"| {split} | {own.listed:,} | {own.found:,} |" for split, own in coverage.items()]
+    if benchmark.triplets is not None:
+        counts = ", ".join(f"{dataset.num_rows:,} {split}" for split, dataset in benchmark.triplets.items())
+        lines += ["", f"Triplets (configuration `{TRIPLETS_CONFIG}`): {counts}."]
+    if any(own.found < own.listed for own in coverage.values()):
+        lines += [
+            "",
+            "**A subset**: rows whose picture is missing hold null and are left out when the data are loaded.",
+        ]
+    for remark in benchmark.remarks:
+        lines += ["", remark]
+    return "\n".join(lines) + "\n"

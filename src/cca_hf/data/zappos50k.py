@@ -1,0 +1,252 @@
+"""UT Zappos50K: 50,025 shoes with eight attributes, and the triplets of Conditional Similarity Networks (CSN).
+
+    ut-zap50k-images/<Category>/<SubCategory>/<Brand>/<CID with dots>.jpg      (or ut-zap50k-images-square/)
+    ut-zap50k-data/meta-data.csv     CID,Category,SubCategory,HeelHeight,Insole,Closure,Gender,Material,ToeStyle
+    filenames.json                   plain text, whatever its name says: a path below ut-zap50k-images a line
+    tripletlists/{class,closure,gender,heel}_tripletlist_{train,val,test}.txt  "a b c": lines of filenames.json
+
+In a row of CSN, a is the anchor, **b the far one, c the close one**. A cell of the metadata may name several values
+("Leather;Suede"): all of them go into `<attribute>_all`, and the label is left open.
+
+Papers: Yu and Grauman, Fine-Grained Visual Comparisons with Local Learning, CVPR 2014; Veit, Belongie, Karaletsos,
+Conditional Similarity Networks, CVPR 2017.
+"""
+
+import csv
+import os
+import re
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+from .annotations import Annotations, Benchmark, Pairs, existing, find_file, read_lines, to_dataset
+from .triplet_sampling import sample_by_distance, sample_by_value
+from .triplets import CONDITION_COLUMN, TRIPLET_COLUMNS
+
+SOURCE = (
+    "UT Zappos50K, ut-zap50k-images.zip and ut-zap50k-data.zip of "
+    "https://vision.cs.utexas.edu/projects/finegrained/utzap50k/"
+)
+TRIPLET_SOURCE = (
+    "the triplets of CSN, csn_zappos_triplets.zip, linked from get_data.py of "
+    "https://github.com/andreasveit/conditional-similarity-networks"
+)
+# our attribute -> column of the metadata
+COLUMNS = {
+    "category": "Category",
+    "sub_category": "SubCategory",
+    "heel_height": "HeelHeight",
+    "insole": "Insole",
+    "closure": "Closure",
+    "gender": "Gender",
+    "material": "Material",
+    "toe_style": "ToeStyle",
+}
+# condition, which is an attribute -> its name in CSN's files
+CONDITIONS = {"category": "class", "closure": "closure", "gender": "gender", "heel_height": "heel"}
+# The triplets that the papers of this family train and report on, over the four conditions.
+NUM_TRIPLETS = {"train": 200_000, "validation": 80_000, "test": 160_000}
+_THEIR_SPLIT = {"train": "train", "validation": "val", "test": "test"}
+_IMAGE_SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}  # CSN's
+
+
+class Shoes(NamedTuple):
+    """All pictures, with what the metadata says of them."""
+
+    file_names: list[str]  # below the folder of pictures
+    cells: dict[str, list[list[str]]]  # attribute -> the values of each picture, none where the cell is empty
+    attributes: dict[str, list[str]]  # attribute -> its values, in the order of their ids
+
+
+def load_zappos50k(
+    root: str | PathLike[str], triplets: Literal["lists", "sample", "none"] = "lists", seed: int = 0
+) -> Benchmark:
+    """Reads attributes and triplets of the original downloads.
+
+    A picture's split is that of the triplets it is in, so that no test picture is learned from under its labels.
+
+    Args:
+        root: the folder in which the zips were unpacked.
+        triplets: "lists" takes CSN's files; "sample" draws triplets from the metadata, in numbers and kind as CSN did;
+            "none" leaves them out and has one split, `train`.
+        seed: of the drawn triplets, or of the choice among CSN's where there are more than `NUM_TRIPLETS`.
+
+    Raises:
+        FileNotFoundError: naming the file that is missing, and where it comes from.
+        ValueError: naming a line that is not as it should be.
+    """
+    root = Path(root)
+    pictures = _folder_of_pictures(root)
+    shoes = _read_shoes(root, pictures)
+    remarks = []
+    rows: dict[str, Dataset] = {}
+    if triplets == "none":
+        part_of = np.full(len(shoes.file_names), "train")
+    elif triplets == "sample":
+        part_of = _random_parts(len(shoes.file_names), seed)
+        rows = {part: _sampled(shoes, np.flatnonzero(part_of == part), part, seed) for part in _THEIR_SPLIT}
+        remarks.append(f"The triplets were drawn from the metadata (seed {seed}); they are not those of CSN.")
+    elif triplets == "lists":
+        indices = {part: _read_lists(root, part, len(shoes.file_names), seed) for part in _THEIR_SPLIT}
+        part_of = _parts_of_triplets(indices, len(shoes.file_names))
+        rows = {part: _to_triplets(shoes.file_names, *own) for part, own in indices.items()}
+    else:
+        raise ValueError(f"triplets must be 'lists', 'sample' or 'none', got {triplets!r}")
+    splits = DatasetDict()
+    for part in _THEIR_SPLIT if rows else ["train"]:
+        annotations = _annotations(shoes, np.flatnonzero(part_of == part))
+        splits[part] = to_dataset(annotations, shoes.attributes, pictures)
+    return Benchmark("UT Zappos50K", SOURCE, splits, remarks, DatasetDict(rows) if rows else None)
+
+
+def heel_inches(value: str) -> float | None:
+    """The height that a value of HeelHeight stands for, the middle of a range; None for one without a number.
+
+    Examples: "Flat" 0, "Under 1in" 0.5, "2in - 2 3/4in" 2.375, "5in & over" 5.
+    """
+    if value.strip().lower() == "flat":
+        return 0.0
+    numbers = [
+        int(whole) + (int(above) / int(below) if above else 0.0)
+        for whole, above, below in re.findall(r"(\d+)(?:\s+(\d+)/(\d+))?\s*in", value)
+    ]
+    if not numbers:
+        return None
+    if value.strip().lower().startswith("under"):
+        return numbers[0] / 2
+    return sum(numbers) / len(numbers)
+
+
+# ---- The metadata ----
+
+
+def _folder_of_pictures(root: Path) -> Path:
+    for name in ("ut-zap50k-images", "ut-zap50k-images-square"):
+        if (root / name).is_dir():
+            return root / name
+    raise FileNotFoundError(f"there is no folder ut-zap50k-images in {root}; it comes with {SOURCE}")
+
+
+def _read_shoes(root: Path, pictures: Path) -> Shoes:
+    names = _file_names(root, pictures)
+    found = find_file(root, "meta-data.csv")
+    path = found[0] if found else existing(root / "ut-zap50k-data" / "meta-data.csv", SOURCE)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        missing = [column for column in ("CID", *COLUMNS.values()) if column not in (reader.fieldnames or [])]
+        if missing:
+            raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(reader.fieldnames or [])}")
+        row_of = {row["CID"]: row for row in reader}
+    without = {column: "" for column in COLUMNS.values()}
+    # 100627-72 is 100627.72.jpg
+    rows = [row_of.get(PurePosixPath(name).stem.replace(".", "-"), without) for name in names]
+    cells = {
+        attribute: [[value for each in (row[column] or "").split(";") if (value := each.strip())] for row in rows]
+        for attribute, column in COLUMNS.items()
+    }
+    values = {attribute: sorted({value for cell in own for value in cell}) for attribute, own in cells.items()}
+    empty = [attribute for attribute, own in values.items() if not own]
+    if empty:
+        raise ValueError(f"{path} says nothing of the {', '.join(empty)} of the {len(names)} pictures in {pictures}")
+    values["heel_height"].sort(key=lambda value: (heel_inches(value) is None, heel_inches(value)))
+    return Shoes(names, cells, values)
+
+
+def _file_names(root: Path, pictures: Path) -> list[str]:
+    """CSN's list, on whose lines its triplets count; otherwise the pictures that are there."""
+    listed = root / "filenames.json"
+    if listed.is_file():
+        return read_lines(listed)
+    names = [
+        Path(folder, file).relative_to(pictures).as_posix()
+        for folder, _, files in os.walk(pictures, followlinks=True)
+        for file in files
+        if file.endswith(".jpg")
+    ]
+    if not names:
+        raise FileNotFoundError(f"there is no picture in {pictures}; they come with {SOURCE}")
+    return sorted(names)
+
+
+def _annotations(shoes: Shoes, rows: np.ndarray) -> Annotations:
+    """Labels where a cell names one value; all values in any case."""
+    ids = {a: {value: index for index, value in enumerate(own)} for a, own in shoes.attributes.items()}
+    shown: list[Pairs | None] = []
+    single: list[Pairs] = []
+    for row in rows.tolist():
+        cells = [[ids[a][value] for value in shoes.cells[a][row]] for a in shoes.attributes]
+        shown.append([(a, value) for a, cell in enumerate(cells) for value in cell])
+        single.append([(a, cell[0]) for a, cell in enumerate(cells) if len(cell) == 1])
+    return Annotations([shoes.file_names[row] for row in rows.tolist()], single, shown)
+
+
+# ---- The triplets ----
+
+
+def _read_lists(root: Path, part: str, num_images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(triplets,) condition ids and (triplets, 3) anchor, far and close rows of `filenames.json`, in random order."""
+    existing(root / "filenames.json", TRIPLET_SOURCE)
+    triplets = []
+    for name in CONDITIONS.values():
+        path = existing(root / "tripletlists" / f"{name}_tripletlist_{_THEIR_SPLIT[part]}.txt", TRIPLET_SOURCE)
+        try:
+            own = np.loadtxt(path, dtype=np.int64, ndmin=2) if path.stat().st_size else np.empty((0, 3))
+        except ValueError as error:
+            raise ValueError(f"{path}: expected three numbers a line: {error}") from error
+        if own.shape[1:] != (3,) or not len(own) or own.min() < 0 or own.max() >= num_images:
+            raise ValueError(f"{path}: expected three numbers a line, each below {num_images}")
+        triplets.append(own)
+    conditions = np.repeat(np.arange(len(triplets)), [len(own) for own in triplets])
+    together = np.concatenate(triplets)
+    chosen = np.random.default_rng([seed, len(together)]).permutation(len(together))[: NUM_TRIPLETS[part]]
+    return conditions[chosen], together[chosen]
+
+
+def _parts_of_triplets(indices: dict[str, tuple[np.ndarray, np.ndarray]], num_images: int) -> np.ndarray:
+    part_of = np.full(num_images, "train", dtype="<U10")
+    for part in ("validation", "test"):  # in that order: a picture of both is a test picture
+        part_of[np.unique(indices[part][1])] = part
+    return part_of
+
+
+def _random_parts(num_images: int, seed: int) -> np.ndarray:
+    order = np.random.default_rng(seed).permutation(num_images)
+    sizes = [round(share * num_images) for share in list(_IMAGE_SHARES.values())[1:]]
+    part_of = np.full(num_images, "train", dtype="<U10")
+    part_of[order[: sizes[0]]] = "validation"
+    part_of[order[sizes[0] : sum(sizes)]] = "test"
+    return part_of
+
+
+def _sampled(shoes: Shoes, rows: np.ndarray, part: str, seed: int) -> Dataset:
+    number = NUM_TRIPLETS[part] // len(CONDITIONS)
+    triplets = []
+    for index, attribute in enumerate(CONDITIONS):
+        generator = np.random.default_rng([seed, list(_THEIR_SPLIT).index(part), index])
+        cells = [shoes.cells[attribute][row] for row in rows.tolist()]
+        if attribute == "heel_height":
+            heights = [heel_inches(cell[0]) if len(cell) == 1 else None for cell in cells]
+            measured = np.array([np.nan if height is None else height for height in heights])
+            triplets.append(rows[sample_by_distance(measured, number, generator)])
+        else:
+            ids = {value: value_id for value_id, value in enumerate(shoes.attributes[attribute])}
+            labels = np.array([ids[cell[0]] if len(cell) == 1 else -1 for cell in cells])
+            triplets.append(rows[sample_by_value(labels, number, generator)])
+    conditions = np.repeat(np.arange(len(triplets)), number)
+    order = np.random.default_rng([seed, len(conditions)]).permutation(len(conditions))
+    return _to_triplets(shoes.file_names, conditions[order], np.concatenate(triplets)[order])
+
+
+def _to_triplets(file_names: Sequence[str], conditions: np.ndarray, rows: np.ndarray) -> Dataset:
+    """`rows`: (triplets, 3) anchor, far and close, as in CSN's files."""
+    anchor, negative, positive = rows.T.tolist()
+    by_column = dict(zip(TRIPLET_COLUMNS, (anchor, positive, negative), strict=True))
+    columns = {name: [file_names[row] for row in own] for name, own in by_column.items()}
+    features = Features(
+        {CONDITION_COLUMN: ClassLabel(names=list(CONDITIONS)), **{name: Value("string") for name in TRIPLET_COLUMNS}}
+    )
+    return Dataset.from_dict({CONDITION_COLUMN: conditions, **columns}, features=features)

@@ -1,0 +1,180 @@
+"""The standard supervised figures of disentanglement, for pictures whose factors are known: DCI, MIG and MIG-sup.
+
+The code of a picture is its A conditional embeddings side by side; the factors are its A attributes. The units of the
+code are each of its A x D *dimensions*, as published, or each of the A *subspaces*: D dimensions that were made to say
+the same cannot be complete, nor leave a gap between the best two of them, however well the subspaces are kept apart.
+
+- DCI (Eastwood and Williams, ICLR 2018), with R_ij the importance of unit i to a random forest that reads factor j; a
+  subspace's is the sum over its dimensions. Disentanglement, sum_i rho_i (1 - H(R_i. / sum R_i.)): a unit serves one
+  factor, weighted by rho_i, its part of all importance. Completeness, mean_j (1 - H(R_.j / sum R_.j)): a factor is
+  served by one unit. Entropies in units of their maximum. Informativeness: the forest's accuracy on unseen pictures.
+- MIG (Chen et al., NeurIPS 2018): mean over factors of the gap between the mutual information with the best two units,
+  in units of the factor's entropy. MIG-sup (Li et al., ICLR 2020): mean over units of the gap between its best two
+  factors. Of a dimension in 20 bins, as in disentanglement_lib; of a subspace by what logistic regression reads there.
+
+Own code, for want of a library that takes arrays: `disentanglement-lib` stands on TensorFlow 1, `disent` on
+torchvision, lightning and a generator of pictures, `latte-metrics` was given up before a release.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from .candidates import to_numpy
+from .readers import make_folds, read_linear
+from .text_table import format_table
+
+_BINS = 20
+_TREES = 50
+
+
+@dataclass(frozen=True)
+class Disentanglement:
+    """Fractions; 1 is best. Of DCI and of the information gaps, with dimensions or with subspaces as units."""
+
+    disentanglement: float
+    completeness: float
+    informativeness: float
+    mig: float
+    mig_sup: float
+
+
+@dataclass(frozen=True)
+class DisentanglementResult:
+    """The figures with both kinds of units, and what they were computed from: (units, factors) each."""
+
+    dimensions: Disentanglement
+    subspaces: Disentanglement
+    images: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def table(self, decimals: int = 2) -> str:
+        """A table for terminals."""
+        rows = [
+            [name, *(f"{figure:.{decimals}f}" for figure in asdict(figures).values())]
+            for name, figures in (("dimensions", self.dimensions), ("subspaces", self.subspaces))
+        ]
+        header = ["units", "disentanglement", "completeness", "informativeness", "MIG", "MIG-sup"]
+        return format_table(header, [rows])
+
+
+def disentanglement(
+    embeddings: NDArray | torch.Tensor,
+    labels: NDArray | torch.Tensor,
+    attributes: Mapping[str, Sequence[str]] | Sequence[str],
+    *,
+    groups: ArrayLike | None = None,
+    seed: int = 0,
+) -> DisentanglementResult:
+    """DCI, MIG and MIG-sup of conditional embeddings; see the head of the file.
+
+    They say what they should where the attributes are independent factors of the pictures, all of them labelled.
+
+    Args:
+        embeddings: (N, A, D), one for each attribute in the order of `attributes`.
+        labels: (N, A) value ids; pictures with a -1 are left out.
+        groups: (N,) ids of near copies, which never stand on both sides of a reader; -1 = none.
+
+    Raises:
+        ValueError: shapes that do not fit each other, or no picture with all labels.
+        ImportError: where scikit-learn is missing.
+    """
+    vectors, ids = to_numpy(embeddings).astype(np.float32), to_numpy(labels).astype(np.int64)
+    count = len(tuple(attributes))
+    if ids.ndim != 2 or ids.shape[1] != count or vectors.ndim != 3 or vectors.shape[:2] != ids.shape:
+        raise ValueError(
+            f"embeddings must have shape (images, {count}, dim) and labels (images, {count}); "
+            f"got {vectors.shape} and {ids.shape}"
+        )
+    complete = (ids >= 0).all(axis=1)
+    if not complete.any():
+        raise ValueError(f"none of the {len(ids)} pictures is labelled with all attributes")
+    members = np.full(len(ids), -1) if groups is None else to_numpy(groups).astype(np.int64)
+    vectors, ids, members = vectors[complete], ids[complete], members[complete]
+    folds = make_folds(members, seed)
+    dim = vectors.shape[2]
+
+    importance, accuracy = _forest_importance(vectors.reshape(len(vectors), -1), ids, folds, seed)  # (A D, A), (A,)
+    entropy = np.array([_information(column, column) for column in ids.T])
+    bins = _in_bins(vectors.reshape(len(vectors), -1))
+    of_dimensions = np.array([[_information(code, column) for column in ids.T] for code in bins.T]) / entropy
+    of_subspaces = np.array(
+        [
+            [_information(read_linear(vectors[:, subspace], column, folds), column) for column in ids.T]
+            for subspace in range(count)
+        ]
+    )
+    return DisentanglementResult(
+        dimensions=_figures(importance, accuracy, of_dimensions),
+        subspaces=_figures(importance.reshape(count, dim, count).sum(axis=1), accuracy, of_subspaces / entropy),
+        images=len(ids),
+    )
+
+
+def dci(importance: NDArray[np.float64]) -> tuple[float, float]:
+    """(units, factors) importance, at least 0 -> disentanglement and completeness."""
+    total = importance.sum()
+    of_units, of_factors = importance.sum(axis=1), importance.sum(axis=0)
+    rows = importance[of_units > 0] / of_units[of_units > 0, None]
+    columns = importance[:, of_factors > 0] / of_factors[of_factors > 0]
+    pure = 1 - _entropy(rows.T) / np.log(importance.shape[1])
+    whole = 1 - _entropy(columns) / np.log(importance.shape[0])
+    return float((of_units[of_units > 0] / total) @ pure), float(whole.mean())
+
+
+def information_gaps(information: NDArray[np.float64]) -> tuple[float, float]:
+    """(units, factors) mutual information in units of the factor's entropy -> MIG, MIG-sup."""
+    by_unit, by_factor = np.sort(information, axis=0), np.sort(information, axis=1)
+    return float((by_unit[-1] - by_unit[-2]).mean()), float((by_factor[:, -1] - by_factor[:, -2]).mean())
+
+
+def _figures(
+    importance: NDArray[np.float64], accuracy: NDArray[np.float64], information: NDArray[np.float64]
+) -> Disentanglement:
+    pure, whole = dci(importance)
+    mig, mig_sup = information_gaps(information)
+    return Disentanglement(pure, whole, float(accuracy.mean()), mig, mig_sup)
+
+
+def _forest_importance(
+    code: NDArray[np.float32], labels: NDArray[np.int64], folds: NDArray[np.int64], seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(dimensions, factors) mean decrease of impurity, (factors,) accuracy on the first fold, which is held out."""
+    try:
+        from sklearn.ensemble import RandomForestClassifier
+    except ImportError as error:
+        raise ImportError('DCI needs scikit-learn: pip install "cca_hf[analysis]"') from error
+    # Every split may take any dimension: one that must choose among a few by chance would lend importance to those
+    # that tell nothing, and a code without a flaw would score 0.87.
+    importance, accuracy = [], []
+    train, test = folds != 0, folds == 0
+    for column in labels.T:
+        forest = RandomForestClassifier(_TREES, max_features=None, random_state=seed).fit(code[train], column[train])
+        importance.append(forest.feature_importances_)
+        accuracy.append(float(forest.score(code[test], column[test])))
+    return np.stack(importance, axis=1), np.array(accuracy)
+
+
+def _in_bins(code: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(N, C) in equal bins between the least and the greatest of each column."""
+    low, high = code.min(axis=0), code.max(axis=0)
+    shares = (code - low) / np.where(high > low, high - low, 1)
+    return np.minimum((shares * _BINS).astype(np.int64), _BINS - 1)
+
+
+def _information(code: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
+    """Mutual information in nats; of a column with itself its entropy."""
+    from sklearn.metrics import mutual_info_score
+
+    return float(mutual_info_score(code, labels))
+
+
+def _entropy(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, m) columns that sum to 1 -> (m,) in nats."""
+    return -(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=0)

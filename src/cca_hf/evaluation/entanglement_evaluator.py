@@ -1,0 +1,110 @@
+"""From a model and a split to an EntanglementResult: the embeddings, and what they were made of, in one pass."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers.utils.logging import tqdm
+
+from ..data.schema import AttributeDataset
+from ..models.encoding import pixel_batches
+from ..models.images import ImageInput
+from ..models.modeling_conditional import CCAPreTrainedModel
+from .entanglement import entanglement
+from .entanglement_result import EntanglementResult
+from .evaluator import check_attributes
+
+
+class ConditionedPictures(NamedTuple):
+    """Embeddings (N, A, D), L2-normalised, and the features (N, F) that no condition has touched."""
+
+    embeddings: NDArray[np.float32]
+    features: NDArray[np.float32]
+
+
+def measure_entanglement(
+    model: CCAPreTrainedModel,
+    dataset: AttributeDataset,
+    split: str = "test",
+    *,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    show_progress: bool | None = None,
+    max_images: int = 3000,
+    seed: int = 0,
+) -> EntanglementResult:
+    """[`entanglement`] of a split that the model was not trained on, or of `<split>_query` and `<split>_gallery`.
+
+    Raises:
+        KeyError: if there is no such split; the message names those there are.
+        ValueError: if the model does not know an attribute of the data set, or there are less than two.
+        ImportError: where scikit-learn is missing.
+        UnreadableImageError: for a picture that cannot be read; names it.
+    """
+    check_attributes(model, dataset.attributes)
+    parts = [split] if split in dataset or f"{split}_query" not in dataset else [f"{split}_query", f"{split}_gallery"]
+    labels = np.concatenate([dataset.labels(part) for part in parts])
+    groups = [group for part in parts if (group := dataset.groups(part)) is not None]
+    embedded = [
+        embed_with_features(
+            model,
+            dataset[part]["image"],
+            list(dataset.attributes),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            show_progress=show_progress,
+        )
+        for part in parts
+    ]
+    return entanglement(
+        np.concatenate([each.embeddings for each in embedded]),
+        labels,
+        dataset.attributes,
+        np.concatenate([each.features for each in embedded]),
+        groups=np.concatenate(groups) if groups else None,
+        max_images=max_images,
+        seed=seed,
+    )
+
+
+@torch.inference_mode()
+def embed_with_features(
+    model: CCAPreTrainedModel,
+    images: Sequence[ImageInput],
+    attributes: Sequence[str],
+    *,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    show_progress: bool | None = None,
+) -> ConditionedPictures:
+    """Embeddings under `attributes` beside what the backbone gave to be asked.
+
+    The features are the mean over the cells of each level that the model asks, and before it the tokens that have no
+    place (CLS).
+
+    Raises:
+        ValueError: for an attribute that the model does not know.
+        UnreadableImageError: for a picture that cannot be read; names it.
+    """
+    ids = torch.tensor(model.config.attribute_ids(list(attributes)), device=model.device)
+    prefix = model.config.num_prefix_tokens
+    show = len(images) > batch_size if show_progress is None else show_progress
+    was_training = model.training
+    model.eval()
+    embeddings, features = [], []
+    try:
+        with tqdm(total=len(images), desc="Encoding", unit="picture", disable=not show) as progress:
+            for batch in pixel_batches(model, images, batch_size=batch_size, num_workers=num_workers):
+                count = len(batch.rows)
+                levels = model.get_backbone_features(batch.values[:count])
+                asked = model(backbone_features=levels, attribute_ids=ids.expand(count, -1)).embeddings
+                embeddings.append(asked.float().cpu())
+                # (B, cells, channels) -> (B, prefix * channels) and (B, channels), side by side for all levels
+                parts = [(cells[:, :prefix].flatten(1), cells[:, prefix:].mean(dim=1)) for cells in levels]
+                features.append(torch.cat([part for pair in parts for part in pair], dim=1).float().cpu())
+                progress.update(count)
+    finally:
+        model.train(was_training)
+    return ConditionedPictures(torch.cat(embeddings).numpy(), torch.cat(features).numpy())

@@ -1,0 +1,169 @@
+"""Simple readers: how well can a value be told from vectors, for pictures that the reader has not seen?
+
+Two of them, judged by *balanced* accuracy (the mean over the values of the share read right), so that no frequent
+value hides the others, and a reader that knows nothing scores 1 / values:
+
+- linear: multinomial logistic regression on standardised vectors, values balanced, its penalty chosen on a part of the
+  training pictures;
+- k nearest neighbours by cosine, as a search sees the vectors, each vote weighted by the rarity of its value.
+
+Either may be told another attribute's value beside the vector (`known`): the linear reader gets it as one-hot columns,
+the neighbours are those that share it. What it then reads beyond what it was told is conditional probing (Hewitt et
+al. 2021, https://arxiv.org/abs/2109.09234). `guess_from_label` is told that value and nothing else.
+
+Every picture is read once, by readers that learned from the other folds; pictures of a group share a fold.
+"""
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+# vectors (N, D), labels (N,), folds (N,), known (N,) or None -> guesses (N,); see `read_linear`
+Reader = Callable[[NDArray, IntArray, IntArray, IntArray | None], IntArray]
+
+FOLDS = 5
+NEIGHBOURS = 10
+# Inverse strengths of the L2 penalty, as scikit-learn counts them: the first read only what is plain, the last amplify
+# faint traces.
+STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
+_MOST_ITERATIONS = 200
+
+
+def make_folds(groups: IntArray, seed: int) -> IntArray:
+    """(N,) the fold of each picture, by chance; pictures of one group share it, -1 = a group of its own."""
+    member, sizes = members(groups)
+    return np.random.default_rng(seed).permutation(len(sizes))[member] % FOLDS
+
+
+def members(groups: IntArray) -> tuple[IntArray, IntArray]:
+    """(N,) the place of each picture's group among all groups, and the groups' sizes; -1 = a group of its own."""
+    own = np.where(groups < 0, groups.max(initial=-1) + 1 + np.arange(len(groups)), groups)
+    _, member, sizes = np.unique(own, return_inverse=True, return_counts=True)
+    return member, sizes
+
+
+def balanced_accuracy(right: NDArray, labels: IntArray, weights: FloatArray | None = None) -> FloatArray:
+    """Mean over the values of the share of their pictures that were read right.
+
+    Args:
+        right: (N,), 1 = right, 0 = wrong, or the probability of it; not looked at where the label is -1.
+        labels: (N,) value ids, -1 = not labelled.
+        weights: (B, N) how often each picture counts, for B results at once; values without a picture are left out.
+
+    Returns:
+        (B,); without weights (1,).
+    """
+    asked = labels >= 0
+    _, value = np.unique(labels[asked], return_inverse=True)
+    of_value = np.eye(value.max(initial=-1) + 1)[value]  # (n, values)
+    counted = np.ones((1, len(value))) if weights is None else weights[:, asked]
+    totals = counted @ of_value  # (B, values)
+    shares = (counted * right[asked]) @ of_value / np.where(totals > 0, totals, np.nan)
+    return np.nanmean(shares, axis=1)
+
+
+def read_linear(vectors: NDArray, labels: IntArray, folds: IntArray, known: IntArray | None = None) -> IntArray:
+    """What logistic regression reads.
+
+    Args:
+        vectors: (N, D).
+        labels: (N,) value ids, -1 = not labelled: neither learned from nor read.
+        folds: (N,), from `make_folds`.
+        known: (N,) value ids, at least 0 where there is a label.
+
+    Returns:
+        (N,) value ids, -1 where the label is -1.
+
+    Raises:
+        ImportError: saying what to install, where scikit-learn is missing.
+    """
+    rows = np.asarray(vectors, dtype=np.float32)
+    if known is not None:
+        rows = np.concatenate([rows, np.eye(known.max() + 1, dtype=np.float32)[known]], axis=1)
+    strength = _choose_strength(rows, labels, folds, known)
+    if strength is None and known is not None:
+        return guess_from_label(labels, folds, known)
+    guesses = np.full(len(labels), -1)
+    for fold in range(FOLDS):
+        train, test = (labels >= 0) & (folds != fold), (labels >= 0) & (folds == fold)
+        guesses[test] = _fit_and_guess(rows, labels, train, test, strength or STRENGTHS[0])
+    return guesses
+
+
+def read_neighbours(vectors: NDArray, labels: IntArray, folds: IntArray, known: IntArray | None = None) -> IntArray:
+    """What the `NEIGHBOURS` nearest pictures by cosine vote for; as `read_linear`."""
+    rows = np.asarray(vectors, dtype=np.float32)
+    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    guesses = np.full(len(labels), -1)
+    for fold in range(FOLDS):
+        train, test = np.flatnonzero((labels >= 0) & (folds != fold)), np.flatnonzero((labels >= 0) & (folds == fold))
+        nearness = rows[test] @ rows[train].T
+        if known is not None:
+            nearness[known[test][:, None] != known[train]] = -np.inf
+        guesses[test] = _vote(nearness, labels[train])
+    return guesses
+
+
+def guess_from_label(labels: IntArray, folds: IntArray, known: IntArray) -> IntArray:
+    """What is guessed best from the known value alone: the value it is most over-represented in; as `read_linear`."""
+    guesses = np.full(len(labels), -1)
+    for fold in range(FOLDS):
+        train, test = (labels >= 0) & (folds != fold), (labels >= 0) & (folds == fold)
+        table = np.zeros((known.max() + 1, labels.max() + 1))
+        np.add.at(table, (known[train], labels[train]), 1)
+        guesses[test] = (table / np.maximum(table.sum(axis=0), 1)).argmax(axis=1)[known[test]]
+    return guesses
+
+
+def _choose_strength(
+    rows: NDArray[np.float32], labels: IntArray, folds: IntArray, known: IntArray | None
+) -> float | None:
+    """The one that reads best on the second fold what it learned from all but the first two; of equals the smallest.
+
+    None if what is known tells more without the vectors. Once for all folds: a choice for each would triple the time,
+    and moves nothing that the spread would show.
+    """
+    train, held_out = (labels >= 0) & (folds > 1), (labels >= 0) & (folds == 1)
+    truth = labels[held_out]
+    tried: list[tuple[float | None, IntArray]] = []
+    if known is not None:
+        guesses = guess_from_label(np.where(folds > 0, labels, -1), folds, known)  # the first fold takes no part
+        tried.append((None, guesses[held_out]))
+    for strength in STRENGTHS:
+        tried.append((strength, _fit_and_guess(rows, labels, train, held_out, strength)))
+    accuracies = [balanced_accuracy(guesses == truth, truth)[0] for _, guesses in tried]
+    return tried[int(np.argmax(accuracies))][0]
+
+
+def _fit_and_guess(
+    rows: NDArray[np.float32], labels: IntArray, train: NDArray[np.bool_], test: NDArray[np.bool_], strength: float
+) -> IntArray:
+    try:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise ImportError('the linear reader needs scikit-learn: pip install "cca_hf[analysis]"') from error
+    if len(np.unique(labels[train])) < 2:  # nothing to tell apart
+        return np.full(int(test.sum()), labels[train][0] if train.any() else -1)
+    mean, spread = rows[train].mean(axis=0), rows[train].std(axis=0)
+    scale = np.where(spread > 0, spread, 1.0)
+    reader = LogisticRegression(C=strength, class_weight="balanced", max_iter=_MOST_ITERATIONS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # stopped early it is a linear reader all the same
+        reader.fit((rows[train] - mean) / scale, labels[train])
+    return reader.predict((rows[test] - mean) / scale)
+
+
+def _vote(nearness: NDArray[np.float32], labels: IntArray) -> IntArray:
+    """(T, N) similarities, -inf = no neighbour, and (N,) labels -> (T,) the value with the heaviest votes."""
+    count = min(NEIGHBOURS, nearness.shape[1])
+    nearest = np.argpartition(-nearness, count - 1, axis=1)[:, :count]  # (T, k)
+    weight = 1 / np.maximum(np.bincount(labels), 1)  # (values,)
+    votes = weight[labels[nearest]] * (np.take_along_axis(nearness, nearest, axis=1) > -np.inf)
+    totals = np.zeros((len(nearness), len(weight)))
+    np.add.at(totals, (np.arange(len(nearness))[:, None], labels[nearest]), votes)
+    return totals.argmax(axis=1)

@@ -1,0 +1,56 @@
+"""The entanglement matrix as a heat map: a bright diagonal on a dark ground is what one hopes to see."""
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..evaluation.entanglement_result import EntanglementResult
+from ..evaluation.figures import INK, MUTED, new_figure, quiet
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_UNDEFINED = "#e5e7eb"
+_READERS = {"linear": "linear reader", "neighbours": "nearest neighbours"}
+
+
+def plot_entanglement(result: EntanglementResult) -> "Figure":
+    """One heat map a reader: rows asked for, columns read; grey where undefined.
+
+    Save it with `figure.savefig("entanglement.png", dpi=150)`. Needs matplotlib (`pip install "cca_hf[plot]"`).
+    """
+    side = 1.6 + 0.62 * len(result.attributes)
+    figure = new_figure(side * len(result.readers), side + 0.5)
+    for place, (name, reader) in enumerate(result.readers.items()):
+        axes = figure.add_subplot(1, len(result.readers), place + 1)
+        _draw(axes, reader.matrix, result.attributes)
+        axes.set_title(
+            f"{_READERS[name]}: entanglement {_number(reader.score)}\n"
+            f"informativeness {_number(reader.informativeness)}",
+            fontsize=9,
+            color=INK,
+        )
+        if place == 0:
+            axes.set_ylabel("asked for", color=MUTED, fontsize=9)
+        axes.set_xlabel("read", color=MUTED, fontsize=9)
+    return figure
+
+
+def _draw(axes: "Axes", matrix: np.ndarray, names: tuple[str, ...]) -> None:
+    axes.set_facecolor(_UNDEFINED)
+    axes.imshow(np.ma.masked_invalid(matrix), cmap="magma", vmin=0.0, vmax=1.0)
+    for row, column in np.ndindex(*matrix.shape):
+        figure = float(matrix[row, column])
+        dark = not math.isnan(figure) and figure < 0.6
+        axes.text(
+            column, row, _number(figure), ha="center", va="center", fontsize=8, color="white" if dark else "black"
+        )
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
+    quiet(axes)
+
+
+def _number(figure: float) -> str:
+    return "-" if math.isnan(figure) else f"{figure:.2f}"

@@ -1,0 +1,129 @@
+"""All embeddings of a split in the plane: one panel an attribute, coloured by that attribute's values.
+
+t-SNE (scikit-learn) by default, UMAP where `umap-learn` is installed. Both keep neighbourhoods, not distances:
+clusters tell something, the gaps between them do not.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..evaluation.candidates import to_numpy
+from ..evaluation.figures import INK, MUTED, new_figure, quiet
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Method = Literal["tsne", "umap"]
+_NAMED_VALUES = 10  # colours that can be told apart; the rarer values share a grey
+_LEAST_IMAGES = 5
+
+
+def plot_projection(
+    embeddings: NDArray | torch.Tensor,
+    labels: NDArray | torch.Tensor,
+    attributes: Mapping[str, Sequence[str]],
+    *,
+    method: Method = "tsne",
+    max_images: int = 1500,
+    columns: int = 3,
+    seed: int = 0,
+) -> "Figure":
+    """The embeddings under each attribute, laid out in the plane and coloured by the values of that attribute.
+
+    Save it with `figure.savefig("projection.png", dpi=150)`. Needs matplotlib and scikit-learn
+    (`pip install "cca_hf[plot,analysis]"`).
+
+    Args:
+        embeddings: (N, A, D), one for each attribute in the order of `attributes`.
+        labels: (N, A) value ids, -1 = not labelled: such a picture is not drawn under that attribute.
+        attributes: attribute name -> value names in id order.
+        max_images: of more pictures as many are drawn by chance.
+
+    Raises:
+        ValueError: shapes that do not fit each other, or another method.
+        ImportError: saying what to install.
+    """
+    vectors, ids = to_numpy(embeddings), to_numpy(labels)
+    if vectors.ndim != 3 or vectors.shape[:2] != ids.shape or ids.shape[1] != len(attributes):
+        raise ValueError(
+            f"embeddings must have shape (images, {len(attributes)}, dim) and labels (images, {len(attributes)}); "
+            f"got {vectors.shape} and {ids.shape}"
+        )
+    columns = min(columns, len(attributes))
+    rows = -(-len(attributes) // columns)
+    figure = new_figure(3.6 * columns, 3.9 * rows)
+    drawn = np.arange(len(ids))
+    if len(drawn) > max_images:
+        drawn = np.random.default_rng(seed).permutation(len(drawn))[:max_images]
+    for place, (name, values) in enumerate(attributes.items()):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        axes.set_title(name, fontsize=11, color=INK, fontweight="bold")
+        labelled = drawn[ids[drawn, place] >= 0]
+        if len(labelled) >= _LEAST_IMAGES:
+            points = project(vectors[labelled, place], method, seed=seed)
+            _scatter(axes, points, ids[labelled, place], values)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        quiet(axes)
+    return figure
+
+
+def project(vectors: NDArray, method: Method = "tsne", *, seed: int = 0) -> NDArray[np.float32]:
+    """(n, D) -> (n, 2), by cosine.
+
+    Raises:
+        ValueError: for another method.
+        ImportError: saying what to install.
+    """
+    if method == "umap":
+        try:
+            from umap import UMAP
+        except ImportError as error:
+            raise ImportError('method="umap" needs umap-learn: pip install umap-learn') from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a seed makes it slower
+            return UMAP(metric="cosine", random_state=seed).fit_transform(vectors)
+    if method != "tsne":
+        raise ValueError(f"method must be 'tsne' or 'umap', got {method!r}")
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise ImportError('projections need scikit-learn: pip install "cca_hf[analysis]"') from error
+    perplexity = min(30.0, (len(vectors) - 1) / 3)
+    return TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=seed).fit_transform(vectors)
+
+
+def _scatter(axes: "Axes", points: NDArray[np.float32], labels: NDArray[np.int64], values: Sequence[str]) -> None:
+    """The most frequent values in colours of their own, with a legend; the others in grey, below them."""
+    frequent = np.argsort(-np.bincount(labels, minlength=len(values)), kind="stable")[:_NAMED_VALUES]
+    frequent = frequent[np.isin(frequent, labels)]
+    rest = ~np.isin(labels, frequent)
+    if rest.any():
+        axes.scatter(
+            points[rest, 0],
+            points[rest, 1],
+            s=4,
+            color="#cbd5e1",
+            linewidths=0,
+            label=f"{len(np.unique(labels[rest]))} more",
+        )
+    for place, value in enumerate(frequent.tolist()):
+        own = points[labels == value]
+        axes.scatter(own[:, 0], own[:, 1], s=6, color=f"C{place}", linewidths=0, label=values[value])
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        ncols=3,
+        fontsize=7,
+        frameon=False,
+        markerscale=2.5,
+        labelcolor=MUTED,
+        handletextpad=0.2,
+        columnspacing=0.8,
+    )

@@ -1,0 +1,190 @@
+"""Entanglement where it is known: planted embeddings give 0 and 1, correlated labels and gaps notwithstanding."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from cca_hf.evaluation.entanglement import LEAST_IMAGES, entanglement
+from cca_hf.evaluation.entanglement_result import EntanglementResult, mean_off_diagonal
+
+NAMES = ["colour", "shape", "size"]
+PLANTS = {
+    "independent": {"values": (3, 3, 4)},
+    "correlated": {"values": (3, 3, 4), "correlation": 0.6},
+    "correlated, imbalanced, half labelled": {
+        "values": (3, 6, 4),
+        "correlation": 0.5,
+        "imbalance": 1.0,
+        "missing": 0.3,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", PLANTS)
+def test_planted_embeddings_give_zero_and_one(kind, plant):
+    planted = plant(2500, **PLANTS[kind])
+    entangled = entanglement(planted.entangled, planted.labels, NAMES, planted.features)
+    disentangled = entanglement(planted.disentangled, planted.labels, NAMES, planted.features)
+    for reader in ("linear", "neighbours"):
+        assert entangled.readers[reader].score == pytest.approx(1, abs=0.02)
+        assert disentangled.readers[reader].score == pytest.approx(0, abs=0.02)
+    assert entangled.informativeness == pytest.approx(1, abs=0.02)
+    assert disentangled.informativeness == pytest.approx(1, abs=0.02)
+    assert not entangled.undefined
+
+
+def test_half_entangled_lies_between(plant):
+    """Where the other attributes are read right on half of the pictures, and guessed on the rest."""
+    planted = plant(1500, (3, 3, 3))
+    mixed = planted.entangled.copy()
+    random = np.random.default_rng(1)
+    for attribute in range(3):
+        stranger = random.random(1500) < 0.5  # gets the other attributes of another picture, keeps its own
+        own = planted.labels[:, attribute]
+        for value in range(3):
+            rows = np.flatnonzero(stranger & (own == value))
+            mixed[rows, attribute] = mixed[random.permutation(rows), attribute]
+    result = entanglement(mixed, planted.labels, NAMES, planted.features)
+    assert result.score == pytest.approx(0.5, abs=0.05)
+    assert result.informativeness == pytest.approx(1, abs=0.02)
+
+
+def test_matrix_is_the_formula_on_its_accuracies(plant):
+    planted = plant(400, (3, 3, 4), correlation=0.6)
+    result = entanglement(planted.disentangled, planted.labels, NAMES, planted.features)
+    for reader in result.readers.values():
+        for row in range(3):
+            for column in range(3):
+                low, high = reader.floor[row, column], reader.ceiling[row, column]
+                expected = (reader.accuracy[row, column] - low) / (high - low)
+                assert reader.matrix[row, column] == pytest.approx(expected, abs=1e-12)
+        others = [reader.matrix[row, column] for row in range(3) for column in range(3) if row != column]
+        assert reader.score == pytest.approx(sum(others) / 6, abs=1e-12)
+        assert reader.informativeness == pytest.approx(np.trace(reader.matrix) / 3, abs=1e-12)
+
+
+def test_floor_is_what_the_label_tells_and_chance_on_the_diagonal(plant):
+    planted = plant(1500, (3, 3, 4), correlation=0.6)
+    linear = entanglement(planted.disentangled, planted.labels, NAMES, planted.features).readers["linear"]
+    assert np.diagonal(linear.floor) == pytest.approx([1 / 3, 1 / 3, 1 / 4])
+    # shape follows colour on 0.6 of the pictures, and by chance on a third of the others
+    assert linear.floor[0, 1] == pytest.approx(0.6 + 0.4 / 3, abs=0.04)
+    assert linear.floor[0, 2] < linear.floor[1, 2]  # size follows shape, and colour only through it
+
+
+def test_undefined_where_the_features_tell_nothing(caplog, plant):
+    planted = plant(500, (3, 3, 3))
+    blind = planted.features.copy()
+    blind[:, :] = plant(500, (3, 3, 3), seed=9).features  # of other pictures
+    told = np.eye(3)[planted.labels[:, 1]]  # but the shape
+    result = entanglement(planted.disentangled, planted.labels, NAMES, np.concatenate([blind, 3 * told], axis=1))
+    defined = np.isfinite(result.readers["linear"].matrix)
+    assert defined[:, 1].all() and not defined[:, [0, 2]].any()
+    assert ("colour", "size") in result.undefined and ("colour", "shape") not in result.undefined
+    assert "Undefined" in result.table() and "size from colour" in result.table()
+    assert math.isfinite(result.score)
+
+
+def test_undefined_where_the_label_tells_all(plant):
+    """A category tells its group: nothing is left to be entangled with."""
+    planted = plant(500, (4, 4, 3))
+    labels = planted.labels.copy()
+    labels[:, 1] = labels[:, 0] // 2
+    result = entanglement(planted.disentangled, labels, NAMES, planted.features)
+    assert ("colour", "shape") in result.undefined
+    assert ("shape", "colour") not in result.undefined
+
+
+def test_rare_values_and_unlabelled_attributes_are_left_out(caplog, plant):
+    planted = plant(500, (3, 3, 3))
+    labels = planted.labels.copy()
+    labels[:, 2] = -1
+    labels[: LEAST_IMAGES - 1, 1] = 3  # a value too rare to be read
+    result = entanglement(planted.disentangled, labels, NAMES, planted.features)
+    assert result.values == {"colour": 3, "shape": 3, "size": 0}
+    assert "'size' has 0 values" in caplog.text
+    assert result.score == pytest.approx(0, abs=0.05)  # of the two that are left
+    assert np.isnan(result.readers["linear"].accuracy[2]).all()
+
+
+def test_groups_stay_together():
+    """Near copies with labels of their own: a reader that has seen the copy knows it; one that has not, cannot."""
+    random = np.random.default_rng(0)
+    groups = np.arange(600) // 15  # more than the neighbours that are asked
+    labels = random.integers(0, 3, (40, 2))[groups]
+    vectors = random.standard_normal((40, 8))[groups] + 0.01 * random.standard_normal((600, 8))
+    leaking = entanglement(vectors, labels, NAMES[:2], np.eye(3)[labels].reshape(600, -1))
+    kept = entanglement(vectors, labels, NAMES[:2], np.eye(3)[labels].reshape(600, -1), groups=groups)
+    assert leaking.readers["neighbours"].informativeness > 0.9
+    assert kept.readers["neighbours"].informativeness < 0.4
+
+
+def test_of_many_pictures_some_are_drawn(plant):
+    planted = plant(900, (3, 3))
+    groups = np.arange(900) // 2
+    first, again = (
+        entanglement(
+            planted.disentangled, planted.labels, NAMES[:2], planted.features, groups=groups, max_images=401, seed=seed
+        )
+        for seed in (3, 3)
+    )
+    assert first.images == 400  # whole groups
+    assert first.to_dict() == again.to_dict()
+
+
+def test_the_spread_is_that_of_a_repetition(plant):
+    """The bootstrap's standard deviation against the one over fresh draws of the pictures."""
+    repeated = []
+    for seed in range(10):
+        planted = plant(400, (3, 3), seed=seed)
+        repeated.append(entanglement(planted.disentangled, planted.labels, NAMES[:2], planted.features))
+    scores = np.array([each.score for each in repeated])
+    spread = np.mean([each.readers["linear"].score_spread for each in repeated])
+    assert 0.4 * scores.std() < spread < 2.5 * scores.std()
+
+
+def test_json_and_metrics(tmp_path, plant):
+    planted = plant(300, (3, 3, 3))
+    labels = planted.labels.copy()
+    labels[:, 2] = -1
+    result = entanglement(torch.tensor(planted.disentangled), torch.tensor(labels), NAMES, planted.features)
+    path = result.save_json(tmp_path / "new" / "entanglement.json")
+    again = EntanglementResult.load_json(path)
+    np.testing.assert_equal(again.to_dict(), result.to_dict())
+    np.testing.assert_array_equal(again.readers["linear"].matrix, result.readers["linear"].matrix)
+    content = json.loads(path.read_text())
+    assert content["readers"]["linear"]["matrix"][2][2] is None  # not NaN, which is no JSON
+    assert again.metrics()["entanglement"] == result.score
+    assert set(result.metrics()) >= {"informativeness", "entanglement_spread", "entanglement_neighbours"}
+
+
+def test_mean_off_diagonal():
+    assert mean_off_diagonal(np.array([[9.0, 1.0], [3.0, 9.0]])) == 2.0
+    assert mean_off_diagonal(np.array([[9.0, math.nan], [3.0, 9.0]])) == 3.0
+    assert math.isnan(mean_off_diagonal(np.array([[9.0, math.nan], [math.nan, 9.0]])))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attributes": ["colour"]}, "at least two, got 1"),
+        ({"labels": np.zeros((10, 2), dtype=int)}, r"labels must have shape \(images, 3\), got \(10, 2\)"),
+        ({"embeddings": np.zeros((10, 4, 8))}, r"embeddings must have shape \(10, 3, dim\)"),
+        ({"features": np.zeros((9, 8))}, r"features must have shape \(10, dim\), got \(9, 8\)"),
+        ({"features": np.full((10, 8), np.nan)}, "features are not finite"),
+        ({"groups": np.zeros(3, dtype=int)}, r"groups must have shape \(10,\), got \(3,\)"),
+    ],
+)
+def test_what_is_refused(change, message):
+    given = {
+        "embeddings": np.zeros((10, 3, 8)),
+        "labels": np.zeros((10, 3), dtype=int),
+        "attributes": NAMES,
+        "features": np.zeros((10, 8)),
+        **change,
+    }
+    with pytest.raises(ValueError, match=message):
+        entanglement(**given)
