@@ -84,7 +84,7 @@ class LanceStore:
             lock = _take_lock(location)
             undo.callback(_release, lock)
             connection = _connect(location, settings)
-            if _TABLE in _run(connection.table_names()):
+            if _TABLE in _run(connection.list_tables()).tables:
                 raise FileExistsError(f"there is an index at {location} already; open it, or give another place")
             kind = pa.float16() if settings.vectors == "float16" else pa.float32()
             fields = [
@@ -102,7 +102,7 @@ class LanceStore:
             what = "a folder without an index" if Path(location).is_dir() else "nothing"
             raise NoIndexError(f"there is no index at {location}, but {what}")
         connection = _connect(location, settings)
-        if _is_remote(location) and _TABLE not in _run(connection.table_names()):
+        if _is_remote(location) and _TABLE not in _run(connection.list_tables()).tables:
             raise NoIndexError(f"there is no index at {location}")
         with contextlib.ExitStack() as undo:
             lock = _take_lock(location) if writable else None
