@@ -45,7 +45,7 @@ def test_core_dependencies(setup_cfg: configparser.ConfigParser) -> None:
 def test_lowest_versions_agree(repository: Path, setup_cfg: configparser.ConfigParser) -> None:
     """constraints-lowest.txt pins the lower bounds of setup.cfg, but for torch, which constraints.txt pins."""
     allowed = requirements(setup_cfg["options"]["install_requires"])
-    for extra in ("plot", "text", "download"):
+    for extra in ("plot", "analysis", "text", "download"):
         allowed |= requirements(setup_cfg["options.extras_require"][extra])
     lowest = requirements((repository / "constraints-lowest.txt").read_text(encoding="utf-8"))
     assert set(lowest) - {"pandas"} == set(allowed) - {"torch"}  # pandas comes with datasets, and must suit its age

@@ -8,6 +8,7 @@ import contextlib
 import importlib.metadata
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from .cli_parts import NAMES, SpreadLists, load_model, stdout_kept_clean
 from .cli_search import search
 
 if TYPE_CHECKING:  # torch and transformers are imported by the commands that need them: `cca --help` answers at once
+    from .evaluation.entanglement_result import EntanglementResult
     from .evaluation.result import EvaluationResult
     from .evaluation.triplet_accuracy import TripletResult
     from .models.modeling_cca import CCAModel
@@ -157,6 +159,14 @@ def evaluate(
     report: Annotated[
         bool, typer.Option("--report", help="Write report.html and report.png too: what is found, and where it looks.")
     ] = False,
+    entanglement: Annotated[
+        bool,
+        typer.Option(
+            "--entanglement",
+            help="Measure too how much of the other attributes each attribute's embeddings tell; with --output_dir "
+            "entanglement.json and entanglement.png.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the metrics as JSON (fractions) in place of the table (percent).")
     ] = False,
@@ -172,6 +182,7 @@ def evaluate(
       cca evaluate --model out --dataset shoes/ --attributes colour closure --output_dir results --report
       cca evaluate --model out --dataset me/shoes --split validation --json | jq .map
       cca evaluate --model out --dataset me/zappos50k --config_name triplets
+      cca evaluate --model out --dataset me/shoes --entanglement
     """
     if report and output_dir is None:
         raise typer.BadParameter("--report needs --output_dir")
@@ -188,10 +199,12 @@ def evaluate(
         cca = load_model(model, device)
         source = load_source(dataset, config_name, None)
         result: EvaluationResult | TripletResult
+        metrics: dict[str, float | None] = {}
+        tables: list[str] = []
         if holds_triplets(source):
-            if report or group_column is not None:
+            if report or entanglement or group_column is not None:
                 raise ValueError(
-                    f"{dataset} holds ready triplets: there is no --report and no --group_column for them"
+                    f"{dataset} holds ready triplets: there is no --report, --entanglement or --group_column for them"
                 )
             triplets, pictures = load_triplets(dataset, split, config_name)
             result = TripletEvaluator(
@@ -213,7 +226,16 @@ def evaluate(
                 from .visualization.report import write_report
 
                 write_report(cca, data, split, {_name(cca): result}, output_dir, batch_size=batch_size)
-    print(json.dumps(result.metrics(), indent=2) if as_json else result.table())
+            if entanglement:
+                from .evaluation.entanglement_evaluator import measure_entanglement
+
+                found = measure_entanglement(cca, data, split, batch_size=batch_size, num_workers=num_workers)
+                metrics |= {name: None if math.isnan(figure) else figure for name, figure in found.metrics().items()}
+                tables.append(found.table())
+                if output_dir is not None:
+                    _save_entanglement(found, output_dir)
+        metrics, tables = result.metrics() | metrics, [result.table(), *tables]
+    print(json.dumps(metrics, indent=2) if as_json else "\n\n".join(tables))
 
 
 @app.command(cls=_PassedOn)
@@ -284,6 +306,14 @@ def _save(result: "EvaluationResult", folder: Path) -> None:
         from .evaluation.report import plot_results
 
         plot_results({"model": result}).savefig(folder / "evaluation.png", dpi=150)
+
+
+def _save_entanglement(result: "EntanglementResult", folder: Path) -> None:
+    result.save_json(folder / "entanglement.json")
+    if _check_figures(needed=False):
+        from .visualization.entanglement import plot_entanglement
+
+        plot_entanglement(result).savefig(folder / "entanglement.png", dpi=150)
 
 
 def _check_figures(*, needed: bool) -> bool:

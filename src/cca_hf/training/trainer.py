@@ -1,8 +1,7 @@
 """`CCATrainer`: transformers' Trainer for conditional embeddings.
 
-What it adds to the Trainer, and nothing else: batches for the triplets of all attributes, the conditional loss over
-the joined batch of all processes, learning rates of backbone and head, evaluation by retrieval, and figures of each
-attribute in the logs. Checkpoints that are complete or not there come from `checkpoints.py`.
+What it adds: batches for the triplets of all attributes, the conditional loss over the joined batch of all processes,
+rates of backbone and head, evaluation by retrieval, figures of each attribute. Checkpoints: see `checkpoints.py`.
 """
 
 from collections.abc import Callable
