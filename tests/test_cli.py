@@ -19,6 +19,8 @@ from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.triplet_pictures import load_triplets
 from cca_hf.data.triplets import TRIPLET_COLUMNS
 from cca_hf.evaluation import EvaluationResult, RetrievalEvaluator, TripletEvaluator, TripletResult
+from cca_hf.evaluation.entanglement_evaluator import measure_entanglement
+from cca_hf.evaluation.entanglement_result import EntanglementResult
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.models.modeling_csn import CSNModel
 
@@ -265,3 +267,20 @@ def test_a_closed_pipe_is_no_error(shoes, checkpoint):
     command = f"{sys.executable} -m cca_hf.cli evaluate --model {checkpoint} --dataset {shoes} --json | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, env=dict(os.environ))
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+def test_entanglement_is_measured_on_request(shoes, checkpoint, tmp_path, capsys):
+    words = ["evaluate", "--model", checkpoint, "--dataset", shoes, "--split", "train", "--entanglement"]
+    assert run(*words, "--output_dir", tmp_path) == 0
+    printed = capsys.readouterr().out
+    result = EntanglementResult.load_json(tmp_path / "entanglement.json")
+    assert result.attributes == ("colour", "shape") and result.images == 24
+    assert printed.endswith(f"\n\n{result.table()}\n")
+    PILImage.open(tmp_path / "entanglement.png").load()
+    assert run(*words, "--json") == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert {"map", "entanglement", "informativeness", "entanglement_neighbours"} < set(metrics)
+    expected = measure_entanglement(
+        CCAModel.from_pretrained(checkpoint), load_attribute_dataset(shoes, [*VALUES]), "train"
+    )
+    assert result.to_dict() == expected.to_dict()
