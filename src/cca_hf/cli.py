@@ -234,7 +234,7 @@ def evaluate(
                 tables.append(found.table())
                 if output_dir is not None:
                     _save_entanglement(found, output_dir)
-        metrics, tables = result.metrics() | metrics, [result.table(), *tables]
+        metrics, tables = {**result.metrics(), **metrics}, [result.table(), *tables]
     print(json.dumps(metrics, indent=2) if as_json else "\n\n".join(tables))
 
 
