@@ -8,6 +8,12 @@ The single space that CCA is compared with, on the same budget:
     accelerate launch scripts/train.py --dataset me/shoes --attributes colour heel_height closure \
         --backbone google/vit-base-patch16-224-in21k --condition_embedding none --output_dir out-one-space
 
+Attributes asked by what they are called, see docs/text_conditions.md:
+
+    accelerate launch scripts/train.py --dataset me/shoes --attributes colour heel_height closure \
+        --backbone google/vit-base-patch16-224-in21k --condition_embedding text \
+        --text_encoder sentence-transformers/all-MiniLM-L6-v2 --output_dir out
+
 A small ViT from scratch:
 
     accelerate launch scripts/train.py --dataset me/shoes --output_dir out --image_size 96 --backbone_config \

@@ -1,4 +1,4 @@
-"""Serves a folder as the data set `me/shoes` of a Hub, and loads it from there. Run by `test_sources.py`."""
+"""Serves a folder as the data set `me/shoes` of a Hub, and loads these attributes of it from there. Run by tests."""
 
 import hashlib
 import http.server
@@ -10,7 +10,7 @@ import urllib.parse
 from pathlib import Path
 
 COMMIT = "a" * 40
-folder = Path(sys.argv[1])
+folder, attributes = Path(sys.argv[1]), sys.argv[2:]
 files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
 requested: list[str] = []
 
@@ -73,7 +73,7 @@ os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_address[1]}"  # re
 
 from cca_hf.data.loading import load_attribute_dataset  # noqa: E402
 
-data = load_attribute_dataset("me/shoes", ["colour", "size", "buttons"])
+data = load_attribute_dataset("me/shoes", attributes)
 print(", ".join(f"{split} {len(data[split])}" for split in data.splits))
 print(data.attributes)
 try:
@@ -82,3 +82,4 @@ except FileNotFoundError as error:
     print(f"FileNotFoundError: {error}".splitlines()[0])
 load_attribute_dataset("me/shoes", ["colour"], revision="v2")
 print("revision v2 asked for" if any("/v2" in path for path in requested) else "revision ignored")
+print({split: str(own) for split, own in data.coverage.items()})

@@ -152,7 +152,7 @@ def test_from_the_hub(tmp_path, writers, splits, built, repository):
     writers["parquet"](tmp_path / "repo", splits, built)
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
     result = subprocess.run(
-        [sys.executable, Path(__file__).with_name("load_from_fake_hub.py"), tmp_path / "repo"],
+        [sys.executable, Path(__file__).with_name("load_from_fake_hub.py"), tmp_path / "repo", *VALUES],
         env={**environment, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(repository / "src")},
         capture_output=True,
         text=True,

@@ -133,7 +133,7 @@ def test_from_the_flags_to_a_checkpoint_and_a_further_attribute(
     names = list(shapes.attributes)
     assert model.config.attributes == names and model.config.text_encoder == text_encoder
     texts = [{"background": "what is behind it"}.get(name, name) for name in names]
-    assert list(model.config.attribute_texts.values()) == texts
+    assert model.config.attribute_texts == dict(zip(names, texts, strict=True))
     expected = torch.nn.functional.normalize(mean_of_tokens(texts, text_encoder), dim=1)
     torch.testing.assert_close(model.condition_embedding.texts, expected, atol=1e-5, rtol=0)
 

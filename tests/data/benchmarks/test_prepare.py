@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, DatasetDict, Image, List, load_dataset, load_dataset_builder
+from datasets import ClassLabel, DatasetDict, Image, List, load_dataset
 
 from cca_hf.cli import main
 from cca_hf.data.annotations import Annotations, Benchmark, to_dataset
@@ -71,7 +71,7 @@ def test_shards(benchmark, tmp_path):
     """Some of about the size asked for, each of row groups that are read on their own."""
     output = tmp_path / "prepared"
     total = sum(path.stat().st_size for path in (tmp_path / "root" / "train").rglob("*.jpg"))
-    prepare_benchmark(benchmark, output, shard_bytes=total // 4)
+    prepare_benchmark(benchmark, output, shard_bytes=total // 5 + 1)
     files = sorted((output / "data").glob("train-*"))
     assert [file.name[:21] for file in files] == [f"train-{shard:05d}-of-00005-" for shard in range(5)]
     assert [pq.read_metadata(file).num_rows for file in files] == [6] * 5
@@ -82,10 +82,22 @@ def test_shards(benchmark, tmp_path):
     assert load_attribute_dataset(small).coverage["test_query"] == Coverage(8, 12)
 
 
-def test_the_hub_finds_the_splits_without_reading_them(benchmark, tmp_path):
+def test_from_the_hub(benchmark, tmp_path, repository):
+    """As it was pushed: the splits, the names of the values, and how much is missing."""
     prepare_benchmark(benchmark, tmp_path / "prepared")
-    builder = load_dataset_builder(str(tmp_path / "prepared"))
-    assert list(builder.config.data_files) == list(benchmark.splits)
+    script = repository / "tests" / "data" / "load_from_fake_hub.py"
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "prepared", *ATTRIBUTES],
+        env={**environment, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(repository / "src")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith("test_query 8, test_gallery 8") and lines[1] == str(ATTRIBUTES)
+    told = "8 of 12 images found; results are for a subset"
+    assert lines[-1] == str({"test_query": told, "test_gallery": told})
 
 
 def test_the_same_folder_prepared_again(benchmark, tmp_path, add_pictures):
