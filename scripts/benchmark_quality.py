@@ -42,9 +42,13 @@ TIMED_ROUNDS = 9
 
 
 class Method(NamedTuple):
+    """What is trained; of one network per attribute, each by the whole budget or all of them by one."""
+
     title: str
     flags: tuple[str, ...] = ()
     model_class: type[CCAModel] = CCAModel
+    one_per_attribute: bool = False
+    share_budget: bool = False
 
 
 METHODS = {
@@ -52,13 +56,15 @@ METHODS = {
     "one-space": Method("one space for all", ("--condition_embedding", "none")),
     "csn": Method("CSN", ("--condition_embedding", "none"), CSNModel),
     "asen": Method("ASEN", ("--condition_embedding", "one_hot"), ASENModel),
-    "separate": Method("one network per attribute", ("--condition_embedding", "one_hot")),
+    "separate": Method("one network per attribute, the budget for all", one_per_attribute=True, share_budget=True),
+    "separate-each": Method("one network per attribute, the budget for each", one_per_attribute=True),
     "cca-one-hot": Method("CCA, one-hot", ("--condition_embedding", "one_hot")),
     "cca-lookup": Method("CCA, lookup", ("--condition_embedding", "lookup")),
     "cca-text": Method("CCA, text", ("--condition_embedding", "text")),
     "cca-residual-image": Method("CCA, one-hot, residual image", ("--residual", "image")),
     "cca-residual-condition": Method("CCA, one-hot, residual condition", ("--residual", "condition")),
     "cca-residual-none": Method("CCA, one-hot, no residual", ("--residual", "none")),
+    "cca-subspaces": Method("CCA, one-hot, attribute subspaces", ("--attribute_subspaces", "true")),
 }
 
 
@@ -126,7 +132,7 @@ class Benchmark:
 
     def whole_model(self, method: str) -> CCAPreTrainedModel:
         """Untrained, as it would be used: to be counted and timed."""
-        if method != "separate":
+        if not METHODS[method].one_per_attribute:
             return self.new_model(method, 0)
         return SeparateModel.join([self.new_model(method, 0, self._only(name)) for name in self.data.attributes])
 
@@ -146,7 +152,7 @@ class Benchmark:
 
     def _train(self, method: str, seed: int) -> dict[str, Any]:
         work = self.folder / "work" / f"{method}-seed{seed}"
-        if method == "separate":
+        if METHODS[method].one_per_attribute:
             parts = [self._train_one(method, seed, work / name, self._only(name)) for name in self.data.attributes]
             model: CCAPreTrainedModel = SeparateModel.join([part.model for part in parts])
             result = EvaluationResult(tuple(part.result.attributes[0] for part in parts))
@@ -165,6 +171,8 @@ class Benchmark:
             result = EvaluationResult.from_dict(kept["result"])
             return Trained(CCAModel.from_pretrained(work), result, kept["trained"], kept["seconds"])
         training_args = self._arguments(method, seed, work)[2]
+        if METHODS[method].share_budget:
+            training_args.num_train_epochs /= len(self.data.attributes)
         model = self.new_model(method, seed, data)
         if (
             training_args.cache_tokens
@@ -176,6 +184,8 @@ class Benchmark:
         checkpoint = last_checkpoint(work)
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if model.config.attribute_subspaces:
+            trainer.fit_subspaces()
         seconds = time.perf_counter() - start
         trainer.predict(trainer.images_of("test"), metric_key_prefix="test")
         trainer.save_model()

@@ -19,7 +19,7 @@ def embed(model, ids=IDS, pixels=PIXELS):
 
 
 def fitted(model):
-    """Each attribute in a random subspace of two dimensions around a random centre."""
+    """Each attribute in a random subspace of two dimensions with a random offset."""
     generator = torch.Generator().manual_seed(1)
     for place in range(len(model.config.attributes)):
         basis = torch.linalg.qr(torch.randn(32, 2, generator=generator))[0]
@@ -41,8 +41,8 @@ def test_the_formula_by_a_loop(name):
     found = embed(model)
     for picture in range(4):
         for attribute in range(3):
-            around = plain[picture, attribute] - model.subspaces.centres[attribute].double()
-            kept = model.subspaces.projections[attribute].double() @ around
+            kept = model.subspaces.projections[attribute].double() @ plain[picture, attribute]
+            kept += model.subspaces.offsets[attribute].double()
             assert found[picture, attribute] == pytest.approx((kept / kept.norm()).numpy(), abs=1e-5)
 
 
@@ -104,4 +104,4 @@ def test_an_attribute_more_is_left_as_it_is():
     plain, model = (each.add_attribute("closure", added) for each in models)
     last = torch.full((4,), 3)
     assert embed(model, last) == pytest.approx(embed(plain, last), abs=1e-6)
-    assert len(model.subspaces.centres) == 4
+    assert len(model.subspaces.offsets) == 4

@@ -118,7 +118,9 @@ def test_the_run_ends_with_the_weights_of_the_best_checkpoint(make_trainer, tmp_
     """All of them: the Trainer alone would leave out the backbone of a ViT, whose names in the file are older ones."""
     rates = {"learning_rate": 3e-3, "head_learning_rate": 3e-3}
     # the worst map counts as the best here, so that it is not the last one
-    trainer = make_trainer(num_train_epochs=3, greater_is_better=False, save_total_limit=None, **rates)
+    trainer = make_trainer(
+        num_train_epochs=3, greater_is_better=False, save_total_limit=None, proxy_weight=0.0, **rates
+    )
     trainer.train()
     assert trainer.state.best_global_step < 3 * EPOCH
     last = CCAModel.from_pretrained(tmp_path / "out" / f"checkpoint-{3 * EPOCH}").state_dict()
@@ -191,7 +193,12 @@ def test_a_batch_is_a_function_of_seed_epoch_and_step(make_trainer):
 
 def test_accumulated_batches_count_as_their_mean(make_trainer):
     trainer = make_trainer(
-        gradient_accumulation_steps=2, max_steps=1, eval_strategy="no", save_strategy="no", max_grad_norm=0
+        gradient_accumulation_steps=2,
+        max_steps=1,
+        eval_strategy="no",
+        save_strategy="no",
+        max_grad_norm=0,
+        proxy_weight=0.0,  # proxies learn between the two
     )
     first, second = batches_of(trainer, 0)[:2]
     model = trainer.model.train()
@@ -214,10 +221,23 @@ def test_accumulated_batches_count_as_their_mean(make_trainer):
 
 
 def test_the_loss_follows_the_arguments(make_trainer):
-    soft = make_trainer(temperature=0.3, margin=0.1).loss
+    objective = make_trainer(temperature=0.3, margin=0.1).loss
+    soft = objective.of_pairs
     assert isinstance(soft, ConditionalSoftTripletLoss) and (soft.temperature, soft.margin) == (0.3, 0.1)
-    triplet = make_trainer(loss="triplet", mining="hardest", margin=0.5).loss
+    assert objective.proxies.temperature == 0.3 and objective.proxy_weight == 1
+    objective = make_trainer(loss="triplet", mining="hardest", margin=0.5, proxy_weight=0.0).loss
+    triplet = objective.of_pairs
     assert isinstance(triplet, ConditionalTripletLoss) and (triplet.mining, triplet.margin) == ("hardest", 0.5)
+    assert objective.proxies is None
+
+
+def test_both_losses_add_up(make_trainer):
+    trainers = [make_trainer(proxy_weight=weight) for weight in (0.0, 1.0, 2.5)]
+    batch = batches_of(trainers[0], 0)[0]
+    with torch.no_grad():
+        losses = [trainer.compute_loss(trainer.model.eval(), dict(batch)).item() for trainer in trainers]
+    assert losses[1] > losses[0] > 0
+    assert losses[2] - losses[0] == pytest.approx(2.5 * (losses[1] - losses[0]), rel=1e-4)
 
 
 def test_bf16_trains(make_trainer):

@@ -61,6 +61,11 @@ class CrossAttention(nn.Module):
             The answers (batch, queries, hidden_size) and the weights (batch, heads, queries, tokens) or `None`.
         """
         query = self._split_heads(self.q_proj(query_states))  # (B, heads, Q, head_dim)
+        eager = output_attentions or self.config._attn_implementation == "eager"
+        if eager and self._absorbing_is_cheaper(query.shape[2]):
+            answers, weights = self._attend_without_keys(query, token_states)
+            answers = self.o_proj(answers.flatten(2))
+            return answers, weights if output_attentions else None
         key = self._split_heads(self.k_proj(token_states))  # (B, heads, N, head_dim)
         value = self._split_heads(self.v_proj(token_states))  # (B, heads, N, head_dim)
 
@@ -78,6 +83,31 @@ class CrossAttention(nn.Module):
         )
         answers = self.o_proj(answers.flatten(2))  # (B, Q, heads, head_dim) -> (B, Q, D)
         return answers, weights if output_attentions else None
+
+    def _absorbing_is_cheaper(self, num_queries: int) -> bool:
+        """Keys and values cost hidden_size products a token and channel, doing without them queries * heads."""
+        plain = type(self.k_proj) is type(self.v_proj) is nn.Linear  # not quantised, and without an adapter
+        return plain and num_queries * self.num_attention_heads < self.config.hidden_size
+
+    def _attend_without_keys(
+        self, query: torch.Tensor, token_states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `eager_attention_forward`, with its products in another order: (q Wk') x' for q (x Wk)'.
+
+        Few queries ask many tokens: it is cheaper to take them to the tokens than to make keys and values of those.
+        """
+        heads = (self.num_attention_heads, self.head_dim)
+        asked = torch.matmul(query, self.k_proj.weight.unflatten(0, heads))  # (B, heads, Q, D)
+        scores = torch.matmul(asked.flatten(1, 2), token_states.transpose(1, 2)).unflatten(1, query.shape[1:3])
+        if self.k_proj.bias is not None:  # it shifts all scores of a query alike; DDP wants it used
+            scores = scores + torch.matmul(query, self.k_proj.bias.unflatten(0, heads)[..., None])
+        weights = nn.functional.softmax(scores * self.scaling, dim=-1, dtype=torch.float32).to(query.dtype)
+        dropped = nn.functional.dropout(weights, p=self.attention_dropout, training=self.training)
+        seen = torch.matmul(dropped.flatten(1, 2), token_states).unflatten(1, query.shape[1:3])  # (B, heads, Q, D)
+        answers = torch.matmul(seen, self.v_proj.weight.unflatten(0, heads).transpose(1, 2))
+        if self.v_proj.bias is not None:
+            answers = answers + dropped.sum(-1, keepdim=True) * self.v_proj.bias.unflatten(0, heads)[:, None]
+        return answers.transpose(1, 2), weights  # (B, Q, heads, head_dim), (B, heads, Q, N)
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(-1, (self.num_attention_heads, self.head_dim)).transpose(1, 2)

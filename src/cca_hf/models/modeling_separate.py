@@ -57,7 +57,7 @@ class SeparateModel(CCAPreTrainedModel):
             weights = network.state_dict()
             if joined.subspaces is not None:
                 joined.subspaces.set(
-                    place, weights.pop("subspaces.projections")[0], weights.pop("subspaces.centres")[0]
+                    place, weights.pop("subspaces.projections")[0], weights.pop("subspaces.offsets")[0]
                 )
             own.load_state_dict(weights)
         joined.image_processor = networks[0].image_processor

@@ -39,6 +39,15 @@ class CCATrainingArguments(TrainingArguments):
         default=0.2, metadata={"help": "How much nearer (in cosine) the positive has to be than the negative."}
     )
 
+    proxy_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "Of a second loss beside it: one learned vector for each value of each attribute, which its "
+            "pictures are drawn to (normalised softmax, with the temperature above). 0 leaves it out."
+        },
+    )
+    proxy_learning_rate: float = field(default=1e-2, metadata={"help": "Learning rate of these vectors."})
+
     # The optimiser
     head_learning_rate: float = field(
         default=1e-3,
@@ -183,6 +192,8 @@ class CCATrainingArguments(TrainingArguments):
             self.load_best_model_at_end = False  # there is no figure to tell the best by
         _check("temperature", self.temperature, self.temperature > 0, "above 0")
         _check("margin", self.margin, self.margin > 0, "above 0")
+        _check("proxy_weight", self.proxy_weight, self.proxy_weight >= 0, "at least 0")
+        _check("proxy_learning_rate", self.proxy_learning_rate, self.proxy_learning_rate >= 0, "at least 0")
         _check("head_learning_rate", self.head_learning_rate, self.head_learning_rate >= 0, "at least 0")
         _check("images_per_value", self.images_per_value, self.images_per_value >= 2, "at least 2")
         _check("values_per_batch", self.values_per_batch, self.values_per_batch >= 2, "at least 2")

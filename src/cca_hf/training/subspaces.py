@@ -7,7 +7,12 @@ the values explain, all else being noise of covariance S,
     P = S^1/2 B B' S^-1/2,        B an orthonormal basis of S^-1/2 M
 
 P keeps every difference between the values' means as it is, and has rank values - 1: what else an embedding holds, of
-whatever attribute, falls away but for its part along those few directions, where the metric S makes it least.
+whatever attribute, falls away but for its part along those few directions, where the metric S makes it least. With
+
+    b = -P m + d u,        u at right angles to all that P keeps, d a tenth of the length of P (e - m)
+
+P e + b is of a little length even where a picture shows no value clearly. Without it two values would leave each picture
+with a cosine of +1 or -1 to all others, and no order among them.
 """
 
 import logging
@@ -21,6 +26,7 @@ from cca_hf.models.attribute_subspaces import AttributeSubspaces
 logger = logging.getLogger(__name__)
 
 _SHRINKAGE = 0.01  # a; measured on validation, see docs/entanglement.md
+_DOUBT = 0.1  # d, in root mean squares of |P (e - m)| over the training pictures; see docs/entanglement.md
 _LEAST_SINGULAR_VALUE = 1e-3  # of S^-1/2 M, relative to the greatest
 
 
@@ -36,14 +42,14 @@ def fit_subspaces(subspaces: AttributeSubspaces, embeddings: NDArray, labels: ND
         if len(np.unique(column[labelled])) < 2:
             logger.warning("Attribute %d has less than two values: its embeddings stay as they are", attribute_id)
             continue
-        projection, centre = discriminant_projection(embeddings[labelled, attribute_id], column[labelled])
-        subspaces.set(attribute_id, torch.from_numpy(projection), torch.from_numpy(centre))
+        projection, offset = discriminant_projection(embeddings[labelled, attribute_id], column[labelled])
+        subspaces.set(attribute_id, torch.from_numpy(projection), torch.from_numpy(offset))
 
 
 def discriminant_projection(
     vectors: NDArray, labels: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(n, dim) vectors and (n,) values, two at least -> P (dim, dim) and m (dim,)."""
+    """(n, dim) vectors and (n,) values, two at least -> P (dim, dim) and b (dim,)."""
     rows = np.asarray(vectors, dtype=np.float64)
     _, value, counts = np.unique(labels, return_inverse=True, return_counts=True)
     sums = np.zeros((len(counts), rows.shape[1]))
@@ -60,4 +66,10 @@ def discriminant_projection(
     to_white, from_white = (axes * scales**power @ axes.T for power in (-0.5, 0.5))
     basis, size, _ = np.linalg.svd(to_white @ (means - centre).T, full_matrices=False)
     basis = basis[:, size > _LEAST_SINGULAR_VALUE * size[0]]
-    return from_white @ basis @ basis.T @ to_white, centre
+    projection = from_white @ basis @ basis.T @ to_white
+    offset = -projection @ centre
+    if basis.shape[1] < len(centre):
+        spread = np.sqrt(np.mean(np.sum((rows @ projection.T + offset) ** 2, axis=1)))
+        aside = np.linalg.svd(from_white @ basis)[0][:, -1]  # at right angles to all that is kept
+        offset += _DOUBT * spread * aside
+    return projection, offset

@@ -37,9 +37,10 @@ from .checkpoints import (
 )
 from .distributed import gather_with_gradient
 from .hard_negatives import HardNegativeMining
-from .losses import ConditionalLossOutput, ConditionalSoftTripletLoss, ConditionalTripletLoss, explicit_triplet_loss
+from .losses import ConditionalLossOutput, explicit_triplet_loss
 from .memory import keep_freed_memory
 from .monitor import LossMonitor
+from .objective import Objective
 from .parameters import settle_backbone, split_backbone_and_head, undecayed_parameters
 from .subspaces import fit_subspaces
 from .token_cache import TokenCache
@@ -101,7 +102,8 @@ class CCATrainer(WholeCheckpointTrainer):
         settle_backbone(model, args)
         self.data = data
         self.token_cache = make_token_cache(args, model, data)
-        self.loss = make_loss(args)
+        dim = model.config.embedding_dim or model.config.hidden_size
+        self.loss = Objective(args, [len(values) for values in data.attributes.values()], dim).to(args.device)
         self.monitor = LossMonitor(list(data.attributes), args.collapse_patience)
         self.evaluation_result: EvaluationResult | None = None  # the latest one, on the main process
         processor = model.image_processor
@@ -199,6 +201,7 @@ class CCATrainer(WholeCheckpointTrainer):
             resume_from_checkpoint = str(last)
         if resume_from_checkpoint:
             check_same_attributes(resume_from_checkpoint, self.model.config)
+            self.loss.load(resume_from_checkpoint)
             if self._mining is not None:
                 self._mining.load(resume_from_checkpoint)
         if self.args.should_save:
@@ -272,10 +275,12 @@ class CCATrainer(WholeCheckpointTrainer):
         super().log(logs, start_time)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """With the random states go the hard negatives: both are needed to go on within an epoch."""
+        """With the random states go value proxies and hard negatives: all are needed to go on within an epoch."""
         super()._save_rng_state(output_dir)
-        if self._mining is not None and self.args.should_save:
-            self._mining.save(output_dir)
+        if self.args.should_save:
+            self.loss.save(output_dir)
+            if self._mining is not None:
+                self._mining.save(output_dir)
 
     def _embed_training_images(self, rows: np.ndarray) -> np.ndarray:
         """(rows, attributes, dim) float32, of the pictures as they are; the same on all processes."""
@@ -363,13 +368,6 @@ class CCATrainer(WholeCheckpointTrainer):
             gallery=gallery,
         )
         return replace(result, coverage=self.data.coverage_of(images.split, *splits))
-
-
-def make_loss(args: CCATrainingArguments) -> ConditionalTripletLoss | ConditionalSoftTripletLoss:
-    """The loss that `args` describe."""
-    if args.loss == "soft_triplet":
-        return ConditionalSoftTripletLoss(args.temperature, args.margin)
-    return ConditionalTripletLoss(args.margin, args.mining)
 
 
 def make_token_cache(args: CCATrainingArguments, model: CCAModel, data: AttributeDataset) -> TokenCache | None:
