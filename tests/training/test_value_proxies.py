@@ -1,4 +1,4 @@
-"""Value proxies: the loss by a loop, whose gradient goes where, and a checkpoint that goes on as if nothing had been."""
+"""Value proxies: the loss by a loop, whose gradient goes where, and a checkpoint that goes on."""
 
 import pytest
 import torch

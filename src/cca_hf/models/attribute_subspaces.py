@@ -6,9 +6,9 @@ nothing once its own values lie apart, and a simple reader finds all of it. So t
 
     e_c = normalise(P_c e + b_c),        e the normalised embedding before it
 
-with P_c a projection on the differences between the means of the attribute's values, and b_c their centre's place. It is
-not learned by gradient but fitted in closed form when training has ended (`training/subspaces.py`); until then it changes
-nothing. Ours.
+with P_c a projection on the differences between the means of the attribute's values, and b_c their centre's place. It
+is not learned by gradient but fitted in closed form when training has ended (`training/subspaces.py`); until then it
+changes nothing. Ours.
 """
 
 import torch

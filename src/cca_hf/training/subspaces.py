@@ -11,8 +11,8 @@ whatever attribute, falls away but for its part along those few directions, wher
 
     b = -P m + d u,        u at right angles to all that P keeps, d a tenth of the length of P (e - m)
 
-P e + b is of a little length even where a picture shows no value clearly. Without it two values would leave each picture
-with a cosine of +1 or -1 to all others, and no order among them.
+P e + b is of a little length even where a picture shows no value clearly. Without it two values would leave each
+picture with a cosine of +1 or -1 to all others, and no order among them.
 """
 
 import logging

@@ -6,9 +6,9 @@ value in every batch: with x a picture's embedding under an attribute, and p_v t
     loss = -log softmax_v(x . p_v / t)[the picture's value]
 
 the normalised softmax (Zhai and Wu 2019, https://arxiv.org/abs/1811.12649; proxies: Movshovitz-Attias et al. 2017,
-https://arxiv.org/abs/1703.07464), beside the conditional triplet loss. The proxies are a part of the training and not of
-the model. They learn by an optimiser of their own from the joined batch of all processes, the same on each of them: no
-wrapper of the model (DistributedDataParallel, FSDP, a gradient scaler) has to know of them.
+https://arxiv.org/abs/1703.07464), beside the conditional triplet loss. The proxies are a part of the training and not
+of the model. They learn by an optimiser of their own from the joined batch of all processes, the same on each of them:
+no wrapper of the model (DistributedDataParallel, FSDP, a gradient scaler) has to know of them.
 """
 
 from collections.abc import Sequence
