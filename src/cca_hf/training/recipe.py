@@ -17,6 +17,7 @@ from .arguments import CCATrainingArguments
 from .checkpoints import last_checkpoint
 from .command_line import DataArguments, ModelArguments
 from .command_line import parse_arguments as parse_arguments
+from .run_record import RunRecord
 from .text_conditions import attribute_texts, embed_texts
 from .threads import settle_threads
 from .trainer import CCATrainer
@@ -47,7 +48,7 @@ def run_training(
 
     `output_dir` gets the model with image processor, pipeline and code; `all_results.json` with `test_map`,
     `test_map_<attribute>`, ... and their chance levels, as fractions; `test_evaluation.json` with the figures of each
-    value; `trainer_state.json`. Prints what the data set holds, and the table of the test split.
+    value; `run.json` with what it was trained on, how and where; `trainer_state.json`. Prints what the data set holds, and the table of the test split.
 
     `resume_from_checkpoint="last"` goes on from the last complete checkpoint in `output_dir`, if there is one.
 
@@ -72,7 +73,8 @@ def run_training(
     trainer.save_model()
     trainer.save_metrics("train", outcome.metrics)
 
-    metrics = trainer.predict(test_images, metric_key_prefix="test").metrics
+    predicted = trainer.predict(test_images, metric_key_prefix="test")
+    metrics = predicted.metrics
     trainer.log(dict(metrics))
     trainer.save_metrics("test", metrics)
     trainer.save_state()
@@ -80,6 +82,9 @@ def run_training(
     output_dir = Path(training_args.output_dir)
     if result is not None:
         result.save_json(output_dir / "test_evaluation.json")
+        confusions = trainer.confusions_of(test_images, predicted)
+        seconds = outcome.metrics["train_runtime"]
+        RunRecord.of(data, data_args.dataset, training_args, seconds, confusions).save(output_dir)
         print(f"\nRetrieval on the test split ({output_dir})\n{result.table()}")
     if training_args.push_to_hub:
         trainer.push_to_hub()
