@@ -46,8 +46,9 @@ test: $(VENV)/ready ## Run all tests
 bench-quality: $(VENV)/ready ## CCA and all it is compared with in one table (hours; CONFIG=configs/... FLAGS='--dataset ...')
 	$(VENV)/bin/python scripts/benchmark_quality.py --config $(CONFIG) --output quality/$(basename $(notdir $(CONFIG))) $(FLAGS)
 
-bench: $(VENV)/ready ## Speed: ratios on this machine, into docs/benchmarks (half an hour; leave the machine alone)
+bench: $(VENV)/ready ## Speed: ratios on this machine, into docs/benchmarks (an hour; leave the machine alone)
 	$(VENV)/bin/python scripts/benchmark_speed.py --output docs/benchmarks
+	$(VENV)/bin/python scripts/benchmark_training_speed.py --output docs/benchmarks
 
 lint: $(VENV)/ready ## Check the code's rules and format (ruff)
 	$(VENV)/bin/ruff check .

@@ -13,12 +13,13 @@ On a ViT-B/16 with random weights, 224 x 224 pixels, in inference mode:
 - growth: time and memory a picture as `encode` is given more of them (of a tiny model);
 - evaluation: exact mAP against the matrix product alone, and against what else computes it.
 
+Training is measured by `benchmark_training_speed.py`.
+
 What is missing here (onnxruntime, openvino, scikit-learn, pytorch-metric-learning) is left out, and said.
 """
 
 import argparse
 import importlib.util
-import json
 import resource
 import statistics
 import tempfile
@@ -32,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from speed_measures import file_name, machine_name, matmul_at_peak, median_ratio, time_in_turns
+from speed_measures import matmul_at_peak, median_ratio, run_sections, time_in_turns, write_jpegs
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel, pipeline
 
@@ -40,7 +41,6 @@ from cca_hf import CCAModel, ExportedModel, export_model, retrieval_metrics
 from cca_hf.models.pixels import PictureReader
 
 NUM_ATTRIBUTES = 8
-PICTURE_SIDE = 500  # pixels of the JPEG files, about what catalogues have
 
 
 def make_model(num_attributes: int, arguments: argparse.Namespace) -> CCAModel:
@@ -91,18 +91,6 @@ def _one_pass(batch_size: int, arguments: argparse.Namespace) -> dict[str, float
         "matmul_peak_gflops": operations / statistics.median(seconds["matmul"]) / 1e9,
         "largest_difference": difference.abs().max().item(),
     }
-
-
-def write_jpegs(folder: Path, count: int) -> list[Path]:
-    """Smooth shapes with some grain, as a camera makes them."""
-    generator = np.random.default_rng(0)
-    paths = [folder / f"{number:05}.jpg" for number in range(count)]
-    for path in paths:
-        coarse = Image.fromarray(generator.integers(0, 256, (9, 9, 3), dtype=np.uint8))
-        smooth = np.asarray(coarse.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC)).astype(np.float32)
-        grain = generator.normal(0, 8, smooth.shape)
-        Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(path, quality=90)
-    return paths
 
 
 def benchmark_encode(arguments: argparse.Namespace) -> dict[str, float]:
@@ -313,18 +301,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    machine = machine_name()
-    setting = {"threads": arguments.threads, "torch": torch.__version__, "device": str(arguments.device),
-               "dtype": str(arguments.dtype), "compiled": arguments.compile}  # fmt: skip
-    results: dict[str, Any] = {}
-    for section in arguments.sections:
-        results[section] = {"setting": setting, **SECTIONS[section](arguments)}
-        print(f"{section}: {json.dumps(results[section], indent=2)}", flush=True)
-    if arguments.output:
-        path = arguments.output / file_name(machine)
-        earlier = json.loads(path.read_text()) if path.exists() else {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"machine": machine, **earlier, **results}, indent=2) + "\n")
+    setting = {"device": str(arguments.device), "dtype": str(arguments.dtype), "compiled": arguments.compile}
+    run_sections({name: partial(SECTIONS[name], arguments) for name in arguments.sections}, setting, arguments.output)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,19 @@
-"""What the speed benchmarks measure with: work done in turns, the machine's own matrix product, its name."""
+"""What the speed benchmarks share: work done in turns, the machine's own matrix product, pictures, how they report."""
 
+import json
 import platform
 import re
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
+PICTURE_SIDE = 500  # pixels of the JPEG files, about what catalogues have
 PEAK_SIZE = {"cpu": 2048, "cuda": 8192}  # of the square matrices that show what the machine can do
 
 
@@ -55,3 +60,32 @@ def machine_name() -> str:
 def file_name(machine: str) -> str:
     """`AMD EPYC` -> `speed_amd_epyc.json`."""
     return f"speed_{re.sub('[^a-z0-9]+', '_', machine.lower()).strip('_')}.json"
+
+
+def write_jpegs(folder: Path, count: int) -> list[Path]:
+    """Smooth shapes with some grain, as a camera makes them."""
+    generator = np.random.default_rng(0)
+    paths = [folder / f"{number:05}.jpg" for number in range(count)]
+    for path in paths:
+        coarse = Image.fromarray(generator.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC)).astype(np.float32)
+        grain = generator.normal(0, 8, smooth.shape)
+        Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(path, quality=90)
+    return paths
+
+
+def run_sections(
+    sections: dict[str, Callable[[], dict[str, Any]]], setting: dict[str, Any], output: Path | None
+) -> None:
+    """Runs and prints each; with a folder `output` they go into its speed_<machine>.json beside what is there."""
+    machine = machine_name()
+    setting = {"torch": torch.__version__, "threads": torch.get_num_threads(), **setting}
+    results: dict[str, Any] = {}
+    for name, measure in sections.items():
+        results[name] = {"setting": setting, **measure()}
+        print(f"{name}: {json.dumps(results[name], indent=2)}", flush=True)
+    if output is not None:
+        path = output / file_name(machine)
+        earlier = json.loads(path.read_text()) if path.exists() else {}
+        output.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"machine": machine, **earlier, **results}, indent=2) + "\n")

@@ -6,7 +6,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from ..models.images import UnreadableImageError, load_image
 from .sampler import SampleKey
@@ -61,3 +61,12 @@ class AttributeImages(Dataset[AttributeExample]):
         if self.transform is None or not isinstance(key, SampleKey):
             return image
         return self.transform(image, np.random.default_rng(key.seed))
+
+
+class QueriesAndGallery(ConcatDataset[AttributeExample]):
+    """A benchmark's queries, then the gallery that answers them: one pass of an evaluation embeds both."""
+
+    def __init__(self, queries: AttributeImages, gallery: AttributeImages) -> None:
+        super().__init__([queries, gallery])
+        self.queries = queries
+        self.gallery = gallery

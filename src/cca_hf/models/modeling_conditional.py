@@ -24,6 +24,7 @@ from .configuration_cca import CCAConfig
 from .encoding import PictureEncoder, compute_attention_maps
 from .fingerprint import fingerprint_of
 from .images import ImageInput
+from .micro_batches import embed_in_micro_batches
 
 
 @dataclass
@@ -189,6 +190,7 @@ class CCAPreTrainedModel(PictureEncoder, PreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         backbone_features: Sequence[torch.Tensor] | None = None,
+        micro_batch_size: int | None = None,
     ) -> CCAModelOutput | tuple[torch.Tensor, ...]:
         """Embeds pictures under conditions, all conditions of a picture from one pass of the backbone.
 
@@ -199,10 +201,12 @@ class CCAPreTrainedModel(PictureEncoder, PreTrainedModel):
             output_attentions: also return the weights of the conditional layer.
             return_dict: `False` for a plain tuple.
             backbone_features: in place of `pixel_values`, what [`get_backbone_features`] returned for them.
+            micro_batch_size: where gradients are recorded, keep the activations of so many pictures at once, and
+                compute them again in the backward pass: the same gradients from less memory, see `micro_batches.py`.
 
         Raises:
-            ValueError: if the condition is missing, has another shape or lies outside the attributes, or unless there
-                are either pictures or features.
+            ValueError: if the condition is missing, has another shape or lies outside the attributes, unless there
+                are either pictures or features, or for attentions in micro-batches.
         """
         if attribute_ids is None:
             raise ValueError(
@@ -213,14 +217,36 @@ class CCAPreTrainedModel(PictureEncoder, PreTrainedModel):
             output_attentions = bool(self.config.output_attentions)
         if return_dict is None:
             return_dict = self.config.return_dict
+        if micro_batch_size is None or not torch.is_grad_enabled():
+            output = self._answer(pixel_values, attribute_ids, backbone_features, output_attentions)
+        elif output_attentions:
+            raise ValueError("micro_batch_size is for training on embeddings: it gives no attentions")
+        else:
+            output = CCAModelOutput(
+                embeddings=embed_in_micro_batches(
+                    lambda *rows: self._answer(*rows).embeddings,
+                    micro_batch_size,
+                    pixel_values,
+                    attribute_ids,
+                    backbone_features,
+                )
+            )
+        return output if return_dict else output.to_tuple()
+
+    def _answer(
+        self,
+        pixel_values: torch.Tensor | None,
+        attribute_ids: torch.Tensor,
+        backbone_features: Sequence[torch.Tensor] | None,
+        output_attentions: bool = False,
+    ) -> CCAModelOutput:
         if pixel_values is not None and backbone_features is None:
             backbone_features = self.get_backbone_features(pixel_values)
         elif pixel_values is None and backbone_features is not None:  # they may have been kept in half precision
             backbone_features = [feature.to(self.dtype) for feature in backbone_features]
         else:
             raise ValueError("give either pixel_values or backbone_features, and not both")
-        output = self.condition_tokens(self.project_features(backbone_features), attribute_ids, output_attentions)
-        return output if return_dict else output.to_tuple()
+        return self.condition_tokens(self.project_features(backbone_features), attribute_ids, output_attentions)
 
     def _check_attribute_ids(self, attribute_ids: torch.Tensor, batch_size: int) -> None:
         if attribute_ids.ndim not in (1, 2) or attribute_ids.shape[0] != batch_size:

@@ -16,8 +16,22 @@ _NORMS = (
 )
 
 
+def learns_statistics(model: CCAModel) -> bool:
+    """Whether training changes the backbone's statistics of batch normalisation."""
+    norms = (module for module in model.backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    return not model.config.freeze_batch_norm and any(norms)
+
+
 def settle_backbone(model: CCAModel, args: CCATrainingArguments) -> None:
-    """Freezes what `args` say of the backbone, or what suits it, and settles its learning rate in `args`."""
+    """Freezes what `args` say of the backbone, or what suits it, and settles its learning rate in `args`.
+
+    Raises:
+        ValueError: for micro-batches where the backbone learns statistics of batch normalisation.
+    """
+    if args.micro_batch_size is not None and learns_statistics(model):
+        raise ValueError(
+            "micro_batch_size needs freeze_batch_norm: the statistics would not be those of the whole batch"
+        )
     from_scratch = model.config.backbone_name is None
     if args.learning_rate is None:
         pretrained = FEATURE_MAP_LEARNING_RATE if model.config.feature_levels else PRETRAINED_LEARNING_RATE

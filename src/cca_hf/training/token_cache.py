@@ -37,6 +37,7 @@ from cca_hf.models.backbones import architecture_of
 from cca_hf.models.modeling_cca import CCAModel
 
 from .memory import keep_freed_memory
+from .parameters import learns_statistics
 
 _FORMAT = 1
 # numpy has no bfloat16: those are kept by their bits
@@ -137,8 +138,7 @@ class TokenCache:
         learning = [name for name, p in model.backbone.named_parameters() if p.requires_grad]
         if learning:
             raise ValueError(f"a token cache is for a frozen backbone; in this one learns {learning[0]}")
-        norms = [m for m in model.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if norms and not model.config.freeze_batch_norm:
+        if learns_statistics(model):
             raise ValueError("a token cache needs freeze_batch_norm: the statistics would change with every step")
         self.folder = Path(folder)
         self.model = model

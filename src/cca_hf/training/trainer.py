@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset, default_collate
 from transformers import BaseImageProcessor, EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils.logging import tqdm
@@ -20,7 +20,7 @@ from transformers.utils.logging import tqdm
 from cca_hf.data.collator import AttributeCollator
 from cca_hf.data.sampler import AttributeBatchSampler
 from cca_hf.data.schema import AttributeDataset
-from cca_hf.data.torch_dataset import AttributeImages
+from cca_hf.data.torch_dataset import AttributeImages, QueriesAndGallery
 from cca_hf.data.transforms import TrainingTransform
 from cca_hf.evaluation.embeddings import Gallery, evaluate_embeddings
 from cca_hf.evaluation.result import EvaluationResult
@@ -44,15 +44,6 @@ from .objective import Objective
 from .parameters import settle_backbone, split_backbone_and_head, undecayed_parameters
 from .subspaces import fit_subspaces
 from .token_cache import TokenCache
-
-
-class QueriesAndGallery(ConcatDataset):
-    """A benchmark's queries, then the gallery that answers them: one pass of the evaluation loop embeds both."""
-
-    def __init__(self, queries: AttributeImages, gallery: AttributeImages) -> None:
-        super().__init__([queries, gallery])
-        self.queries = queries
-        self.gallery = gallery
 
 
 class CCATrainer(WholeCheckpointTrainer):
@@ -246,7 +237,7 @@ class CCATrainer(WholeCheckpointTrainer):
     def _loss_of_triplets(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> ConditionalLossOutput:
         images = torch.cat([inputs["anchor"], inputs["positive"], inputs["negative"]])  # (3B, C, H, W)
         condition = inputs["condition"]
-        embeddings = model(pixel_values=images, attribute_ids=condition.repeat(3)).embeddings  # (3B, D)
+        embeddings = self._embed(model, pixel_values=images, attribute_ids=condition.repeat(3))  # (3B, D)
         anchor, positive, negative = (gather_with_gradient(part) for part in embeddings.chunk(3))
         return explicit_triplet_loss(
             anchor,
@@ -261,7 +252,10 @@ class CCATrainer(WholeCheckpointTrainer):
         labels = inputs["labels"]
         every = torch.arange(len(self.data.attributes), device=labels.device).expand(len(labels), -1)
         pictures = {name: value for name, value in inputs.items() if name != "labels"}  # or features of them
-        return model(**pictures, attribute_ids=every).embeddings
+        return self._embed(model, **pictures, attribute_ids=every)
+
+    def _embed(self, model: nn.Module, **inputs: Any) -> torch.Tensor:
+        return model(**inputs, micro_batch_size=self.args.micro_batch_size).embeddings
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """As the Trainer counts them where there are pictures; of kept features it knows nothing."""

@@ -198,6 +198,7 @@ if __name__ == "__main__":
     output = Path(sys.argv[2])
     check_gradients(data, output / "soft")
     check_gradients(data, output / "all", loss="triplet")
+    check_gradients(data, output / "micro", micro_batch_size=3)
     check_gradients_of_triplets(data, output / "triplets")
     check_batches(data, output / "batches")
     check_hard_negatives(data, output / "hard-values", "values")
