@@ -36,6 +36,7 @@ import os
 # Threads that wait sleep: spinning, they would slow each other down many times over as soon as anything runs beside.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is imported
 
+from cca_hf.hub.model_card import write_model_card  # noqa: E402
 from cca_hf.training.recipe import parse_arguments, run_training  # noqa: E402
 from cca_hf.visualization.report import write_report  # noqa: E402
 
@@ -51,6 +52,7 @@ def main() -> None:
         print(f"no report.html: {error}")
     else:
         print(f"To look at: {page}")
+    print(f"Model card: {write_model_card(run.output_dir)}")
 
 
 if __name__ == "__main__":

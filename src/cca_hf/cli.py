@@ -20,6 +20,7 @@ from typer.core import TyperCommand
 
 from .cli_data import app as data_commands
 from .cli_embed import embed, export
+from .cli_hub import card
 from .cli_index import app as index_commands
 from .cli_parts import NAMES, SpreadLists, load_model, stdout_kept_clean
 from .cli_search import search
@@ -54,6 +55,7 @@ app.command(cls=SpreadLists)(embed)
 app.command(cls=SpreadLists)(export)
 app.add_typer(index_commands)
 app.command(cls=SpreadLists)(search)
+app.command()(card)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -273,6 +275,10 @@ def train(context: typer.Context) -> None:
             run.model, run.data, "test", {_name(run.model): run.result}, run.output_dir, history=run.history
         )
         print(f"report: {page}")
+    if run.result is not None:
+        from .hub.model_card import write_model_card
+
+        print(f"model card: {write_model_card(run.output_dir)}")
 
 
 def _parse_training(words: list[str]) -> tuple[Any, Any, Any]:

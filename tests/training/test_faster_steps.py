@@ -1,4 +1,4 @@
-"""What makes a step faster or smaller and must not change it: compilation, gradient checkpointing, a fused optimiser."""
+"""What makes a step faster or smaller and changes nothing: compilation, gradient checkpointing, fused optimisers."""
 
 import pytest
 import torch

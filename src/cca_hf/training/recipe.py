@@ -48,7 +48,8 @@ def run_training(
 
     `output_dir` gets the model with image processor, pipeline and code; `all_results.json` with `test_map`,
     `test_map_<attribute>`, ... and their chance levels, as fractions; `test_evaluation.json` with the figures of each
-    value; `run.json` with what it was trained on, how and where; `trainer_state.json`. Prints what the data set holds, and the table of the test split.
+    value; `run.json` with what it was trained on, how and where; `trainer_state.json`. Prints what the data set holds,
+    and the table of the test split.
 
     `resume_from_checkpoint="last"` goes on from the last complete checkpoint in `output_dir`, if there is one.
 

@@ -36,6 +36,7 @@ from cca_hf.data.transforms import TrainingTransform
 from cca_hf.models.backbones import architecture_of
 from cca_hf.models.modeling_cca import CCAModel
 
+from .arguments import CCATrainingArguments
 from .memory import keep_freed_memory
 from .parameters import learns_statistics
 
@@ -308,3 +309,19 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     written = path.with_suffix(".written")
     written.write_text(json.dumps(content, indent=2) + "\n")
     written.replace(path)
+
+
+def make_token_cache(args: CCATrainingArguments, model: CCAModel, data: AttributeDataset) -> TokenCache | None:
+    """The token cache that `args` ask for, in the precision that they train in."""
+    if args.cache_tokens is None:
+        return None
+    return TokenCache(
+        args.cache_tokens,
+        model.to(args.device),
+        data,
+        dtype=args.cache_dtype,
+        flipped=args.horizontal_flip > 0,
+        autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
+        batch_size=args.per_device_eval_batch_size,
+        num_workers=args.dataloader_num_workers,
+    )

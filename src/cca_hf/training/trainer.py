@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset, default_collate
 from transformers import BaseImageProcessor, EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 from transformers.utils.logging import tqdm
 
 from cca_hf.data.collator import AttributeCollator
@@ -22,6 +22,7 @@ from cca_hf.data.sampler import AttributeBatchSampler
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.torch_dataset import AttributeImages, QueriesAndGallery
 from cca_hf.data.transforms import TrainingTransform
+from cca_hf.evaluation.confusions import Confusion, nearest_confusions
 from cca_hf.evaluation.embeddings import Gallery, evaluate_embeddings
 from cca_hf.evaluation.result import EvaluationResult
 from cca_hf.models.modeling_cca import CCAModel
@@ -43,7 +44,7 @@ from .monitor import LossMonitor
 from .objective import Objective
 from .parameters import settle_backbone, split_backbone_and_head, undecayed_parameters
 from .subspaces import fit_subspaces
-from .token_cache import TokenCache
+from .token_cache import make_token_cache
 
 
 class CCATrainer(WholeCheckpointTrainer):
@@ -341,6 +342,29 @@ class CCATrainer(WholeCheckpointTrainer):
     ) -> EvaluationResult:
         if not np.isfinite(embeddings).all():
             raise self._failed("embeddings of the evaluation are NaN or infinite")
+        asked, gallery, splits = self._asked_and_answering(images, embeddings, labels)
+        result = evaluate_embeddings(
+            asked.embeddings,
+            asked.labels,
+            self.data.attributes,
+            groups=asked.groups,
+            all_values=asked.all_values,
+            maybe_values=asked.maybe_values,
+            gallery=gallery,
+        )
+        return replace(result, coverage=self.data.coverage_of(*splits))
+
+    def confusions_of(self, images: Dataset[Any], predicted: PredictionOutput) -> dict[str, list[Confusion]]:
+        """Which values are taken for which, by what `predict` returned for `images`."""
+        asked, gallery, _ = self._asked_and_answering(images, predicted.predictions, predicted.label_ids)
+        return nearest_confusions(
+            asked.embeddings, asked.labels, self.data.attributes, groups=asked.groups, gallery=gallery
+        )
+
+    def _asked_and_answering(
+        self, images: Dataset[Any], embeddings: np.ndarray, labels: np.ndarray
+    ) -> tuple[Gallery, Gallery | None, list[str]]:
+        """Queries, their gallery unless it is themselves, and the splits, with what the data set says of them."""
         gallery, splits = None, []
         if isinstance(images, QueriesAndGallery):
             start = len(images.queries)
@@ -351,33 +375,7 @@ class CCATrainer(WholeCheckpointTrainer):
             raise TypeError(
                 f"retrieval is evaluated on AttributeImages or QueriesAndGallery, got {type(images).__name__}"
             )
-        asked = Gallery.of_split(self.data, images.split, embeddings, labels)
-        result = evaluate_embeddings(
-            embeddings,
-            labels,
-            self.data.attributes,
-            groups=asked.groups,
-            all_values=asked.all_values,
-            maybe_values=asked.maybe_values,
-            gallery=gallery,
-        )
-        return replace(result, coverage=self.data.coverage_of(images.split, *splits))
-
-
-def make_token_cache(args: CCATrainingArguments, model: CCAModel, data: AttributeDataset) -> TokenCache | None:
-    """The token cache that `args` ask for, in the precision that they train in."""
-    if args.cache_tokens is None:
-        return None
-    return TokenCache(
-        args.cache_tokens,
-        model.to(args.device),
-        data,
-        dtype=args.cache_dtype,
-        flipped=args.horizontal_flip > 0,
-        autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
-        batch_size=args.per_device_eval_batch_size,
-        num_workers=args.dataloader_num_workers,
-    )
+        return Gallery.of_split(self.data, images.split, embeddings, labels), gallery, [images.split, *splits]
 
 
 def training_transform(args: CCATrainingArguments, image_processor: BaseImageProcessor) -> TrainingTransform:

@@ -1,0 +1,1 @@
+"""What a trained checkpoint shows of itself on the Hub."""
