@@ -1,4 +1,4 @@
-"""What makes a step faster or smaller and must not change it: compilation, gradient checkpointing, a fused optimiser."""
+"""What makes a step faster or smaller and must not change it: compilation, gradient checkpoints, a fused optimiser."""
 
 import pytest
 import torch
