@@ -252,3 +252,23 @@ def test_memory_does_not_grow_with_queries_times_gallery():
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 300  # MiB
+
+
+@pytest.mark.parametrize("num_threads", [2, 3, 8])
+def test_threads_change_nothing(num_threads):
+    """Fewer queries than threads in the last chunk included."""
+    generator = np.random.default_rng(0)
+    embeddings, labels = generator.normal(size=(52, 4)), generator.integers(0, 3, 52)
+    expected = retrieval_metrics(embeddings, labels, chunk_size=10)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        found = retrieval_metrics(embeddings, labels, chunk_size=10)
+    finally:
+        torch.set_num_threads(before)
+    for part in ("scores", "chance"):
+        one, other = vars(found)[part], vars(expected)[part]
+        np.testing.assert_array_equal(one.average_precision, other.average_precision)
+        np.testing.assert_array_equal(one.r_precision, other.r_precision)
+        np.testing.assert_array_equal(list(one.recall.values()), list(other.recall.values()))
+    np.testing.assert_array_equal(found.num_candidates, expected.num_candidates)

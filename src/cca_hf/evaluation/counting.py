@@ -65,12 +65,13 @@ class _Bins:
         span = candidates.max() - relevant[0]
         self.bottom = relevant[0] - span / np.float32(self.count)
         self.factor = np.float32(self.count - 3) / span if span > _LEAST_SPAN else np.float32(1)
+        self.last = np.float32(self.count - 1)
 
     def of(self, similarities: NDArray[np.float32]) -> IntArray:
         # each step keeps the order, rounding included, so no similarity falls into a lower bin than a smaller one
         scaled = similarities - self.bottom
         scaled *= self.factor
-        return np.maximum(scaled, 0, out=scaled).astype(np.int64)
+        return np.clip(scaled, np.float32(0), self.last, out=scaled).astype(np.int64)  # maximum alone is slower
 
 
 def _runs(values: NDArray) -> tuple[IntArray, IntArray]:

@@ -7,12 +7,15 @@ order, so a constant embedding scores exactly chance. For labels that say too li
 that a picture shows (relevant = one is shared), and those it may show (out of the rankings of queries for them).
 
 recall@k is the one of metric learning: the share of queries with at least one relevant candidate among the first k.
-Cost: one matmul per chunk of queries, then a histogram per query, see `counting.py`.
+Cost: one matmul per chunk of queries, then a histogram per query, in as many threads as PyTorch has; see
+`counting.py`.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -154,18 +157,10 @@ def _score(
     average_precision, r_precision = np.zeros(num_queries), np.zeros(num_queries)
     num_candidates, num_relevant = np.zeros((2, num_queries), dtype=np.int64)
     best_above, best_tied, best_relevant = np.zeros((3, num_queries), dtype=np.int64)
-    for start in range(0, num_queries, chunk_size):
-        stop = min(start + chunk_size, num_queries)
-        similarities = queries.embeddings[start:stop] @ unique.T
-        if column_of is not None:
-            similarities = similarities[:, column_of]
-        columns = [relevance.columns(query) for query in range(start, stop)]
-        similarities[excluded.pairs(start, stop)] = -np.inf
-        undecided = relevance.undecided(start, columns)
-        if undecided is not None:
-            similarities[undecided] = -np.inf
-        num_candidates[start:stop] = np.count_nonzero(similarities > -np.inf, axis=1)
-        for query, candidates, relevant_columns in zip(range(start, stop), similarities, columns, strict=True):
+
+    def score(rows: range, similarities: NDArray[np.float32], columns: Sequence[slice | IntArray]) -> None:
+        for query, candidates, relevant_columns in zip(rows, similarities, columns, strict=True):
+            num_candidates[query] = np.count_nonzero(candidates > -np.inf)
             relevant = candidates[relevant_columns]
             relevant = np.sort(relevant[relevant > -np.inf])
             if not len(relevant):
@@ -176,6 +171,27 @@ def _score(
             num_relevant[query] = len(relevant)
             best_above[query], best_tied[query] = above[-1], through[-1] - above[-1]
             best_relevant[query] = count_at_least(relevant, relevant[-1:])[0]
+
+    num_threads = torch.get_num_threads()
+    with ThreadPoolExecutor(num_threads) as threads:
+        for start in range(0, num_queries, chunk_size):
+            stop = min(start + chunk_size, num_queries)
+            similarities = queries.embeddings[start:stop] @ unique.T
+            if column_of is not None:
+                similarities = similarities[:, column_of]
+            columns = [relevance.columns(query) for query in range(start, stop)]
+            similarities[excluded.pairs(start, stop)] = -np.inf
+            undecided = relevance.undecided(start, columns)
+            if undecided is not None:
+                similarities[undecided] = -np.inf
+            bounds = [start + (stop - start) * part // num_threads for part in range(num_threads + 1)]
+            work = [(range(a, b), similarities[a - start : b - start], columns[a - start : b - start])
+                    for a, b in pairwise(bounds)]  # fmt: skip
+            if num_threads == 1:
+                score(*work[0])
+            else:  # numpy lets go of Python's lock in all that takes long here
+                for done in [threads.submit(score, *part) for part in work]:
+                    done.result()
 
     nothing_above = np.zeros_like(num_candidates)
     return AttributeRetrieval(
