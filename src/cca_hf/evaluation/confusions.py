@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
+from .candidates import to_numpy
 from .embeddings import Gallery
 
 _CHUNK = 1024  # queries
@@ -22,8 +24,8 @@ class Confusion(NamedTuple):
 
 
 def nearest_confusions(
-    embeddings: NDArray[np.float32],
-    labels: NDArray[np.int64],
+    embeddings: NDArray | torch.Tensor,
+    labels: NDArray | torch.Tensor,
     attributes: Mapping[str, Sequence[str]],
     *,
     groups: ArrayLike | None = None,
@@ -33,19 +35,21 @@ def nearest_confusions(
     """The most frequent confusions of each attribute, by number of pictures, the most frequent first.
 
     Args:
-        embeddings, labels, attributes, groups, gallery: as in `evaluate_embeddings`, as numpy arrays with an embedding
-            for each attribute. A picture and its near copies are no answer to itself; what is not labelled takes no
+        embeddings, labels, attributes, groups, gallery: as in `evaluate_embeddings`, with an embedding for each
+            attribute. A picture and its near copies are no answer to itself; what is not labelled takes no
             part.
         most: of each attribute.
     """
-    answers = Gallery(embeddings, labels, groups) if gallery is None else gallery
     itself = gallery is None
+    embeddings, labels = to_numpy(embeddings), to_numpy(labels)
+    answers = Gallery(embeddings, labels, groups) if gallery is None else gallery
+    their_embeddings, their_labels = to_numpy(answers.embeddings), to_numpy(answers.labels)
     found = {}
     for column, (name, values) in enumerate(attributes.items()):
         asked = np.flatnonzero(labels[:, column] >= 0)
-        answering = np.flatnonzero(np.asarray(answers.labels)[:, column] >= 0)
-        candidates = np.asarray(answers.embeddings)[answering, column]
-        shown = np.asarray(answers.labels)[answering, column]
+        answering = np.flatnonzero(their_labels[:, column] >= 0)
+        candidates = their_embeddings[answering, column]
+        shown = their_labels[answering, column]
         pairs: Counter[tuple[int, int]] = Counter()
         for start in range(0, len(asked), _CHUNK):
             rows = asked[start : start + _CHUNK]

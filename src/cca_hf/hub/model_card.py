@@ -153,7 +153,8 @@ def _on_hub(config: CCAConfig) -> bool:
 
 def _backbone(config: CCAConfig) -> str:
     if config.backbone_name is None:
-        return f"a {config.backbone_config.model_type} from scratch"
+        native: Any = config.backbone_config
+        return f"a {native.model_type} from scratch"
     return config.backbone_name if _on_hub(config) else Path(config.backbone_name).name
 
 
