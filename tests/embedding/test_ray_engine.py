@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cca_hf import UnreadableImageError
+from cca_hf.cli import main
 from cca_hf.cli_parts import load_encoder
 from cca_hf.embedding.catalogue import Catalogue
 from cca_hf.embedding.job import EmbeddingJob, embed_catalogue
@@ -127,3 +128,19 @@ def test_the_whole_job_is_killed(model, model_folder, pictures, tmp_path):
     assert not {"WARNING", "Actor", "deprecated"} & set(done.stderr.split()), "Ray talks of itself: " + done.stderr
     check_same(tmp_path / "plain", out)
     assert before.items() <= made(out).items()
+
+
+def test_words_that_do_not_go_together(monkeypatch, capsys):
+    words = ["embed", "--model", "m", "--images", "p", "--output_dir", "o"]
+    assert main([*words, "--ray_workers", "2"]) == 2
+    assert "--ray_workers is for --engine ray" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([*words, "--engine", "ray"]) == 2
+    assert "run it without a launcher" in capsys.readouterr().err
+
+
+def test_without_ray(monkeypatch, pictures, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r'pip install "cca_hf\[ray\]"'):
+        embed_catalogue_on_ray(lambda: None, Catalogue.from_folder(pictures), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
