@@ -46,8 +46,8 @@ class LanceSettings:
     """
     Args:
         vectors: how they are stored; half the disk with "float16". Only asked when an index is made.
-        graph: "exact" holds the vectors themselves. "8-bit" takes a quarter of the memory, 1 ms more a query (mixtures
-            take several times as long), and finds a little less. Only asked when an index is made.
+        graph: "exact" holds the vectors themselves. "8-bit" takes less than half of the memory (128 numbers, float32),
+            more time a query, and finds a little less. Only asked when an index is made.
         index_from: rows from which `optimize` builds a graph; fewer are compared one by one, which is as fast.
         storage_options: for buckets, as in `lancedb.connect`; credentials are found in the environment too.
     """
