@@ -1,8 +1,9 @@
 """How fast is a search, and how much does it find? The index beside an exact scan and beside faiss, in one run.
 
     cca embed --model out --dataset me/shoes --split train --output_dir embeddings
-    python scripts/benchmark_search.py --embeddings embeddings --output docs/benchmarks/search.json
-    python scripts/benchmark_search.py --embeddings embeddings --items 1000000 --attributes 1
+    python scripts/benchmark_search.py --embeddings embeddings --output docs/benchmarks   # search_<machine>.json
+    python scripts/benchmark_search.py --embeddings embeddings --graph 8-bit --output docs/benchmarks
+    python scripts/benchmark_search.py --embeddings embeddings --items 1000000 --attributes 1 --output docs/benchmarks
 
 The items are real embeddings, projected to `--dim` principal components, each repeated with a little noise until there
 are `--items`. One real embedding in ten is held out: these are the queries. Each question is asked again with a filter
@@ -14,7 +15,6 @@ query at a time; faiss (`pip install faiss-cpu`) and numpy take as many threads 
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -134,13 +134,14 @@ def megabytes(folder: Path) -> float:
 def run_build(folder: Path) -> dict:
     import lancedb
 
-    from cca_hf.search import AttributeIndex, CheckpointId, IndexSchema
+    from cca_hf.search import AttributeIndex, CheckpointId, IndexSchema, LanceSettings
 
+    settings = LanceSettings(graph=json.loads((folder / "graph.json").read_text()))
     items, prices = np.load(folder / "items.npy", mmap_mode="r"), np.load(folder / "prices.npy")
     names = json.loads((folder / "names.json").read_text())
     schema = IndexSchema(tuple(names), items.shape[2], {"price": "number"}, CheckpointId("", "benchmark"))
     started = time.perf_counter()
-    with AttributeIndex.create_from_schema(folder / "index", schema) as index:
+    with AttributeIndex.create_from_schema(folder / "index", schema, settings=settings) as index:
         for first in range(0, len(items), 10_000):
             part = slice(first, first + 10_000)
             ids = range(first, first + len(prices[part]))
@@ -217,7 +218,8 @@ def main() -> None:
     parser.add_argument("--attributes", type=int, default=4)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--queries", type=int, default=400)
-    parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
+    parser.add_argument("--graph", choices=("exact", "8-bit"), default="exact", help="see LanceSettings")
+    parser.add_argument("--output", type=Path, help="folder for search_<machine>.json; its other sizes are kept")
     parser.add_argument("--role", choices=ROLES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -234,8 +236,8 @@ def main() -> None:
         np.save(folder / "queries.npy", real[held_out][: arguments.queries])
         np.save(folder / "prices.npy", np.random.default_rng(2).uniform(0, 100, arguments.items))
         (folder / "names.json").write_text(json.dumps(names))
+        (folder / "graph.json").write_text(json.dumps(arguments.graph))
         result = {
-            "machine": platform.processor() or platform.machine(),
             "items": arguments.items,
             "real_embeddings": int((~held_out).sum()),
             "queries": int(min(held_out.sum(), arguments.queries)),
@@ -250,8 +252,14 @@ def main() -> None:
                 print(f"{engine:7}{question:17}" + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
     print("build  " + "  ".join(f"{name} {value:.1f}" for name, value in result["build"].items()))
     if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+        from speed_measures import file_name, machine_name  # here: they bring torch, and memory is measured above
+
+        machine = machine_name()
+        path = arguments.output / file_name(machine, "search")
+        earlier = json.loads(path.read_text()) if path.exists() else {}
+        size = f"{arguments.items} x {len(names)} x {real.shape[2]}, {arguments.graph}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"machine": machine, **earlier, size: result}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -57,9 +57,9 @@ def machine_name() -> str:
     return f"{cpu}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else cpu
 
 
-def file_name(machine: str) -> str:
+def file_name(machine: str, measured: str = "speed") -> str:
     """`AMD EPYC` -> `speed_amd_epyc.json`."""
-    return f"speed_{re.sub('[^a-z0-9]+', '_', machine.lower()).strip('_')}.json"
+    return f"{measured}_{re.sub('[^a-z0-9]+', '_', machine.lower()).strip('_')}.json"
 
 
 def write_jpegs(folder: Path, count: int) -> list[Path]:

@@ -3,8 +3,9 @@
 import json
 import os
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, TypedDict
 
 import typer
 
@@ -33,6 +34,24 @@ class OnUnreadable(StrEnum):
 
     ERROR = "error"
     SKIP = "skip"
+
+
+class Engine(StrEnum):
+    """What runs the work of 'cca embed'."""
+
+    LOOP = "loop"
+    RAY = "ray"
+
+
+class _Asked(TypedDict):
+    """What both engines are asked for."""
+
+    attributes: list[str] | None
+    dtype: Literal["float32", "float16", "int8"]
+    shard_size: int
+    num_workers: int | None
+    on_unreadable: Literal["error", "skip"]
+    show_progress: bool
 
 
 class Runtime(StrEnum):
@@ -82,7 +101,10 @@ def embed(
         Precision,
         typer.Option("--precision", help="The model computes in it. auto: as it was saved."),
     ] = Precision.AUTO,
-    batch_size: Annotated[int, typer.Option("--batch_size", metavar="NUMBER", min=1, help="Pictures a pass.")] = 32,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch_size", metavar="NUMBER", min=1, help="Pictures a pass. Default: 32; ray: what fits."),
+    ] = None,
     shard_size: Annotated[
         int,
         typer.Option("--shard_size", metavar="NUMBER", min=1, help="Pictures a file, a multiple of --batch_size."),
@@ -99,6 +121,13 @@ def embed(
         str | None,
         typer.Option("--device", metavar="NAME", help="cpu, cuda, mps, ... Default: the accelerator there is."),
     ] = None,
+    engine: Annotated[
+        Engine, typer.Option("--engine", help="loop: this process. ray: workers on this machine or a Ray cluster.")
+    ] = Engine.LOOP,
+    ray_workers: Annotated[
+        int | None,
+        typer.Option("--ray_workers", metavar="NUMBER", min=1, help="Default: one for each GPU, or each machine."),
+    ] = None,
 ) -> None:
     """Embed a catalogue into parquet files: an id and one embedding for each attribute a row.
 
@@ -110,38 +139,55 @@ def embed(
       cca embed --model me/cca-shoes --images catalogue/ --output_dir embeddings
       cca embed --model out --dataset me/shoes --split test --id_column sku --columns price brand --output_dir e
       accelerate launch --multi_gpu -m cca_hf.cli embed --model out --images catalogue/ --output_dir embeddings
+      RAY_ADDRESS=auto cca embed --engine ray --model out --images catalogue/ --output_dir embeddings
     """
     if (images is None) == (dataset is None):
         raise typer.BadParameter("give either --images or --dataset")
     if images is not None and (split or id_column or columns):
         raise typer.BadParameter("--split, --id_column and --columns are for a --dataset; plain files have none")
+    if engine is Engine.LOOP and ray_workers is not None:
+        raise typer.BadParameter("--ray_workers is for --engine ray")
+    if engine is Engine.RAY and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise typer.BadParameter("--engine ray starts its own workers; run it without a launcher")
     with stdout_kept_clean():
         from .embedding.catalogue import Catalogue
         from .embedding.job import embed_catalogue
 
-        rank, num_ranks, device = _place_among_processes(device)
         if images is not None:
-            catalogue = Catalogue.from_folder(images)
+            catalogue = Catalogue.from_folder(images.resolve())  # workers of Ray start in another folder
         else:
             catalogue = Catalogue.from_dataset(
                 dataset or "", split=split, image_column=image_column, id_column=id_column, columns=columns or ()
             )
-        done = embed_catalogue(
-            load_encoder(model, device, precision.value),
-            catalogue,
-            output_dir,
-            attributes=attributes,
-            dtype=dtype.value,
-            shard_size=shard_size,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            on_unreadable=on_unreadable.value,
-            rank=rank,
-            num_ranks=num_ranks,
-            show_progress=rank == 0,
-        )
+        rank, num_ranks, device = _place_among_processes(device)
+        asked: _Asked = {
+            "attributes": attributes,
+            "dtype": dtype.value,
+            "shard_size": shard_size,
+            "num_workers": num_workers,
+            "on_unreadable": on_unreadable.value,
+            "show_progress": rank == 0,
+        }
+        if engine is Engine.RAY:
+            from .embedding.ray_engine import embed_catalogue_on_ray
+
+            place = str(Path(model).resolve()) if Path(model).exists() else model
+            loading = partial(load_encoder, place, device, precision.value)
+            done = embed_catalogue_on_ray(
+                loading, catalogue, output_dir.resolve(), batch_size=batch_size, ray_workers=ray_workers, **asked
+            )
+        else:
+            done = embed_catalogue(
+                load_encoder(model, device, precision.value),
+                catalogue,
+                output_dir,
+                batch_size=batch_size or 32,
+                rank=rank,
+                num_ranks=num_ranks,
+                **asked,
+            )
     if rank == 0:
-        told = {"folder": str(done.folder), "pictures": done.num_items, "done": done.items}
+        told = {"folder": str(output_dir), "pictures": done.num_items, "done": done.items}
         print(json.dumps({**told, "unreadable": done.unreadable}, indent=2, ensure_ascii=False))
 
 

@@ -4,6 +4,7 @@ import io
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -72,6 +73,16 @@ def test_dataset(shop, tmp_path):
     shop.to_parquet(tmp_path / "train.parquet")
     again = Catalogue.from_dataset(tmp_path, image_column="photo", id_column="sku")
     assert again.fingerprint() == catalogue.fingerprint() != numbered.fingerprint()
+
+
+def test_lance(shop, tmp_path):
+    lance = pytest.importorskip("lance", reason='a data set in Lance needs pylance: pip install "cca_hf[lance]"')
+    rows = pa.table({"photo": [encoded(number) for number in range(6)], "sku": shop["sku"][:]})
+    lance.write_dataset(rows, tmp_path / "shop" / "train.lance")
+    catalogue = Catalogue.from_dataset(tmp_path / "shop", image_column="photo", id_column="sku")
+    want = Catalogue.from_dataset(shop, image_column="photo", id_column="sku")
+    assert [image["bytes"] for image in catalogue.images] == [image["bytes"] for image in want.images]
+    assert catalogue.fingerprint() == want.fingerprint()
 
 
 def test_refusals(shop):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from datasets import Features
 from transformers.utils import logging
 
 from ..models.encoding import PictureEncoder
@@ -30,6 +31,145 @@ class EmbeddedFolder:
         return self.items == self.num_items
 
 
+@dataclass(frozen=True)
+class EmbeddingJob:
+    """What is to be embedded and how, without the model; made by `begin`. A shard is its unit of work: whoever has the
+    model makes some of the missing ones, in any order and place.
+
+    Args:
+        folder: holds `manifest.json` and the shards that are finished.
+    """
+
+    catalogue: Catalogue
+    folder: Path
+    manifest: Manifest
+    num_workers: int | None
+    on_unreadable: Literal["error", "skip"]
+
+    @classmethod
+    def begin(
+        cls,
+        model: PictureEncoder,
+        catalogue: Catalogue,
+        folder: str | PathLike[str],
+        *,
+        attributes: Sequence[str] | None = None,
+        dtype: DType = "float32",
+        shard_size: int = 4096,
+        num_workers: int | None = None,
+        on_unreadable: Literal["error", "skip"] = "error",
+    ) -> "EmbeddingJob":
+        """Claims the folder, or goes on with what an earlier job left there; see `embed_catalogue`."""
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}; got {dtype!r}")
+        if shard_size < 1:
+            raise ValueError(f"shard_size must be at least 1; got {shard_size}")
+        ids = model.config.attribute_ids(None if attributes is None else list(attributes))
+        manifest = Manifest(
+            model=model.fingerprint(),
+            attributes=[model.config.attributes[place] for place in ids],
+            dim=model.config.embedding_dim or model.config.hidden_size,
+            dtype=dtype,
+            num_items=len(catalogue),
+            shard_size=shard_size,
+            columns=[name for name in catalogue.features if name != ITEM_ID],
+        )
+        job = cls(catalogue, Path(folder), manifest, num_workers, on_unreadable)
+        _ = job.features  # two columns of one name are an error before anything is written
+        manifest.write_or_compare(job.folder)
+        for shard, _, note in job._finished():
+            if note.made_from != catalogue.fingerprint(*manifest.range_of(shard)):
+                raise ValueError(
+                    f"{manifest.path_of(job.folder, shard)} was made from other pictures, or other ids, than those in "
+                    "its place now: give another folder, or delete this one"
+                )
+        return job
+
+    @property
+    def features(self) -> Features:
+        """Of the columns of a shard."""
+        manifest = self.manifest
+        return features_of(self.catalogue.features, manifest.attributes, manifest.dim, manifest.dtype)
+
+    def missing(self) -> list[int]:
+        """The shards that are not there yet."""
+        return [s for s in range(self.manifest.num_shards) if not self.manifest.path_of(self.folder, s).exists()]
+
+    def make(self, model: PictureEncoder, shards: Sequence[int], batch_size: int) -> Iterator[int]:
+        """Embeds and writes shards, one behind the other; pictures are read ahead across their borders, and a shard is
+        written while the next is embedded. All are on the disk when the iterator is exhausted.
+
+        Args:
+            shards: in rising order.
+            batch_size: pictures a pass; if there are several shards, a divisor of their size.
+
+        Yields:
+            Pictures done, batch by batch.
+        """
+        manifest = self.manifest
+        images = _Rows(self.catalogue.images, [manifest.range_of(shard) for shard in shards])
+        batches = model.encode_batches(
+            images,
+            manifest.attributes,
+            batch_size=batch_size,
+            num_workers=self.num_workers,
+            on_unreadable=self.on_unreadable,
+        )
+        features = self.features
+        with ThreadPoolExecutor(1, thread_name_prefix="write-shards") as writer:
+            writing: Future[None] | None = None
+            for shard in shards:
+                start, stop = manifest.range_of(shard)
+                before = images.place_of(start)
+                rows: list[int] = []
+                vectors: list[np.ndarray] = []
+                unreadable: dict[int, str] = {}
+                for _ in range(-(-(stop - start) // batch_size)):  # no batch is of two shards
+                    batch = next(batches)
+                    rows += [row - before for row in batch.rows]
+                    vectors.append(batch.values.numpy())
+                    unreadable |= {row - before: str(error) for row, error in batch.unreadable.items()}
+                    yield len(batch.rows) + len(batch.unreadable)
+                items = self.catalogue.rows(start, stop)
+                ids = items[ITEM_ID].to_pylist()
+                note = ShardNote(
+                    self.catalogue.fingerprint(start, stop),
+                    {str(ids[row]): reason for row, reason in unreadable.items()},
+                )
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(
+                    write_shard,
+                    manifest.path_of(self.folder, shard),
+                    items.take(rows),
+                    np.concatenate(vectors),
+                    manifest.attributes,
+                    features,
+                    note,
+                )
+            if writing is not None:
+                writing.result()
+
+    def describe(self) -> EmbeddedFolder:
+        """What is in the folder now, whoever made it."""
+        items = 0
+        unreadable: dict[str, str] = {}
+        for shard, _, note in self._finished():
+            start, stop = self.manifest.range_of(shard)
+            items += stop - start
+            unreadable |= note.unreadable
+        return EmbeddedFolder(self.folder, self.manifest.num_items, items, unreadable)
+
+    def pictures_in(self, shards: Sequence[int]) -> int:
+        return sum(stop - start for start, stop in map(self.manifest.range_of, shards))
+
+    def _finished(self) -> Iterator[tuple[int, int, ShardNote]]:
+        for shard in range(self.manifest.num_shards):
+            path = self.manifest.path_of(self.folder, shard)
+            if path.exists():
+                yield shard, *read_note(path)
+
+
 def embed_catalogue(
     model: PictureEncoder,
     catalogue: Catalogue,
@@ -45,7 +185,7 @@ def embed_catalogue(
     num_ranks: int = 1,
     show_progress: bool = True,
 ) -> EmbeddedFolder:
-    """Embeds what is not embedded yet.
+    """Embeds what is not embedded yet, in this process.
 
     Args:
         folder: gets `manifest.json` and the shards, see `embedding/shards.py`. One that an earlier call has left
@@ -63,64 +203,25 @@ def embed_catalogue(
         ValueError: the folder holds the embeddings of another model, of other pictures, or in another form.
         UnreadableImageError: for a picture that cannot be read; finished shards are kept.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}; got {dtype!r}")
-    if shard_size < 1 or batch_size < 1 or shard_size % batch_size:
+    if batch_size < 1 or shard_size % batch_size:
         raise ValueError(f"shard_size must be a multiple of batch_size; got {shard_size} and {batch_size}")
-    ids = model.config.attribute_ids(None if attributes is None else list(attributes))
-    names = [model.config.attributes[place] for place in ids]
-    manifest = Manifest(
-        model=model.fingerprint(),
-        attributes=names,
-        dim=model.config.embedding_dim or model.config.hidden_size,
+    job = EmbeddingJob.begin(
+        model,
+        catalogue,
+        folder,
+        attributes=attributes,
         dtype=dtype,
-        num_items=len(catalogue),
         shard_size=shard_size,
-        columns=[name for name in catalogue.features if name != ITEM_ID],
+        num_workers=num_workers,
+        on_unreadable=on_unreadable,
     )
-    features = features_of(catalogue.features, names, manifest.dim, dtype)
-    target = Path(folder)
-    manifest.write_or_compare(target)
-    _check_finished(manifest, target, catalogue)
-    todo = [s for s in range(rank, manifest.num_shards, num_ranks) if not manifest.path_of(target, s).exists()]
-    images = _Rows(catalogue.images, [manifest.range_of(shard) for shard in todo])
-    batches = model.encode_batches(
-        images, names, batch_size=batch_size, num_workers=num_workers, on_unreadable=on_unreadable
-    )
-    progress = logging.tqdm(total=len(images), desc="Embedding", unit="picture", disable=not show_progress)
-    with ThreadPoolExecutor(1, thread_name_prefix="write-shards") as writer, progress:
-        writing: Future[None] | None = None
-        for shard in todo:
-            start, stop = manifest.range_of(shard)
-            before = images.place_of(start)
-            rows: list[int] = []
-            vectors: list[np.ndarray] = []
-            unreadable: dict[int, str] = {}
-            for _ in range(-(-(stop - start) // batch_size)):  # no batch is of two shards
-                batch = next(batches)
-                rows += [row - before for row in batch.rows]
-                vectors.append(batch.values.numpy())
-                unreadable |= {row - before: str(error) for row, error in batch.unreadable.items()}
-                progress.update(len(batch.rows) + len(batch.unreadable))
-            items = catalogue.rows(start, stop)
-            ids = items[ITEM_ID].to_pylist()
-            note = ShardNote(
-                catalogue.fingerprint(start, stop), {str(ids[row]): reason for row, reason in unreadable.items()}
-            )
-            if writing is not None:
-                writing.result()
-            writing = writer.submit(
-                write_shard,
-                manifest.path_of(target, shard),
-                items.take(rows),
-                np.concatenate(vectors),
-                names,
-                features,
-                note,
-            )
-        if writing is not None:
-            writing.result()
-    return _describe(manifest, target)
+    own = [shard for shard in job.missing() if shard % num_ranks == rank]
+    with logging.tqdm(
+        total=job.pictures_in(own), desc="Embedding", unit="picture", disable=not show_progress
+    ) as progress:
+        for pictures in job.make(model, own, batch_size):
+            progress.update(pictures)
+    return job.describe()
 
 
 class _Rows(Sequence[ImageInput]):
@@ -144,29 +245,3 @@ class _Rows(Sequence[ImageInput]):
             raise IndexError(place)
         own = int(np.searchsorted(self.ends, place, side="right"))
         return self.images[int(self.starts[own]) + place - (int(self.ends[own - 1]) if own else 0)]
-
-
-def _finished(manifest: Manifest, folder: Path) -> Iterator[tuple[int, int, ShardNote]]:
-    for shard in range(manifest.num_shards):
-        path = manifest.path_of(folder, shard)
-        if path.exists():
-            yield shard, *read_note(path)
-
-
-def _check_finished(manifest: Manifest, folder: Path, catalogue: Catalogue) -> None:
-    for shard, _, note in _finished(manifest, folder):
-        if note.made_from != catalogue.fingerprint(*manifest.range_of(shard)):
-            raise ValueError(
-                f"{manifest.path_of(folder, shard)} was made from other pictures, or other ids, than those in its "
-                "place now: give another folder, or delete this one"
-            )
-
-
-def _describe(manifest: Manifest, folder: Path) -> EmbeddedFolder:
-    items = 0
-    unreadable: dict[str, str] = {}
-    for shard, _, note in _finished(manifest, folder):
-        start, stop = manifest.range_of(shard)
-        items += stop - start
-        unreadable |= note.unreadable
-    return EmbeddedFolder(folder, manifest.num_items, items, unreadable)

@@ -134,6 +134,8 @@ def write_shard(
     pq.write_table(table, written, compression={name: "none" if name in plain else "zstd" for name in features},
                    use_dictionary=others or False, write_statistics=others or False)  # fmt: skip
     _appear(written, path)
+    for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed while it wrote this shard
+        left.unlink(missing_ok=True)
 
 
 def read_note(path: Path) -> tuple[int, ShardNote]:

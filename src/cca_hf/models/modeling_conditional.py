@@ -224,7 +224,7 @@ class CCAPreTrainedModel(PictureEncoder, PreTrainedModel):
         else:
             output = CCAModelOutput(
                 embeddings=embed_in_micro_batches(
-                    lambda *rows: self._answer(*rows).embeddings,
+                    lambda *rows: self._answer(*rows).to_tuple()[0],
                     micro_batch_size,
                     pixel_values,
                     attribute_ids,

@@ -27,7 +27,8 @@ _TABLE = "items"
 _KEY = b"cca_hf.index"
 _NOTE = "cca_hf.note"
 _LOCK = ".writer.lock"
-# A graph of 16 neighbours over 8-bit vectors, and what it finds ranked by the vectors themselves.
+_GRAPH = b"cca_hf.graph"
+# A graph of 16 neighbours; over 8-bit vectors, what it finds is ranked by the vectors themselves.
 _NEIGHBOURS = 16
 _BUILD_EFFORT = 100
 _SEARCH_EFFORT = 100
@@ -45,17 +46,22 @@ class LanceSettings:
     """
     Args:
         vectors: how they are stored; half the disk with "float16". Only asked when an index is made.
+        graph: "exact" holds the vectors themselves. "8-bit" takes less than half of the memory (128 numbers, float32),
+            more time a query, and finds a little less. Only asked when an index is made.
         index_from: rows from which `optimize` builds a graph; fewer are compared one by one, which is as fast.
         storage_options: for buckets, as in `lancedb.connect`; credentials are found in the environment too.
     """
 
     vectors: Literal["float32", "float16"] = "float32"
+    graph: Literal["exact", "8-bit"] = "exact"
     index_from: int = 20_000
     storage_options: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.vectors not in ("float32", "float16"):
             raise ValueError(f"vectors must be 'float32' or 'float16'; got {self.vectors!r}")
+        if self.graph not in ("exact", "8-bit"):
+            raise ValueError(f"graph must be 'exact' or '8-bit'; got {self.graph!r}")
 
 
 class LanceStore:
@@ -74,6 +80,7 @@ class LanceStore:
         vectors = {self.schema.vector_column(attribute) for attribute in self.schema.attributes}
         self._written = pa.schema([stored.field(name) for name in self.schema.arrow().names])
         self._vectors = vectors
+        self._exact = stored.metadata[_GRAPH] == b"exact"
 
     @classmethod
     def create(cls, location: str, schema: IndexSchema, settings: LanceSettings) -> "LanceStore":
@@ -91,7 +98,7 @@ class LanceStore:
                 each.with_type(pa.list_(kind, schema.dim)) if pa.types.is_fixed_size_list(each.type) else each
                 for each in schema.arrow()
             ]
-            stored = pa.schema(fields, metadata={_KEY: schema.to_json()})
+            stored = pa.schema(fields, metadata={_KEY: schema.to_json(), _GRAPH: settings.graph.encode()})
             store = cls(location, settings, lock, _run(connection.create_table(_TABLE, schema=stored)))
             undo.pop_all()
             return store
@@ -161,10 +168,11 @@ class LanceStore:
             .column(self.schema.vector_column(attribute))
             .distance_type("cosine")
             .ef(max(_SEARCH_EFFORT, count + count // 2))
-            .refine_factor(_REFINE if count <= _SEARCH_EFFORT else 1)
             .limit(count)
             .select([ITEM_ID, *columns, "_distance"])
         )
+        if not self._exact:
+            search = search.refine_factor(_REFINE if count <= _SEARCH_EFFORT else 1)
         if condition is not None:
             search = search.where(to_sql(condition))
         found = _run(search.to_arrow())
@@ -194,7 +202,7 @@ class LanceStore:
         return _run(self._table.count_rows(None if condition is None else to_sql(condition)))
 
     def optimize(self) -> None:
-        from lancedb.index import Bitmap, BTree, HnswSq
+        from lancedb.index import Bitmap, BTree, HnswFlat, HnswSq
 
         rows = self.count(None)
         with _failures(self.location):
@@ -207,7 +215,7 @@ class LanceStore:
                 for name, kind in self.schema.filterable.items():
                     if name not in indexed:
                         _run(self._table.create_index(name, config=Bitmap() if kind == "boolean" else BTree()))
-                graph = HnswSq(
+                graph = (HnswFlat if self._exact else HnswSq)(
                     distance_type="cosine",
                     num_partitions=max(1, round(rows / _ROWS_A_GRAPH)),
                     m=_NEIGHBOURS,

@@ -1,0 +1,146 @@
+"""Ray's workers: the files of the plain loop, whoever dies on the way. Real processes of Ray, on this machine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from cca_hf import UnreadableImageError
+from cca_hf.cli import main
+from cca_hf.cli_parts import load_encoder
+from cca_hf.embedding.catalogue import Catalogue
+from cca_hf.embedding.job import EmbeddingJob, embed_catalogue
+from cca_hf.embedding.ray_engine import ShardMaker, embed_catalogue_on_ray
+from cca_hf.embedding.tries import MOST, Tries
+
+HERE = str(Path(__file__).parent)
+sys.path.insert(0, HERE)
+import mortal  # noqa: E402
+
+ray = pytest.importorskip("ray", reason='the engine needs Ray Data: pip install "cca_hf[ray]"')
+SIZES = {"shard_size": 8, "batch_size": 4, "show_progress": False}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([HERE, *sys.path]))  # of the workers, which load models of `mortal`
+        ray.init(num_cpus=2, object_store_memory=80_000_000, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+def check_same(one: Path, other: Path) -> None:
+    """The same files, rows and notes; vectors are within what another number of threads makes of them."""
+    names = sorted(path.name for path in one.iterdir())
+    assert names == sorted(path.name for path in other.iterdir()) and len(names) == 7
+    assert (one / "manifest.json").read_bytes() == (other / "manifest.json").read_bytes()
+    for name in names[:-1]:
+        left, right = pq.read_table(one / name), pq.read_table(other / name)
+        assert left.schema.equals(right.schema, check_metadata=True)
+        for column in left.column_names:
+            if not column.startswith("embedding_"):
+                assert left[column].equals(right[column])
+                continue
+            vectors = [table[column].combine_chunks().flatten().to_numpy() for table in (left, right)]
+            np.testing.assert_allclose(*vectors, atol=1e-6)
+
+
+def made(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.glob("embeddings-*")}
+
+
+def test_same_files_though_a_worker_dies(cluster, model, model_folder, pictures, tmp_path):
+    """Begun by the plain loop, with a picture that cannot be read; a worker is killed inside a shard."""
+    whole = (pictures / "right/001.jpg").read_bytes()
+    (pictures / "right/001.jpg").write_bytes(whole[: len(whole) // 2])
+    catalogue = Catalogue.from_folder(pictures)
+    plain, out, lives = (tmp_path / name for name in ("plain", "out", "lives"))
+    embed_catalogue(model, catalogue, plain, on_unreadable="skip", **SIZES)
+    embed_catalogue(model, catalogue, out, on_unreadable="skip", rank=1, num_ranks=3, **SIZES)
+    before = made(out)
+    assert len(before) == 2
+    lives.mkdir()
+    (lives / "one").touch()
+    loading = partial(mortal.load_mortal, model_folder, lives)
+    done = embed_catalogue_on_ray(loading, catalogue, out, on_unreadable="skip", ray_workers=2, **SIZES)
+    assert not list(lives.iterdir()), "no worker died"
+    assert done.complete and list(done.unreadable) == ["right/001.jpg"]
+    check_same(plain, out)
+    assert before.items() <= made(out).items()
+    again = made(out)
+    assert embed_catalogue_on_ray(loading, catalogue, out, on_unreadable="skip", **SIZES) == done
+    assert made(out) == again
+
+
+def test_what_a_worker_tells(cluster, model_folder, model, pictures, tmp_path):
+    (pictures / "left/000.png").write_bytes(b"no picture")
+    job = EmbeddingJob.begin(model, Catalogue.from_folder(pictures), tmp_path / "out", shard_size=8)
+    tries = ray.remote(Tries).options(num_cpus=0).remote()
+    worker = ShardMaker(partial(mortal.load_small, model_folder, 3), job, None, tries)
+    assert worker.batch_size == 32
+    assert worker({"item": np.array([5])}) == {"pictures": [2], "unreadable": [""], "died": [""]}
+    assert worker.batch_size == 32  # the last shard holds two pictures
+    assert worker({"item": np.array([1])})["pictures"] == [8]
+    assert worker.batch_size == 2 and len(made(tmp_path / "out")) == 2
+    for _ in range(MOST):
+        (told,) = worker({"item": np.array([0])})["unreadable"]
+        assert "000.png cannot be read as a picture" in told
+    (told,) = worker({"item": np.array([0])})["died"]
+    assert f"{MOST} workers in turn died at the pictures 0 to 7 of the catalogue" in told
+    worker.batch_size = 1
+    worker.model._embed = lambda *_: (_ for _ in ()).throw(RuntimeError("CUDA out of memory. Tried to allocate"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        worker({"item": np.array([2])})
+    loading = partial(load_encoder, str(model_folder), "cpu")
+    with pytest.raises(UnreadableImageError, match="000.png cannot be read as a picture"):
+        embed_catalogue_on_ray(loading, job.catalogue, tmp_path / "out", shard_size=8, show_progress=False)
+    with pytest.raises(ValueError, match="at least 1; got 0 and None"):
+        embed_catalogue_on_ray(loading, job.catalogue, tmp_path / "out", batch_size=0)
+
+
+def test_the_whole_job_is_killed(model, model_folder, pictures, tmp_path):
+    """The command, killed when two of six files are there; started again, it makes the other four alone."""
+    embed_catalogue(model, Catalogue.from_folder(pictures), tmp_path / "plain", **SIZES)
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "cca_hf.cli", "embed", "--engine", "ray", "--model", model_folder]
+    words += ["--images", pictures, "--output_dir", out, "--shard_size", "8", "--batch_size", "4"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    while len(made(out)) < 2 and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    time.sleep(1)  # a worker lives on for a moment
+    before = made(out)
+    assert 2 <= len(before) < 6
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"folder": str(out), "pictures": 42, "done": 42, "unreadable": {}}
+    assert not {"WARNING", "Actor", "deprecated"} & set(done.stderr.split()), "Ray talks of itself: " + done.stderr
+    check_same(tmp_path / "plain", out)
+    assert before.items() <= made(out).items()
+
+
+def test_words_that_do_not_go_together(monkeypatch, capsys):
+    words = ["embed", "--model", "m", "--images", "p", "--output_dir", "o"]
+    assert main([*words, "--ray_workers", "2"]) == 2
+    assert "--ray_workers is for --engine ray" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([*words, "--engine", "ray"]) == 2
+    assert "run it without a launcher" in capsys.readouterr().err
+
+
+def test_without_ray(monkeypatch, pictures, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r'pip install "cca_hf\[ray\]"'):
+        embed_catalogue_on_ray(lambda: None, Catalogue.from_folder(pictures), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
