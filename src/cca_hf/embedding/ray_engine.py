@@ -122,7 +122,7 @@ class ShardMaker:
         import ray
 
         shard = int(block["item"][0])
-        told = {"pictures": [0], "unreadable": [""], "died": [""]}
+        told: dict[str, list] = {"pictures": [0], "unreadable": [""], "died": [""]}
         if ray.get(self.tries.begin.remote(shard)) > MOST:
             first, last = self.job.manifest.range_of(shard)
             told["died"] = [
@@ -155,7 +155,7 @@ def _running_ray() -> Iterator[None]:
     if own:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of how Ray Data itself makes actors
         python_logging.getLogger("ray.data").setLevel(python_logging.ERROR)
-        ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
+        ray.init(log_to_driver=False, logging_level=python_logging.ERROR, include_dashboard=False)
     try:
         yield
     finally:
@@ -163,7 +163,7 @@ def _running_ray() -> Iterator[None]:
             ray.shutdown()
 
 
-def _share_out(workers: int | None, shards: int) -> tuple[int, dict[str, float]]:
+def _share_out(workers: int | None, shards: int) -> tuple[int, dict[str, Any]]:
     """How many workers, and what of a machine is each one's."""
     import ray
 
