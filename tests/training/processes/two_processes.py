@@ -18,6 +18,7 @@ from cca_hf.evaluation.evaluator import evaluate_embeddings
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.arguments import CCATrainingArguments
 from cca_hf.training.hard_negatives import IMAGES_PER_VALUE
+from cca_hf.training.objective import Objective
 from cca_hf.training.trainer import CCATrainer
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "patch_size": 8}
@@ -52,7 +53,7 @@ class KeepGradients(TrainerCallback):
 
 
 def check_gradients(data, output_dir: Path, **loss) -> None:
-    """Of the first step: those of the joined batch on one process, and the loss that is logged is its loss."""
+    """Of the first step: those of the joined batch on one process, and so are the logged loss and the proxies."""
     gradients = KeepGradients()
     args = make_args(output_dir, max_steps=1, eval_strategy="no", save_strategy="no", **loss)
     trainer = CCATrainer(make_model(data.attributes), args, data, callbacks=[gradients])
@@ -63,8 +64,10 @@ def check_gradients(data, output_dir: Path, **loss) -> None:
     batches = iter(stream)
     joined = trainer._train_collator(trainer.train_dataset.__getitems__(next(batches) + next(batches)))
     every = torch.arange(len(data.attributes)).expand(16, -1)
-    expected = trainer.loss(alone(joined["pixel_values"], every).embeddings, joined["labels"]).loss
+    objective = Objective(args, [len(values) for values in data.attributes.values()], alone.config.hidden_size)
+    expected = objective(alone(joined["pixel_values"], every).embeddings, joined["labels"]).loss
     expected.backward()
+    torch.testing.assert_close(trainer.loss.proxies.vectors, objective.proxies.vectors, atol=1e-6, rtol=1e-5)
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert abs(logged[0] - expected.item()) < 1e-5 * abs(expected.item()), (logged, expected)
     for name, parameter in alone.named_parameters():
