@@ -68,8 +68,8 @@ def test_all_methods_in_one_table(script, config, tmp_path, capsys):
     for method in methods.values():
         assert 0 < method["metrics"]["map"]["mean"] < 1 and method["metrics"]["map"]["std"] == 0
         assert method["ms_per_image"] > 0
-    for title in ("CSN", "ASEN", "one network per attribute"):
-        assert f"\n{title} " in printed
+    for name in ("csn", "asen", "separate", "separate-each"):
+        assert f"\n{script.METHODS[name].title} " in printed
     assert (tmp_path / "quality.png").stat().st_size > 1000
 
     size = {name: method["parameters"] for name, method in methods.items()}
@@ -122,6 +122,20 @@ def test_one_network_per_attribute_goes_on_where_it_was_killed(script, config, t
     assert {"map_shape", "map_colour"} <= set(run["metrics"])
     joined = AutoModel.from_pretrained(tmp_path / "models" / "separate-seed0")
     assert sum(p.numel() for p in joined.parameters()) == run["parameters"]
+
+
+def test_one_budget_for_all_networks_or_for_each(script, config, tmp_path, monkeypatch):
+    epochs: list[float] = []
+    train = script.CCATrainer.train
+
+    def look(trainer, **options):
+        epochs.append(trainer.args.num_train_epochs)
+        return train(trainer, **options)
+
+    monkeypatch.setattr(script.CCATrainer, "train", look)
+    script.main(words(config, tmp_path, "--methods", "separate", "separate-each", "cca-one-hot", "--seeds", "0"))
+    shared, each, one = epochs[:2], epochs[2:4], epochs[4]
+    assert each == [one, one] and shared == [one / 2, one / 2]  # two attributes
 
 
 def test_what_another_process_is_at_is_left_to_it(script, config, tmp_path, capsys):

@@ -154,7 +154,8 @@ def embed(
         from .embedding.job import embed_catalogue
 
         if images is not None:
-            catalogue = Catalogue.from_folder(images.resolve())  # workers of Ray start in another folder
+            # workers of Ray start in another folder
+            catalogue = Catalogue.from_folder(images.resolve() if engine is Engine.RAY else images)
         else:
             catalogue = Catalogue.from_dataset(
                 dataset or "", split=split, image_column=image_column, id_column=id_column, columns=columns or ()
