@@ -88,7 +88,7 @@ def make_model_card(
         method="a single space (the baseline of CCA)"
         if config.condition_embedding == "none" and config.model_type == "cca"
         else _METHODS[config.model_type],
-        backbone=f"[{backbone}](https://huggingface.co/{backbone})" if _on_hub(config) else f"`{backbone}`",
+        backbone=f"[{backbone}](https://huggingface.co/{backbone})" if _on_hub(config) else backbone,
         dataset=f"[{run.dataset}](https://huggingface.co/datasets/{run.dataset})"
         if run.dataset_on_hub
         else f"`{run.dataset}`",
@@ -154,8 +154,8 @@ def _on_hub(config: CCAConfig) -> bool:
 def _backbone(config: CCAConfig) -> str:
     if config.backbone_name is None:
         native: Any = config.backbone_config
-        return f"a {native.model_type} from scratch"
-    return config.backbone_name if _on_hub(config) else Path(config.backbone_name).name
+        return f"a network of type `{native.model_type}`, from scratch"
+    return config.backbone_name if _on_hub(config) else f"`{Path(config.backbone_name).name}`"
 
 
 def _values_row(name: str, counts: Mapping[str, int]) -> dict[str, Any]:
