@@ -28,6 +28,7 @@ from transformers import set_seed
 
 from cca_hf import AttributeDataset, CCAModel, CCATrainer, EvaluationResult
 from cca_hf.evaluation.evaluator import BackboneEvaluator
+from cca_hf.evaluation.json_file import write_json
 from cca_hf.evaluation.text_table import format_table, percent
 from cca_hf.models.modeling_asen import ASENModel
 from cca_hf.models.modeling_conditional import CCAPreTrainedModel
@@ -104,7 +105,7 @@ class Benchmark:
                 if not path.exists():
                     print(f"\n{METHODS[method].title}, seed {seed}", flush=True)
                     run = self._measure_frozen() if method == "frozen" else self._train(method, seed)
-                    _write(path, run | {"method": method, "seed": seed, "settings": self.settings})
+                    write_json(run | {"method": method, "seed": seed, "settings": self.settings}, path)
         except Timeout:
             print(f"{method}, seed {seed}: another process is at it", flush=True)
 
@@ -192,7 +193,7 @@ class Benchmark:
         result = trainer.evaluation_result
         assert result is not None  # one process
         trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-        _write(done, {"result": result.to_dict(), "trained": trained, "seconds": seconds})
+        write_json({"result": result.to_dict(), "trained": trained, "seconds": seconds}, done)
         return Trained(trainer.model, result, trained, seconds)
 
 
@@ -274,7 +275,7 @@ def table_cells(methods: dict[str, dict[str, Any]], attributes: list[str]) -> tu
 def write_tables(folder: Path, methods: dict[str, dict[str, Any]], settings: list[str], attributes: list[str]) -> None:
     machine = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
     content = {"settings": settings, "torch": torch.__version__, **machine, "methods": methods}
-    _write(folder / "quality.json", content)
+    write_json(content, folder / "quality.json")
     header, rows = table_cells(methods, attributes)
     print(f"\n{format_table(header, [rows])}")
     lines = [header, ["---"] * len(header), *rows]
@@ -307,14 +308,6 @@ def draw(path: Path, methods: dict[str, dict[str, Any]]) -> None:
     axes.set_xlabel("mAP in %, mean of the attributes, test split", color=MUTED, fontsize=9)
     quiet(axes)
     figure.savefig(path, dpi=150)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_suffix(".written")
-    written.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    written.replace(path)
 
 
 def main(argv: list[str] | None = None) -> None:

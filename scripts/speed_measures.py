@@ -1,7 +1,6 @@
 """What the speed benchmarks share: work done in turns, the machine's own matrix product, pictures, how they report."""
 
 import json
-import platform
 import re
 import statistics
 import time
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+
+from cca_hf.training.run_record import processor_name
 
 PICTURE_SIDE = 500  # pixels of the JPEG files, about what catalogues have
 PEAK_SIZE = {"cpu": 2048, "cuda": 8192}  # of the square matrices that show what the machine can do
@@ -49,11 +50,7 @@ def matmul_at_peak(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[
 
 def machine_name() -> str:
     """The processor's name, and the accelerator's where there is one."""
-    cpu = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        found = re.search(r"model name\s*:\s*(.+)", information.read_text())
-        cpu = found[1].strip() if found else cpu
+    cpu = processor_name()
     return f"{cpu}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else cpu
 
 

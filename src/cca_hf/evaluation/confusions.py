@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from .embeddings import Gallery
 _CHUNK = 1024  # queries
 
 
-class Confusion(NamedTuple):
+@dataclass(frozen=True)
+class Confusion:
     """Of `queries` pictures of `value`, the nearest other picture shows `taken_for` for the given share."""
 
     value: str

@@ -5,6 +5,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -97,6 +98,22 @@ def evaluate_embeddings(
     if unlabelled:
         logger.warning("No query is labelled with %s: left out of the evaluation", ", ".join(unlabelled))
     return EvaluationResult(tuple(results), tuple(unlabelled))
+
+
+def evaluate_splits(
+    data: AttributeDataset, queries: Gallery, gallery: Gallery | None, splits: Sequence[str]
+) -> EvaluationResult:
+    """[`evaluate_embeddings`] of what `Gallery.of_split` made, with the coverage of the `splits` it was made of."""
+    result = evaluate_embeddings(
+        queries.embeddings,
+        queries.labels,
+        data.attributes,
+        groups=queries.groups,
+        all_values=queries.all_values,
+        maybe_values=queries.maybe_values,
+        gallery=gallery,
+    )
+    return replace(result, coverage=data.coverage_of(*splits))
 
 
 def _retrieve(

@@ -6,7 +6,6 @@ backbone, never asked anything.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from ..models.encoding import pixel_batches
 from ..models.images import ImageInput
 from ..models.modeling_cca import CCAModel
 from .candidates import to_numpy
-from .embeddings import Gallery, evaluate_embeddings
+from .embeddings import Gallery, evaluate_splits
 from .result import EvaluationResult
 
 logger = logging.getLogger(__name__)
@@ -76,17 +75,8 @@ class RetrievalEvaluator:
         check_attributes(model, self.dataset.attributes)
         gallery = None if self.gallery_split is None else self._embedded(model, self.gallery_split)
         queries = self._embedded(model, self.query_split)
-        result = evaluate_embeddings(
-            queries.embeddings,
-            queries.labels,
-            self.dataset.attributes,
-            groups=queries.groups,
-            all_values=queries.all_values,
-            maybe_values=queries.maybe_values,
-            gallery=gallery,
-        )
         splits = [split for split in (self.query_split, self.gallery_split) if split is not None]
-        return replace(result, coverage=self.dataset.coverage_of(*splits))
+        return evaluate_splits(self.dataset, queries, gallery, splits)
 
     def embed(self, model: CCAModel, images: Sequence[ImageInput]) -> NDArray[np.float32]:
         """(images, attributes, dim), the attributes in the order of the data set."""

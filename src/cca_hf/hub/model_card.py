@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 
 from ..evaluation.entanglement_result import EntanglementResult
+from ..evaluation.json_file import write_text
 from ..evaluation.report import comparison_rows
 from ..evaluation.result import EvaluationResult
 from ..evaluation.text_table import percent
@@ -63,11 +64,7 @@ def write_model_card(
     if state.exists():
         _draw_curves(json.loads(state.read_text(encoding="utf-8"))["log_history"], folder / "training.png")
     card = make_model_card(folder, model_id=model_id, baselines=baselines, licence=licence)
-    path = folder / "README.md"
-    unfinished = folder / "README.md.unfinished"
-    unfinished.write_text(str(card), encoding="utf-8")
-    unfinished.replace(path)
-    return path
+    return write_text(str(card), folder / "README.md")
 
 
 def make_model_card(

@@ -62,27 +62,29 @@ class CrossAttention(nn.Module):
         """
         query = self._split_heads(self.q_proj(query_states))  # (B, heads, Q, head_dim)
         eager = output_attentions or self.config._attn_implementation == "eager"
+        weights: torch.Tensor | None
         if eager and self._absorbing_is_cheaper(query.shape[2]):
             answers, weights = self._attend_without_keys(query, token_states)
-            answers = self.o_proj(answers.flatten(2))
-            return answers, weights if output_attentions else None
-        key = self._split_heads(self.k_proj(token_states))  # (B, heads, N, head_dim)
-        value = self._split_heads(self.v_proj(token_states))  # (B, heads, N, head_dim)
+        else:
+            answers, weights = self._attend_to_keys(query, token_states, eager)
+        answers = self.o_proj(answers.flatten(2))  # (B, Q, heads, head_dim) -> (B, Q, D)
+        return answers, weights if output_attentions else None
 
+    def _attend_to_keys(
+        self, query: torch.Tensor, token_states: torch.Tensor, eager: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         attend: Callable = eager_attention_forward
-        if not output_attentions:
+        if not eager:
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        answers, weights = attend(
+        return attend(
             self,
             query,
-            key,
-            value,
+            self._split_heads(self.k_proj(token_states)),  # (B, heads, N, head_dim)
+            self._split_heads(self.v_proj(token_states)),  # (B, heads, N, head_dim)
             None,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
         )
-        answers = self.o_proj(answers.flatten(2))  # (B, Q, heads, head_dim) -> (B, Q, D)
-        return answers, weights if output_attentions else None
 
     def _absorbing_is_cheaper(self, num_queries: int) -> bool:
         """Keys and values cost hidden_size products a token and channel, doing without them queries * heads."""

@@ -84,13 +84,13 @@ class RunRecord:
         own = {each.name for each in fields(CCATrainingArguments)} - {
             each.name for each in fields(transformers.TrainingArguments)
         }
-        settings = {name: getattr(args, name) for name in (*_THEIRS, *sorted(own - {*_PLACES}))}
+        settings = args.to_dict()  # plain values
         return cls(
             dataset=Path(dataset).resolve().name if folder else dataset,
             dataset_on_hub=not folder,
             splits={split: dataset.num_rows for split, dataset in data.splits.items()},
             value_counts=counts,
-            settings={name: getattr(value, "value", value) for name, value in settings.items()},
+            settings={name: settings[name] for name in (*_THEIRS, *sorted(own - {*_PLACES}))},
             hardware=_hardware(args),
             versions={
                 "python": platform.python_version(),
@@ -103,7 +103,7 @@ class RunRecord:
 
     def save(self, folder: str | PathLike[str]) -> Path:
         """As `run.json`."""
-        return write_json(asdict(self) | {"confusions": self._plain_confusions()}, Path(folder) / FILE_NAME)
+        return write_json(asdict(self), Path(folder) / FILE_NAME)
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> "RunRecord":
@@ -118,19 +118,16 @@ class RunRecord:
         }
         return cls(**content)
 
-    def _plain_confusions(self) -> dict[str, list[dict[str, Any]]]:
-        return {name: [each._asdict() for each in pairs] for name, pairs in self.confusions.items()}
-
 
 def _hardware(args: CCATrainingArguments) -> str:
     processes = f"{args.world_size} processes, " if args.world_size > 1 else ""
     if args.device.type == "cuda":
         return f"{processes}{torch.cuda.get_device_name(args.device)}"
     threads = torch.get_num_threads()
-    return f"{processes}{args.device.type.upper()} ({_processor()}, {threads} thread{'s' if threads > 1 else ''})"
+    return f"{processes}{args.device.type.upper()} ({processor_name()}, {threads} thread{'s' if threads > 1 else ''})"
 
 
-def _processor() -> str:
+def processor_name() -> str:
     """What the machine calls its processor; nothing says it on all systems."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -33,6 +33,7 @@ from cca_hf.data.sampler import SampleKey
 from cca_hf.data.schema import IMAGE_COLUMN, AttributeDataset
 from cca_hf.data.torch_dataset import AttributeImages
 from cca_hf.data.transforms import TrainingTransform
+from cca_hf.evaluation.json_file import write_json
 from cca_hf.models.backbones import architecture_of
 from cca_hf.models.modeling_cca import CCAModel
 
@@ -215,7 +216,7 @@ class TokenCache:
         partial, header = path.with_suffix(".partial"), path.with_suffix(".partial.json")
         if not header.exists() or json.loads(header.read_text()) != described:
             partial.unlink(missing_ok=True)
-            _write_json(header, described)
+            write_json(described, header)
         done = partial.stat().st_size // row_bytes if partial.exists() else 0
         free = shutil.disk_usage(self.folder).free
         wanted = (rows - done) * row_bytes
@@ -303,12 +304,6 @@ def _hash_pictures(dataset: Dataset) -> str:
             digest.update(len(content).to_bytes(8, "little"))
             digest.update(content)
     return digest.hexdigest()
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    written = path.with_suffix(".written")
-    written.write_text(json.dumps(content, indent=2) + "\n")
-    written.replace(path)
 
 
 def make_token_cache(args: CCATrainingArguments, model: CCAModel, data: AttributeDataset) -> TokenCache | None:

@@ -5,7 +5,6 @@ rates of backbone and head, evaluation by retrieval, figures of each attribute. 
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.torch_dataset import AttributeImages, QueriesAndGallery
 from cca_hf.data.transforms import TrainingTransform
 from cca_hf.evaluation.confusions import Confusion, nearest_confusions
-from cca_hf.evaluation.embeddings import Gallery, evaluate_embeddings
+from cca_hf.evaluation.embeddings import Gallery, evaluate_splits
 from cca_hf.evaluation.result import EvaluationResult
 from cca_hf.models.modeling_cca import CCAModel
 
@@ -342,17 +341,7 @@ class CCATrainer(WholeCheckpointTrainer):
     ) -> EvaluationResult:
         if not np.isfinite(embeddings).all():
             raise self._failed("embeddings of the evaluation are NaN or infinite")
-        asked, gallery, splits = self._asked_and_answering(images, embeddings, labels)
-        result = evaluate_embeddings(
-            asked.embeddings,
-            asked.labels,
-            self.data.attributes,
-            groups=asked.groups,
-            all_values=asked.all_values,
-            maybe_values=asked.maybe_values,
-            gallery=gallery,
-        )
-        return replace(result, coverage=self.data.coverage_of(*splits))
+        return evaluate_splits(self.data, *self._asked_and_answering(images, embeddings, labels))
 
     def confusions_of(self, images: Dataset[Any], predicted: PredictionOutput) -> dict[str, list[Confusion]]:
         """Which values are taken for which, by what `predict` returned for `images`."""

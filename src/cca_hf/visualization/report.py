@@ -12,6 +12,7 @@ from ..evaluation.report import bars_height, draw_results
 from ..evaluation.result import EvaluationResult
 from ..models.modeling_cca import CCAModel
 from . import page
+from .curves import points_of
 from .neighbours import draw_neighbours
 from .selection import QueryView, view_queries
 
@@ -115,15 +116,7 @@ def _explanation(queries: int | Sequence[int], seed: int, candidates: int | None
 
 def _curves(history: Iterable[Mapping[str, object]]) -> list[str]:
     logs = list(history)
-    drawn = []
-    for name, title in _CURVES.items():
-        points = [
-            (float(epoch), float(figure))
-            for epoch, figure in ((log.get("epoch"), log.get(name)) for log in logs)
-            if isinstance(epoch, int | float) and isinstance(figure, int | float)
-        ]
-        if len(points) > 1:
-            drawn.append(page.curve(title, points))
+    drawn = [page.curve(title, points) for name, title in _CURVES.items() if len(points := points_of(logs, name)) > 1]
     return ["<h2>Training</h2>", f'<div class="curves">{"".join(drawn)}</div>'] if drawn else []
 
 
