@@ -61,21 +61,21 @@ class CrossAttention(nn.Module):
             The answers (batch, queries, hidden_size) and the weights (batch, heads, queries, tokens) or `None`.
         """
         query = self._split_heads(self.q_proj(query_states))  # (B, heads, Q, head_dim)
-        eager = output_attentions or self.config._attn_implementation == "eager"
+        implementation = "eager" if output_attentions else self.config._attn_implementation
         weights: torch.Tensor | None
-        if eager and self._absorbing_is_cheaper(query.shape[2]):
+        if implementation in ("eager", "sdpa") and self._absorbing_is_cheaper(query.shape[2]):
             answers, weights = self._attend_without_keys(query, token_states)
         else:
-            answers, weights = self._attend_to_keys(query, token_states, eager)
+            answers, weights = self._attend_to_keys(query, token_states, implementation)
         answers = self.o_proj(answers.flatten(2))  # (B, Q, heads, head_dim) -> (B, Q, D)
         return answers, weights if output_attentions else None
 
     def _attend_to_keys(
-        self, query: torch.Tensor, token_states: torch.Tensor, eager: bool
+        self, query: torch.Tensor, token_states: torch.Tensor, implementation: str
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         attend: Callable = eager_attention_forward
-        if not eager:
-            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        if implementation != "eager":
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         return attend(
             self,
             query,
@@ -99,14 +99,15 @@ class CrossAttention(nn.Module):
         Few queries ask many tokens: it is cheaper to take them to the tokens than to make keys and values of those.
         """
         heads = (self.num_attention_heads, self.head_dim)
-        asked = torch.matmul(query, self.k_proj.weight.unflatten(0, heads))  # (B, heads, Q, D)
+        # einsum takes each head's weights to all of the batch at once, where matmul copies them for every picture
+        asked = torch.einsum("bhqc,hcd->bhqd", query, self.k_proj.weight.unflatten(0, heads))
         scores = torch.matmul(asked.flatten(1, 2), token_states.transpose(1, 2)).unflatten(1, query.shape[1:3])
         if self.k_proj.bias is not None:  # it shifts all scores of a query alike; DDP wants it used
             scores = scores + torch.matmul(query, self.k_proj.bias.unflatten(0, heads)[..., None])
         weights = nn.functional.softmax(scores * self.scaling, dim=-1, dtype=torch.float32).to(query.dtype)
         dropped = nn.functional.dropout(weights, p=self.attention_dropout, training=self.training)
         seen = torch.matmul(dropped.flatten(1, 2), token_states).unflatten(1, query.shape[1:3])  # (B, heads, Q, D)
-        answers = torch.matmul(seen, self.v_proj.weight.unflatten(0, heads).transpose(1, 2))
+        answers = torch.einsum("bhqd,hcd->bhqc", seen, self.v_proj.weight.unflatten(0, heads))
         if self.v_proj.bias is not None:
             answers = answers + dropped.sum(-1, keepdim=True) * self.v_proj.bias.unflatten(0, heads)[:, None]
         return answers.transpose(1, 2), weights  # (B, Q, heads, head_dim), (B, heads, Q, N)

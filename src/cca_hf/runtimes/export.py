@@ -5,6 +5,7 @@ pictures. The exporter is PyTorch's (`torch.onnx.export`), the quantiser ONNX Ru
 stands here is which module is given to them and what has to lie beside the graph.
 """
 
+import ast
 import copy
 import hashlib
 import importlib.util
@@ -48,14 +49,14 @@ def export_model(
         attributes: those that the graph answers, in this order; all by default.
         attribute_input: the graph has a second input `attribute_ids`, (batch, k) places in `attributes`, and answers
             these, (batch, k, dim). Without, it answers all its attributes, (batch, attributes, dim).
-        int8: weights of matrix products as 8-bit integers with a scale per output channel, their inputs likewise at
-            run time. Half the time on a CPU with VNNI, a quarter of the disk; for `"onnx"` alone.
+        int8: weights of the backbone's matrix products as 8-bit integers with a scale per output channel, their inputs
+            likewise at run time. Half the time on a CPU with VNNI, a quarter of the disk; for `"onnx"` alone.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: an unknown runtime or attribute, or `int8` for OpenVINO.
+        ValueError: an unknown runtime or attribute; `int8` for OpenVINO, or of a backbone without matrix products.
         ImportError: saying what to install.
     """
     if runtime not in GRAPH:
@@ -71,7 +72,7 @@ def export_model(
         with _in_eval_mode(model):
             _write_onnx(_Answers(model, ids, attribute_input=attribute_input).eval(), model, graph)
         if int8:
-            _quantise(graph)
+            _quantise(graph, model)
         if runtime == "openvino":
             _convert_to_openvino(graph)
         _write_config(model, names, staging)
@@ -150,14 +151,38 @@ def _quiet_exporter() -> Any:
         logger.setLevel(level)
 
 
-def _quantise(graph: Path) -> None:
+def _quantise(graph: Path, model: CCAPreTrainedModel) -> None:
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    # What stands behind the backbone is a hundredth of the work, and its errors are the embeddings' own.
+    nodes = onnx.load(graph, load_external_data=False).graph.node
+    products = [node for node in nodes if node.op_type == "MatMul"]
+    behind = [node.name for node in products if not _is_of_backbone(node)]
+    if len(behind) == len(products):
+        raise ValueError(
+            "int8 is for a backbone's matrix products, and makes transformers (ViT, DINOv2, Swin, ...) faster; "
+            f"{model.config.backbone_config.model_type} has none: export it without int8"
+        )
     quantised = graph.with_name("quantised.onnx")
-    quantize_dynamic(graph, quantised, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
+    quantize_dynamic(
+        graph,
+        quantised,
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=behind,
+    )
     for path in graph.parent.glob(f"{graph.name}*"):
         path.unlink()
     quantised.rename(graph)
+
+
+def _is_of_backbone(node: Any) -> bool:
+    """The exporter writes beside each node the names of the modules that it came from."""
+    written = {each.key: each.value for each in node.metadata_props}
+    modules = ast.literal_eval(written["pkg.torch.onnx.name_scopes"])
+    return any("backbone" in module.split(".") for module in modules)
 
 
 def _convert_to_openvino(graph: Path) -> None:
