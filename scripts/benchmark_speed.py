@@ -8,19 +8,21 @@
 On a ViT-B/16 with random weights, 224 x 224 pixels, in inference mode:
 - one_pass: one pass that embeds 8 (64) attributes, over one plain `ViTModel` forward; eight passes over the one; its
   floating point operations a second, over those of a large matrix product;
-- encode: from JPEG files, against reading alone, the model alone, and transformers' own pipeline without a condition;
+- encode: from JPEG files, against reading alone, the model alone, and what makes one embedding without a condition:
+  transformers' own pipeline, as it is called without further words (a picture at a time) and in batches of the same
+  size, and sentence-transformers;
 - runtimes: exports, against the model; how alike their embeddings are;
 - growth: time and memory a picture as `encode` is given more of them (of a tiny model);
 - evaluation: exact mAP against the matrix product alone, and against what else computes it.
 
 Training is measured by `benchmark_training_speed.py`.
 
-What is missing here (onnxruntime, openvino, scikit-learn, pytorch-metric-learning) is left out, and said.
+What is not installed (onnxruntime, openvino, sentence-transformers, scikit-learn, torchmetrics,
+pytorch-metric-learning) is left out, and said.
 """
 
 import argparse
 import importlib.util
-import resource
 import statistics
 import tempfile
 import time
@@ -33,7 +35,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from speed_measures import matmul_at_peak, median_ratio, run_sections, time_in_turns, write_jpegs
+from speed_measures import (
+    in_new_process,
+    matmul_at_peak,
+    median_ratio,
+    peak_memory_of,
+    run_sections,
+    time_in_turns,
+    write_jpegs,
+)
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel, pipeline
 
@@ -118,23 +128,36 @@ def benchmark_encode(arguments: argparse.Namespace) -> dict[str, float]:
                 model(pixel_values, attribute_ids=every)
 
         options = {"batch_size": batch_size, "show_progress": False, "num_workers": arguments.num_workers}
-        seconds = time_in_turns(
-            {
-                "read": read_only,
-                "model": model_only,
-                "encode": lambda: model.encode(paths, **options),
-                "pipeline": lambda: extract(list(map(str, paths)), batch_size=batch_size),
-            },
-            arguments.rounds,
-        )
+        names = list(map(str, paths))
+        work: dict[str, Callable[[], object]] = {
+            "read": read_only,
+            "model": model_only,
+            "encode": lambda: model.encode(paths, **options),
+            "transformers_pipeline": lambda: extract(names),
+            "transformers_pipeline_in_batches": lambda: extract(names, batch_size=batch_size),
+        }
+        if _installed("sentence_transformers"):
+            embedder = make_sentence_transformer(vit, Path(folder, "vit"))
+            work["sentence_transformers"] = lambda: embedder.encode(names, batch_size=batch_size)
+        seconds = time_in_turns(work, arguments.rounds)
     slower = [max(pair) for pair in zip(seconds["read"], seconds["model"], strict=True)]
+    peers = [name for name in work if name not in ("read", "model", "encode")]
     return {
         "pictures_per_second": count / statistics.median(seconds["encode"]),
         "read_pictures_per_second": count / statistics.median(seconds["read"]),
         "model_pictures_per_second": count / statistics.median(seconds["model"]),
         "encode_over_the_slower_of_both": median_ratio(slower, seconds["encode"]),
-        "encode_over_transformers_pipeline": median_ratio(seconds["pipeline"], seconds["encode"]),
+        **{f"encode_over_{name}": median_ratio(seconds[name], seconds["encode"]) for name in peers},
     }
+
+
+def make_sentence_transformer(vit: ViTModel, folder: Path) -> Any:
+    """The same network, whose tokens it takes the mean of."""
+    from sentence_transformers import SentenceTransformer
+
+    vit.save_pretrained(folder)
+    ViTImageProcessorPil().save_pretrained(folder)
+    return SentenceTransformer(str(folder), device=str(vit.device), model_kwargs={"dtype": vit.dtype})
 
 
 @torch.inference_mode()
@@ -186,25 +209,52 @@ class Repeated(Sequence):
 
 
 def benchmark_growth(arguments: argparse.Namespace) -> dict[str, Any]:
+    """In turns, as the others; memory is that of a process of its own, at its peak."""
+    counts = arguments.growth
+    seconds = {str(count): [] for count in counts}
+    memory = {str(count): in_new_process(memory_of_encoding, count) for count in counts}
+    with tempfile.TemporaryDirectory() as folder:
+        encode = make_tiny_encoder(Path(folder))
+        encode(counts[0])
+        for _ in range(arguments.growth_rounds):
+            for count in counts:
+                start = time.perf_counter()
+                encode(count)
+                seconds[str(count)].append((time.perf_counter() - start) / count)
+    few = str(counts[0])
+    return {
+        count: {
+            "microseconds_per_picture": 1e6 * statistics.median(seconds[count]),
+            f"time_over_that_of_{few}": median_ratio(seconds[count], seconds[few]),
+            "peak_memory_mib": memory[count],
+        }
+        for count in map(str, counts)
+    }
+
+
+def make_tiny_encoder(folder: Path) -> Callable[[int], None]:
+    """Encodes that many pictures, of 64 x 64 pixels, and keeps none of the embeddings."""
     backbone = ViTConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=16
     )
     model = CCAModel.from_backbone(backbone, ["a", "b"], embedding_dim=8).eval()
-    rows = {}
+    paths = write_jpegs(folder, 16)
+    for path in paths:
+        Image.open(path).resize((64, 64)).save(path)
+
+    def encode(count: int) -> None:
+        for _ in model.encode_batches(Repeated(paths, count)):
+            pass
+
+    return encode
+
+
+def memory_of_encoding(count: int) -> float:
+    """MiB, beyond what the first pictures have taken."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = write_jpegs(Path(folder), 16)
-        for path in paths:
-            Image.open(path).resize((64, 64)).save(path)
-        model.encode(Repeated(paths, 1000), show_progress=False)
-        for count in arguments.growth:
-            start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            for _ in model.encode_batches(Repeated(paths, count)):
-                pass
-            rows[str(count)] = {
-                "microseconds_per_picture": 1e6 * (time.perf_counter() - start) / count,
-                "memory_grown_by_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
-            }
-    return rows
+        encode = make_tiny_encoder(Path(folder))
+        encode(1000)
+        return peak_memory_of(lambda: encode(count), torch.device("cpu"))
 
 
 def benchmark_evaluation(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -216,9 +266,11 @@ def benchmark_evaluation(arguments: argparse.Namespace) -> dict[str, Any]:
     asked, answers = embeddings[:queries], embeddings[queries:]
     chunk = max(1, 64 * 2**20 // (4 * gallery))
 
+    similarities, tensors = torch.empty(chunk, gallery), [torch.from_numpy(each) for each in (asked, answers)]
+
     def matmul() -> None:
-        for start in range(0, queries, chunk):
-            asked[start : start + chunk] @ answers.T
+        for some in tensors[0].split(chunk):
+            torch.mm(some, tensors[1].T, out=similarities[: len(some)])
 
     figures: dict[str, Any] = {"queries": queries, "gallery": gallery}
     for num_values in (100, 10):
@@ -261,6 +313,19 @@ def _peers(asked: np.ndarray, wanted: np.ndarray, answers: np.ndarray, labels: n
             return float(np.mean([retrieval_average_precision(row, relevant[value]) for row, value in rows]))
 
         found["torchmetrics"] = by_torchmetrics
+    if _installed("pytorch_metric_learning"):
+        from pytorch_metric_learning.distances import CosineSimilarity
+        from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+        from pytorch_metric_learning.utils.inference import CustomKNN
+
+        calculator = AccuracyCalculator(
+            include=("mean_average_precision",),
+            k=len(answers),
+            device=torch.device("cpu"),
+            knn_func=CustomKNN(CosineSimilarity()),
+        )
+        tensors = [torch.from_numpy(each) for each in (asked, wanted, answers, labels)]
+        found["pytorch-metric-learning"] = lambda: calculator.get_accuracy(*tensors)["mean_average_precision"]
     return found
 
 
@@ -292,10 +357,11 @@ def main() -> None:
     parser.add_argument("--encode_batch_size", type=int, default=32)
     parser.add_argument("--pictures", type=int, default=64, help="of encode, a multiple of its batch size")
     parser.add_argument("--num_workers", type=int, help="threads that read, in encode")
-    parser.add_argument("--growth", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--growth", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--growth_rounds", type=int, default=1)
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--gallery", type=int, default=100_000)
-    parser.add_argument("--peer_queries", type=int, default=20, help="for what takes longer than all of the rest")
+    parser.add_argument("--peer_queries", type=int, default=200, help="for what takes longer than all of the rest")
     parser.add_argument("--evaluation_rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="folder for speed_<machine>.json; its other sections are kept")
     arguments = parser.parse_args()

@@ -9,14 +9,15 @@ On a ViT-B/16 with random weights, 224 x 224 pixels, 8 attributes:
 - training: a step of `CCATrainer` (loss, figures for the logs, clipping and AdamW included), over one of the same ViT
   in a bare loop with a dummy loss; the triplets that a picture's pass is used in, over those of a network that embeds
   an anchor, a positive and a negative for each triplet, a third;
-- loss: mining and loss alone for a large batch, as a share of the step on that batch; its memory;
+- loss: mining and loss alone for a large batch, as a share of the step on that batch; its memory; and, on a batch
+  that it can do, pytorch-metric-learning's loss and miner, an attribute after the other, over ours;
 - micro_batches: a step in micro-batches, over the plain one; memory of both;
 - token_cache: an epoch of a frozen backbone from kept features, over the first, which computes and keeps them.
 """
 
 import argparse
+import importlib.util
 import json
-import multiprocessing
 import statistics
 import tempfile
 import time
@@ -30,13 +31,21 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
-from speed_measures import matmul_at_peak, median_ratio, run_sections, time_in_turns, write_jpegs
+from speed_measures import (
+    in_new_process,
+    matmul_at_peak,
+    median_ratio,
+    peak_memory_of,
+    run_sections,
+    time_in_turns,
+    write_jpegs,
+)
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MobileNetV2Config, PreTrainedConfig, TrainerCallback, ViTConfig, ViTModel
 
 from cca_hf import AttributeDataset, CCAModel, CCATrainer, CCATrainingArguments, load_attribute_dataset
 from cca_hf.data.sampler import AttributeBatchSampler
-from cca_hf.training.losses import ConditionalSoftTripletLoss
+from cca_hf.training.losses import ConditionalSoftTripletLoss, ConditionalTripletLoss
 from cca_hf.training.mining import pair_masks
 
 NUM_ATTRIBUTES, NUM_VALUES = 8, 8
@@ -175,21 +184,58 @@ def benchmark_loss(arguments: argparse.Namespace) -> dict[str, Any]:
         "milliseconds": 1000 * statistics.median(seconds["loss"]),
         "share_of_step": median_ratio(seconds["loss"], seconds["step"]) / steps,
         "peak_memory_mib": memory,
+        **compare_losses(arguments),
     }
+
+
+def compare_losses(arguments: argparse.Namespace) -> dict[str, float]:
+    """The same triplet loss of all active triplets, or of the semi-hard ones, with its gradient."""
+    if importlib.util.find_spec("pytorch_metric_learning") is None:
+        print("left out: pytorch_metric_learning is not installed")
+        return {}
+    from pytorch_metric_learning.distances import CosineSimilarity
+    from pytorch_metric_learning.losses import TripletMarginLoss
+    from pytorch_metric_learning.miners import TripletMarginMiner
+
+    distance = CosineSimilarity()
+    theirs = TripletMarginLoss(margin=0.2, distance=distance)
+    miner = TripletMarginMiner(margin=0.2, distance=distance, type_of_triplets="semihard")
+    embeddings, labels = draw_embeddings(arguments.peer_batch_size, make_vit(arguments).hidden_size, arguments.device)
+
+    def of_peer(mined: bool) -> torch.Tensor:
+        losses = []
+        for each, known in zip(embeddings.unbind(1), labels.unbind(1), strict=True):
+            losses.append(theirs(each, known, miner(each, known) if mined else None))
+        return torch.stack(losses).mean()
+
+    ours = {False: ConditionalTripletLoss(margin=0.2), True: ConditionalTripletLoss(margin=0.2, mining="semihard")}
+    figures: dict[str, float] = {"peer_batch_size": arguments.peer_batch_size}
+    for mined, name in ((False, "loss"), (True, "loss_and_miner")):
+        work = {
+            "theirs": lambda mined=mined: torch.autograd.grad(of_peer(mined), embeddings),
+            "ours": lambda mined=mined: torch.autograd.grad(ours[mined](embeddings, labels).loss, embeddings),
+        }
+        seconds = time_in_turns(work, arguments.rounds)
+        figures[f"{name}_of_pytorch_metric_learning_over_ours"] = median_ratio(seconds["theirs"], seconds["ours"])
+    return figures
 
 
 def make_loss_step(batch_size: int, dim: int, device: torch.device) -> Callable[[], None]:
     """Loss and its gradient, for embeddings that lie ready."""
-    generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(batch_size, NUM_ATTRIBUTES, dim, generator=generator)
-    embeddings = torch.nn.functional.normalize(vectors, dim=-1).to(device).requires_grad_()
-    labels = torch.from_numpy(draw_labels(batch_size)).to(device)
+    embeddings, labels = draw_embeddings(batch_size, dim, device)
     loss = ConditionalSoftTripletLoss()
 
     def step() -> None:
         torch.autograd.grad(loss(embeddings, labels).loss, embeddings)
 
     return step
+
+
+def draw_embeddings(batch_size: int, dim: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(batch_size, NUM_ATTRIBUTES, dim, generator=generator)
+    embeddings = torch.nn.functional.normalize(vectors, dim=-1).to(device).requires_grad_()
+    return embeddings, torch.from_numpy(draw_labels(batch_size)).to(device)
 
 
 def memory_of_loss(arguments: argparse.Namespace) -> float:
@@ -219,31 +265,6 @@ def memory_of_step(arguments: argparse.Namespace, settings: dict[str, Any]) -> f
     """MiB of a first step: weights, optimiser and the batch are part of them."""
     with tempfile.TemporaryDirectory() as folder:
         return peak_memory_of(lambda: TrainingStep(Path(folder, "run"), arguments, **settings), arguments.device)
-
-
-def in_new_process(measure: Callable[..., float], *arguments: Any) -> float:
-    """A process that has done nothing yet: its peak is that of what it is told to do."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, arguments)
-
-
-def peak_memory_of(work: Callable[[], object], device: torch.device) -> float:
-    """MiB that it grows by at its peak; on a CPU by the process's high-water mark, as Linux has it."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")
-    before_kib = read_high_water_mark()
-    work()
-    return (read_high_water_mark() - before_kib) / 1024
-
-
-def read_high_water_mark() -> int:
-    """KiB. `ru_maxrss` would do, but a new process takes that of its parent along."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 class TimeEpochs(TrainerCallback):
@@ -300,6 +321,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--loss_batch_size", type=int, default=512)
+    parser.add_argument("--peer_batch_size", type=int, default=128, help="of the loss beside that of others")
     parser.add_argument("--pictures", type=int, default=512, help="of token_cache")
     parser.add_argument("--vit", type=json.loads, default={}, help="other fields of ViTConfig than a ViT-B/16's: JSON")
     parser.add_argument("--mobilenet", type=json.loads, default={"image_size": 224}, help="of MobileNetV2Config: JSON")

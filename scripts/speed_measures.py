@@ -1,6 +1,7 @@
 """What the speed benchmarks share: work done in turns, the machine's own matrix product, pictures, how they report."""
 
 import json
+import multiprocessing
 import re
 import statistics
 import time
@@ -46,6 +47,31 @@ def matmul_at_peak(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[
     size = PEAK_SIZE[device.type]
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return lambda: a @ b, 2.0 * size**3
+
+
+def in_new_process(measure: Callable[..., Any], *arguments: Any) -> Any:
+    """A process that has done nothing yet: its peak is that of what it is told to do."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, arguments)
+
+
+def peak_memory_of(work: Callable[[], object], device: torch.device) -> float:
+    """MiB that it grows by at its peak; on a CPU by the process's high-water mark, as Linux has it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")
+    before_kib = read_high_water_mark()
+    work()
+    return (read_high_water_mark() - before_kib) / 1024
+
+
+def read_high_water_mark() -> int:
+    """KiB. `ru_maxrss` would do, but a new process takes that of its parent along."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def machine_name() -> str:

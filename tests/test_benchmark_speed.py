@@ -28,10 +28,14 @@ def run(repository, tmp_path):
 
 def test_training(run):
     few = ("--evaluation_rounds", 1, "--queries", 20, "--gallery", 3000, "--peer_queries", 2)
-    assert run("benchmark_speed.py", "--sections", "evaluation", *few)["evaluation"]["gallery"] == 3000
+    evaluation = run("benchmark_speed.py", "--sections", "evaluation", *few)["evaluation"]
+    assert evaluation["gallery"] == 3000
+    assert {"scikit-learn_over_ours_for_2_queries", "pytorch-metric-learning_over_ours_for_2_queries"} <= {
+        *evaluation["10 values"]
+    }
 
     vit, mobilenet = {**VIT, "image_size": 32, "patch_size": 8}, {"image_size": 32, "depth_multiplier": 0.35}
-    sizes = ("--batch_size", 16, "--loss_batch_size", 128, "--pictures", 32, "--rounds", 1)
+    sizes = ("--batch_size", 16, "--loss_batch_size", 128, "--peer_batch_size", 32, "--pictures", 32, "--rounds", 1)
     backbones = ("--vit", json.dumps(vit), "--mobilenet", json.dumps(mobilenet))
     figures = run("benchmark_training_speed.py", *sizes, *backbones)
     assert figures["evaluation"]["gallery"] == 3000  # of the other script
@@ -42,6 +46,8 @@ def test_training(run):
     triplets = training["triplets_per_pass_over_three_pass_recipe"]
     assert 50 < triplets["one label a picture"] < triplets["all labels"]
     assert 0 < figures["loss"]["share_of_step"] < 10
+    for peer in ("loss", "loss_and_miner"):
+        assert figures["loss"][f"{peer}_of_pytorch_metric_learning_over_ours"] > 0
     # at least similarities, their gradient and the sorted rows that mining looks into, each (8, 128, 128) of 4 bytes
     assert 3 * 0.5 < figures["loss"]["peak_memory_mib"] < 100
     small = figures["micro_batches"]

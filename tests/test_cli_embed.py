@@ -75,6 +75,24 @@ def test_a_data_set(checkpoint, catalogue, tmp_path, capsys):
     }  # fmt: skip
 
 
+def test_into_an_index(checkpoint, catalogue, tmp_path, capsys):
+    pytest.importorskip("lancedb", reason="the extra [search] is not installed")
+    out, store = tmp_path / "out", tmp_path / "shapes.index"
+    command = ["embed", "--model", str(checkpoint), "--images", str(catalogue), "--output_dir", str(out)]
+    assert main([*command, "--store", str(store)]) == 0
+    assert json.loads(capsys.readouterr().out)["store"] == str(store)
+    search = ["search", "--store", str(store), "--image", str(catalogue / "3.png"), "--attribute", "shape"]
+    assert main([*search, "--top", "2", "--json"]) == 0  # with the model that the index names
+    assert '"item_id": "3.png"' in capsys.readouterr().out
+
+
+def test_an_index_takes_one_writer(checkpoint, catalogue, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    command = ["embed", "--model", str(checkpoint), "--images", str(catalogue), "--output_dir", str(tmp_path / "out")]
+    assert main([*command, "--store", str(tmp_path / "shapes.index")]) == 2
+    assert "an index takes one writer" in capsys.readouterr().err
+
+
 def test_unreadable_pictures(checkpoint, catalogue, tmp_path, capsys):
     (catalogue / "3.png").write_bytes(b"no picture")
     command = ["embed", "--model", str(checkpoint), "--images", str(catalogue), "--output_dir", str(tmp_path / "out")]

@@ -128,6 +128,10 @@ def embed(
         int | None,
         typer.Option("--ray_workers", metavar="NUMBER", min=1, help="Default: one for each GPU, or each machine."),
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option("--store", metavar="PLACE", help="Index them there as well, as 'cca index --embeddings' does."),
+    ] = None,
 ) -> None:
     """Embed a catalogue into parquet files: an id and one embedding for each attribute a row.
 
@@ -140,6 +144,7 @@ def embed(
       cca embed --model out --dataset me/shoes --split test --id_column sku --columns price brand --output_dir e
       accelerate launch --multi_gpu -m cca_hf.cli embed --model out --images catalogue/ --output_dir embeddings
       RAY_ADDRESS=auto cca embed --engine ray --model out --images catalogue/ --output_dir embeddings
+      cca embed --engine ray --model out --images catalogue/ --output_dir embeddings --store catalogue.index
     """
     if (images is None) == (dataset is None):
         raise typer.BadParameter("give either --images or --dataset")
@@ -149,10 +154,13 @@ def embed(
         raise typer.BadParameter("--ray_workers is for --engine ray")
     if engine is Engine.RAY and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise typer.BadParameter("--engine ray starts its own workers; run it without a launcher")
+    if store is not None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise typer.BadParameter("an index takes one writer: run 'cca index --embeddings' when all processes are done")
     with stdout_kept_clean():
         from .embedding.catalogue import Catalogue
         from .embedding.job import embed_catalogue
 
+        place = str(Path(model).resolve()) if Path(model).exists() else model
         if images is not None:
             # workers of Ray start in another folder
             catalogue = Catalogue.from_folder(images.resolve() if engine is Engine.RAY else images)
@@ -172,7 +180,6 @@ def embed(
         if engine is Engine.RAY:
             from .embedding.ray_engine import embed_catalogue_on_ray
 
-            place = str(Path(model).resolve()) if Path(model).exists() else model
             loading = partial(load_encoder, place, device, precision.value)
             done = embed_catalogue_on_ray(
                 loading, catalogue, output_dir.resolve(), batch_size=batch_size, ray_workers=ray_workers, **asked
@@ -187,8 +194,14 @@ def embed(
                 num_ranks=num_ranks,
                 **asked,
             )
+        if store is not None:
+            from .search.filling import fill_index
+            from .search.sources import EmbeddedSource
+
+            fill_index(store, EmbeddedSource(output_dir, place))
     if rank == 0:
         told = {"folder": str(output_dir), "pictures": done.num_items, "done": done.items}
+        told |= {} if store is None else {"store": store}
         print(json.dumps({**told, "unreadable": done.unreadable}, indent=2, ensure_ascii=False))
 
 

@@ -2,16 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from .cli_parts import load_encoder, spread_lists, stdout_kept_clean
-
-if TYPE_CHECKING:
-    from .search import AttributeIndex, IndexSchema
-    from .search.sources import ItemSource
 
 
 class _SpreadGroup(TyperGroup):
@@ -90,6 +86,7 @@ def index(
         raise typer.BadParameter("--split and --id_column are for a --dataset")
     with stdout_kept_clean():
         from .embedding.catalogue import Catalogue
+        from .search.filling import fill_index
         from .search.sources import EmbeddedSource, ItemSource, PictureSource
 
         source: ItemSource
@@ -111,9 +108,7 @@ def index(
                     columns=columns,
                     batch_size=batch_size,
                 )
-        with _open_or_create(store, source.schema) as opened:
-            _fill(opened, source, only_new=only_new)
-            items, schema = opened.count(), opened.schema
+        items, schema = fill_index(store, source, only_new=only_new)
     if as_json:
         told = {"store": store, "items": items, "attributes": list(schema.attributes), "columns": schema.columns}
         print(json.dumps({**told, "made_by": str(schema.checkpoint)}, indent=2, ensure_ascii=False))
@@ -141,37 +136,3 @@ def move(
         copied = copy_index(source, target)
     print(f"{target}: {copied:,} items")
     print(f"{source} is as it was; delete it when you are content with the copy")
-
-
-def _open_or_create(store: str, schema: "IndexSchema") -> "AttributeIndex":
-    from .search import AttributeIndex, NoIndexError
-
-    try:
-        opened = AttributeIndex.open(store, schema.checkpoint, writable=True)
-    except NoIndexError:
-        return AttributeIndex.create_from_schema(store, schema)
-    there = opened.schema
-    if schema.attributes != there.attributes or schema.dim != there.dim:
-        problem = f"holds {there.dim} dimensions under {', '.join(there.attributes)}"
-    elif any(there.columns.get(name) != kind for name, kind in schema.columns.items()):
-        known = ", ".join(f"{name} ({kind})" for name, kind in there.columns.items())
-        problem = f"holds other columns; choose with --columns among those it has: {known or 'none'}"
-    else:
-        return opened
-    opened.close()
-    raise ValueError(f"the index at {store} {problem}")
-
-
-def _fill(opened: "AttributeIndex", source: "ItemSource", *, only_new: bool) -> None:
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
-
-    with tqdm(total=len(source), desc="Indexing", unit="item") as progress:
-        for item_ids, columns, embed in source.batches():
-            there = opened.ids_among(item_ids) if only_new else set()
-            rows = [row for row, item in enumerate(item_ids) if item not in there]
-            if rows:
-                ids = [item_ids[row] for row in rows]
-                opened.add(ids, embeddings=embed(rows), columns=columns.take(rows))
-            progress.update(len(item_ids))
-        progress.set_description("Building the index")
-        opened.optimize()

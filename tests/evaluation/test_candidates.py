@@ -1,5 +1,7 @@
 """Sets of values in the ranking: several values a picture, and values it may show, against plain loops."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
@@ -7,6 +9,12 @@ from sklearn.metrics import average_precision_score
 from cca_hf.evaluation.retrieval import retrieval_metrics
 
 NUM_VALUES = 5
+
+
+@pytest.fixture(params=[None, "cpu"], ids=["counting", "sorting"], autouse=True)
+def both_ways(request, monkeypatch):
+    """Whatever holds here holds for candidates that are counted, and for those that PyTorch sorts on a device."""
+    monkeypatch.setitem(globals(), "retrieval_metrics", partial(retrieval_metrics, device=request.param))
 
 
 def draw(images: int, seed: int):

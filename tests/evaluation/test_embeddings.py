@@ -79,6 +79,15 @@ def test_an_attribute_that_nobody_labelled_is_left_out_and_named(arrays, caplog)
         evaluate_embeddings(embeddings, labels, ATTRIBUTES)
 
 
+def test_on_a_device(arrays, colour_sets):
+    """Sorted there instead of counted here."""
+    embeddings, labels, groups = arrays
+    shown, maybe = ({"colour": each} for each in colour_sets)
+    sets = {"groups": groups, "all_values": shown, "maybe_values": maybe}
+    here, there = (evaluate_embeddings(embeddings, labels, ATTRIBUTES, **sets, device=each) for each in (None, "cpu"))
+    assert there.metrics() == pytest.approx(here.metrics(), abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

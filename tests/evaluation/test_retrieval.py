@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,12 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from cca_hf.evaluation.retrieval import AttributeRetrieval, retrieval_metrics
+
+
+@pytest.fixture(params=[None, "cpu"], ids=["counting", "sorting"], autouse=True)
+def both_ways(request, monkeypatch):
+    """Whatever holds here holds for candidates that are counted, and for those that PyTorch sorts on a device."""
+    monkeypatch.setitem(globals(), "retrieval_metrics", partial(retrieval_metrics, device=request.param))
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -5,6 +5,9 @@ and most of these follow from a histogram over fine bins: whatever lies in a hig
 lower one is not. Only candidates that share a bin with a relevant one are compared with it, after sorting these few.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,7 +18,45 @@ _BINS_PER_RELEVANT = 64
 _FEWEST_BINS, _MOST_BINS = 2**14, 2**18
 _FEW = 2048  # candidates that are sorted sooner than a histogram is made of them
 _LEAST_SPAN = 1e-30  # of similarities: cut into bins it would still be a number
+NO_RANKS: IntArray = np.zeros(0, dtype=np.int64)
 _MANY = 0.2  # share of relevant ones from which on there are so many to compare that sorting all is faster
+
+
+class RankedQuery(NamedTuple):
+    """All that the scores of one query follow from; of R relevant candidates, by rising similarity."""
+
+    num_candidates: int  # that were not taken out
+    relevant: NDArray[np.float32]  # (R,) similarities
+    above: IntArray  # (R,) candidates strictly above each
+    through: IntArray  # (R,) candidates not below it
+
+
+def rank_by_counting(
+    similarities: NDArray[np.float32], columns: Sequence[slice | IntArray], taken_out: IntArray
+) -> Iterator[RankedQuery]:
+    """One query after the other.
+
+    Args:
+        similarities: (Q, N); -inf for candidates that are taken out.
+        columns: for each query, those of the relevant candidates, taken out or not.
+        taken_out: (Q,) how many are.
+    """
+    count = _fastest_way_to_count(similarities.shape[1])
+    for candidates, which, out in zip(similarities, columns, taken_out, strict=True):
+        relevant = candidates[which]
+        relevant = np.sort(relevant[relevant > -np.inf] if out else relevant)
+        above, through = count(candidates, relevant) if len(relevant) else (NO_RANKS, NO_RANKS)
+        yield RankedQuery(len(candidates) - int(out), relevant, above, through)
+
+
+def _fastest_way_to_count(num_candidates: int) -> Callable[[NDArray, NDArray], tuple[IntArray, IntArray]]:
+    if num_candidates <= _FEW:
+        return count_ranks
+    try:
+        from .compiled_counting import count_ranks as compiled
+    except ImportError:  # numba is an extra
+        return count_ranks
+    return compiled
 
 
 def count_ranks(candidates: NDArray[np.float32], relevant: NDArray[np.float32]) -> tuple[IntArray, IntArray]:

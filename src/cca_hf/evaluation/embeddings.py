@@ -6,6 +6,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -51,6 +52,7 @@ def evaluate_embeddings(
     maybe_values: Mapping[str, NDArray] = MappingProxyType({}),
     gallery: Gallery | None = None,
     ks: Sequence[int] = (1, 5, 10),
+    device: torch.device | str | None = None,
 ) -> EvaluationResult:
     """Retrieval under every attribute: leave-one-out, or against a gallery.
 
@@ -67,6 +69,7 @@ def evaluate_embeddings(
             in any case) and those that it may show, as `AttributeDataset.value_sets` reads them. Of the second only
             the candidates' count: with a gallery, its own.
         gallery: the candidates, in the same shapes.
+        device: of an accelerator that ranks them; see [`retrieval_metrics`].
 
     Raises:
         ValueError: shapes that do not fit each other, labels outside the values, attribute names that would give two
@@ -82,13 +85,14 @@ def evaluate_embeddings(
         if not (queries.labels[:, column] >= 0).any():
             unlabelled.append(name)
             continue
-        protocol = _retrieve(queries, answers, column, name, ks)
+        retrieve = partial(_retrieve, queries, answers, column, name, ks, device)
+        protocol = retrieve()
         refined = {}
         if maybe:
-            own = _retrieve(queries, answers, column, name, ks, ignore_maybe=True) if name in maybe else protocol
+            own = retrieve(ignore_maybe=True) if name in maybe else protocol
             refined["map_ignore_maybe"] = own
         if several:
-            own = _retrieve(queries, answers, column, name, ks, multi_label=True) if name in several else protocol
+            own = retrieve(multi_label=True) if name in several else protocol
             refined["map_multi_label"] = own
         results.append(AttributeResult.from_retrieval(name, values, protocol, refined))
     if not results:
@@ -101,9 +105,16 @@ def evaluate_embeddings(
 
 
 def evaluate_splits(
-    data: AttributeDataset, queries: Gallery, gallery: Gallery | None, splits: Sequence[str]
+    data: AttributeDataset,
+    queries: Gallery,
+    gallery: Gallery | None,
+    splits: Sequence[str],
+    device: torch.device,
 ) -> EvaluationResult:
-    """[`evaluate_embeddings`] of what `Gallery.of_split` made, with the coverage of the `splits` it was made of."""
+    """[`evaluate_embeddings`] of what `Gallery.of_split` made, with the coverage of the `splits` it was made of.
+
+    The embeddings were made on `device`: where that is an accelerator, it ranks them as well.
+    """
     result = evaluate_embeddings(
         queries.embeddings,
         queries.labels,
@@ -112,6 +123,7 @@ def evaluate_splits(
         all_values=queries.all_values,
         maybe_values=queries.maybe_values,
         gallery=gallery,
+        device=None if device.type == "cpu" else device,
     )
     return replace(result, coverage=data.coverage_of(*splits))
 
@@ -122,6 +134,7 @@ def _retrieve(
     column: int,
     name: str,
     ks: Sequence[int],
+    device: torch.device | str | None,
     *,
     ignore_maybe: bool = False,
     multi_label: bool = False,
@@ -139,6 +152,7 @@ def _retrieve(
         gallery_values=answers.all_values.get(name) if multi_label and answers is not None else None,
         maybe_values=maybe_values.get(name) if ignore_maybe else None,
         ks=ks,
+        device=device,
     )
 
 

@@ -76,7 +76,7 @@ class RetrievalEvaluator:
         gallery = None if self.gallery_split is None else self._embedded(model, self.gallery_split)
         queries = self._embedded(model, self.query_split)
         splits = [split for split in (self.query_split, self.gallery_split) if split is not None]
-        return evaluate_splits(self.dataset, queries, gallery, splits)
+        return evaluate_splits(self.dataset, queries, gallery, splits, model.device)
 
     def embed(self, model: CCAModel, images: Sequence[ImageInput]) -> NDArray[np.float32]:
         """(images, attributes, dim), the attributes in the order of the data set."""

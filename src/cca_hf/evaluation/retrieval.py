@@ -7,11 +7,11 @@ order, so a constant embedding scores exactly chance. For labels that say too li
 that a picture shows (relevant = one is shared), and those it may show (out of the rankings of queries for them).
 
 recall@k is the one of metric learning: the share of queries with at least one relevant candidate among the first k.
-Cost: one matmul per chunk of queries, then a histogram per query, in as many threads as PyTorch has; see
-`counting.py`.
+Cost: one matmul per chunk of queries, then a histogram per query, in as many threads as PyTorch has (`counting.py`);
+on an accelerator one sort of the chunk (`sorting.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +22,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .candidates import Exclusions, Relevance, Side
-from .counting import count_ranks
+from .counting import RankedQuery, rank_by_counting
 from .ranking import (
     FloatArray,
     IntArray,
@@ -34,6 +34,7 @@ from .ranking import (
     harmonic_numbers,
     hit_probability,
 )
+from .sorting import rank_by_sorting
 
 _CHUNK_BYTES = 64 * 2**20  # of similarities at a time: large enough for the matmul, small beside any gallery
 
@@ -102,6 +103,7 @@ def retrieval_metrics(
     maybe_values: ArrayLike | None = None,
     ks: Sequence[int] = (1, 5, 10),
     chunk_size: int | None = None,
+    device: torch.device | str | None = None,
 ) -> AttributeRetrieval:
     """Rank the gallery for every query and score the rankings.
 
@@ -117,6 +119,8 @@ def retrieval_metrics(
         maybe_values: (G, V) booleans, or (Q, V) leave-one-out: the values that each candidate may show. It is taken
             out of the ranking of a query with such a label, unless it is relevant to it anyway.
         chunk_size: queries per matmul; by default as many as fit 64 MiB of similarities.
+        device: of an accelerator, which computes the similarities and sorts them. By default they stay on the CPU,
+            where counting is faster than sorting.
 
     Raises:
         ValueError: on shapes that do not fit, labels or groups below -1, embeddings that are not finite, a `k`
@@ -141,11 +145,16 @@ def retrieval_metrics(
     # A gallery sorted by value makes the relevant candidates of a query one slice.
     order = np.argsort(gallery.labels, kind="stable")
     gallery = gallery.rows(order[np.searchsorted(gallery.labels[order], 0) :])
-    return _score(queries.rows(asked), gallery, asked, tuple(ks), chunk_size)
+    return _score(queries.rows(asked), gallery, asked, tuple(ks), chunk_size, device)
 
 
 def _score(
-    queries: Side, gallery: Side, asked: IntArray, ks: tuple[int, ...], chunk_size: int | None
+    queries: Side,
+    gallery: Side,
+    asked: IntArray,
+    ks: tuple[int, ...],
+    chunk_size: int | None,
+    device: torch.device | str | None,
 ) -> AttributeRetrieval:
     num_queries, num_columns = len(queries.labels), len(gallery.labels)
     chunk_size = chunk_size or max(1, _CHUNK_BYTES // (4 * max(num_columns, 1)))
@@ -158,36 +167,42 @@ def _score(
     num_candidates, num_relevant = np.zeros((2, num_queries), dtype=np.int64)
     best_above, best_tied, best_relevant = np.zeros((3, num_queries), dtype=np.int64)
 
-    def score(rows: range, similarities: NDArray[np.float32], columns: Sequence[slice | IntArray]) -> None:
-        for query, candidates, relevant_columns in zip(rows, similarities, columns, strict=True):
-            num_candidates[query] = np.count_nonzero(candidates > -np.inf)
-            relevant = candidates[relevant_columns]
-            relevant = np.sort(relevant[relevant > -np.inf])
+    def score(rows: range, ranked: Iterable[RankedQuery]) -> None:
+        for query, (count, relevant, above, through) in zip(rows, ranked, strict=True):
+            num_candidates[query], num_relevant[query] = count, len(relevant)
             if not len(relevant):
                 continue
-            above, through = count_ranks(candidates, relevant)
             average_precision[query] = expected_average_precision(relevant, above, through, harmonic)
             r_precision[query] = expected_r_precision(above, through)
-            num_relevant[query] = len(relevant)
             best_above[query], best_tied[query] = above[-1], through[-1] - above[-1]
             best_relevant[query] = count_at_least(relevant, relevant[-1:])[0]
 
+    def ranked(start: int, stop: int) -> Iterator[tuple[range, Iterable[RankedQuery]]]:
+        """The queries start:stop, in parts that may be scored side by side."""
+        columns = [relevance.columns(query) for query in range(start, stop)]
+        similarities = torch.mm(asking[start:stop], answering.T, out=buffer[: stop - start])
+        if column_of is not None:
+            similarities = similarities[:, column_of]
+        similarities[excluded.pairs(start, stop)] = -torch.inf
+        undecided = relevance.undecided(start, columns)
+        if undecided is not None:
+            similarities[undecided] = -torch.inf
+        if device is not None:
+            yield range(start, stop), rank_by_sorting(similarities, columns)
+            return
+        on_cpu = similarities.numpy()
+        taken_out = excluded.counts[start:stop] if undecided is None else (on_cpu == -np.inf).sum(axis=1)
+        bounds = [(stop - start) * part // num_threads for part in range(num_threads + 1)]
+        for a, b in pairwise(bounds):
+            yield range(start + a, start + b), rank_by_counting(on_cpu[a:b], columns[a:b], taken_out[a:b])
+
     num_threads = torch.get_num_threads()
+    asking, answering = (torch.from_numpy(each).to(device or "cpu") for each in (queries.embeddings, unique))
+    buffer = asking.new_empty(min(chunk_size, num_queries), len(answering))  # one for all chunks
     with ThreadPoolExecutor(num_threads) as threads:
         for start in range(0, num_queries, chunk_size):
-            stop = min(start + chunk_size, num_queries)
-            similarities = queries.embeddings[start:stop] @ unique.T
-            if column_of is not None:
-                similarities = similarities[:, column_of]
-            columns = [relevance.columns(query) for query in range(start, stop)]
-            similarities[excluded.pairs(start, stop)] = -np.inf
-            undecided = relevance.undecided(start, columns)
-            if undecided is not None:
-                similarities[undecided] = -np.inf
-            bounds = [start + (stop - start) * part // num_threads for part in range(num_threads + 1)]
-            work = [(range(a, b), similarities[a - start : b - start], columns[a - start : b - start])
-                    for a, b in pairwise(bounds)]  # fmt: skip
-            if num_threads == 1:
+            work = list(ranked(start, min(start + chunk_size, num_queries)))
+            if len(work) == 1:
                 score(*work[0])
             else:  # numpy lets go of Python's lock in all that takes long here
                 for done in [threads.submit(score, *part) for part in work]:
@@ -218,12 +233,13 @@ def _distinct_rows(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], I
     A matmul may round the same two vectors differently in another column (its edge kernels sum in another order);
     computing every distinct vector once is what makes copies tie exactly.
     """
-    if not vectors.size:
-        return vectors, None
     comparable = np.ascontiguousarray(vectors + 0.0)  # -0.0 -> 0.0: rows are compared by their bytes
+    hashes = np.fromiter((hash(row.tobytes()) for row in comparable), dtype=np.int64, count=len(comparable))
+    if len(np.unique(hashes)) == len(vectors):  # as they are but for copies
+        return vectors, None
     as_bytes = comparable.view(np.dtype((np.void, comparable.dtype.itemsize * comparable.shape[1])))[:, 0]
     _, index, inverse = np.unique(as_bytes, return_index=True, return_inverse=True)
-    return (vectors, None) if len(index) == len(vectors) else (vectors[index], inverse)
+    return vectors[index], inverse
 
 
 def _mean_per_value(labels: IntArray, scores: FloatArray) -> dict[int, float]:

@@ -160,9 +160,10 @@ def _quantise(graph: Path, model: CCAPreTrainedModel) -> None:
     products = [node for node in nodes if node.op_type == "MatMul"]
     behind = [node.name for node in products if not _is_of_backbone(node)]
     if len(behind) == len(products):
+        backbone: Any = model.config.backbone_config
         raise ValueError(
             "int8 is for a backbone's matrix products, and makes transformers (ViT, DINOv2, Swin, ...) faster; "
-            f"{model.config.backbone_config.model_type} has none: export it without int8"
+            f"{backbone.model_type} has none: export it without int8"
         )
     quantised = graph.with_name("quantised.onnx")
     quantize_dynamic(

@@ -341,7 +341,8 @@ class CCATrainer(WholeCheckpointTrainer):
     ) -> EvaluationResult:
         if not np.isfinite(embeddings).all():
             raise self._failed("embeddings of the evaluation are NaN or infinite")
-        return evaluate_splits(self.data, *self._asked_and_answering(images, embeddings, labels))
+        asked, gallery, splits = self._asked_and_answering(images, embeddings, labels)
+        return evaluate_splits(self.data, asked, gallery, splits, self.args.device)
 
     def confusions_of(self, images: Dataset[Any], predicted: PredictionOutput) -> dict[str, list[Confusion]]:
         """Which values are taken for which, by what `predict` returned for `images`."""
