@@ -54,7 +54,7 @@ def _fastest_way_to_count(num_candidates: int) -> Callable[[NDArray, NDArray], t
         return count_ranks
     try:
         from .compiled_counting import count_ranks as compiled
-    except ImportError:  # numba is an extra
+    except (ImportError, RuntimeError):  # numba is an extra, and wants a place to keep what it has compiled
         return count_ranks
     return compiled
 
