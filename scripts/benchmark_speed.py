@@ -361,7 +361,7 @@ def main() -> None:
     parser.add_argument("--growth_rounds", type=int, default=1)
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--gallery", type=int, default=100_000)
-    parser.add_argument("--peer_queries", type=int, default=200, help="for what takes longer than all of the rest")
+    parser.add_argument("--peer_queries", type=int, default=1000, help="for what takes longer than all of the rest")
     parser.add_argument("--evaluation_rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="folder for speed_<machine>.json; its other sections are kept")
     arguments = parser.parse_args()
