@@ -44,7 +44,7 @@ test: $(VENV)/ready ## Run all tests
 	$(VENV)/bin/python -m pytest -n $(WORKERS)
 
 docs: $(VENV)/ready ## Build the documentation's site, site/index.html, reference included
-	$(VENV)/bin/python -m mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet
 
 bench-quality: $(VENV)/ready ## CCA and all it is compared with in one table (hours; CONFIG=configs/... FLAGS='--dataset ...')
 	$(VENV)/bin/python scripts/benchmark_quality.py --config $(CONFIG) --output quality/$(basename $(notdir $(CONFIG))) $(FLAGS)

@@ -16,6 +16,8 @@ import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from typer.core import TyperGroup
+from typer.main import get_command
 
 import cca_hf
 
@@ -81,17 +83,15 @@ def settings() -> str:
     from cca_hf import CCATrainingArguments
 
     rows = ["| setting | default | |", "|---|---|---|"]
-    for field in dataclasses.fields(CCATrainingArguments):
-        if field.name in CCATrainingArguments.__annotations__:
-            told = field.metadata["help"].replace("|", "\\|")
-            rows.append(f"| `{field.name}` | `{field.default!r}` | {told} |")
+    fields = {field.name: field for field in dataclasses.fields(CCATrainingArguments)}
+    for name in CCATrainingArguments.__annotations__:
+        told = fields[name].metadata["help"].replace("|", "\\|")
+        rows.append(f"| `{name}` | `{fields[name].default!r}` | {told} |")
     return "\n".join(rows)
 
 
 def commands_page() -> str:
     """Each command's own help."""
-    from typer.main import get_command
-
     from cca_hf.cli import app
 
     parts = ["# Commands", "As `cca` and each of its commands print them with `--help`."]
@@ -103,9 +103,9 @@ def commands_page() -> str:
 def _helps(command: Any, name: str) -> Iterator[tuple[str, str]]:
     with command.context_class(command, info_name=name, terminal_width=100, max_content_width=100) as context:
         yield name, command.get_help(context).strip()
-        below = command.to_info_dict(context).get("commands", {})
-    for each in below:
-        yield from _helps(command.commands[each], f"{name} {each}")
+    if isinstance(command, TyperGroup):
+        for each, below in command.commands.items():
+            yield from _helps(below, f"{name} {each}")
 
 
 # ---- From the repository's Markdown to the site's ----
