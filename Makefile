@@ -24,7 +24,7 @@ define environment
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test bench bench-quality lint format types lowest build clean
+.PHONY: help environment demo test docs bench bench-quality lint format types lowest build clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ demo: $(VENV)/ready ## Train a small CCA on drawn shapes, measure it, write demo
 
 test: $(VENV)/ready ## Run all tests
 	$(VENV)/bin/python -m pytest -n $(WORKERS)
+
+docs: $(VENV)/ready ## Build the documentation's site, site/index.html, reference included
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet
 
 bench-quality: $(VENV)/ready ## CCA and all it is compared with in one table (hours; CONFIG=configs/... FLAGS='--dataset ...')
 	$(VENV)/bin/python scripts/benchmark_quality.py --config $(CONFIG) --output quality/$(basename $(notdir $(CONFIG))) $(FLAGS)
@@ -68,5 +71,5 @@ build: $(VENV)/ready ## Build the wheel and the source archive into dist/
 	$(VENV)/bin/python -m build
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) $(LOWEST) build dist demo .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	rm -rf $(VENV) $(LOWEST) build dist demo site .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

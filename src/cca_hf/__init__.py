@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors; a 
     from .search.index import AttributeIndex as AttributeIndex
     from .training.arguments import CCATrainingArguments as CCATrainingArguments
     from .training.losses import ConditionalTripletLoss as ConditionalTripletLoss
+    from .training.per_attribute_loss import PerAttributeLoss as PerAttributeLoss
     from .training.trainer import CCATrainer as CCATrainer
     from .visualization.attention import plot_attention as plot_attention
     from .visualization.neighbours import plot_neighbours as plot_neighbours
@@ -49,6 +50,7 @@ _MODULE_OF_NAME = {
     "ConditionalTripletLoss": "training.losses",
     "EvaluationResult": "evaluation.result",
     "ExportedModel": "runtimes.exported",
+    "PerAttributeLoss": "training.per_attribute_loss",
     "RetrievalEvaluator": "evaluation.evaluator",
     "UnreadableImageError": "models.images",
     "evaluate_embeddings": "evaluation.embeddings",

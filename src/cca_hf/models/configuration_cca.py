@@ -40,8 +40,10 @@ class CCAConfig(PreTrainedConfig):
         embedding_dim: width of the projected embedding; `None` leaves it at `hidden_size`, without projection.
         attribute_subspaces: each attribute's embedding is projected on what tells its own values apart, which takes
             the other attributes out of it; see `attribute_subspaces.py`. Fitted at the end of training.
-        hidden_size, num_attention_heads, intermediate_size, hidden_act, layer_norm_eps, qkv_bias, hidden_dropout_prob,
-            attention_probs_dropout_prob, initializer_range: the conditional layer, named as in `ViTConfig`.
+        hidden_size, num_attention_heads, intermediate_size: the conditional layer, named as in `ViTConfig`, and so are
+            the next ones.
+        hidden_act, layer_norm_eps, qkv_bias: of its parts.
+        hidden_dropout_prob, attention_probs_dropout_prob, initializer_range: of its training.
         freeze_batch_norm: batch normalisation of the backbone keeps its running statistics while training;
             [`CCAModel.from_backbone`] asks for it where the backbone is pretrained.
         image_size: height and width in pixels that the model was made for; others are interpolated.

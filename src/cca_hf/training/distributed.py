@@ -1,5 +1,7 @@
 """Tensors of all processes as one, so that the loss sees the triplets of the joined batch."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 
@@ -29,6 +31,21 @@ def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
     if not _several_processes():
         return tensor
     return _GatherWithGradient.apply(tensor) if tensor.requires_grad else _all_gather(tensor)
+
+
+def copy_from_first_process(tensors: Sequence[torch.Tensor]) -> None:
+    """Makes them, in place, what they are on the first process."""
+    if _several_processes():
+        for tensor in tensors:
+            dist.broadcast(tensor.data, src=0)
+
+
+def average_over_processes(tensors: Sequence[torch.Tensor]) -> None:
+    """Makes each of them, in place, its mean over the processes."""
+    if _several_processes():
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+            tensor /= dist.get_world_size()
 
 
 def _several_processes() -> bool:

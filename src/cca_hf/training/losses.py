@@ -83,7 +83,7 @@ class ConditionalTripletLoss(nn.Module):
         weights = (counts.of_negative - counts.of_positive) / active[:, None, None]  # (A, B, B)
         margin = self.margin * (counts.active > 0).to(similarities.dtype)
         attribute_loss = (weights * similarities).sum((1, 2)) + margin  # (A,)
-        return _output(attribute_loss, similarities, positives, negatives, counts)
+        return with_figures(attribute_loss, similarities, positives, negatives, counts)
 
 
 class ConditionalSoftTripletLoss(nn.Module):
@@ -123,7 +123,7 @@ class ConditionalSoftTripletLoss(nn.Module):
         losses = torch.where(anchors, of_pairs.sum(2) / positives.sum(2).clamp(min=1), 0.0)  # (A, B)
         attribute_loss = losses.sum(1) / anchors.sum(1).clamp(min=1)
         counts = count_active(similarities, positives, negatives, self.margin)
-        return _output(attribute_loss, similarities, positives, negatives, counts)
+        return with_figures(attribute_loss, similarities, positives, negatives, counts)
 
 
 def explicit_triplet_loss(
@@ -151,7 +151,7 @@ def explicit_triplet_loss(
             f"got {tuple(anchor.shape)}, {tuple(positive.shape)} and {tuple(negative.shape)}"
         )
     with torch.autocast(anchor.device.type, enabled=False):
-        anchor, positive, negative = (_at_least_fp32(x) for x in (anchor, positive, negative))
+        anchor, positive, negative = (at_least_fp32(x) for x in (anchor, positive, negative))
         nearer, farther = (anchor * positive).sum(1), (anchor * negative).sum(1)
         losses = torch.relu(farther - nearer + margin)  # (triplets,); NaN stays NaN
     active = losses.detach() > 0
@@ -181,17 +181,18 @@ def cosine_similarities(embeddings: torch.Tensor, labels: torch.Tensor) -> torch
             f"got {tuple(embeddings.shape)} and {tuple(labels.shape)}"
         )
     with torch.autocast(embeddings.device.type, enabled=False):
-        per_attribute = _at_least_fp32(embeddings).transpose(0, 1)  # (A, B, D)
+        per_attribute = at_least_fp32(embeddings).transpose(0, 1)  # (A, B, D)
         return per_attribute @ per_attribute.transpose(1, 2)
 
 
-def _output(
+def with_figures(
     attribute_loss: torch.Tensor,
     similarities: torch.Tensor,
     positives: torch.Tensor,
     negatives: torch.Tensor,
     counts: TripletCounts,
 ) -> ConditionalLossOutput:
+    """The mean over the attributes that have triplets, with what is told of each beside it."""
     has_triplets = counts.looked_at > 0
     similarities = similarities.detach()
     return ConditionalLossOutput(
@@ -208,7 +209,8 @@ def _masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.where(mask, values, 0).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)
 
 
-def _at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
+def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
+    """Halves become singles; doubles stay."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 

@@ -42,6 +42,7 @@ from .memory import keep_freed_memory
 from .monitor import LossMonitor
 from .objective import Objective
 from .parameters import settle_backbone, split_backbone_and_head, undecayed_parameters
+from .per_attribute_loss import PerAttributeLoss
 from .subspaces import fit_subspaces
 from .token_cache import make_token_cache
 
@@ -60,6 +61,8 @@ class CCATrainer(WholeCheckpointTrainer):
         triplets: ready triplets to train on instead of the labels of `train`: any map-style data set whose batches,
             made by `data_collator`, hold `anchor`, `positive` and `negative` pixel values and `condition` ids.
         data_collator: for `triplets` only; by default their tensors are stacked.
+        loss: of another library or your own, in the place of all that `args` say of the loss (`loss`, `temperature`,
+            `mining`, `margin`, `proxy_weight`); see [`PerAttributeLoss`].
         callbacks, optimizers: as in `Trainer`.
 
     Raises:
@@ -77,6 +80,7 @@ class CCATrainer(WholeCheckpointTrainer):
         *,
         triplets: Dataset[Any] | None = None,
         data_collator: Callable[[list[Any]], dict[str, torch.Tensor]] | None = None,
+        loss: PerAttributeLoss | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
@@ -86,6 +90,8 @@ class CCATrainer(WholeCheckpointTrainer):
             )
         if data_collator is not None and triplets is None:
             raise ValueError("data_collator is for triplets; labelled pictures have a collator of their own")
+        if loss is not None and triplets is not None:
+            raise ValueError("loss is for labelled pictures; ready triplets have the triplet loss")
         if args.cache_tokens is not None and triplets is not None:
             raise ValueError("cache_tokens is for labelled pictures, not for ready triplets")
         if args.hard_negatives != "none" and triplets is not None:
@@ -94,7 +100,11 @@ class CCATrainer(WholeCheckpointTrainer):
         self.data = data
         self.token_cache = make_token_cache(args, model, data)
         dim = model.config.embedding_dim or model.config.hidden_size
-        self.loss = Objective(args, [len(values) for values in data.attributes.values()], dim).to(args.device)
+        self.loss: Objective | PerAttributeLoss
+        if loss is None:
+            self.loss = Objective(args, [len(values) for values in data.attributes.values()], dim).to(args.device)
+        else:
+            self.loss = loss.settle(data.attributes, dim, args.device)
         self.monitor = LossMonitor(list(data.attributes), args.collapse_patience)
         self.evaluation_result: EvaluationResult | None = None  # the latest one, on the main process
         processor = model.image_processor
@@ -269,7 +279,7 @@ class CCATrainer(WholeCheckpointTrainer):
         super().log(logs, start_time)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """With the random states go value proxies and hard negatives: all are needed to go on within an epoch."""
+        """With the random states go hard negatives and what the loss has learned: to go on within an epoch."""
         super()._save_rng_state(output_dir)
         if self.args.should_save:
             self.loss.save(output_dir)

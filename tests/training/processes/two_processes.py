@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import transformers
 from packaging.version import Version
+from pytorch_metric_learning import losses
 from transformers import TrainerCallback, ViTConfig
 
 from cca_hf.data.hard_negatives import find_hard_negatives
@@ -19,6 +20,7 @@ from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.arguments import CCATrainingArguments
 from cca_hf.training.hard_negatives import IMAGES_PER_VALUE
 from cca_hf.training.objective import Objective
+from cca_hf.training.per_attribute_loss import PerAttributeLoss
 from cca_hf.training.trainer import CCATrainer
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "patch_size": 8}
@@ -52,11 +54,20 @@ class KeepGradients(TrainerCallback):
         self.of_step.append({name: p.grad.clone() for name, p in model.named_parameters()})
 
 
-def check_gradients(data, output_dir: Path, **loss) -> None:
-    """Of the first step: those of the joined batch on one process, and so are the logged loss and the proxies."""
+def arc_faces(data, seed: int) -> PerAttributeLoss:
+    """Weights by another seed on each process: they have to become those of the first."""
+    torch.manual_seed(seed)
+    return PerAttributeLoss(
+        {name: losses.ArcFaceLoss(len(values), VIT["hidden_size"]) for name, values in data.attributes.items()}
+    )
+
+
+def check_gradients(data, output_dir: Path, *, arc_face: bool = False, **loss) -> None:
+    """Of the first step: those of the joined batch on one process; so is what is logged, and what the loss learns."""
     gradients = KeepGradients()
     args = make_args(output_dir, max_steps=1, eval_strategy="no", save_strategy="no", **loss)
-    trainer = CCATrainer(make_model(data.attributes), args, data, callbacks=[gradients])
+    given = arc_faces(data, seed=dist.get_rank()) if arc_face else None
+    trainer = CCATrainer(make_model(data.attributes), args, data, loss=given, callbacks=[gradients])
     trainer.train()
 
     alone = make_model(data.attributes).train()
@@ -65,9 +76,12 @@ def check_gradients(data, output_dir: Path, **loss) -> None:
     joined = trainer._train_collator(trainer.train_dataset.__getitems__(next(batches) + next(batches)))
     every = torch.arange(len(data.attributes)).expand(16, -1)
     objective = Objective(args, [len(values) for values in data.attributes.values()], alone.config.hidden_size)
+    if arc_face:
+        objective = arc_faces(data, seed=0).settle(data.attributes, VIT["hidden_size"])
     expected = objective(alone(joined["pixel_values"], every).embeddings, joined["labels"]).loss
     expected.backward()
-    torch.testing.assert_close(trainer.loss.proxies.vectors, objective.proxies.vectors, atol=1e-6, rtol=1e-5)
+    for together, by_one in zip(trainer.loss.parameters(), objective.parameters(), strict=True):
+        torch.testing.assert_close(together, by_one, atol=1e-6, rtol=1e-5)
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert abs(logged[0] - expected.item()) < 1e-5 * abs(expected.item()), (logged, expected)
     for name, parameter in alone.named_parameters():
@@ -202,6 +216,7 @@ if __name__ == "__main__":
     check_gradients(data, output / "soft")
     check_gradients(data, output / "all", loss="triplet")
     check_gradients(data, output / "micro", micro_batch_size=3)
+    check_gradients(data, output / "arc-face", arc_face=True)
     check_gradients_of_triplets(data, output / "triplets")
     check_batches(data, output / "batches")
     check_hard_negatives(data, output / "hard-values", "values")

@@ -1,0 +1,161 @@
+"""What the site holds beside docs/*.md, and how those become pages; `mkdocs.yml` names this file.
+
+The README is the first page. `api/<room>.md` shows the room's public names by their docstrings, `commands.md` what
+every command of `cca` says for `--help`: none of it is written twice. The files name each other as readers on GitHub
+see them, `docs/speed.md`; here that becomes a link with the page's title.
+"""
+
+import dataclasses
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import griffe
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from typer.core import TyperGroup
+from typer.main import get_command
+
+import cca_hf
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = {
+    "models": "Models",
+    "data": "Data",
+    "training": "Training",
+    "evaluation": "Evaluation",
+    "search": "Search",
+    "runtimes": "Other runtimes",
+    "visualization": "Looking at a model",
+    "hub": "Publishing",
+}
+_FENCE = re.compile(r"^ *```")
+_LIST_ITEM = re.compile(r"^ *([-*]|\d+\.) ")
+_FILE_NAME = re.compile(r"`docs/([\w/]+\.md)`")
+
+
+def public_names() -> dict[str, list[str]]:
+    """Those of `cca_hf.__all__`, by room, in the order of `ROOMS`."""
+    rooms: dict[str, list[str]] = {room: [] for room in ROOMS}
+    for name, module in cca_hf._MODULE_OF_NAME.items():
+        rooms[module.split(".")[0]].append(name)
+    return {room: names for room, names in rooms.items() if names}
+
+
+# ---- Pages that are made ----
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Puts the made pages into the navigation."""
+    reference: list[dict[str, str]] = [{"Commands": "commands.md"}]
+    config.nav.append({"Reference": reference + [{ROOMS[room]: f"api/{room}.md"} for room in public_names()]})
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the made pages."""
+    made = {"index.md": (ROOT / "README.md").read_text(encoding="utf-8"), "commands.md": commands_page()}
+    made |= {f"api/{room}.md": api_page(room, names) for room, names in public_names().items()}
+    for path, content in made.items():
+        files.append(File.generated(config, path, content=content))
+    return files
+
+
+def api_page(room: str, names: list[str]) -> str:
+    """Headings that mkdocstrings fills; settings are a table, since their help stands in the fields."""
+    parts = [f"# {ROOMS[room]}"]
+    for name in names:
+        if name == "CCATrainingArguments":
+            parts += [
+                f"::: cca_hf.{name}\n    options:\n      members: false\n      show_signature: false",
+                settings(),
+            ]
+        else:
+            parts.append(f"::: cca_hf.{name}")
+    return "\n\n".join(parts) + "\n"
+
+
+def settings() -> str:
+    """The fields of `CCATrainingArguments` that are its own, as a table."""
+    from cca_hf import CCATrainingArguments
+
+    rows = ["| setting | default | |", "|---|---|---|"]
+    fields = {field.name: field for field in dataclasses.fields(CCATrainingArguments)}
+    for name in CCATrainingArguments.__annotations__:
+        told = fields[name].metadata["help"].replace("|", "\\|")
+        rows.append(f"| `{name}` | `{fields[name].default!r}` | {told} |")
+    return "\n".join(rows)
+
+
+def commands_page() -> str:
+    """Each command's own help."""
+    from cca_hf.cli import app
+
+    parts = ["# Commands", "As `cca` and each of its commands print them with `--help`."]
+    for name, text in _helps(get_command(app), "cca"):
+        parts.append(f"## {name}\n\n```text\n{text}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _helps(command: Any, name: str) -> Iterator[tuple[str, str]]:
+    with command.context_class(command, info_name=name, terminal_width=100, max_content_width=100) as context:
+        yield name, command.get_help(context).strip()
+    if isinstance(command, TyperGroup):
+        for each, below in command.commands.items():
+            yield from _helps(below, f"{name} {each}")
+
+
+# ---- From the repository's Markdown to the site's ----
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links for names of files, and the empty lines that Python's Markdown wants and GitHub's does not."""
+    here = posixpath.dirname(page.file.src_uri)
+
+    def link(found: re.Match[str]) -> str:
+        target = files.get_file_from_path(found[1])
+        if target is None:
+            raise ValueError(f"{page.file.src_uri} names docs/{found[1]}, which does not exist")
+        title = re.search(r"^# (.+?)(:|$)", target.content_string, re.MULTILINE)
+        assert title is not None, f"docs/{found[1]} has no title"
+        return f"[{title[1]}]({posixpath.relpath(found[1], here or '.')})"
+
+    lines: list[str] = []
+    in_code = in_list = False
+    for line in markdown.splitlines():
+        fence, item = bool(_FENCE.match(line)), bool(_LIST_ITEM.match(line))
+        before = lines[-1] if lines else ""
+        if not in_code:
+            starts = (item and not in_list) or fence or (line.startswith("|") and not before.startswith("|"))
+            if before and starts:
+                lines.append("")
+            in_list = item or (in_list and (not line or line.startswith(" ") or bool(before)))
+            if not fence:
+                line = _FILE_NAME.sub(link, line)
+                if page.file.src_uri == "index.md":
+                    line = line.replace("](docs/", "](")
+        elif fence and not line.startswith(" "):
+            in_list = False
+        lines.append(line)
+        if fence:
+            in_code = not in_code
+            if not in_code:
+                lines.append("")
+    return "\n".join(lines) + "\n"
+
+
+class References(griffe.Extension):
+    """Links for the names that docstrings give in brackets, as transformers' do: [`CCATrainer.train`]."""
+
+    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        """Rewrites the docstring of whatever was read."""
+        if obj.docstring is not None:
+            obj.docstring.value = re.sub(r"\[`([\w.]+)`\](?![\[(])", self._link, obj.docstring.value)
+
+    @staticmethod
+    def _link(found: re.Match[str]) -> str:
+        public = found[1].split(".")[0] in cca_hf.__all__
+        return f"[`{found[1]}`][cca_hf.{found[1]}]" if public else f"`{found[1]}`"

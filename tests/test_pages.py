@@ -1,0 +1,66 @@
+"""Every snippet of the guides runs, one after the other, on the paths they name, as in the README."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from .pages import add_sentence_encoder, make_world, run_page
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    make_world(tmp_path)
+    return tmp_path
+
+
+def test_search(world: Path) -> None:
+    pytest.importorskip("lancedb", reason='the index needs LanceDB: pip install "cca_hf[search]"')
+    told = []
+    for ran in run_page("docs/search.md", world):
+        told.append(" ".join(ran.command[:2]) or ran.heading)
+        names = ran.names
+        if ran.command[:1] == ["cca"]:
+            assert "colour" in ran.printed
+        elif told[-1] == "From Python":
+            prices = [hit.columns["price"] for hit in names["hits"]]
+            assert len(prices) == 10 and max(prices) < 50
+        elif told[-1] == "What can be asked":
+            assert len(names["one"]) == 5 and "sku-3" not in {hit.item_id for hit in names["one"] + names["but_red"]}
+            assert all(len(names[name]) == 10 for name in ("mixed", "red", "but_red", "both"))
+            assert [len(hits) for hits in names["many"]] == [10, 10]
+        elif told[-1] == "Filters":
+            assert (names["cheap"], names["same"], names["unknown"]) == (5, 5, 4)
+    shell = ["pip install"] * 2 + ["cca index"] + ["cca search"] * 3
+    assert told == [*shell, "From Python", "What can be asked", "Filters"]
+    assert (world / "found.html").read_text(encoding="utf-8").count("data:image/jpeg;base64,") == 10
+
+
+def test_text_conditions(world: Path) -> None:
+    if not add_sentence_encoder(world):
+        pytest.skip("the sentence encoder of the test extra is missing")
+    told = []
+    for ran in run_page("docs/text_conditions.md", world):
+        told.append(ran.command[0] if ran.command else ran.heading)
+        if told[-1] == "Asking by words":
+            assert ran.names["model"].condition_embedding.texts.shape == (2, 384)
+        elif told[-1] == "One attribute more":
+            assert ran.names["model"].config.attributes == ["colour", "closure", "heel height"]
+            assert np.shape(ran.names["embeddings"]) == (1, 2, 32)
+    assert told == ["pip", "accelerate", "Asking by words", "One attribute more"]
+    from cca_hf import CCAModel
+
+    assert CCAModel.from_pretrained(world / "out-with-heels").config.attributes[-1] == "heel height"
+
+
+def test_losses(world: Path) -> None:
+    pytest.importorskip("pytorch_metric_learning", reason='needs pip install "cca_hf[losses]"')
+    weights = []
+    for ran in run_page("docs/losses.md", world):
+        if not ran.command:
+            trainer = ran.names["trainer"]
+            assert trainer.state.global_step > 0 and trainer.state.log_history[-1]["train_loss"] > 0
+            weights.append(sum(weight.numel() for weight in trainer.loss.parameters()))
+    assert weights == [0, (4 + 3 + 2) * 16]
+    assert torch.load(next((world / "my-proxies").glob("checkpoint-*/attribute_losses.pt")), weights_only=True)
