@@ -60,6 +60,7 @@ class CCATrainer(WholeCheckpointTrainer):
         triplets: ready triplets to train on instead of the labels of `train`: any map-style data set whose batches,
             made by `data_collator`, hold `anchor`, `positive` and `negative` pixel values and `condition` ids.
         data_collator: for `triplets` only; by default their tensors are stacked.
+        publish: what `push_to_hub` calls: `cca_hf.push_model`.
         callbacks, optimizers: as in `Trainer`.
 
     Raises:
@@ -77,6 +78,7 @@ class CCATrainer(WholeCheckpointTrainer):
         *,
         triplets: Dataset[Any] | None = None,
         data_collator: Callable[[list[Any]], dict[str, torch.Tensor]] | None = None,
+        publish: Callable[..., str] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
@@ -91,6 +93,7 @@ class CCATrainer(WholeCheckpointTrainer):
         if args.hard_negatives != "none" and triplets is not None:
             raise ValueError("hard_negatives are for labelled pictures; ready triplets are taken as they are")
         settle_backbone(model, args)
+        self.publish = publish
         self.data = data
         self.token_cache = make_token_cache(args, model, data)
         dim = model.config.embedding_dim or model.config.hidden_size
