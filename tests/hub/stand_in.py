@@ -162,6 +162,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return commit
 
 
+def break_connections(hub: Handler, body: bytes, query: dict) -> None:
+    hub.server.breaks = json.loads(body)
+    hub.answer({})
+
+
 def who_am_i(hub: Handler, body: bytes, query: dict) -> None:
     hub.answer(
         {"name": "me", "type": "user", "orgs": []} if hub.known else {"error": "no token"},
@@ -351,6 +356,7 @@ def blob_oid(content: bytes) -> str:
 
 REPO = r"/api/(models|datasets)/([\w.-]+/[\w.-]+)"
 ROUTES = [
+    (r"POST /stand-in/breaks", break_connections),
     (r"GET /api/whoami-v2", who_am_i),
     (r"POST /api/repos/create", create),
     (r"POST /api/validate-yaml", validate),

@@ -82,4 +82,7 @@ def _read(picture: dict | None) -> dict | None:
     if picture is None:
         return None
     name = None if picture["path"] is None else Path(picture["path"]).name
-    return {"bytes": Path(picture["path"]).read_bytes() if picture["bytes"] is None else picture["bytes"], "path": name}
+    return {
+        "bytes": Path(picture["path"]).read_bytes() if picture["bytes"] is None else picture["bytes"],
+        "path": name,
+    }

@@ -5,7 +5,7 @@ as its file lies in the folder and the card is written again.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,7 @@ def write_model_card(
     folder = Path(folder)
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} has no config.json: a model card is written beside a checkpoint")
-    state = folder / "trainer_state.json"
-    if state.exists():
-        _draw_curves(json.loads(state.read_text(encoding="utf-8"))["log_history"], folder / "training.png")
+    draw_training(folder, folder / "training.png")
     card = make_model_card(folder, model_id=model_id, baselines=baselines, licence=licence)
     return write_text(str(card), folder / "README.md")
 
@@ -270,10 +268,14 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _draw_curves(history: Iterable[Mapping[str, object]], path: Path) -> None:
+def draw_training(folder: Path, picture: Path) -> None:
+    """The curves of a training's output folder; nothing where there is no history, or no matplotlib."""
+    state = folder / "trainer_state.json"
+    if not state.exists():
+        return
     try:
-        figure = plot_curves(history)
+        figure = plot_curves(json.loads(state.read_text(encoding="utf-8"))["log_history"])
     except ImportError:  # matplotlib is an extra: a card without the picture
         return
     if figure is not None:
-        figure.savefig(path, dpi=120)
+        figure.savefig(picture, dpi=120)

@@ -23,11 +23,11 @@ from ..models.modeling_conditional import CCAPreTrainedModel
 from ..training.arguments import CCATrainingArguments
 from ..visualization.report import EXAMPLES
 from .commit import commit_folder
-from .model_card import write_model_card
+from .model_card import draw_training, write_model_card
 
 _BESIDE = ("requirements.txt",)  # files of this folder that go under their own names
 _MEASURED = ("run.json", "test_evaluation.json", "all_results.json", "entanglement.json")
-_PICTURES = ("report.png", "entanglement.png", "training.png")
+_PICTURES = ("report.png", "entanglement.png")
 _WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")  # of an earlier push in other shards
 _SHOWN = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -114,6 +114,7 @@ def stage_model(
     for name in (*_MEASURED, *_PICTURES):
         if (folder / name).is_file():
             shutil.copy(folder / name, output)
+    draw_training(folder, output / "training.png")
     if (folder / EXAMPLES).is_dir():
         shutil.copytree(folder / EXAMPLES, output / EXAMPLES)
     for name in _BESIDE:
