@@ -27,7 +27,8 @@ MAY_USE = {
     "search": {"models", "data", "evaluation", "training", "embedding"},
     "hub": {"models", "data", "evaluation", "training", "visualization"},
 }
-MAY_USE["cli_parts"] = MAY_USE["cli_data"] = MAY_USE["cli_hub"] = set(MAY_USE)
+MAY_USE["cli_parts"] = set(MAY_USE)
+MAY_USE["cli_data"] = MAY_USE["cli_hub"] = set(MAY_USE)
 MAY_USE["cli_embed"] = MAY_USE["cli_index"] = MAY_USE["cli_search"] = set(MAY_USE)
 MAY_USE["cli"] = set(MAY_USE)
 # What travels to the Hub must load where only these are installed; transformers itself needs the last two.

@@ -4,8 +4,10 @@ The Hub's names in it are folders there: `me/shoes` (pictures with a metadata.cs
 `google/vit-base-patch16-224-in21k` (a tiny random ViT). The tools prefer a folder of that name to the Hub.
 """
 
+import contextlib
 import csv
 import importlib.util
+import io
 import re
 import shlex
 import shutil
@@ -19,6 +21,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from PIL import Image
+
+from cca_hf.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -176,7 +180,10 @@ def push_dry(words: list[str], folder: Path) -> dict[str, str]:
         shutil.copytree(folder / "me" / "cca-shoes", folder / "out")
     if "--dry_run" not in words:
         words = [*words, "--dry_run", tempfile.mkdtemp(dir=folder)]
-    staged = folder / run_cca(words, folder).strip()
+    output = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(output):
+        assert main(words[1:]) == 0
+    staged = folder / output.getvalue().strip()
     return {path.name: path.read_text(errors="replace") for path in staged.rglob("*") if path.is_file()}
 
 

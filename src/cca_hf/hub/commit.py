@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2, by its version
+from huggingface_hub.errors import HTTPError  # of httpx or httpx2, by its version
 
 
 class PushError(OSError):
