@@ -24,6 +24,10 @@ The same flags from a file, some of them changed; an interrupted run goes on:
 
     accelerate launch scripts/train.py settings.yaml --num_train_epochs 30 --resume_from_checkpoint last
 
+Onto the Hub when it is done, in one commit, see docs/publishing.md:
+
+    accelerate launch scripts/train.py settings.yaml --push_to_hub --hub_model_id me/cca-shoes --hub_private_repo
+
 Several GPUs: `accelerate launch --multi_gpu scripts/train.py ...`. Several processes on CPUs:
 
     python -m torch.distributed.run --nproc_per_node 2 scripts/train.py --use_cpu --ddp_backend gloo ...
@@ -37,12 +41,14 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is imported
 
 from cca_hf.hub.model_card import write_model_card  # noqa: E402
+from cca_hf.hub.publishing import push_run  # noqa: E402
 from cca_hf.training.recipe import parse_arguments, run_training  # noqa: E402
 from cca_hf.visualization.report import write_report  # noqa: E402
 
 
 def main() -> None:
-    run = run_training(*parse_arguments())
+    model_args, data_args, training_args = parse_arguments()
+    run = run_training(model_args, data_args, training_args)
     if run.result is None:  # the main process alone has it
         return
     name = "one space" if run.model.config.condition_embedding == "none" else "CCA"
@@ -53,6 +59,8 @@ def main() -> None:
     else:
         print(f"To look at: {page}")
     print(f"Model card: {write_model_card(run.output_dir)}")
+    if training_args.push_to_hub:
+        print(f"Pushed: {push_run(training_args)}")
 
 
 if __name__ == "__main__":

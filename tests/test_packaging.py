@@ -59,6 +59,13 @@ def test_lowest_versions_agree(repository: Path, setup_cfg: configparser.ConfigP
     assert requirements((repository / "constraints.txt").read_text(encoding="utf-8"))["torch"] == "==2.13.0"
 
 
+def test_requirements_of_a_checkpoint_agree(repository: Path, setup_cfg: configparser.ConfigParser) -> None:
+    """What is pushed beside a checkpoint asks for the versions that setup.cfg does."""
+    told = requirements((repository / "src/cca_hf/hub/requirements.txt").read_text(encoding="utf-8"))
+    allowed = requirements(setup_cfg["options"]["install_requires"])
+    assert {"torch", "transformers", "pillow"} <= set(told) and told.items() <= allowed.items()
+
+
 def test_each_fact_stands_once(repository: Path) -> None:
     build = (repository / "pyproject.toml").read_text(encoding="utf-8")
     assert "[project" not in build, "metadata stands in setup.cfg"
@@ -79,7 +86,9 @@ def test_wheel_holds_the_package(repository: Path, tmp_path: Path) -> None:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes((repository / name).read_bytes())
     sources = [
-        path for path in (repository / "src" / "cca_hf").rglob("*") if path.suffix == ".py" or path.name == "py.typed"
+        path
+        for path in (repository / "src" / "cca_hf").rglob("*")
+        if path.suffix in (".py", ".md", ".txt") or path.name == "py.typed"
     ]
     for path in sources:
         target = copy / path.relative_to(repository)

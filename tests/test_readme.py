@@ -1,14 +1,20 @@
 """Every snippet of the README runs, letter by letter, on the paths it names (see `pages.py`), offline."""
 
+import contextlib
 import importlib.util
+import io
 import re
 import shlex
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from cca_hf.cli import main
 
 from .pages import ROOT, Block, check_installable, code_blocks, make_world, run, run_cca, shell_commands
 
@@ -32,7 +38,9 @@ def five_lines(names: dict[str, object]) -> None:
 
 
 def use_a_checkpoint(names: dict[str, object]) -> None:
-    if "alike" in names:
+    if "SentenceTransformer" in names:
+        assert np.shape(names["embeddings"])[0] == 2 and np.ndim(names["embeddings"]) == 2
+    elif "alike" in names:
         assert np.shape(names["embeddings"])[:2] == (2, 2)
         assert np.shape(names["alike"]) == (2,)
     elif "embed" in names:
@@ -76,6 +84,19 @@ def test_python(block: Block, world: Path, monkeypatch: pytest.MonkeyPatch) -> N
     CHECKS[block.heading](names)
 
 
+def push_dry(words: list[str], folder: Path) -> dict[str, str]:
+    """What a push would put on the Hub, as texts; tests/hub pushes for good."""
+    if "out" in words and not (folder / "out").is_dir():
+        shutil.copytree(folder / "me" / "cca-shoes", folder / "out")
+    if "--dry_run" not in words:
+        words = [*words, "--dry_run", tempfile.mkdtemp(dir=folder)]
+    output = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(output):
+        assert main(words[1:]) == 0
+    staged = folder / output.getvalue().strip()
+    return {path.name: path.read_text(errors="replace") for path in staged.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize("words", SHELL, ids=" ".join)
 def test_shell(words: list[str], world: Path) -> None:
     match words:
@@ -92,6 +113,8 @@ def test_shell(words: list[str], world: Path) -> None:
         case ["cca", "evaluate", *_]:
             printed = run_cca(words, world)
             assert "heel_height" in printed and "chance" in printed.lower()
+        case ["cca", "push", *_] | ["cca", "data", "push", *_]:
+            assert push_dry(words, world)["README.md"].startswith("---\n")
         case ["cca", "embed", *_]:
             assert '"done": ' in run_cca(words, world)
         case ["cca", "export", *_]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors; a 
     from .evaluation.evaluator import RetrievalEvaluator as RetrievalEvaluator
     from .evaluation.result import EvaluationResult as EvaluationResult
     from .evaluation.retrieval import retrieval_metrics as retrieval_metrics
+    from .hub.publishing import push_model as push_model
     from .models.configuration_cca import CCAConfig as CCAConfig
     from .models.images import UnreadableImageError as UnreadableImageError
     from .models.modeling_cca import CCAModel as CCAModel
@@ -59,6 +60,7 @@ _MODULE_OF_NAME = {
     "load_attribute_dataset": "data.loading",
     "plot_attention": "visualization.attention",
     "plot_neighbours": "visualization.neighbours",
+    "push_model": "hub.publishing",
     "retrieval_metrics": "evaluation.retrieval",
     "write_report": "visualization.report",
 }

@@ -20,7 +20,7 @@ from typer.core import TyperCommand
 
 from .cli_data import app as data_commands
 from .cli_embed import embed, export
-from .cli_hub import card
+from .cli_hub import card, push
 from .cli_index import app as index_commands
 from .cli_parts import NAMES, SpreadLists, load_model, stdout_kept_clean
 from .cli_search import search
@@ -56,6 +56,7 @@ app.command(cls=SpreadLists)(export)
 app.add_typer(index_commands)
 app.command(cls=SpreadLists)(search)
 app.command()(card)
+app.command()(push)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -254,6 +255,7 @@ def train(context: typer.Context) -> None:
       --output_dir FOLDER             where everything goes
       --num_train_epochs NUMBER       how long
       --resume_from_checkpoint last   go on with an interrupted run
+      --push_to_hub --hub_model_id ID when it is done, onto the Hub, see 'cca push'
 
     \b
     Examples:
@@ -265,9 +267,9 @@ def train(context: typer.Context) -> None:
     """
     from .training.recipe import run_training
 
-    arguments = _parse_training(context.args)
+    model_args, data_args, training_args = _parse_training(context.args)
     figures = _check_figures(needed=False)
-    run = run_training(*arguments)
+    run = run_training(model_args, data_args, training_args)
     if run.result is not None and figures:  # the main process alone has the result
         from .visualization.report import write_report
 
@@ -279,6 +281,10 @@ def train(context: typer.Context) -> None:
         from .hub.model_card import write_model_card
 
         print(f"model card: {write_model_card(run.output_dir)}")
+        if training_args.push_to_hub:
+            from .hub.publishing import push_run
+
+            print(f"pushed: {push_run(training_args)}")
 
 
 def _parse_training(words: list[str]) -> tuple[Any, Any, Any]:

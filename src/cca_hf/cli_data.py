@@ -1,4 +1,4 @@
-"""`cca data`: benchmarks from their original downloads to data sets of this package."""
+"""`cca data`: benchmarks from their original downloads to data sets of this package, and data sets to the Hub."""
 
 import contextlib
 import sys
@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .cli_parts import SpreadLists
+
 if TYPE_CHECKING:
     from .data.annotations import Benchmark
 
 app = typer.Typer(
     name="data",
-    help="Prepare the benchmarks: from their original downloads to data sets that train, evaluate and load read.",
+    help="Prepare the benchmarks, from their original downloads to data sets that train, evaluate and load read; "
+    "put data sets on the Hub.",
     rich_markup_mode=None,
 )
 
@@ -155,3 +158,73 @@ def download(
     print(report)
     if report.dead:
         print(f"dead links: {output / DEAD_LINKS}")
+
+
+@app.command(cls=SpreadLists)
+def push(
+    dataset: Annotated[
+        str, typer.Option("--dataset", metavar="ID_OR_FOLDER", help="Data set: a folder, or an id on the Hub.")
+    ],
+    repo: Annotated[str, typer.Option("--repo", metavar="ID", help="Repository on the Hub, such as me/shoes.")],
+    attributes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--attributes", metavar="NAME ...", help="Attribute columns. Default: every column that is a ClassLabel."
+        ),
+    ] = None,
+    group_column: Annotated[
+        str | None, typer.Option("--group_column", "--group-column", metavar="NAME", help="Column near copies share.")
+    ] = None,
+    annotations_only: Annotated[
+        bool,
+        typer.Option(
+            "--annotations_only",
+            "--annotations-only",
+            help="Leave the pictures out, where they may not be passed on: file_name says which they are.",
+        ),
+    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    revision: Annotated[
+        str | None,
+        typer.Option("--revision", metavar="BRANCH", help="Branch, made where there is none. Default: the main one."),
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option("--license", metavar="ID", help="Licence of the data, such as cc-by-4.0.")
+    ] = None,
+    message: Annotated[
+        str, typer.Option("--message", metavar="TEXT", help="Of the commit.")
+    ] = "Push the data set by cca_hf",
+    dry_run: Annotated[
+        Path | None,
+        typer.Option("--dry_run", "--dry-run", metavar="FOLDER", help="Write the files into a new folder instead."),
+    ] = None,
+) -> None:
+    """Put a data set on the Hub in one commit: parquet files, and a card that counts it.
+
+    Splits go as they are. Every picture is decoded before anything is sent, and an unreadable one is named. The token
+    is that of 'hf auth login', or HF_TOKEN.
+
+    \b
+    Examples:
+      cca data push --dataset shoes/ --attributes colour closure --repo me/shoes --private
+      cca data push --dataset fashionai --repo me/fashionai-labels --annotations_only --dry_run to-look-at
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        from .data.loading import load_attribute_dataset
+        from .hub.dataset_publishing import push_dataset, stage_dataset
+
+        data = load_attribute_dataset(dataset, attributes, group_column=group_column, make_splits=False)
+        told = (
+            str(stage_dataset(data, dry_run, repo, with_images=not annotations_only, licence=licence))
+            if dry_run is not None
+            else push_dataset(
+                data,
+                repo,
+                with_images=not annotations_only,
+                private=private or None,
+                revision=revision,
+                licence=licence,
+                message=message,
+            )
+        )
+    print(told)

@@ -1,6 +1,5 @@
 """The card of a run: what it says is what was measured, its code runs, and what is missing is left out."""
 
-import json
 import re
 import shutil
 
@@ -10,45 +9,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from cca_hf.cli import main
-from cca_hf.data.shapes import generate_shapes_dataset
 from cca_hf.evaluation.entanglement import entanglement
 from cca_hf.evaluation.result import EvaluationResult
 from cca_hf.hub.model_card import TEMPLATE, write_model_card
-from cca_hf.training.arguments import CCATrainingArguments
-from cca_hf.training.recipe import DataArguments, ModelArguments, run_training
 from cca_hf.training.run_record import RunRecord
-
-VIT = {
-    "model_type": "vit",
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "image_size": 32,
-    "patch_size": 8,
-}
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """The output folder of two short epochs on drawn shapes."""
-    root = tmp_path_factory.mktemp("run")
-    for split, dataset in generate_shapes_dataset(num_images=224, image_size=32, seed=0).items():
-        (root / "my-shapes").mkdir(exist_ok=True)
-        dataset.to_parquet(root / "my-shapes" / f"{split}-00000-of-00001.parquet")
-    args = CCATrainingArguments(
-        output_dir=str(root / "cca-shapes"),
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
-        num_train_epochs=2,
-        per_device_train_batch_size=16,
-        images_per_value=2,
-        report_to="none",
-    )
-    model_args = ModelArguments(backbone_config=json.dumps(VIT))
-    run_training(model_args, DataArguments(str(root / "my-shapes"), ["shape", "colour"]), args)
-    return root / "cca-shapes"
 
 
 @pytest.fixture
@@ -114,11 +78,15 @@ def test_its_code_runs(folder, tmp_path, monkeypatch):
     for name in ("picture.jpg", "other.jpg"):
         Image.fromarray(random.integers(0, 256, (50, 40, 3), dtype=np.uint8)).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
-    assert len([line for line in block.splitlines() if line.strip()]) == 5
-    names: dict = {}
-    exec(compile(block, "README.md", "exec"), names)
-    assert names["embeddings"].shape == (2, 2, 32)
+    blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
+    assert [len([line for line in block.splitlines() if line.strip()]) for block in blocks] == [5, 4]
+    found = []
+    for block in blocks:
+        names: dict = {}
+        exec(compile(block, "README.md", "exec"), names)
+        found.append(names["embeddings"])
+    assert found[0].shape == (2, 2, 32)
+    np.testing.assert_allclose(found[1], found[0][:, 0], atol=1e-6)  # by sentence-transformers, of the first attribute
 
 
 def test_what_was_measured_later_is_taken_in(folder, capsys):
@@ -140,14 +108,33 @@ def test_what_was_measured_later_is_taken_in(folder, capsys):
     assert "| one space |" in text and 'from_pretrained("me/x"' in text
 
 
-def test_what_is_no_run(tmp_path, folder, capsys):
-    with pytest.raises(
-        FileNotFoundError, match=r"has no config\.json: a model card is written from the output folder"
-    ):
+def test_what_was_not_measured_is_not_told(folder, capsys):
+    result = EvaluationResult.load_json(folder / "test_evaluation.json")
+    for name in ("run.json", "test_evaluation.json", "trainer_state.json"):
+        (folder / name).unlink()
+    text = write_model_card(folder).read_text()
+    for heading in ("How well it finds", "How it was trained", "Citation", "Limits", "What it knows"):
+        assert (f"## {heading}" in text) == (heading not in ("How well it finds", "How it was trained"))
+    assert "| shape |" in text and "Nothing of it has been measured" in text
+    with pytest.raises(ValueError, match="nothing to compare with"):
+        write_model_card(folder, baselines={"other": result})
+
+
+def test_single_queries_are_its_examples(folder):
+    (folder / "examples").mkdir()
+    for name in ("1.jpg", "1-neighbours.png"):
+        Image.new("RGB", (8, 8)).save(folder / "examples" / name)
+    (example,) = ModelCard.load(write_model_card(folder)).data.to_dict()["widget"]
+    assert example == {
+        "src": "examples/1.jpg",
+        "example_title": "Query 1",
+        "output": {"url": "examples/1-neighbours.png"},
+    }
+
+
+def test_what_is_no_checkpoint(tmp_path, folder, capsys):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json: a model card is written beside a checkpoint"):
         write_model_card(tmp_path)
-    (folder / "run.json").unlink()
-    assert main(["card", "--model", str(folder)]) == 1
-    assert "has no run.json" in capsys.readouterr().err
     assert main(["card", "--model", str(folder), "--compare", "nothing"]) == 2
     assert "NAME=FOLDER" in capsys.readouterr().err
 

@@ -105,6 +105,16 @@ def test_curves_show_what_was_logged(report, elements, model, dataset, results, 
     assert "chosen by hand" in plain.read_text(encoding="utf-8")
 
 
+def test_single_queries_for_a_model_card(report):
+    """The query as it is, and a picture of what was found for it."""
+    names = sorted(path.name for path in (report.parent / "examples").iterdir())
+    assert names == ["1-neighbours.png", "1.jpg", "2-neighbours.png", "2.jpg"]
+    for number in "12":
+        query = Image.open(report.parent / "examples" / f"{number}.jpg")
+        found = Image.open(report.parent / "examples" / f"{number}-neighbours.png")
+        assert found.width > 4 * query.width and len(found.convert("RGB").getcolors(10**6)) > 1000
+
+
 def test_png_beside_it(report):
     picture = Image.open(report.with_name("report.png"))
     assert picture.size[0] > 1000 and picture.size[1] > 800

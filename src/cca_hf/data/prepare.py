@@ -7,35 +7,26 @@
 The mark is another one each time: `datasets` keeps what it loaded by the name of the folder and the patterns of its
 files, and would give the old content of a folder that was prepared again.
 
-With annotations alone the column `image` holds paths in place of pictures. Pictures are read when their rows are
-written, a hundred at a time: memory does not grow with the benchmark.
+With annotations alone the column `image` holds paths in place of pictures.
 """
 
 import json
-import math
-import os
 import secrets
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
-from datasets import Dataset, DatasetDict, Image
-from datasets.utils import tqdm
+from datasets import Dataset, DatasetDict
 
 from .annotations import Benchmark
-from .columns import ColumnPlace
 from .coverage import Coverage
+from .parquet_files import SHARD_BYTES, write_split
 from .schema import IMAGE_COLUMN
 
 TRIPLETS_CONFIG = "triplets"
-_ROWS_AT_ONCE = 100  # a row group of the Hub's own size for pictures
-_SHARD_BYTES = 500_000_000
 
 
 def prepare_benchmark(
-    benchmark: Benchmark, output: Path, *, with_images: bool = True, shard_bytes: int = _SHARD_BYTES
+    benchmark: Benchmark, output: Path, *, with_images: bool = True, shard_bytes: int = SHARD_BYTES
 ) -> dict[str, Coverage]:
     """Writes the benchmark into a new folder, whole or not at all.
 
@@ -65,10 +56,10 @@ def prepare_benchmark(
     shutil.rmtree(unfinished, ignore_errors=True)
     mark = secrets.token_hex(4)
     for split, dataset in benchmark.splits.items():
-        shards = math.ceil(_picture_bytes(dataset) / shard_bytes) if with_images else 1
-        _write_split(dataset, unfinished / "data", split, mark, shards, with_images)
+        folder = unfinished / "data"
+        write_split(dataset, folder, split, with_images=with_images, shard_bytes=shard_bytes, mark=mark)
     for split, dataset in (benchmark.triplets or DatasetDict()).items():
-        _write_split(dataset, unfinished / TRIPLETS_CONFIG, split, mark, 1, with_images=False)
+        write_split(dataset, unfinished / TRIPLETS_CONFIG, split, with_images=False, mark=mark)
     (unfinished / "README.md").write_text(_readme(benchmark, coverage, mark, with_images), encoding="utf-8")
     if output.exists():
         output.rmdir()
@@ -78,44 +69,6 @@ def prepare_benchmark(
 
 def _coverage(dataset: Dataset) -> Coverage:
     return Coverage(dataset.num_rows - dataset.data.column(IMAGE_COLUMN).null_count, dataset.num_rows)
-
-
-def _write_split(dataset: Dataset, folder: Path, split: str, mark: str, shards: int, with_images: bool) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    features = dataset.features  # with pictures that are to be decoded, or the Hub would not show them
-    if IMAGE_COLUMN in features:
-        dataset = dataset.cast_column(IMAGE_COLUMN, Image(decode=False))
-    shards = min(max(shards, 1), dataset.num_rows)
-    with tqdm(total=dataset.num_rows, desc=f"Writing {split}", unit=" rows") as progress:
-        for index in range(shards):
-            shard = dataset.shard(shards, index, contiguous=True)
-            path = folder / f"{split}-{index:05d}-of-{shards:05d}-{mark}.parquet"
-            with pq.ParquetWriter(path, features.arrow_schema) as writer:
-                for table in _tables(shard, with_images):
-                    writer.write_table(table.cast(features.arrow_schema))
-                    progress.update(table.num_rows)
-
-
-def _picture_bytes(dataset: Dataset) -> int:
-    paths = ColumnPlace(IMAGE_COLUMN, "path").read(dataset).to_pylist()
-    return sum(os.path.getsize(path) for path in paths if path is not None)
-
-
-def _tables(shard: Dataset, with_images: bool) -> Iterator[pa.Table]:
-    rows_at_once = _ROWS_AT_ONCE if with_images else 10_000
-    for table in shard.with_format("arrow").iter(rows_at_once):
-        if with_images:
-            place = table.column_names.index(IMAGE_COLUMN)
-            pictures = [_read(picture) for picture in table.column(place).to_pylist()]
-            table = table.set_column(place, IMAGE_COLUMN, pa.array(pictures, table.schema.field(place).type))
-        yield table
-
-
-def _read(picture: dict | None) -> dict | None:
-    if picture is None:
-        return None
-    path = Path(picture["path"])
-    return {"bytes": path.read_bytes(), "path": path.name}
 
 
 def _readme(benchmark: Benchmark, coverage: dict[str, Coverage], mark: str, with_images: bool) -> str:

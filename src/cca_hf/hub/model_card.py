@@ -5,7 +5,7 @@ as its file lies in the folder and the card is written again.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from ..evaluation.report import comparison_rows
 from ..evaluation.result import EvaluationResult
 from ..evaluation.text_table import percent
 from ..models.configuration_cca import CCAConfig
-from ..training.run_record import RunRecord
+from ..training.run_record import FILE_NAME, RunRecord
 from ..visualization.curves import plot_curves
+from ..visualization.report import EXAMPLES
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 _METHODS = {
@@ -41,28 +42,23 @@ def write_model_card(
     baselines: Mapping[str, EvaluationResult] | None = None,
     licence: str | None = None,
 ) -> Path:
-    """Write `README.md` into the output folder of a training, and `training.png` beside it where matplotlib is.
+    """Write `README.md` beside a checkpoint, and `training.png` where there is a training's history and matplotlib.
 
     Args:
-        folder: with `config.json`, `run.json`, `test_evaluation.json` and, where there are such, `trainer_state.json`,
-            `report.png`, `entanglement.json` and `entanglement.png`.
+        folder: with `config.json` and, where there are such, `run.json`, `test_evaluation.json`, `trainer_state.json`,
+            `report.png`, `examples/`, `entanglement.json` and `entanglement.png`; the card leaves out what is missing.
         model_id: where the checkpoint is to be found; default: the folder's name.
         baselines: name -> result on the same split, shown beside the model's.
         licence: identifier of the Hub, such as `apache-2.0`; without one the card names none.
 
     Raises:
-        FileNotFoundError: if the folder is not that of a finished training.
-        ValueError: for baselines of other pictures.
+        FileNotFoundError: if the folder holds no checkpoint.
+        ValueError: for baselines of other pictures, or where there is nothing to compare them with.
     """
     folder = Path(folder)
-    for name in ("config.json", "run.json", "test_evaluation.json"):
-        if not (folder / name).exists():
-            raise FileNotFoundError(
-                f"{folder} has no {name}: a model card is written from the output folder of cca train"
-            )
-    state = folder / "trainer_state.json"
-    if state.exists():
-        _draw_curves(json.loads(state.read_text(encoding="utf-8"))["log_history"], folder / "training.png")
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{folder} has no config.json: a model card is written beside a checkpoint")
+    draw_training(folder, folder / "training.png")
     card = make_model_card(folder, model_id=model_id, baselines=baselines, licence=licence)
     return write_text(str(card), folder / "README.md")
 
@@ -72,12 +68,16 @@ def make_model_card(
 ) -> ModelCard:
     """The card of [`write_model_card`], without the pictures."""
     config = AutoConfig.from_pretrained(folder)
-    run, result = RunRecord.load(folder), EvaluationResult.load_json(folder / "test_evaluation.json")
+    measured = folder / "test_evaluation.json"
+    run = RunRecord.load(folder) if (folder / FILE_NAME).exists() else None
+    result = EvaluationResult.load_json(measured) if measured.exists() else None
+    if baselines and result is None:
+        raise ValueError(f"nothing to compare with: {folder} has no test_evaluation.json")
     name = model_id or folder.resolve().name
     backbone = _backbone(config)
-    dim = config.embedding_dim or config.hidden_size
+    examples = sorted(path.name for path in (folder / EXAMPLES).glob("*.jpg"))
     return ModelCard.from_template(
-        _metadata(config, run, result, name, licence),
+        _metadata(config, run, result, name, licence, examples),
         template_path=str(TEMPLATE),
         name=name.split("/")[-1],
         model_id=name,
@@ -86,56 +86,82 @@ def make_model_card(
         if config.condition_embedding == "none" and config.model_type == "cca"
         else _METHODS[config.model_type],
         backbone=f"[{backbone}](https://huggingface.co/{backbone})" if _on_hub(config) else backbone,
-        dataset=f"[{run.dataset}](https://huggingface.co/datasets/{run.dataset})"
-        if run.dataset_on_hub
-        else f"`{run.dataset}`",
+        dataset=None if run is None else _dataset(run),
         example_attributes=json.dumps(list(config.attributes[:2])),
+        example_attribute=json.dumps(config.attributes[0]),
         example_count=len(config.attributes[:2]),
-        dim=dim,
-        values=[_values_row(*pair) for pair in run.value_counts.items()],
-        measured=_measured(result),
-        results=_results(result, dict(baselines or {})),
-        subset=None if result.coverage is None else str(result.coverage),
+        dim=config.embedding_dim or config.hidden_size,
+        values=[_values_row(*pair) for pair in run.value_counts.items()]
+        if run is not None
+        else [_named_values_row(name, config.attribute_values.get(name, [])) for name in config.attributes],
+        counted=run is not None,
+        measured=None if result is None else _measured(result),
+        results=None if result is None else _results(result, dict(baselines or {})),
+        subset=None if result is None or result.coverage is None else str(result.coverage),
         entanglement=_entanglement(folder),
         pictures={each: (folder / f"{each}.png").exists() for each in ("report", "entanglement", "training")},
-        splits=", ".join(f"{count:,} pictures in {split}" for split, count in run.splits.items()),
-        hardware=run.hardware,
-        duration=_duration(run.seconds),
-        versions=", ".join(f"{library} {version}" for library, version in run.versions.items()),
-        settings=[(name, value) for name, value in run.settings.items() if value is not None],
+        training=None if run is None else _training(run),
+        settings=[] if run is None else [(name, value) for name, value in run.settings.items() if value is not None],
         limits=_limits(run, result),
     )
 
 
 def _metadata(
-    config: CCAConfig, run: RunRecord, result: EvaluationResult, name: str, licence: str | None
+    config: CCAConfig,
+    run: RunRecord | None,
+    result: EvaluationResult | None,
+    name: str,
+    licence: str | None,
+    examples: Sequence[str],
 ) -> ModelCardData:
-    figures = {"map": "mAP, mean of the attributes", "map_macro": "mAP, mean over values, then attributes"}
-    figures |= {f"map_{each.name}": f"mAP, {each.name}" for each in result.attributes}
-    metrics = result.metrics()
     return ModelCardData(
         license=licence,
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
         base_model=config.backbone_name if _on_hub(config) else None,
-        datasets=[run.dataset] if run.dataset_on_hub else None,
-        metrics=["mean_average_precision"],
-        tags=["cca_hf", "image-retrieval", "conditional-embeddings", "visual-search", *_tags(config)],
-        model_name=name.split("/")[-1],
-        eval_results=[
-            EvalResult(
-                task_type="image-feature-extraction",
-                task_name=_MEASURED_AS,
-                dataset_type=run.dataset,
-                dataset_name=run.dataset.split("/")[-1],
-                dataset_split="test",
-                metric_type=metric,
-                metric_name=title,
-                metric_value=round(100 * metrics[metric], 2),
-            )
-            for metric, title in figures.items()
+        datasets=[run.dataset] if run is not None and run.dataset_on_hub else None,
+        metrics=None if result is None else ["mean_average_precision"],
+        tags=[
+            "cca_hf",
+            "sentence-transformers",
+            "image-retrieval",
+            "conditional-embeddings",
+            "visual-search",
+            *_tags(config),
         ],
+        widget=[_example(picture) for picture in examples] or None,
+        model_name=name.split("/")[-1],
+        eval_results=None if run is None or result is None else _eval_results(run, result),
     )
+
+
+def _example(picture: str) -> dict[str, Any]:
+    """A picture and what the model finds for it, shown where a widget would stand: the Hub runs none for this task."""
+    found = f"{EXAMPLES}/{Path(picture).stem}-neighbours.png"
+    return {
+        "src": f"{EXAMPLES}/{picture}",
+        "example_title": f"Query {Path(picture).stem}",
+        "output": {"url": found},
+    }
+
+
+def _eval_results(run: RunRecord, result: EvaluationResult) -> list[EvalResult]:
+    figures = {"map": "mAP, mean of the attributes", "map_macro": "mAP, mean over values, then attributes"}
+    figures |= {f"map_{each.name}": f"mAP, {each.name}" for each in result.attributes}
+    metrics = result.metrics()
+    return [
+        EvalResult(
+            task_type="image-feature-extraction",
+            task_name=_MEASURED_AS,
+            dataset_type=run.dataset,
+            dataset_name=run.dataset.split("/")[-1],
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=title,
+            metric_value=round(100 * metrics[metric], 2),
+        )
+        for metric, title in figures.items()
+    ]
 
 
 def _tags(config: CCAConfig) -> list[str]:
@@ -153,6 +179,23 @@ def _backbone(config: CCAConfig) -> str:
         native: Any = config.backbone_config
         return f"a network of type `{native.model_type}`, from scratch"
     return config.backbone_name if _on_hub(config) else f"`{Path(config.backbone_name).name}`"
+
+
+def _dataset(run: RunRecord) -> str:
+    name = run.dataset
+    return f"[{name}](https://huggingface.co/datasets/{name})" if run.dataset_on_hub else f"`{name}`"
+
+
+def _training(run: RunRecord) -> str:
+    splits = ", ".join(f"{count:,} pictures in {split}" for split, count in run.splits.items())
+    versions = ", ".join(f"{library} {version}" for library, version in run.versions.items())
+    return f"{splits}. {run.hardware}, {_duration(run.seconds)}; {versions}."
+
+
+def _named_values_row(name: str, values: Sequence[str]) -> dict[str, Any]:
+    more = len(values) - _LISTED
+    listed = ", ".join(values[:_LISTED]) + (f", and {more} more" if more > 0 else "")
+    return {"name": name, "count": len(values), "listed": listed}
 
 
 def _values_row(name: str, counts: Mapping[str, int]) -> dict[str, Any]:
@@ -188,12 +231,12 @@ def _entanglement(folder: Path) -> str | None:
     )
 
 
-def _limits(run: RunRecord, result: EvaluationResult) -> list[str]:
+def _limits(run: RunRecord | None, result: EvaluationResult | None) -> list[str]:
     limits = [
         "It knows the attributes above and no others, and means by them what the labels of its training pictures "
         "meant. Pictures of another kind get embeddings all the same.",
     ]
-    for name, counts in run.value_counts.items():
+    for name, counts in ({} if run is None else run.value_counts).items():
         rare = [value for value, count in counts.items() if 0 < count < _RARE]
         if rare:
             more = f", and {len(rare) - _LISTED} more" if len(rare) > _LISTED else ""
@@ -203,10 +246,12 @@ def _limits(run: RunRecord, result: EvaluationResult) -> list[str]:
         unseen = [value for value, count in counts.items() if count == 0]
         if unseen:
             limits.append(f"Values of {name} without a training picture: {', '.join(unseen[:_LISTED])}.")
-    for name, pairs in run.confusions.items():
+    for name, pairs in ({} if run is None else run.confusions).items():
         if pairs:
             told = "; ".join(f"{p.value} for {p.taken_for} ({percent(p.share)} % of {p.queries:,})" for p in pairs)
             limits.append(f"Most often confused in {name}, by the nearest test picture: {told}.")
+    if result is None:
+        return [*limits, "Nothing of it has been measured here."]
     weakest = min(result.attributes, key=lambda each: each.scores["map"] - each.chance["map"])
     limits.append(
         f"Least above chance: {weakest.name}, with a mAP of {percent(weakest.scores['map'])} where chance is "
@@ -223,10 +268,14 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _draw_curves(history: Iterable[Mapping[str, object]], path: Path) -> None:
+def draw_training(folder: Path, picture: Path) -> None:
+    """The curves of a training's output folder; nothing where there is no history, or no matplotlib."""
+    state = folder / "trainer_state.json"
+    if not state.exists():
+        return
     try:
-        figure = plot_curves(history)
+        figure = plot_curves(json.loads(state.read_text(encoding="utf-8"))["log_history"])
     except ImportError:  # matplotlib is an extra: a card without the picture
         return
     if figure is not None:
-        figure.savefig(path, dpi=120)
+        figure.savefig(picture, dpi=120)

@@ -5,6 +5,7 @@ configuration, and pours the pretrained weights in; a ViT's last layer goes into
 """
 
 import copy
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -12,7 +13,7 @@ from difflib import get_close_matches
 from os import PathLike, fspath
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -38,6 +39,8 @@ if is_torchvision_available():
 else:  # asking for the other one would work too, with a warning to each user
     from transformers import ViTImageProcessorPil as ViTImageProcessor
 
+if TYPE_CHECKING:  # never run; transformers copies the files whose import it can read, and this one must travel too
+    from .sentence_transformers_cca import CCAInputModule as CCAInputModule
 
 logger = logging.get_logger(__name__)
 
@@ -272,6 +275,15 @@ def name_pipeline(config: PreTrainedConfig) -> None:
     }
 
 
+def name_sentence_transformers_module(directory: Path) -> None:
+    """Lets `SentenceTransformer(directory, trust_remote_code=True)` find its class beside the weights.
+
+    Without it sentence-transformers would take the mean of the hidden states, under no condition.
+    """
+    module = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers_cca.CCAInputModule"}
+    (directory / "modules.json").write_text(json.dumps([module], indent=2) + "\n", encoding="utf-8")
+
+
 @contextmanager
 def staged(directory: str | PathLike[str]) -> Iterator[Path]:
     """A folder inside `directory` whose files move there together once all of them are written.
@@ -292,4 +304,10 @@ def staged(directory: str | PathLike[str]) -> Iterator[Path]:
             path.replace(target / path.name)
 
 
-__all__ = ["build_from_backbone", "load_image_processor", "name_pipeline", "staged"]
+__all__ = [
+    "build_from_backbone",
+    "load_image_processor",
+    "name_pipeline",
+    "name_sentence_transformers_module",
+    "staged",
+]

@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .attribute_subspaces import AttributeSubspaces
-from .checkpoints import load_image_processor, name_pipeline, staged
+from .checkpoints import load_image_processor, name_pipeline, name_sentence_transformers_module, staged
 from .conditional_layer import ConditionEmbedding
 from .configuration_cca import CCAConfig
 from .encoding import PictureEncoder, compute_attention_maps
@@ -88,7 +88,8 @@ class CCAPreTrainedModel(PictureEncoder, PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """As [`PreTrainedModel.save_pretrained`]; saves the image processor, the pipeline and the code files as well.
+        """As [`PreTrainedModel.save_pretrained`]; saves the image processor and the code files as well, for pipelines
+        and sentence-transformers too.
 
         Everything is written beside the target first and moved in when it is whole, so that a full disk leaves an
         earlier checkpoint in `save_directory` as it was.
@@ -104,6 +105,7 @@ class CCAPreTrainedModel(PictureEncoder, PreTrainedModel):
         )  # for push_to_hub, which would take the staging folder's
         with staged(save_directory) as folder:
             self.image_processor.save_pretrained(folder)
+            name_sentence_transformers_module(folder)
             super().save_pretrained(folder, **kwargs)
         return None
 

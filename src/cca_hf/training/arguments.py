@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 # of a pretrained backbone: of transformers, and of networks of feature maps, whose early levels stay frozen
 PRETRAINED_LEARNING_RATE = 1e-4
@@ -184,6 +185,10 @@ class CCATrainingArguments(TrainingArguments):
         default=16, metadata={"help": "Move the embeddings of an evaluation off the device every so many batches."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Of no use here: batches come ready made."})
+    hub_strategy: str = field(
+        default="end",
+        metadata={"help": "Only end: with --push_to_hub the repository gets one commit, the measured model's."},
+    )
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "A resumed run goes on counting towards early stopping."}
     )
@@ -197,6 +202,9 @@ class CCATrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = torch.cuda.is_available()
         if str(self.eval_strategy) == "no":
             self.load_best_model_at_end = False  # there is no figure to tell the best by
+        strategy = HubStrategy(self.hub_strategy)
+        allowed = "end: checkpoints stay in output_dir, and the repository gets one commit, the measured model's"
+        _check("hub_strategy", strategy.value, strategy is HubStrategy.END, allowed)
         _check("temperature", self.temperature, self.temperature > 0, "above 0")
         _check("margin", self.margin, self.margin > 0, "above 0")
         _check("proxy_weight", self.proxy_weight, self.proxy_weight >= 0, "at least 0")
@@ -233,6 +241,6 @@ def _hardware_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def _check(name: str, value: float, holds: bool, allowed: str) -> None:
+def _check(name: str, value: float | str, holds: bool, allowed: str) -> None:
     if not holds:
         raise ValueError(f"{name} must be {allowed}, got {value}")

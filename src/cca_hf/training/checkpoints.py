@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class TrainingFailedError(RuntimeError):
 class WholeCheckpointTrainer(Trainer):
     """A Trainer whose checkpoints are complete or not there, and never hold NaN."""
 
+    publish: Callable[..., str] | None = None  # called by `push_to_hub`
     _saving_checkpoint = False
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -62,16 +64,38 @@ class WholeCheckpointTrainer(Trainer):
         if self.args.should_save:
             _publish(staged_checkpoint, run_dir / name)
         self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(run_dir / name))
         if self.args.should_save:
             rotate_checkpoints(
                 str(run_dir), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
             )
 
+    def push_to_hub(self, repo_id: str | None = None) -> str:
+        """Saves the model into `output_dir` and publishes that, in one commit, as the `hub_*` arguments say.
+
+        Nothing is pushed before: not while training, and not by `save_model`.
+
+        Args:
+            repo_id: default: `args.hub_model_id`, or the name of `output_dir`.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            ValueError: if the trainer was not told how to publish.
+        """
+        if self.publish is None:
+            raise ValueError("to push, make the trainer with publish=cca_hf.push_model, or run 'cca push'")
+        self.save_model()
+        return self.publish(
+            self.args.output_dir,
+            repo_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
+            private=self.args.hub_private_repo,
+            revision=self.args.hub_revision,
+            token=self.args.hub_token,
+        )
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self._saving_checkpoint:  # it would move away under the upload
-            super()._push_from_checkpoint(checkpoint_folder)
+        """Nothing: a repository gets one commit, of a model with its card, when somebody asks for it."""
 
     def _name_best_checkpoint(self, run_dir: Path, staged_checkpoint: Path) -> None:
         """The Trainer has looked for the best checkpoint among the staged ones: name it by where it will be."""
@@ -108,13 +132,13 @@ class WholeCheckpointTrainer(Trainer):
         self.model.load_state_dict(loaded.state_dict())
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As `Trainer.save_model`; a full disk leaves an earlier model in `output_dir` as it was.
+        """As `Trainer.save_model`, but never pushes; a full disk leaves an earlier model in `output_dir` as it was.
 
         Raises:
             TrainingFailedError: if weights are NaN or infinite.
         """
         self._check_weights()
-        super().save_model(output_dir, _internal_call)
+        super().save_model(output_dir, _internal_call=True)  # called by a user, the Trainer's would push
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         if not self.args.should_save:

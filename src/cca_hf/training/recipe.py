@@ -51,6 +51,8 @@ def run_training(
     value; `run.json` with what it was trained on, how and where; `trainer_state.json`. Prints what the data set holds,
     and the table of the test split.
 
+    What `push_to_hub` asks for is left to the caller, for when report and card are written too.
+
     `resume_from_checkpoint="last"` goes on from the last complete checkpoint in `output_dir`, if there is one.
 
     Raises:
@@ -87,8 +89,6 @@ def run_training(
         seconds = outcome.metrics["train_runtime"]
         RunRecord.of(data, data_args.dataset, training_args, seconds, confusions).save(output_dir)
         print(f"\nRetrieval on the test split ({output_dir})\n{result.table()}")
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
     return TrainingRun(
         model=trainer.accelerator.unwrap_model(trainer.model),
         data=data,

@@ -63,6 +63,7 @@ class CCATrainer(WholeCheckpointTrainer):
         data_collator: for `triplets` only; by default their tensors are stacked.
         loss: of another library or your own, in the place of all that `args` say of the loss (`loss`, `temperature`,
             `mining`, `margin`, `proxy_weight`); see [`PerAttributeLoss`].
+        publish: what `push_to_hub` calls: `cca_hf.push_model`.
         callbacks, optimizers: as in `Trainer`.
 
     Raises:
@@ -81,6 +82,7 @@ class CCATrainer(WholeCheckpointTrainer):
         triplets: Dataset[Any] | None = None,
         data_collator: Callable[[list[Any]], dict[str, torch.Tensor]] | None = None,
         loss: PerAttributeLoss | None = None,
+        publish: Callable[..., str] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
@@ -97,6 +99,7 @@ class CCATrainer(WholeCheckpointTrainer):
         if args.hard_negatives != "none" and triplets is not None:
             raise ValueError("hard_negatives are for labelled pictures; ready triplets are taken as they are")
         settle_backbone(model, args)
+        self.publish = publish
         self.data = data
         self.token_cache = make_token_cache(args, model, data)
         dim = model.config.embedding_dim or model.config.hidden_size

@@ -1,4 +1,4 @@
-"""One run, to look at: `report.html`, a single page that needs nothing beside it, and `report.png`."""
+"""One run, to look at: `report.html`, a single page that needs nothing beside it, `report.png`, and single queries."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -13,13 +13,14 @@ from ..evaluation.result import EvaluationResult
 from ..models.modeling_cca import CCAModel
 from . import page
 from .curves import points_of
-from .neighbours import draw_neighbours
+from .neighbours import draw_neighbours, plot_neighbours
 from .selection import QueryView, view_queries
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_QUERIES_IN_PNG = 2
+EXAMPLES = "examples"  # the folder of single queries, for a model card
+_QUERIES_IN_PNG = 2  # and in that folder
 # What the Trainer logs under these names is drawn; the first of a line is there, whichever evaluation ran.
 _CURVES = {"loss": "Training loss", "eval_map": "mAP on validation", "validation_map": "mAP on validation"}
 
@@ -40,6 +41,8 @@ def write_report(
     seed: int = 0,
 ) -> Path:
     """Write `report.html` (self-contained) and `report.png` into `output_dir`; returns the path of the page.
+
+    `examples/1.jpg` is the first query alone, and `examples/1-neighbours.png` what was found for it; then 2.
 
     The page shows the figures, the nearest pictures of some queries under each attribute beside where the attribute
     looks, and the course of the training. Needs matplotlib (`pip install "cca_hf[plot]"`).
@@ -81,6 +84,7 @@ def write_report(
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     _draw(figure, views[:_QUERIES_IN_PNG], named).savefig(folder / "report.png", dpi=110)
+    _write_examples(views[:_QUERIES_IN_PNG], folder / EXAMPLES)
     path = folder / "report.html"
     path.write_text(page.page(f"{title}: {split}", body), encoding="utf-8")
     return path
@@ -138,3 +142,11 @@ def _draw(figure: "Figure", views: Sequence[QueryView], results: Mapping[str, Ev
         draw_neighbours(part, view.image, view.neighbours, view.values, view.attention)
     draw_results(parts[-1], results)
     return figure
+
+
+def _write_examples(views: Sequence[QueryView], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for number, view in enumerate(views, start=1):
+        view.image.save(folder / f"{number}.jpg", quality=90)
+        figure = plot_neighbours(view.image, view.neighbours, query_values=view.values, attention=view.attention)
+        figure.savefig(folder / f"{number}-neighbours.png", dpi=110)

@@ -1,0 +1,143 @@
+"""A CCA checkpoint in sentence-transformers, whose `modules.json` names this file; nothing else imports it.
+
+    model = SentenceTransformer("me/cca-shoes", trust_remote_code=True)
+    embeddings = model.encode(images, attribute="colour")
+
+sentence-transformers gives one vector for one input, so each call asks for one attribute. What calls `encode` itself,
+as its evaluators do, cannot name one: `model_kwargs={"attribute": "colour"}` settles it when the model is loaded.
+"""
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+import torch
+from transformers import AutoModel, PreTrainedModel
+
+from .images import ImageInput
+from .pixels import PictureReader
+
+# under `try`, transformers does not ask for sentence-transformers where a checkpoint is loaded without it
+try:
+    from sentence_transformers.base.modules import InputModule
+except ImportError:  # before version 6
+    from sentence_transformers.models import InputModule
+
+
+class CCAInputModule(InputModule):
+    """The only module of a `SentenceTransformer`: of each picture one L2-normalised embedding, under one attribute."""
+
+    forward_kwargs = {"attribute"}
+    save_in_root = True
+
+    def __init__(self, model: PreTrainedModel, attribute: str | None = None) -> None:
+        """`attribute` is asked for where a call names none."""
+        super().__init__()
+        if attribute is not None:
+            model.config.attribute_id(attribute)  # for its error
+        self.model = model
+        self.attribute = attribute
+
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        trust_remote_code: bool = False,
+        model_kwargs: dict[str, Any] | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        config_kwargs: dict[str, Any] | None = None,
+        backend: str = "torch",
+        **others: Any,
+    ) -> "CCAInputModule":
+        """Called by sentence-transformers; `others` is what its versions add of their own.
+
+        Raises:
+            ValueError: for another backend than torch, an unknown attribute, or settings that would change nothing.
+        """
+        if backend != "torch":
+            raise ValueError(f"a CCA checkpoint runs on backend='torch' here, not on {backend!r}: see 'cca export'")
+        settings = {"processor_kwargs": processor_kwargs, "config_kwargs": config_kwargs, **others}
+        for name, settled in settings.items():
+            if name.endswith("_kwargs") and settled:
+                raise ValueError(f"a CCA checkpoint takes model_kwargs alone; got {name}={settled}")
+        loading = dict(model_kwargs or {})
+        attribute = loading.pop("attribute", None)
+        given = {
+            "trust_remote_code": trust_remote_code,
+            "token": token,
+            "cache_dir": cache_folder,
+            "revision": revision,
+            "local_files_only": local_files_only,
+        }
+        return cls(AutoModel.from_pretrained(model_name_or_path, **given | loading), attribute)
+
+    @property
+    def modalities(self) -> list[str]:
+        return ["image"]
+
+    def get_embedding_dimension(self) -> int:
+        """Length of each vector."""
+        return self.model.config.embedding_dim or self.model.config.hidden_size
+
+    get_sentence_embedding_dimension = get_embedding_dimension  # its name before version 6
+
+    def preprocess(
+        self,
+        inputs: Sequence[ImageInput],
+        prompt: str | None = None,
+        attribute: str | None = None,
+        task: str | None = None,
+        **unknown: Any,
+    ) -> dict[str, torch.Tensor]:
+        """Reads pictures: paths, URLs, PIL images or arrays -> `pixel_values` (batch, 3, height, width).
+
+        Args:
+            attribute: none of this method's business, but passed to it by `encode` as to `forward`.
+            task: "query" or "document", which are embedded alike.
+
+        Raises:
+            ValueError: for a prompt, or other settings; there is no text to put them before.
+            UnreadableImageError: for what is no picture.
+        """
+        if prompt or unknown:
+            given = ", ".join(sorted([*unknown, *(["prompt"] if prompt else [])]))
+            raise ValueError(
+                f"this model embeds pictures under an attribute and knows no {given}; it knows `attribute`"
+            )
+        reader = PictureReader(self.model.image_processor)
+        pixels = torch.stack([reader.read(picture) for picture in inputs])
+        return {"pixel_values": reader.scale(pixels, torch.device("cpu"), self.model.dtype)}
+
+    def tokenize(self, texts: Sequence[ImageInput], **kwargs: Any) -> dict[str, torch.Tensor]:
+        """What `preprocess` is called before version 6."""
+        return self.preprocess(texts, **kwargs)
+
+    def forward(self, features: dict[str, torch.Tensor], attribute: str | None = None) -> dict[str, torch.Tensor]:
+        """Adds `sentence_embedding` (batch, dim).
+
+        Raises:
+            ValueError: for an unknown attribute (naming the closest), several, or none.
+        """
+        name = self.attribute if attribute is None else attribute
+        if not isinstance(name, str):
+            raise ValueError(
+                f"one vector for one picture: name one attribute, such as encode(images, attribute="
+                f"{self.model.config.attributes[0]!r}); got {name!r}. This model knows {self.model.config.attributes}."
+            )
+        pixel_values = features["pixel_values"]
+        ids = torch.full((len(pixel_values),), self.model.config.attribute_id(name), device=pixel_values.device)
+        return {**features, "sentence_embedding": self.model(pixel_values, attribute_ids=ids).embeddings}
+
+    def save(
+        self, output_path: str | PathLike[str], *args: Any, safe_serialization: bool = True, **kwargs: Any
+    ) -> None:
+        """The whole checkpoint, as `CCAModel.save_pretrained`; always safetensors."""
+        self.model.save_pretrained(output_path)
+
+
+__all__ = ["CCAInputModule"]

@@ -1,0 +1,283 @@
+"""A checkpoint on the Hub, by the real huggingface_hub against a stand-in: all of it in one commit, or nothing."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from PIL import Image
+from transformers.pipelines import SUPPORTED_TASKS
+
+from cca_hf import CCAModel, CCATrainer, CCATrainingArguments, load_attribute_dataset
+from cca_hf.hub.publishing import push_run, stage_model
+
+# each step: what breaks, which token there is, and the words of a command
+COMMANDS = """
+import contextlib, io, json, os, sys, time, urllib.request
+time.sleep = lambda seconds: None  # huggingface_hub waits between its tries
+from cca_hf.cli import main
+
+told = []
+for breaks, token, words in json.loads(sys.argv[1]):
+    place = os.environ["HF_ENDPOINT"] + "/stand-in/breaks"
+    urllib.request.urlopen(urllib.request.Request(place, json.dumps(breaks).encode())).read()
+    os.environ["HF_TOKEN"] = token
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        code = main(words)
+    told.append({"code": code, "output": output.getvalue().strip(), "errors": errors.getvalue().strip()})
+print(json.dumps(told))
+"""
+TRANSFORMERS = """
+import json, sys
+import torch
+from transformers import AutoImageProcessor, AutoModel, pipeline
+
+repo, revision, *pictures = sys.argv[1:]
+model = AutoModel.from_pretrained(repo, revision=revision, trust_remote_code=True)
+embed = pipeline("image-feature-extraction", model=repo, revision=revision, trust_remote_code=True)
+through = [list(embed(picture).values()) for picture in pictures]
+print(json.dumps({"encode": model.encode(pictures).tolist(), "pipeline": through}))
+"""
+SENTENCE_TRANSFORMERS = """
+import json, sys
+from sentence_transformers import SentenceTransformer
+
+repo, revision, *pictures = sys.argv[1:]
+model = SentenceTransformer(repo, revision=revision, trust_remote_code=True)
+names = model[0].model.config.attributes
+print(json.dumps({name: model.encode(pictures, attribute=name).tolist() for name in names}))
+"""
+WITH_PACKAGE = """
+import json, sys
+from cca_hf import CCAModel
+
+repo, revision, *pictures = sys.argv[1:]
+model = CCAModel.from_pretrained(repo, revision=revision)
+print(json.dumps([type(model).__module__, model.encode(pictures).tolist()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(finished, tmp_path_factory):
+    """The finished training with its pictures, and with what a longer one leaves beside them."""
+    folder = shutil.copytree(finished, tmp_path_factory.mktemp("publish") / "cca-shapes")
+    for name in ("report.png", "examples/1.jpg", "examples/1-neighbours.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / name)
+    (folder / "optimizer.pt").write_bytes(b"not for others")
+    assert any(folder.glob("checkpoint-*")) and (folder / "training_args.bin").exists()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    random, folder = np.random.default_rng(0), tmp_path_factory.mktemp("pictures")
+    for number in range(3):
+        pixels = random.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def pushed(hub, run_on_hub, folder, tmp_path_factory):
+    """One push after another: the connection breaks, and breaks again, before all goes well."""
+    dry = tmp_path_factory.mktemp("dry") / "run"
+    push = ["push", "--model", str(folder), "--repo"]
+    steps = [
+        ({"upload": 99}, "hf_stand_in", [*push, "me/shapes", "--private"]),
+        ({"commit": 1}, "hf_stand_in", [*push, "me/shapes", "--private"]),
+        ({}, "hf_stand_in", [*push, "me/shapes", "--private"]),
+        ({}, "hf_stand_in", [*push, "me/shapes", "--private"]),
+        ({"upload": 1}, "hf_stand_in", [*push, "me/open", "--license", "apache-2.0", "--revision", "v2"]),
+        ({}, "hf_stand_in", [*push, "me/open", "--private"]),
+        ({}, "hf_of_nobody", [*push, "me/nothing"]),
+        ({}, "hf_of_nobody", [*push, "me/shapes", "--dry_run", str(dry)]),
+        ({}, "hf_stand_in", [*push, "me/shapes", "--dry_run", str(dry)]),
+    ]
+    names = (
+        "upload breaks",
+        "commit breaks",
+        "well",
+        "again",
+        "branch",
+        "not private",
+        "no token",
+        "dry",
+        "dry again",
+    )
+    told = dict(zip(names, run_on_hub(COMMANDS, json.dumps(steps)), strict=True))
+    return told | {"dry folder": dry}
+
+
+def test_a_connection_that_breaks_leaves_nothing_half_written(hub, pushed):
+    for name in ("upload breaks", "commit breaks"):
+        assert pushed[name]["code"] == 1
+        assert re.search(r"could not push to me/shapes: .*Nothing there is half-written", pushed[name]["errors"])
+        assert "Traceback" not in pushed[name]["errors"]
+    repository = hub.repositories["models/me/shapes"]
+    assert [commit.message for commit in repository.commits] == ["initial commit", "Push the model by cca_hf"]
+    assert repository.private
+    assert pushed["well"]["code"] == 0
+    assert pushed["well"]["output"] == f"{hub.url}/me/shapes/commit/{repository.branches['main']}"
+
+
+def test_what_has_arrived_is_not_sent_again(hub, pushed):
+    """The weights arrived before the commit broke off, and the third push finds them there."""
+    commits = [place for place, asked in enumerate(hub.asked) if asked == "POST /api/models/me/shapes/commit/main"]
+    assert len(commits) == 2  # one broken off, one answered; the push of what is there already makes none
+    assert not [asked for asked in hub.asked[commits[0] : commits[1]] if asked.startswith("PUT")]
+
+
+def test_a_push_of_the_same_makes_no_commit(hub, pushed):
+    assert pushed["again"] | {"errors": ""} == pushed["well"] | {"errors": ""}
+
+
+def test_what_is_pushed(hub, pushed, folder):
+    files = hub.repositories["models/me/shapes"].at("main").files
+    expected = {"model.safetensors", "config.json", "preprocessor_config.json", "modules.json", "modeling_cca.py"}
+    expected |= {"sentence_transformers_cca.py", "requirements.txt", "README.md", "report.png", "training.png"}
+    expected |= {"examples/1.jpg", "examples/1-neighbours.png", "run.json", "test_evaluation.json", "all_results.json"}
+    assert expected <= set(files)
+    unwanted = re.compile(r"checkpoint-|optimizer|training_args|trainer_state|\.bin$|\.pt$|__pycache__")
+    assert not [name for name in files if unwanted.search(name)]
+    for name, content in files.items():
+        assert str(folder.parent).encode() not in content, f"{name} says where it was made"
+    assert 'from_pretrained("me/shapes"' in files["README.md"].decode()
+
+
+def test_a_dry_run_is_what_is_pushed(hub, pushed):
+    assert pushed["dry"]["code"] == 0 and pushed["dry"]["output"] == str(pushed["dry folder"])
+    written = {
+        path.relative_to(pushed["dry folder"]).as_posix(): path.read_bytes()
+        for path in pushed["dry folder"].rglob("*")
+        if path.is_file()
+    }
+    files = hub.repositories["models/me/shapes"].at("main").files
+    assert written == {name: content for name, content in files.items() if name != ".gitattributes"}
+    assert pushed["dry again"]["code"] == 1 and "is there already; name a new folder" in pushed["dry again"]["errors"]
+
+
+def test_a_branch(hub, pushed):
+    repository = hub.repositories["models/me/open"]
+    assert set(repository.at("main").files) == {".gitattributes"} and not repository.private
+    assert "license: apache-2.0" in repository.at("v2").files["README.md"].decode()
+
+
+def test_what_the_hub_refuses(hub, pushed):
+    assert pushed["not private"]["code"] == 1
+    assert "me/open is there already, and public" in pushed["not private"]["errors"]
+    assert pushed["no token"]["code"] == 1 and "models/me/nothing" not in hub.repositories
+    assert "401" in pushed["no token"]["errors"] and "hf auth login" in pushed["no token"]["errors"]
+
+
+def test_loads_with_transformers_alone(hub, run_on_hub, pushed, finished, pictures):
+    oid = hub.repositories["models/me/shapes"].branches["main"]
+    found = run_on_hub(TRANSFORMERS, "me/shapes", oid, *pictures, hidden=["cca_hf", "sentence_transformers"])
+    expected = CCAModel.from_pretrained(finished).encode(pictures)
+    np.testing.assert_allclose(found["encode"], expected, atol=1e-6)
+    np.testing.assert_allclose(found["pipeline"], expected, atol=1e-6)
+
+
+def test_loads_with_sentence_transformers(hub, run_on_hub, pushed, finished, pictures):
+    found = run_on_hub(SENTENCE_TRANSFORMERS, "me/open", "v2", *pictures, hidden=["cca_hf"])
+    expected = CCAModel.from_pretrained(finished).encode(pictures)
+    assert list(found) == ["shape", "colour"]
+    np.testing.assert_allclose(np.stack(list(found.values()), axis=1), expected, atol=1e-6)
+
+
+def test_loads_with_the_package(hub, run_on_hub, pushed, finished, pictures):
+    module, found = run_on_hub(WITH_PACKAGE, "me/open", "v2", *pictures)
+    assert module == "cca_hf.models.modeling_cca"
+    np.testing.assert_allclose(found, CCAModel.from_pretrained(finished).encode(pictures), atol=1e-6)
+
+
+def test_its_metadata_is_what_the_hub_reads(hub, pushed, finished):
+    card = ModelCard(hub.repositories["models/me/open"].at("v2").files["README.md"].decode())
+    data = card.data.to_dict()
+    assert data["pipeline_tag"] in SUPPORTED_TASKS and data["library_name"] == "transformers"
+    assert "sentence-transformers" in data["tags"] and len(set(data["tags"])) == len(data["tags"])
+    name, results = model_index_to_eval_results(data["model-index"])
+    assert name == "open" and eval_results_to_model_index(name, results) == data["model-index"]
+    measured = json.loads((finished / "all_results.json").read_text())["test_map"]
+    (mean,) = [each for each in results if each.metric_type == "map"]
+    assert mean.metric_value == pytest.approx(100 * measured, abs=0.005)
+    (example,) = data["widget"]
+    files = hub.repositories["models/me/open"].at("v2").files
+    assert example["src"] in files and example["output"]["url"] in files
+
+
+def test_a_card_of_ones_own_stays(folder, tmp_path):
+    own = shutil.copytree(folder, tmp_path / "own")
+    (own / "README.md").write_text('Mine: AutoModel.from_pretrained("me/mine"), ![it](pictures/it.png)')
+    with pytest.raises(FileNotFoundError, match=r"README\.md shows pictures/it\.png, which is not in"):
+        stage_model(own, tmp_path / "first", "me/mine")
+    (own / "pictures").mkdir()
+    shutil.copy(own / "report.png", own / "pictures" / "it.png")
+    staged = stage_model(own, tmp_path / "second", "me/mine")
+    assert (staged / "README.md").read_text().startswith("Mine") and (staged / "pictures" / "it.png").exists()
+    staged = stage_model(own, tmp_path / "third", "me/other")
+    assert 'from_pretrained("me/other"' in (staged / "README.md").read_text()
+
+
+def test_a_checkpoint_without_a_training(finished, tmp_path):
+    CCAModel.from_pretrained(finished).save_pretrained(tmp_path / "bare")
+    text = (stage_model(tmp_path / "bare", tmp_path / "staged", "me/bare") / "README.md").read_text()
+    assert "Nothing of it has been measured" in text and "How well it finds" not in text
+    assert "| shape |" in text and ModelCard(text).data.eval_results is None
+
+
+def test_what_is_no_checkpoint(finished, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint in"):
+        stage_model(tmp_path / "nowhere", tmp_path / "staged", "me/x")
+    half = shutil.copytree(finished, tmp_path / "half")
+    config = json.loads((half / "config.json").read_text())
+    config["embedding_dim"] = 16  # the projection that it asks for has no weights
+    (half / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"lacks 1 of the model's weights, such as projection\.weight"):
+        stage_model(half, tmp_path / "staged", "me/x")
+
+
+def test_where_a_backbone_lay_is_not_told(finished, tmp_path):
+    model = CCAModel.from_pretrained(finished)
+    model.config.backbone_name = str(tmp_path / "secret" / "my-vit")
+    model.save_pretrained(tmp_path / "model")
+    staged = stage_model(tmp_path / "model", tmp_path / "staged", "me/x")
+    assert json.loads((staged / "config.json").read_text())["backbone_name"] == "my-vit"
+
+
+def test_push_to_hub_of_the_trainer(finished, tmp_path):
+    """It goes the way of `cca push`, and nothing else pushes."""
+    told = []
+
+    def publish(folder, repo_id, **settings):
+        told.append((str(folder), repo_id, settings))
+        return "somewhere"
+
+    data = load_attribute_dataset(finished.parent / "my-shapes", ["shape", "colour"])
+    args = CCATrainingArguments(
+        str(tmp_path / "out"), use_cpu=True, bf16=False, report_to="none", hub_private_repo=True, hub_revision="v2"
+    )
+    trainer = CCATrainer(CCAModel.from_pretrained(finished), args, data, publish=publish)
+    trainer.save_model()
+    assert not told
+    assert trainer.push_to_hub() == "somewhere"
+    settings = {"private": True, "revision": "v2", "token": None}
+    assert told == [(str(tmp_path / "out"), "out", settings)]
+    with pytest.raises(ValueError, match=r"publish=cca_hf\.push_model"):
+        CCATrainer(CCAModel.from_pretrained(finished), args, data).push_to_hub()
+
+
+def test_push_to_hub_of_a_training(monkeypatch, tmp_path):
+    told = {}
+    monkeypatch.setattr(
+        "cca_hf.hub.publishing.push_model", lambda *places, **settings: told.update(settings) or places
+    )
+    args = CCATrainingArguments(str(tmp_path / "my-run"), use_cpu=True, bf16=False, hub_token="hf_x")
+    assert push_run(args) == (str(tmp_path / "my-run"), "my-run")
+    assert told == {"private": None, "revision": None, "token": "hf_x"}
+    with pytest.raises(ValueError, match="hub_strategy must be end: .* got every_save"):
+        CCATrainingArguments(str(tmp_path), hub_strategy="every_save")
