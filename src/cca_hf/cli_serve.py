@@ -5,8 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_embed import Precision
-from .cli_parts import load_encoder, stdout_kept_clean
+from .cli_parts import Precision, load_encoder, stdout_kept_clean
 
 
 def serve(

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from http.client import HTTPException
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 from urllib.parse import urljoin
 
 import torch
@@ -95,10 +95,10 @@ class Limits:
         """
         values: dict[str, Any] = {}
         for field in fields(cls):
-            variable = f"CCA_{field.name.upper()}"
+            variable, kind = f"CCA_{field.name.upper()}", cast(type, type(field.default))
             try:
                 if variable in environment:
-                    values[field.name] = type(field.default)(float(environment[variable]))
+                    values[field.name] = kind(float(environment[variable]))
             except (ValueError, OverflowError) as error:
                 told = f"{variable} must be a number, 0 or 1 for a switch; got {environment[variable]!r}"
                 raise ValueError(told) from error
@@ -337,9 +337,7 @@ def _ask(url: str, until: float, limits: Limits) -> bytes | str:
     address = public_addresses(host, port)[0]
     left = max(until - time.monotonic(), 0.001)
     if parts.scheme == "https":  # to the address that was checked, with the certificate of the name
-        connection = urllib3.connection.HTTPSConnection(
-            address, port, timeout=left, server_hostname=host, assert_hostname=host
-        )
+        connection = urllib3.connection.HTTPSConnection(address, port, timeout=left, server_hostname=host)
     else:
         connection = urllib3.connection.HTTPConnection(address, port, timeout=left)
     alarm = threading.Timer(left, _hang_up, [connection])  # the timeout is one piece's, and a head may be in many

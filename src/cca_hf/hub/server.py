@@ -42,6 +42,7 @@ except ImportError as error:
     raise ImportError(f'serving needs {error.name}: pip install "cca_hf[serve]"') from error
 
 _BODY_SECONDS = 60.0  # for a body to come in
+_IDLE_SECONDS = 75  # before an idle connection is closed; balancers expect it to be longer than their own 60
 _BODIES_AT_ONCE = 8  # of the largest that is allowed; many more of smaller ones
 _MOST_CONNECTIONS = 1024
 _MOST_READERS = 8
@@ -265,6 +266,7 @@ def serve(model: PictureEncoder, name: str, limits: Limits, settings: ServerSett
         access_log=False,
         server_header=False,
         limit_concurrency=_MOST_CONNECTIONS,
+        timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
