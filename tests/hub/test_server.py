@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gc
 import os
 import re
 import signal
@@ -16,8 +17,9 @@ import numpy as np
 import pytest
 
 from cca_hf.cli import main
-from cca_hf.hub.handler import Limits
+from cca_hf.hub.handler import Limits, RequestError
 from cca_hf.hub.server import EmbeddingServer, ServerSettings
+from cca_hf.models.images import UnreadableImageError
 
 from .served import ATTRIBUTES, bomb, picture_file, save_checkpoint
 
@@ -322,6 +324,28 @@ def over_sockets(model, limits, settings, ask):
         return result
 
     return asyncio.run(run())
+
+
+def test_what_is_refused_is_let_go(model):
+    """At once and not when the garbage is collected: an error that is among its frames' variables keeps the body."""
+
+    async def ask(server, client):
+        bad = [{"content": JPEG[:-300], "headers": IMAGE}, {"json": {"inputs": [TEXT, "x"]}}, {"content": JPEG}]
+        bad.append({"content": in_chunks(), "headers": IMAGE})
+        return [(await client.post("/", **options)).status_code for options in bad]
+
+    async def in_chunks():
+        for _ in range(100):
+            yield bytes(700)
+
+    gc.collect()
+    gc.disable()
+    try:
+        codes = over_sockets(model, Limits(), ServerSettings(max_body=5000), ask)
+        kept = [each for each in gc.get_objects() if type(each) in (RequestError, UnreadableImageError)]
+    finally:
+        gc.enable()
+    assert codes == [422, 400, 415, 413] and kept == []
 
 
 def test_a_pass_that_fails(model, monkeypatch, caplog):

@@ -150,6 +150,7 @@ class EmbeddingServer:
                 response = Response(await self._answer(request, body), media_type="application/json")
         except (RequestError, _Failure) as error:
             response = _error(error.status, error.kind, str(error))
+            error.__traceback__ = None  # its frames hold the body, and may hold it: a cycle that would wait for gc
         except BusyError as error:
             response = _error(503, "busy", f"{error}; ask again in a second")
             response.headers["Retry-After"] = "1"
@@ -194,9 +195,9 @@ class EmbeddingServer:
     @contextlib.asynccontextmanager
     async def _body(self, request: HTTPRequest) -> AsyncIterator[bytes]:
         most = self.settings.max_body
-        too_large = RequestError("too_large", f"at most {most:,} bytes a request are allowed")
+        too_large = f"at most {most:,} bytes a request are allowed"
         if int(request.headers.get("content-length", 0)) > most:
-            raise too_large
+            raise RequestError("too_large", too_large)
         chunks, size = [], 0
         try:
             try:
@@ -205,7 +206,7 @@ class EmbeddingServer:
                         size += len(chunk)
                         self.bytes_held += len(chunk)
                         if size > most:
-                            raise too_large
+                            raise RequestError("too_large", too_large)
                         if self.bytes_held > _BODIES_AT_ONCE * most:
                             raise BusyError(f"requests of {self.bytes_held:,} bytes are under way already")
                         chunks.append(chunk)
