@@ -29,7 +29,7 @@ MAY_USE = {
 }
 MAY_USE["cli_parts"] = set(MAY_USE)
 MAY_USE["cli_data"] = MAY_USE["cli_hub"] = set(MAY_USE)
-MAY_USE["cli_embed"] = MAY_USE["cli_index"] = MAY_USE["cli_search"] = set(MAY_USE)
+MAY_USE["cli_serve"] = MAY_USE["cli_embed"] = MAY_USE["cli_index"] = MAY_USE["cli_search"] = set(MAY_USE)
 MAY_USE["cli"] = set(MAY_USE)
 # What travels to the Hub must load where only these are installed; transformers itself needs the last two.
 REMOTE_CODE_MAY_IMPORT = {"torch", "transformers", "PIL", "numpy", "huggingface_hub", "safetensors"}

@@ -24,6 +24,7 @@ from .cli_hub import card, push
 from .cli_index import app as index_commands
 from .cli_parts import NAMES, SpreadLists, load_model, stdout_kept_clean
 from .cli_search import search
+from .cli_serve import serve
 
 if TYPE_CHECKING:  # torch and transformers are imported by the commands that need them: `cca --help` answers at once
     from .evaluation.entanglement_result import EntanglementResult
@@ -57,6 +58,7 @@ app.add_typer(index_commands)
 app.command(cls=SpreadLists)(search)
 app.command()(card)
 app.command()(push)
+app.command()(serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

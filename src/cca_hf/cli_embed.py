@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypedDict
 
 import typer
 
-from .cli_parts import load_encoder, load_model, stdout_kept_clean
+from .cli_parts import Precision, load_encoder, load_model, stdout_kept_clean
 
 
 class Numbers(StrEnum):
@@ -18,15 +18,6 @@ class Numbers(StrEnum):
     FLOAT32 = "float32"
     FLOAT16 = "float16"
     INT8 = "int8"
-
-
-class Precision(StrEnum):
-    """What a model computes in."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
 
 
 class OnUnreadable(StrEnum):

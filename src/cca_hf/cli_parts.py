@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,15 @@ NAMES = {
     "cca_asen": "ASEN",
     "cca_separate": "one network per attribute",
 }
+
+
+class Precision(StrEnum):
+    """What a model computes in."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
 
 
 class SpreadLists(TyperCommand):

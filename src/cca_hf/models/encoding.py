@@ -115,6 +115,19 @@ class PictureEncoder:
         ids = self.config.attribute_ids(_names(attributes))  # here, so that a wrong name is an error at once
         return self._encode_batches(images, ids, batch_size, num_workers, on_unreadable)
 
+    def embed_pixels(self, pixel_values: torch.Tensor, attribute_ids: Sequence[int]) -> torch.Tensor:
+        """What remains of [`encode`] for pictures that have been read already, as a server's have.
+
+        Args:
+            pixel_values: (batch, 3, height, width) as `PictureReader.scale` makes them, on the model's device.
+            attribute_ids: places in `config.attributes`.
+
+        Returns:
+            (batch, attributes, dim) float32 on the CPU, L2-normalised.
+        """
+        ids = torch.tensor(list(attribute_ids), dtype=torch.long, device=self.device)
+        return self._embed(pixel_values, ids).float().cpu()
+
     def _encode_batches(
         self,
         images: Sequence[ImageInput],
