@@ -35,7 +35,7 @@ from cca_hf.hub.space.shapes import index_shapes, train_shapes  # noqa: E402
 from cca_hf.hub.space.upload import MOST_BYTES, MOST_PIXELS, open_upload  # noqa: E402
 
 ATTRIBUTES = list(SHAPE_ATTRIBUTES)
-PATIENCE = 900_000  # milliseconds: the machine may be busy
+PATIENCE = 300_000  # milliseconds: the machine may be busy
 # `cca` with an ear on the network: whose addresses the process asks for.
 LISTENING = """
 import os, socket, sys

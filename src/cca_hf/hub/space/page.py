@@ -35,7 +35,7 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
     attributes = lookup.attributes
     wishes = [f"{name}{_SEPARATOR}{value}" for name, values in lookup.values.items() for value in values]
 
-    def look(query: Query | None, chosen: list[str], wished: list[str], where: str) -> str:
+    def look(query: Query | None, chosen: list[str], wished: list[str], where: str | None) -> str:
         """What was found, or why nothing was."""
         if query is None:
             return hint_html(_BEGIN)
@@ -44,7 +44,7 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
         if not ordered and not instead:
             return problem_html("Choose at least one attribute.")
         try:
-            return found_html(query, lookup.find(query, ordered, instead=instead, where=where.strip() or None))
+            return found_html(query, lookup.find(query, ordered, instead=instead, where=(where or "").strip() or None))
         except ValueError as error:  # a filter that cannot be read, a value that no item has
             return problem_html(str(error))
 
@@ -78,7 +78,7 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
 
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as page:
         query, seed = gr.State(None), gr.State(0)
-        gr.HTML(_head(lookup, title), elem_id="cca-head")
+        gr.HTML(_head(lookup, title), apply_default_css=False, elem_id="cca-head")
         with gr.Row():
             with gr.Column(scale=2, min_width=300, elem_id="cca-ask"):
                 picture = gr.Image(
@@ -89,7 +89,7 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
                     buttons=[],
                     elem_id="cca-picture",
                 )
-                examples = gr.HTML(js_on_load=ON_LOAD, elem_id="cca-examples")
+                examples = gr.HTML(js_on_load=ON_LOAD, apply_default_css=False, elem_id="cca-examples")
                 more = gr.Button("Show others", size="sm", variant="secondary")
                 chosen = gr.CheckboxGroup(
                     attributes, value=attributes[:_CHOSEN_AT_FIRST], label="Alike in", elem_id="cca-attributes"
@@ -104,6 +104,7 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
                         elem_id="cca-instead",
                     )
                     where = gr.Textbox(
+                        value="",
                         label="only items that fulfil",
                         placeholder=_example_filter(lookup),
                         info=f"Columns: {', '.join(lookup.filters)}",
@@ -111,7 +112,9 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
                         elem_id="cca-where",
                     )
             with gr.Column(scale=5, min_width=300):
-                results = gr.HTML(hint_html(_BEGIN), js_on_load=ON_LOAD, elem_id="cca-results")
+                results = gr.HTML(
+                    hint_html(_BEGIN), js_on_load=ON_LOAD, apply_default_css=False, elem_id="cca-results"
+                )
 
         asked = [chosen, wished, where]
         answer = [picture, query, results]
@@ -120,14 +123,23 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
             "concurrency_id": "lookup",
             "concurrency_limit": 1,
             "api_visibility": "private",
-            "show_progress": "hidden",
+            "show_progress": "minimal",
+            "show_progress_on": results,
         }
         page.load(begin, asked, [*answer, examples, seed], **common)
-        picture.input(upload, [picture, *asked], answer, preprocess=False, **common)
-        for shown in (examples, results):
-            shown.select(pick, asked, answer, **common).then(None, js=FOCUS_RESULTS, api_visibility="private")
+        sent = picture.input(upload, [picture, *asked], answer, preprocess=False, trigger_mode="always_last", **common)
+        picked = [shown.select(pick, asked, answer, **common) for shown in (examples, results)]
+        for each in (sent, *picked):
+            each.then(None, js=FOCUS_RESULTS, api_visibility="private")
         more.click(others, seed, [examples, seed], **common)
-        gr.on([chosen.change, wished.change, where.submit, where.blur], look, [query, *asked], results, **common)
+        gr.on(
+            [chosen.change, wished.change, where.submit, where.blur],
+            look,
+            [query, *asked],
+            results,
+            trigger_mode="always_last",  # of several changes in a row, the last is answered
+            **common,
+        )
     return page
 
 
@@ -161,12 +173,22 @@ def launch_space(
         max_file_size=MOST_BYTES,
         ssr_mode=False,
         footer_links=["gradio", "settings"],
-        theme=gr.themes.Default(
-            primary_hue="amber", neutral_hue="stone", font=_FONT, font_mono=("ui-monospace", "monospace")
-        ),
+        theme=_theme(),
         css=STYLE,
     )
     return address
+
+
+def _theme() -> gr.themes.Base:
+    theme = gr.themes.Default(
+        primary_hue="amber", neutral_hue="stone", font=_FONT, font_mono=("ui-monospace", "monospace")
+    )
+    # Gradio's own grey is too light on white to be read by everybody
+    return theme.set(
+        body_text_color_subdued="*neutral_600",
+        block_info_text_color="*neutral_600",
+        input_placeholder_color="*neutral_500",
+    )
 
 
 def _head(lookup: Lookup, title: str) -> str:

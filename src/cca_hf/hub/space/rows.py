@@ -15,9 +15,10 @@ element.addEventListener("click", (event) => {
   if (button) trigger("select", { item: button.dataset.item });
 });
 """
+# After a new picture, whoever uses a keyboard, a screen reader or a phone goes on where the answer is.
 FOCUS_RESULTS = """() => {
-  const heading = document.getElementById("cca-found");
-  if (heading) { heading.focus(); heading.scrollIntoView({ block: "nearest" }); }
+  const answer = document.querySelector("#cca-found, #cca-results .cca-problem");
+  if (answer) answer.focus();
 }"""
 
 
@@ -40,7 +41,7 @@ def hint_html(text: str) -> str:
 
 def problem_html(text: str) -> str:
     """Why there is nothing to show; read out by screen readers as soon as it is there."""
-    return f'<p class="cca-problem" role="alert">{escape(text)}</p>'
+    return f'<p class="cca-problem" role="alert" tabindex="-1">{escape(text)}</p>'
 
 
 def _card(row: Row, query: Query) -> str:

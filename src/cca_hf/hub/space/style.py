@@ -2,9 +2,12 @@
 
 STYLE = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
-#cca-head h1 { font-size: clamp(1.5rem, 1.2rem + 1.6vw, 2.1rem); line-height: 1.15; margin: 0; }
+#cca-head h1 { font-size: clamp(1.5rem, 1.2rem + 1.6vw, 2.1rem); font-weight: 700; line-height: 1.15; margin: 0; }
 #cca-head p { color: var(--body-text-color-subdued); margin: 6px 0 0; max-width: 75ch; overflow-wrap: anywhere; }
 #cca-head code { font-size: .9em; }
+#cca-head .html-container, #cca-examples .html-container, #cca-results .html-container { padding: 0; }
+#cca-head h1, #cca-found { color: var(--body-text-color); }
+#cca-picture img { width: 100%; height: 100%; object-fit: contain; }
 #cca-ask { position: sticky; top: 12px; align-self: flex-start; }
 
 .cca-label { font-size: .88rem; font-weight: 500; color: var(--block-title-text-color); margin: 2px 0 8px; }
@@ -49,7 +52,9 @@ STYLE = """
   display: flex; justify-content: space-between; gap: 4px; margin-top: 3px; font-size: .76rem; line-height: 1.35;
 }
 .cca-picture b { font-weight: 500; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.cca-picture i { font-style: normal; color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
+.cca-picture i {
+  font-style: normal; font-weight: 400; color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums;
+}
 .cca-alike { color: #15803d; font-weight: 700; }
 .dark .cca-alike { color: #4ade80; }
 .cca-hint { color: var(--body-text-color-subdued); margin: 0; }
