@@ -11,6 +11,7 @@ MOST_BYTES = 20 * 2**20
 MOST_PIXELS = 64_000_000  # what phones take; 200 MB once decoded
 # Pillow's other readers are for archives and printers, and some start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_FORMATS = f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]}"
 
 
 def open_upload(path: str | PathLike[str], name: str) -> Image.Image:
@@ -27,19 +28,14 @@ def open_upload(path: str | PathLike[str], name: str) -> Image.Image:
         raise UnreadableImageError(f"{name} has {size / 2**20:.0f} MB; at most {MOST_BYTES // 2**20} are taken.")
     try:
         with Image.open(path, formats=FORMATS) as picture:  # reads the head alone
-            pixels = picture.width * picture.height
-            if pixels <= MOST_PIXELS:
-                return load_image(picture)
-    except Image.DecompressionBombError:
-        pixels = MOST_PIXELS + 1
+            if picture.width * picture.height > MOST_PIXELS:
+                raise Image.DecompressionBombError
+            return load_image(picture)
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(
+            f"{name} has more pixels than are taken, which is {MOST_PIXELS // 10**6} million. Send it smaller."
+        ) from error
     except OSError as error:  # UnidentifiedImageError is one
-        raise UnreadableImageError(f"{name} is no picture that can be read. {_allowed()}") from error
-    except (UnreadableImageError, ValueError, SyntaxError) as error:
-        raise UnreadableImageError(f"{name} is damaged: not all of the picture is there. {_allowed()}") from error
-    raise UnreadableImageError(
-        f"{name} has more pixels than are taken, which is {MOST_PIXELS // 10**6} million. Send it smaller."
-    )
-
-
-def _allowed() -> str:
-    return f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]} files can be."
+        raise UnreadableImageError(f"{name} is no picture that can be read; {_FORMATS} can.") from error
+    except (ValueError, SyntaxError) as error:
+        raise UnreadableImageError(f"{name} is damaged: not all of the picture is there.") from error
