@@ -24,7 +24,7 @@ define environment
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test docs bench bench-quality lint format types lowest build clean
+.PHONY: help environment demo space test docs bench bench-quality lint format types lowest build clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ environment: $(VENV)/ready ## Make the environment (.venv) and nothing else
 
 demo: $(VENV)/ready ## Train a small CCA on drawn shapes, measure it, write demo/report.html (minutes, offline)
 	$(VENV)/bin/python scripts/demo.py --output_dir demo
+
+space: $(VENV)/ready ## Search drawn shapes in the browser, with what `make demo` trained (else trains it)
+	$(VENV)/bin/cca demo
 
 test: $(VENV)/ready ## Run all tests
 	$(VENV)/bin/python -m pytest -n $(WORKERS)

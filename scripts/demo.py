@@ -14,22 +14,14 @@ from pathlib import Path
 
 from transformers import pipeline
 
-from cca_hf import generate_shapes_dataset, plot_neighbours, write_report
+from cca_hf import plot_neighbours, write_report
+from cca_hf.data.shapes import SHAPE_ATTRIBUTES
 from cca_hf.evaluation.report import comparison_table
-from cca_hf.training.recipe import (
-    CCATrainingArguments,
-    DataArguments,
-    ModelArguments,
-    TrainingRun,
-    run_training,
-)
+from cca_hf.training.recipe import TrainingRun
+from cca_hf.training.shapes_run import EPOCHS, NUM_IMAGES, draw_shapes, train_on_shapes
 from cca_hf.visualization.selection import view_queries
 
-ATTRIBUTES = ["colour", "shape", "pattern", "size", "background"]
-IMAGE_SIZE = 64
-# Small enough for two cores, and a network that learns shapes quickly from scratch: ResNet's basic blocks.
-BACKBONE = """{"model_type": "resnet", "layer_type": "basic", "embedding_size": 32,
-               "hidden_sizes": [32, 64, 128], "depths": [2, 2, 2]}"""
+ATTRIBUTES = list(SHAPE_ATTRIBUTES)
 
 
 def main() -> None:
@@ -38,13 +30,14 @@ def main() -> None:
 
     say(f"1/5  Drawing {options.images:,} pictures")
     shapes = options.output_dir / "shapes"
-    draw_data(shapes, options.images, options.seed)
+    draw_shapes(shapes, num_images=options.images, seed=options.seed)
 
     say("2/5  Training CCA: one space for each attribute")
-    cca = train(shapes, options, "one_hot")
+    trained = {"epochs": options.epochs, "seed": options.seed}
+    cca = train_on_shapes(shapes, options.output_dir / "cca", **trained)
 
     say("3/5  Training one space for everything: the same backbone, data and budget")
-    one_space = train(shapes, options, "none")
+    one_space = train_on_shapes(shapes, options.output_dir / "one-space", one_space=True, **trained)
 
     say("4/5  Loading the checkpoint again, through transformers' pipeline")
     ask_pipeline(cca)
@@ -59,14 +52,14 @@ def main() -> None:
 
     say(f"Done in {time.monotonic() - started:.0f} s. Retrieval on {len(cca.data['test']):,} test pictures:")
     print(comparison_table(results))
-    print(f"\nLook at {report}")
+    print(f"\nLook at {report}\nSearch with pictures of your own: cca demo --folder {options.output_dir}")
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("demo"), help="where everything goes (%(default)s)")
-    parser.add_argument("--images", type=int, default=3000, help="pictures to draw (%(default)s)")
-    parser.add_argument("--epochs", type=float, default=18, help="of each training (%(default)s)")
+    parser.add_argument("--images", type=int, default=NUM_IMAGES, help="pictures to draw (%(default)s)")
+    parser.add_argument("--epochs", type=float, default=EPOCHS, help="of each training (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures and the trainings (%(default)s)")
     parser.add_argument("--picture", type=Path, help="also draw the README's picture, into this file")
     parser.add_argument("--picture_query", type=int, default=0, help="the test picture that it asks with")
@@ -75,40 +68,6 @@ def parse_options() -> argparse.Namespace:
 
 def say(text: str) -> None:
     print(f"\n{text}", flush=True)
-
-
-def draw_data(folder: Path, images: int, seed: int) -> None:
-    """As parquet files, which is how a data set of one's own might look."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, dataset in generate_shapes_dataset(images, image_size=IMAGE_SIZE, seed=seed).items():
-        dataset.to_parquet(folder / f"{split}.parquet")
-
-
-def train(shapes: Path, options: argparse.Namespace, condition_embedding: str) -> TrainingRun:
-    """What `scripts/train.py` does; `condition_embedding="none"` gives one space for all attributes."""
-    name = "one-space" if condition_embedding == "none" else "cca"
-    return run_training(
-        ModelArguments(
-            backbone_config=BACKBONE,
-            condition_embedding=condition_embedding,
-            image_size=IMAGE_SIZE,
-            hidden_size=128,
-        ),
-        DataArguments(dataset=str(shapes), attributes=ATTRIBUTES),
-        CCATrainingArguments(
-            output_dir=str(options.output_dir / name),
-            num_train_epochs=options.epochs,
-            per_device_train_batch_size=24,  # from scratch, many small steps learn more in the same time
-            learning_rate=2e-3,
-            crop_scale=0.9,  # size is an attribute: a closer crop would change it
-            bf16=False,  # the same figures on every machine
-            eval_strategy="no",
-            save_strategy="no",
-            logging_steps=100,
-            report_to="none",
-            seed=options.seed,
-        ),
-    )
 
 
 def ask_pipeline(run: TrainingRun) -> None:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / PACKAGE
 # Each room and the rooms it may use:
 #     cli, scripts -> hub, search, visualization -> training -> evaluation, data -> models
-#     hub -> visualization: the card shows its pictures
+#     hub -> visualization, search: the card shows its pictures, the Space searches
 #     cli, scripts -> embedding -> runtimes, data -> models
 # `evaluation` may use `data`: the evaluator reads a data set.
 MAY_USE = {
@@ -25,11 +25,11 @@ MAY_USE = {
     "training": {"models", "data", "evaluation"},
     "visualization": {"models", "data", "evaluation", "training"},
     "search": {"models", "data", "evaluation", "training", "embedding"},
-    "hub": {"models", "data", "evaluation", "training", "visualization"},
+    "hub": {"models", "data", "evaluation", "training", "visualization", "search"},
 }
 MAY_USE["cli_parts"] = set(MAY_USE)
-MAY_USE["cli_data"] = MAY_USE["cli_hub"] = set(MAY_USE)
-MAY_USE["cli_serve"] = MAY_USE["cli_embed"] = MAY_USE["cli_index"] = MAY_USE["cli_search"] = set(MAY_USE)
+COMMANDS = ("cli_data", "cli_demo", "cli_embed", "cli_hub", "cli_index", "cli_search", "cli_serve")
+MAY_USE |= dict.fromkeys(COMMANDS, set(MAY_USE))
 MAY_USE["cli"] = set(MAY_USE)
 # What travels to the Hub must load where only these are installed; transformers itself needs the last two.
 REMOTE_CODE_MAY_IMPORT = {"torch", "transformers", "PIL", "numpy", "huggingface_hub", "safetensors"}

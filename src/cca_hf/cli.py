@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperCommand
 
 from .cli_data import app as data_commands
+from .cli_demo import demo
 from .cli_embed import embed, export
 from .cli_hub import card, push
 from .cli_index import app as index_commands
@@ -59,6 +60,7 @@ app.command(cls=SpreadLists)(search)
 app.command()(card)
 app.command()(push)
 app.command()(serve)
+app.command()(demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -139,7 +139,14 @@ def test_a_push_of_the_same_makes_no_commit(hub, pushed):
 def test_what_is_pushed(hub, pushed, folder):
     files = hub.repositories["models/me/shapes"].at("main").files
     expected = {"model.safetensors", "config.json", "preprocessor_config.json", "modules.json", "modeling_cca.py"}
-    expected |= {"sentence_transformers_cca.py", "requirements.txt", "README.md", "report.png", "training.png"}
+    expected |= {
+        "sentence_transformers_cca.py",
+        "handler.py",
+        "requirements.txt",
+        "README.md",
+        "report.png",
+        "training.png",
+    }
     expected |= {"examples/1.jpg", "examples/1-neighbours.png", "run.json", "test_evaluation.json", "all_results.json"}
     assert expected <= set(files)
     unwanted = re.compile(r"checkpoint-|optimizer|training_args|trainer_state|\.bin$|\.pt$|__pycache__")

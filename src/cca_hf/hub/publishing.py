@@ -25,7 +25,7 @@ from ..visualization.report import EXAMPLES
 from .commit import commit_folder
 from .model_card import draw_training, write_model_card
 
-_BESIDE = ("requirements.txt",)  # files of this folder that go under their own names
+_BESIDE = ("handler.py", "requirements.txt")  # files of this folder that go under their own names
 _MEASURED = ("run.json", "test_evaluation.json", "all_results.json", "entanglement.json")
 _PICTURES = ("report.png", "entanglement.png")
 _WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")  # of an earlier push in other shards

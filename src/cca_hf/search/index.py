@@ -1,6 +1,6 @@
 """`AttributeIndex`: a catalogue's embeddings, one for each attribute, kept and searched; see docs/search.md."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike, fspath
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
@@ -321,6 +321,15 @@ class AttributeIndex:
             return set()
         condition = AnyOf(ITEM_ID, tuple(map(str, item_ids)))
         return {item for table in self._store.scan(condition, (), ()) for item in table.column(ITEM_ID).to_pylist()}
+
+    def tables(self, *, where: Where = None, embeddings: bool = False) -> Iterator[pa.Table]:
+        """All items, or those that fulfil a condition, in any order, some thousands a table.
+
+        Args:
+            embeddings: whether to read them too: of each attribute a column, called as `schema.vector_column` says.
+        """
+        attributes = self.schema.attributes if embeddings else ()
+        return self._store.scan(self._condition(where), list(self.schema.columns), attributes)
 
     def centroid(self, attribute: str, value: str | int | bool) -> NDArray[np.float32]:
         """(dim,) the direction in which the items labelled with a value of an attribute lie; normalised.

@@ -1,0 +1,143 @@
+"""The Space as a repository: a folder that starts anywhere, with the index, and all that is not on the Hub already."""
+
+import io
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+
+import gradio
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
+from huggingface_hub import SpaceCard, SpaceCardData
+from PIL import Image
+
+from ...models.checkpoints import staged
+from ...models.images import load_image
+from ...search import AttributeIndex, CheckpointId
+from ...search.mixtures import vectors_of
+from ...search.pictures import PICTURE, PictureFinder, is_elsewhere, reference
+from ...search.schema import ITEM_ID
+from .lookup import Lookup
+from .page import TITLE
+
+_INDEX, _MODEL, _PICTURES, _SPLIT = "catalogue.index", "model", "pictures", "train"
+_LONGEST_SIDE = 512  # pixels, of the pictures that come along
+_APP = '''"""Which pictures are alike, and in which respect. Made by `cca demo --export`."""
+
+import os
+from pathlib import Path
+
+from transformers import AutoModel
+
+from cca_hf import AttributeIndex
+from cca_hf.hub.space import Lookup, launch_space
+
+os.chdir(Path(__file__).parent)  # the index names its pictures from here
+model = AutoModel.from_pretrained({model!r}{revision}).eval()
+index = AttributeIndex.open({index!r}, model)
+launch_space(Lookup(model, index), title={title!r})
+'''
+_TEXT = """# {title}
+
+Choose or upload a picture, and see what is like it under each attribute: {attributes}; and where each attribute looks.
+{count:,} pictures, embedded by {model}, with [conditional cross-attention](https://arxiv.org/abs/2307.13254) as
+`cca_hf` has it: one picture, one embedding for each attribute.
+"""
+
+
+def export_space(lookup: Lookup, folder: str | PathLike[str], *, title: str = TITLE) -> Path:
+    """Writes `app.py`, `requirements.txt`, `README.md` with the Space's metadata, and a copy of the index.
+
+    A checkpoint of the Hub is named, at the revision that was loaded; another is written into `model`. Pictures with
+    an address, or of a data set on the Hub, are named too; others come along, made smaller, in `pictures`.
+
+    Args:
+        folder: a new one, or an empty one; when writing fails, it stays as it was.
+
+    Raises:
+        FileExistsError: if there is something in it.
+        UnreadableImageError: for a picture that cannot be read; names it.
+    """
+    target = Path(folder)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise FileExistsError(f"{target} is not empty: give a new folder for the Space")
+    model_name = lookup.model.config.name_or_path
+    on_hub = bool(model_name) and not Path(model_name).exists()
+    commit = lookup.model.config._commit_hash if on_hub else None
+    with staged(target) as staging:
+        if not on_hub:
+            lookup.model.save_pretrained(staging / _MODEL)
+        _copy_index(lookup.index, staging, model_name if on_hub else _MODEL)
+        app = _APP.format(
+            model=model_name if on_hub else _MODEL,
+            revision=f", revision={commit!r}" if commit else "",
+            index=_INDEX,
+            title=title,
+        )
+        (staging / "app.py").write_text(app, encoding="utf-8")
+        (staging / "requirements.txt").write_text("cca_hf[space]\n", encoding="utf-8")
+        card = _card(lookup, title, model_name if on_hub else None)
+        (staging / "README.md").write_text(str(card), encoding="utf-8")
+    return target
+
+
+def _copy_index(index: AttributeIndex, folder: Path, model_name: str) -> None:
+    made_by = CheckpointId(model_name, index.schema.checkpoint.fingerprint)
+    with AttributeIndex.create_from_schema(folder / _INDEX, replace(index.schema, checkpoint=made_by)) as copy:
+        for items in _with_pictures(index, folder / _PICTURES):
+            vectors = [vectors_of(items, index.schema.vector_column(name)) for name in index.schema.attributes]
+            item_ids = items.column(ITEM_ID).to_pylist()
+            copy.add(item_ids, embeddings=np.stack(vectors, axis=1), columns=items.select(list(index.schema.columns)))
+        copy.optimize()
+
+
+def _with_pictures(index: AttributeIndex, folder: Path) -> Iterator[pa.Table]:
+    """The items of the index; pictures that lie on this machine are written into parquet files on the way."""
+    finder, rows = PictureFinder(), 0
+    for place, items in enumerate(index.tables(embeddings=True)):
+        texts, taken = items.column(PICTURE).to_pylist(), []
+        for row, text in enumerate(texts):
+            if text is not None and not is_elsewhere(text):
+                taken.append({"bytes": _small(load_image(finder.find(text))), "path": None})
+                texts[row] = reference(_PICTURES, _SPLIT, rows)
+                rows += 1
+        if taken:
+            folder.mkdir(exist_ok=True)
+            pictures = Dataset.from_dict({"image": taken}, features=Features(image=ImageFeature()))
+            pictures.to_parquet(folder / f"{_SPLIT}-{place:05}.parquet")
+        yield items.set_column(items.column_names.index(PICTURE), PICTURE, pa.array(texts, pa.string()))
+
+
+def _small(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    if max(picture.size) > _LONGEST_SIDE:
+        picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
+    picture.save(buffer, "JPEG", quality=92, subsampling=0)
+    return buffer.getvalue()
+
+
+def _card(lookup: Lookup, title: str, model_id: str | None) -> SpaceCard:
+    data = SpaceCardData(
+        title=title,
+        emoji="\N{LEFT-POINTING MAGNIFYING GLASS}",
+        colorFrom="yellow",
+        colorTo="purple",
+        sdk="gradio",
+        sdk_version=gradio.__version__,
+        python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
+        app_file="app.py",
+        models=[model_id] if model_id else None,
+        tags=["image-feature-extraction", "image-retrieval", "conditional-cross-attention"],
+        short_description="Visual search by attribute",
+    )
+    text = _TEXT.format(
+        title=title,
+        attributes=", ".join(lookup.attributes),
+        count=lookup.index.count(),
+        model=f"[{model_id}](https://huggingface.co/{model_id})" if model_id else "the checkpoint in `model`",
+    )
+    return SpaceCard(f"---\n{data.to_yaml()}\n---\n\n{text}")

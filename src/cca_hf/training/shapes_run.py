@@ -1,0 +1,54 @@
+"""The run that needs neither data nor network: a small CCA from scratch on drawn shapes (`make demo`, `cca demo`)."""
+
+from pathlib import Path
+
+from ..data.shapes import SHAPE_ATTRIBUTES, generate_shapes_dataset
+from .arguments import CCATrainingArguments
+from .command_line import DataArguments, ModelArguments
+from .recipe import TrainingRun, run_training
+
+NUM_IMAGES = 3000
+EPOCHS = 18
+_IMAGE_SIZE = 64
+# Small enough for two cores, and a network that learns shapes quickly from scratch: ResNet's basic blocks.
+_BACKBONE = """{"model_type": "resnet", "layer_type": "basic", "embedding_size": 32,
+                "hidden_sizes": [32, 64, 128], "depths": [2, 2, 2]}"""
+
+
+def draw_shapes(folder: Path, *, num_images: int = NUM_IMAGES, seed: int = 0) -> None:
+    """As parquet files, which is how a data set of one's own might look."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, dataset in generate_shapes_dataset(num_images, image_size=_IMAGE_SIZE, seed=seed).items():
+        dataset.to_parquet(folder / f"{split}.parquet")
+
+
+def train_on_shapes(
+    shapes: Path, output_dir: Path, *, epochs: float = EPOCHS, seed: int = 0, one_space: bool = False
+) -> TrainingRun:
+    """What `scripts/train.py` does, on what `draw_shapes` drew.
+
+    Args:
+        one_space: whether to train one space for all attributes in place of one for each.
+    """
+    return run_training(
+        ModelArguments(
+            backbone_config=_BACKBONE,
+            condition_embedding="none" if one_space else "one_hot",
+            image_size=_IMAGE_SIZE,
+            hidden_size=128,
+        ),
+        DataArguments(dataset=str(shapes), attributes=list(SHAPE_ATTRIBUTES)),
+        CCATrainingArguments(
+            output_dir=str(output_dir),
+            num_train_epochs=epochs,
+            per_device_train_batch_size=24,  # from scratch, many small steps learn more in the same time
+            learning_rate=2e-3,
+            crop_scale=0.9,  # size is an attribute: a closer crop would change it
+            bf16=False,  # the same figures on every machine
+            eval_strategy="no",
+            save_strategy="no",
+            logging_steps=100,
+            report_to="none",
+            seed=seed,
+        ),
+    )

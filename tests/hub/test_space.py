@@ -1,0 +1,507 @@
+"""The Space in a real browser: `cca demo` as a process of its own, and a page that is used as people use it."""
+
+import io
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image as PILImage
+from transformers import ViTConfig
+
+from cca_hf.cli import main
+from cca_hf.data.shapes import SHAPE_ATTRIBUTES, generate_shapes_dataset
+from cca_hf.models.images import UnreadableImageError
+from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.search import AttributeIndex
+
+pytest.importorskip("lancedb", reason='the index needs LanceDB: pip install "cca_hf[search]"')
+pytest.importorskip("gradio", reason='the Space needs Gradio: pip install "cca_hf[space]"')
+
+from cca_hf.hub.space import Lookup, export_space  # noqa: E402
+from cca_hf.hub.space.shapes import index_shapes, train_shapes  # noqa: E402
+from cca_hf.hub.space.upload import MOST_BYTES, MOST_PIXELS, open_upload  # noqa: E402
+
+ATTRIBUTES = list(SHAPE_ATTRIBUTES)
+PATIENCE = 30_000  # milliseconds: the machine may be busy
+# `cca` with an ear on the network: whose addresses the process asks for.
+LISTENING = """
+import os, socket, sys
+real = socket.getaddrinfo
+def heard(host, *rest, **named):
+    with open(os.environ["HEARD"], "a") as file:
+        file.write(f"{host}\\n")
+    return real(host, *rest, **named)
+socket.getaddrinfo = heard
+"""
+
+
+class Served(NamedTuple):
+    address: str
+    heard: Path  # a name a line
+
+    def names(self) -> set[str]:
+        return set(self.heard.read_text().split()) if self.heard.exists() else set()
+
+
+def serve(code: str, arguments: list[str], heard: Path, **options: object) -> tuple[subprocess.Popen, Served]:
+    """Runs code in a Python of its own, until it says where its page is."""
+    environment = {**os.environ, "HEARD": str(heard), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environment.pop("GRADIO_ANALYTICS_ENABLED", None)
+    process = subprocess.Popen(
+        [sys.executable, "-c", LISTENING + code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        **options,
+    )
+    said: list[str] = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        said.append(line)
+        address = re.search(r"http://127\.0\.0\.1:\d+", line)
+        if address:
+            threading.Thread(target=process.stdout.read, daemon=True).start()  # or the pipe fills, and it waits
+            return process, Served(address[0], heard)
+    raise AssertionError(f"it ended with {process.wait()}: {''.join(said)[-3000:]}")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `make demo` leaves it, but for the training: drawn shapes, and a checkpoint that looks here and there."""
+    folder = tmp_path_factory.mktemp("space") / "demo"
+    (folder / "shapes").mkdir(parents=True)
+    generate_shapes_dataset(200, image_size=48, seed=0)["test"].to_parquet(folder / "shapes" / "test.parquet")
+    torch.manual_seed(0)
+    backbone = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=48, patch_size=8
+    )
+    model = CCAModel.from_backbone(backbone, SHAPE_ATTRIBUTES)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if not name.startswith("backbone."):
+                weight.mul_(6)  # attention that is not even
+    model.save_pretrained(folder / "cca")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lookup(folder: Path) -> Iterator[Lookup]:
+    model = CCAModel.from_pretrained(train_shapes(folder)).eval()
+    with AttributeIndex.open(index_shapes(folder, model), model) as index:
+        yield Lookup(model, index)
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path, lookup: Lookup, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`cca demo`, which finds what `lookup` made."""
+    heard = tmp_path_factory.mktemp("heard") / "names"
+    code = "from cca_hf.cli import main; sys.exit(main(['demo', *sys.argv[1:]]))"
+    process, served = serve(code, ["--folder", str(folder)], heard)
+    yield served
+    process.terminate()
+    process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: the page is not opened")
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no chromium on the PATH: the page is not opened in a real browser")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def open_page(browser, address: str, **options: object) -> Iterator[SimpleNamespace]:
+    """A page that has answered, with what it asked of others than its server, and its complaints."""
+    context = browser.new_context(reduced_motion="reduce", **{"viewport": {"width": 1280, "height": 900}, **options})
+    context.set_default_timeout(PATIENCE)
+    outside: list[str] = []
+
+    def own_server_alone(route) -> None:
+        if route.request.url.startswith((address, "data:", "blob:")):
+            route.continue_()
+        else:
+            outside.append(route.request.url)
+            route.abort()
+
+    context.route("**/*", own_server_alone)
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(address)
+    page.locator("#cca-results .cca-card").first.wait_for()
+    yield SimpleNamespace(page=page, outside=outside, errors=errors)
+    context.close()
+
+
+@pytest.fixture
+def opened(browser, served: Served) -> Iterator[SimpleNamespace]:
+    yield from open_page(browser, served.address)
+
+
+@pytest.fixture
+def page(opened: SimpleNamespace):
+    return opened.page
+
+
+def encoded(picture: PILImage.Image, form: str = "JPEG") -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, form)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def own_picture() -> PILImage.Image:
+    pixels = np.random.default_rng(3).integers(0, 256, (90, 60, 3), dtype=np.uint8)
+    pixels[20:70, 10:50] = (220, 40, 40)
+    return PILImage.fromarray(pixels)
+
+
+def upload(page, name: str, content: bytes, kind: str = "image/jpeg") -> None:
+    if page.locator("#cca-picture [aria-label=Clear]").count():
+        page.locator("#cca-picture [aria-label=Clear]").click()
+    file = {"name": name, "mimeType": kind, "buffer": content}
+    page.locator("#cca-picture input[type=file]").set_input_files(file)
+
+
+def headline(page, text: str) -> None:
+    page.locator("#cca-found", has_text=text).wait_for()
+
+
+def choose(page, *attributes: str) -> None:
+    """These and no others."""
+    for name in ATTRIBUTES:
+        page.get_by_role("checkbox", name=name, exact=True).set_checked(name in attributes)
+    shown = "[...document.querySelectorAll('#cca-results .cca-attention')].length"
+    page.wait_for_function(f"{shown} === {len(attributes)}")
+
+
+def items(card) -> list[str]:
+    return card.locator("button[data-item]").evaluate_all("buttons => buttons.map(each => each.dataset.item)")
+
+
+def test_it_opens_with_something_to_see_and_asks_nobody_else(opened, served):
+    page = opened.page
+    assert page.locator("h1").inner_text() == "Alike in which respect?" == page.title()
+    assert "40 pictures" in page.locator("#cca-head p").inner_text()
+    cards = page.locator("#cca-results .cca-card")
+    assert cards.count() == 4  # attributes, of five
+    assert [len(items(cards.nth(place))) for place in range(4)] == [10] * 4
+    assert page.locator("#cca-examples button").count() == 12
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert opened.outside == [] and opened.errors == []
+    assert served.names() <= {"127.0.0.1", "localhost", "0.0.0.0"}, "the server asked somebody"
+
+
+def test_an_upload_finds_what_the_index_finds(page, lookup, own_picture):
+    upload(page, "mine.png", encoded(own_picture, "PNG"), "image/png")
+    headline(page, "Nearest to mine.png")
+    choose(page, "shape")
+    (card,) = page.locator("#cca-results .cca-card").all()
+    expected = [hit.item_id for hit in lookup.index.search(image=own_picture, attribute="shape")]
+    assert items(card) == expected and len(expected) == 10
+    choose(page, "shape", "colour")
+    colour, shape = page.locator("#cca-results .cca-card").all()  # in the order of the model
+    assert items(shape) == expected != items(colour)
+
+
+def test_attention_changes_with_the_attribute(page, lookup, own_picture):
+    upload(page, "mine.png", encoded(own_picture, "PNG"), "image/png")
+    headline(page, "mine.png")
+    seen = {}
+    for name in ("colour", "background"):
+        choose(page, name)
+        picture = page.locator("#cca-results .cca-attention img")
+        assert picture.get_attribute("alt") == f"where {name} looks in mine.png: what is attended glows"
+        assert picture.evaluate("image => image.naturalHeight") == 440  # as high as the picture is, for its width
+        seen[name] = picture.get_attribute("src")
+    assert seen["colour"] != seen["background"]
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A small file of many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compressobj()
+    data = b"".join(rows.compress(bytes(1 + width // 8)) for _ in range(height)) + rows.flush()
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def test_bad_uploads_get_a_message(opened, own_picture):
+    page = opened.page
+    whole = encoded(own_picture.resize((400, 600)))
+    said = {
+        "notes.png": (b"these are notes", "notes.png is no picture that can be read; JPEG, PNG, WEBP, GIF, "),
+        "half.jpg": (whole[: len(whole) // 2], "half.jpg is damaged: not all of the picture is there."),
+        "bomb.png": (png_of(20_000, 10_000), "bomb.png has more pixels than are taken, which is 64 million."),
+        "empty.jpg": (b"", "empty.jpg is no picture that can be read;"),
+    }
+    for name, (content, message) in said.items():
+        upload(page, name, content)
+        page.get_by_role("alert").filter(has_text=message).wait_for()
+        assert "Traceback" not in page.content() and page.locator("#cca-results .cca-card").count() == 0
+    upload(page, "notes.txt", b"these are notes", "text/plain")  # the browser's part of Gradio refuses it
+    page.get_by_text("Invalid file type").first.wait_for()
+    upload(page, "huge.jpg", whole + bytes(MOST_BYTES))
+    page.get_by_text("exceed the maximum allowed size of 20.0 Mb").first.wait_for()
+    upload(page, "mine.jpg", whole)
+    headline(page, "Nearest to mine.jpg")
+    assert page.locator("#cca-results .cca-card").count() == 4 and opened.errors == []
+
+
+def test_what_was_found_can_be_asked_with(page, lookup):
+    first = items(page.locator("#cca-results .cca-card").first)
+    page.locator("#cca-results .cca-card").first.locator("button").nth(2).click()
+    headline(page, f"Nearest to item {first[2]}")
+    found = items(page.locator("#cca-results .cca-card").first)
+    assert found == [hit.item_id for hit in lookup.index.search(item=first[2], attribute="colour")]
+    assert first[2] not in found
+    (own,) = lookup.index.get([first[2]])
+    titles = page.locator("#cca-results h3").all_inner_texts()
+    assert titles == [f"{name} {own.columns[name]}" for name in ATTRIBUTES[:4]]
+    before = items(page.locator("#cca-examples"))
+    page.get_by_role("button", name="Show others").click()
+    page.wait_for_function(
+        "before => document.querySelector('#cca-examples button').dataset.item !== before", arg=before[0]
+    )
+    assert len(set(items(page.locator("#cca-examples")))) == 12
+
+
+def test_this_one_but_red_and_filters(page, lookup):
+    query = re.search(r"item (\S+)", page.locator("#cca-found").inner_text())[1]
+    page.get_by_role("button", name="This one, but").click()
+    page.locator("#cca-instead input").fill("colour: blue")
+    page.get_by_role("option", name="colour: blue").click()
+    choose(page, "shape")
+    page.locator(".cca-mixed").wait_for()
+    mixed, shape = page.locator("#cca-results .cca-card").all()
+    assert mixed.locator("h3").inner_text() == "colour blue, the same shape"
+    wanted = {"values": {"colour": "blue"}, "weights": {"shape": 1, "colour": 1}}
+    assert items(mixed) == [hit.item_id for hit in lookup.index.search(item=query, **wanted)]
+    where = page.get_by_label("only items that fulfil")
+    where.fill("colour == 'red' and shape != 'star'")
+    where.press("Enter")
+    expected = [hit.item_id for hit in lookup.index.search(item=query, attribute="shape", where=where.input_value())]
+    shape.locator(f"li:nth-child({len(expected)}):last-child").wait_for()
+    assert items(shape) == expected
+    where.fill("color == 'red'")
+    where.press("Enter")
+    page.get_by_role("alert").filter(has_text="colour").wait_for()  # the closest name
+    where.fill("")
+    where.press("Enter")
+    shape.wait_for()
+    assert len(items(shape)) == 10
+
+
+def test_by_keyboard_alone(page):
+    """Tab, Enter and Space: a picture of the catalogue, then an attribute less, then a picture that was found."""
+
+    def tab_to(selector: str) -> str:
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+                return page.evaluate("document.activeElement.dataset.item ?? document.activeElement.name")
+        raise AssertionError(f"{selector} is not reached by Tab")
+
+    tab_to("#cca-examples button")
+    item = tab_to("#cca-examples button")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"  # it can be seen
+    page.keyboard.press("Enter")
+    headline(page, f"item {item}")
+    page.wait_for_function("document.activeElement.id === 'cca-found'")  # a reader goes on where the answer is
+    item = tab_to("#cca-results button")
+    page.keyboard.press("Enter")
+    headline(page, f"item {item}")
+    page.wait_for_function("document.activeElement.id === 'cca-found'")
+    page.locator("#cca-examples button").last.focus()
+    tab_to("#cca-attributes input")
+    page.keyboard.press("Space")
+    page.wait_for_function("document.querySelectorAll('#cca-results .cca-card').length === 3")
+
+
+@pytest.fixture
+def phone(browser, served: Served) -> Iterator:
+    size = {"width": 390, "height": 844}
+    for opened in open_page(browser, served.address, viewport=size, has_touch=True, is_mobile=True):
+        yield opened.page
+
+
+def test_on_a_phone(phone, own_picture):
+    """Nothing to scroll sideways, every control within reach and large enough to hit, all of it usable."""
+    upload(phone, "mine.jpg", encoded(own_picture))
+    headline(phone, "mine.jpg")
+    phone.get_by_role("button", name="This one, but").tap()
+    phone.get_by_label("only items that fulfil").wait_for()
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    for selector in ("#cca-picture", "#cca-examples button", "#cca-attributes label", "#cca-where textarea",
+                     "#cca-where input", "#cca-instead input", "#cca-results button", "#cca-results img"):  # fmt: skip
+        for box in (each.bounding_box() for each in phone.locator(selector).all() if each.is_visible()):
+            assert box["x"] >= 0 and box["x"] + box["width"] <= 390, selector
+            assert "label" not in selector or box["height"] >= 24, selector
+    choose(phone, "pattern")
+    card = phone.locator("#cca-results .cca-card")
+    card.locator("button").first.tap()
+    headline(phone, "item")
+    assert len(items(card)) == 10
+
+
+def test_every_picture_is_described_and_every_control_has_a_name(page):
+    alts = page.evaluate("[...document.images].map(each => each.getAttribute('alt'))")
+    assert None not in alts
+    own = page.evaluate("[...document.querySelectorAll('.cca-picture img, .cca-attention img')].map(each => each.alt)")
+    assert len(own) == 12 + 4 * 11 and all(own)
+    assert any(re.match(r"item \d+, colour \w+, .*similarity 0\.\d\d", alt) for alt in own)
+    nameless = page.evaluate("""[...document.querySelectorAll('button, input:not([type=file])')].filter(each =>
+        each.offsetParent && !(each.innerText || each.ariaLabel || each.title || each.labels?.length
+        || each.querySelector('img[alt]'))).map(each => each.outerHTML)""")
+    assert nameless == []
+
+
+def test_the_exported_space_starts_alone(browser, folder, lookup, tmp_path, own_picture):
+    """In another place, without the checkpoint and the data that it was made from."""
+    written = export_space(lookup, tmp_path / "made", title="Shapes & <more>")
+    space = shutil.move(written, tmp_path / "space")
+    _, metadata, text = (space / "README.md").read_text().split("---\n", 2)
+    fields = yaml.safe_load(metadata)
+    assert fields["sdk"] == "gradio" and fields["app_file"] == "app.py" and fields["title"] == "Shapes & <more>"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", fields["sdk_version"]) and fields["python_version"] >= "3.11"
+    assert len(fields["short_description"]) <= 60 and {fields["colorFrom"], fields["colorTo"]} <= SPACE_COLOURS
+    assert "colour, shape, pattern" in text and "40 pictures" in text
+    assert (space / "requirements.txt").read_text() == "cca_hf[space]\n"
+    assert str(folder) not in (space / "app.py").read_text()
+    hidden = folder.rename(folder.with_name("hidden"))
+    try:
+        code = "import runpy; runpy.run_path(sys.argv[1], run_name='__main__')"
+        process, served = serve(code, [str(space / "app.py")], tmp_path / "heard", cwd=tmp_path)
+        try:
+            for opened in open_page(browser, served.address):
+                page = opened.page
+                assert page.locator("h1").inner_text() == "Shapes & <more>"
+                assert page.locator(".cca-lost").count() == 0 and page.locator("#cca-results img").count() == 4 * 11
+                upload(page, "mine.png", encoded(own_picture, "PNG"), "image/png")
+                headline(page, "mine.png")
+                choose(page, "size")
+                found = items(page.locator("#cca-results .cca-card"))
+        finally:
+            process.terminate()
+            process.wait(60)
+    finally:
+        hidden.rename(folder)
+    assert found == [hit.item_id for hit in lookup.index.search(image=own_picture, attribute="size")]
+
+
+# https://huggingface.co/docs/hub/spaces-config-reference
+SPACE_COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+
+
+def test_export_by_command(folder, tmp_path, capsys, lookup):
+    assert main(["demo", "--folder", str(folder), "--export", str(tmp_path / "space"), "--title", "Mine"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path / 'space'}",
+        f"next: hf upload ACCOUNT/NAME {tmp_path / 'space'} . --repo-type space",
+    ]
+    assert {each.name for each in (tmp_path / "space").iterdir()} == {
+        "README.md", "app.py", "catalogue.index", "model", "pictures", "requirements.txt",
+    }  # fmt: skip
+    assert main(["demo", "--folder", str(folder), "--export", str(tmp_path / "space")]) == 1
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_a_picture_with_an_address_is_named_and_not_copied(lookup, tmp_path):
+    model = lookup.model
+    rows = np.asarray(model.encode([PILImage.new("RGB", (48, 48), colour) for colour in ("red", "blue")]))
+    address = "https://example.org/shoe.jpg"
+    with AttributeIndex.create(tmp_path / "index", model, columns={"picture": "text"}) as index:
+        index.add(["a", "b"], embeddings=rows, columns={"picture": [address, None]})
+        written = export_space(Lookup(model, index), tmp_path / "space")
+        assert Lookup(model, index).values == {} and "item_id" not in Lookup(model, index).filters
+    assert not (written / "pictures").exists()
+    with AttributeIndex.open(written / "catalogue.index", model) as copy:
+        assert [hit.columns["picture"] for hit in copy.get(["a", "b"])] == [address, None]
+        assert copy.schema.checkpoint.name == "model"
+
+
+def test_an_index_that_cannot_be_shown_is_refused(lookup, tmp_path):
+    with AttributeIndex.create(tmp_path / "index", lookup.model) as index:
+        with pytest.raises(ValueError, match="does not say where its pictures are"):
+            Lookup(lookup.model, index)
+    with AttributeIndex.create(tmp_path / "empty", lookup.model, columns={"picture": "text"}) as index:
+        with pytest.raises(ValueError, match="is empty"):
+            Lookup(lookup.model, index)
+
+
+def test_lost_pictures_leave_the_others(lookup, tmp_path):
+    """Files that are gone are said to be; everything else is found and shown."""
+    paths = []
+    for place, colour in enumerate(("red", "blue", "green")):
+        paths.append(str(tmp_path / f"{place}.png"))
+        PILImage.new("RGB", (48, 48), colour).save(paths[-1])
+    with AttributeIndex.create(tmp_path / "index", lookup.model, columns={"picture": "text"}) as index:
+        index.add(["0", "1", "2"], images=paths, columns={"picture": paths})
+        Path(paths[1]).unlink()
+        small = Lookup(lookup.model, index)
+        (row,) = small.find(small.ask_item("0"), ["colour"])
+        assert {found.item_id: found.picture is None for found in row.found} == {"1": True, "2": False}
+        with pytest.raises(UnreadableImageError, match="1.png"):
+            small.ask_item("1")
+
+
+def test_the_command_says_what_is_missing(tmp_path, capsys):
+    def error_of(*words: str) -> str:
+        assert main(["demo", *words]) in (1, 2)
+        return capsys.readouterr().err
+
+    assert "--model needs the --store" in error_of("--model", "me/cca-shoes")
+    assert "opens nothing" in error_of("--store", "shoes.index", "--export", "space", "--port", "7000")
+    assert "no index" in error_of("--store", str(tmp_path / "nothing"))
+
+
+def test_without_gradio_it_says_what_to_install():
+    script = "import sys; sys.modules['gradio'] = None; from cca_hf.cli import main; sys.exit(main(['demo']))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith('the Space needs Gradio: pip install "cca_hf[space]"')
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_what_is_taken(form, own_picture, tmp_path):
+    (tmp_path / "file").write_bytes(encoded(own_picture, form))
+    opened = open_upload(tmp_path / "file", "mine")
+    assert opened.size == own_picture.size and opened.mode == "RGB"
+
+
+def test_what_is_refused(own_picture, tmp_path):
+    """A program for a printer is no picture here, whatever Pillow could make of it."""
+    path = tmp_path / "a-path-nobody-should-see"
+    own_picture.save(path, "EPS")
+    with pytest.raises(
+        UnreadableImageError, match=r"^mine.eps is no picture that can be read; JPEG, PNG, "
+    ) as refused:
+        open_upload(path, "mine.eps")
+    assert "nobody" not in str(refused.value)
+    side = int(MOST_PIXELS**0.5) // 8 * 8
+    path.write_bytes(png_of(side, side))
+    assert open_upload(path, "large.png").size == (side, side)
+    path.write_bytes(png_of(side + 8, side + 8))
+    with pytest.raises(UnreadableImageError, match="more pixels"):
+        open_upload(path, "larger.png")
