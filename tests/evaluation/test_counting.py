@@ -8,6 +8,7 @@ import pytest
 
 from cca_hf import retrieval_metrics
 from cca_hf.evaluation import counting
+from cca_hf.evaluation.ranking import harmonic_numbers, score_ranks
 
 
 def similarities(kind: str, count: int) -> np.ndarray:
@@ -63,7 +64,17 @@ def test_without_numba_the_figures_are_the_same(monkeypatch):
     compiled = retrieval_metrics(*inputs)
     monkeypatch.setitem(sys.modules, "cca_hf.evaluation.compiled_counting", None)
     plain = retrieval_metrics(*inputs)
-    np.testing.assert_array_equal(compiled.scores.average_precision, plain.scores.average_precision)
+    np.testing.assert_allclose(compiled.scores.average_precision, plain.scores.average_precision, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("relevant", [1, 40, 2500])
+def test_scores_by_machine_code(kind, relevant):
+    compiled = pytest.importorskip("cca_hf.evaluation.compiled_counting", exc_type=ImportError)
+    candidates, harmonic = similarities(kind, 5000), harmonic_numbers(5000)
+    asked = np.sort(np.random.default_rng(0).permutation(candidates)[:relevant])
+    want = score_ranks(asked, *counting.count_ranks(candidates, asked), harmonic)
+    assert compiled.score(candidates, asked, harmonic) == pytest.approx(want, abs=1e-12)
 
 
 def test_many_copies_are_counted_in_time():

@@ -1,4 +1,4 @@
-"""`count_ranks` as a machine-code loop: the same counts, a few times sooner. Needs numba, the extra [fast].
+"""Counting and scoring as machine-code loops: the same figures, a few times sooner. Needs numba, the extra [fast].
 
 numpy walks over the candidates a dozen times and holds Python's lock while it makes a histogram. Here they are read
 twice, once for the histogram and once for those that share a bin with a relevant one, and threads run side by side.
@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from .ranking import IntArray
+from .ranking import FloatArray, IntArray, QueryScores
 
 _BINS = 2**16  # a bin fits 16 bits, and their histogram the cache beside a core
 _LEAST_SPAN = np.float32(1e-30)  # of similarities: cut into bins it would still be a number
@@ -19,6 +19,11 @@ def count_ranks(candidates: NDArray[np.float32], relevant: NDArray[np.float32]) 
     above, through = np.empty((2, len(relevant)), dtype=np.int64)
     _count(np.ascontiguousarray(candidates), np.ascontiguousarray(relevant), candidates.max(), above, through)
     return above, through
+
+
+def score(candidates: NDArray[np.float32], relevant: NDArray[np.float32], harmonic: FloatArray) -> QueryScores:
+    """As `count_ranks` and `ranking.score_ranks` after it; R >= 1."""
+    return QueryScores(*_score(np.ascontiguousarray(candidates), relevant, candidates.max(), harmonic))
 
 
 @njit("i8(f4[::1], f4, b1)", nogil=True, cache=True)
@@ -99,3 +104,28 @@ def _count(candidates, relevant, top, above, through):  # type: ignore[no-untype
             above[i] += sum_above
             through[i] += sum_through
         start = stops[start]
+
+
+@njit("Tuple((f8, f8, i8, i8, i8, i8))(f4[::1], f4[::1], f4, f8[::1])", nogil=True, cache=True)
+def _score(candidates, relevant, top, harmonic):  # type: ignore[no-untyped-def]
+    above, through = np.empty(len(relevant), dtype=np.int64), np.empty(len(relevant), dtype=np.int64)
+    _count(candidates, relevant, top, above, through)
+    precision, r_precision, tied, stop = 0.0, 0.0, 0, len(relevant)
+    while stop > 0:  # relevant ones that are equal, from the best on; the names are those of the head of ranking.py
+        start = stop - 1
+        while start > 0 and relevant[start - 1] == relevant[stop - 1]:
+            start -= 1
+        b, r = len(relevant) - stop, stop - start
+        big_b, m = above[start], through[start] - above[start]
+        if m == 1:
+            precision += (b + 1) / (big_b + 1)
+        else:
+            inverse_ranks = harmonic[big_b + m] - harmonic[big_b]
+            places = m - (big_b + 1) * inverse_ranks
+            precision += r * ((b + 1) * inverse_ranks + (r - 1) / (m - 1) * places) / m
+        r_precision += r * min(max((len(relevant) - big_b) / m, 0.0), 1.0)
+        if b == 0:
+            tied = r
+        stop = start
+    mean = 1 / len(relevant)
+    return precision * mean, r_precision * mean, len(relevant), above[-1], through[-1] - above[-1], tied

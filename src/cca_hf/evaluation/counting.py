@@ -6,57 +6,57 @@ lower one is not. Only candidates that share a bin with a relevant one are compa
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .ranking import IntArray, count_above, count_at_least
+from .ranking import (
+    NOTHING_RELEVANT,
+    FloatArray,
+    IntArray,
+    QueryScores,
+    count_above,
+    count_at_least,
+    score_ranks,
+)
 
 # measured on 100,000 candidates: fewer bins leave more to compare, more bins do not fit into the cache beside a core
 _BINS_PER_RELEVANT = 64
 _FEWEST_BINS, _MOST_BINS = 2**14, 2**18
 _FEW = 2048  # candidates that are sorted sooner than a histogram is made of them
 _LEAST_SPAN = 1e-30  # of similarities: cut into bins it would still be a number
-NO_RANKS: IntArray = np.zeros(0, dtype=np.int64)
 _MANY = 0.2  # share of relevant ones from which on there are so many to compare that sorting all is faster
 
 
-class RankedQuery(NamedTuple):
-    """All that the scores of one query follow from; of R relevant candidates, by rising similarity."""
-
-    num_candidates: int  # that were not taken out
-    relevant: NDArray[np.float32]  # (R,) similarities
-    above: IntArray  # (R,) candidates strictly above each
-    through: IntArray  # (R,) candidates not below it
-
-
-def rank_by_counting(
-    similarities: NDArray[np.float32], columns: Sequence[slice | IntArray], taken_out: IntArray
-) -> Iterator[RankedQuery]:
+def score_by_counting(
+    similarities: NDArray[np.float32], columns: Sequence[slice | IntArray], harmonic: FloatArray
+) -> Iterator[QueryScores]:
     """One query after the other.
 
     Args:
         similarities: (Q, N); -inf for candidates that are taken out.
         columns: for each query, those of the relevant candidates, taken out or not.
-        taken_out: (Q,) how many are.
+        harmonic: H_0 ... H_N at least.
     """
-    count = _fastest_way_to_count(similarities.shape[1])
-    for candidates, which, out in zip(similarities, columns, taken_out, strict=True):
-        relevant = candidates[which]
-        relevant = np.sort(relevant[relevant > -np.inf] if out else relevant)
-        above, through = count(candidates, relevant) if len(relevant) else (NO_RANKS, NO_RANKS)
-        yield RankedQuery(len(candidates) - int(out), relevant, above, through)
+    score = _fastest_way_to_score(similarities.shape[1])
+    for candidates, which in zip(similarities, columns, strict=True):
+        relevant = np.sort(candidates[which])
+        relevant = relevant[np.searchsorted(relevant, -np.inf, side="right") :]
+        yield score(candidates, relevant, harmonic) if len(relevant) else NOTHING_RELEVANT
 
 
-def _fastest_way_to_count(num_candidates: int) -> Callable[[NDArray, NDArray], tuple[IntArray, IntArray]]:
+def _fastest_way_to_score(num_candidates: int) -> Callable[[NDArray, NDArray, FloatArray], QueryScores]:
     if num_candidates <= _FEW:
-        return count_ranks
+        return _score
     try:
-        from .compiled_counting import count_ranks as compiled
+        from .compiled_counting import score
     except (ImportError, RuntimeError):  # numba is an extra, and wants a place to keep what it has compiled
-        return count_ranks
-    return compiled
+        return _score
+    return score
+
+
+def _score(candidates: NDArray[np.float32], relevant: NDArray[np.float32], harmonic: FloatArray) -> QueryScores:
+    return score_ranks(relevant, *count_ranks(candidates, relevant), harmonic)
 
 
 def count_ranks(candidates: NDArray[np.float32], relevant: NDArray[np.float32]) -> tuple[IntArray, IntArray]:

@@ -10,11 +10,27 @@ With H_n the harmonic numbers the sums are H_{B+m} - H_B and m - (B+1)(H_{B+m} -
 All candidates tied (a constant embedding, or a random ranking) is the case B = b = 0, m = N, r = R: the chance level.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+
+
+class QueryScores(NamedTuple):
+    """What a query achieved; its recall follows from the last three."""
+
+    average_precision: float
+    r_precision: float
+    num_relevant: int
+    best_above: int  # candidates strictly above the best relevant one
+    best_tied: int  # candidates as similar as that, itself included
+    best_relevant: int  # how many of these are relevant
+
+
+NOTHING_RELEVANT = QueryScores(0.0, 0.0, 0, 0, 0, 0)
 
 
 def harmonic_numbers(count: int) -> FloatArray:
@@ -32,15 +48,29 @@ def count_above(sorted_values: NDArray, values: NDArray) -> IntArray:
     return len(sorted_values) - np.searchsorted(sorted_values, values, side="right")
 
 
-def expected_average_precision(relevant: NDArray, above: IntArray, through: IntArray, harmonic: FloatArray) -> float:
-    """Expected average precision of one query.
+def score_ranks(relevant: NDArray, above: IntArray, through: IntArray, harmonic: FloatArray) -> QueryScores:
+    """Of one query.
 
     Args:
-        relevant: (R,) similarities of the relevant candidates, ascending, R >= 1.
+        relevant: (R,) similarities of the relevant candidates, ascending.
         above: (R,) for each of them, the candidates strictly above it (B).
         through: (R,) for each of them, the candidates not below it (B + m).
         harmonic: H_0 ... H_N at least.
     """
+    if not len(relevant):
+        return NOTHING_RELEVANT
+    return QueryScores(
+        expected_average_precision(relevant, above, through, harmonic),
+        expected_r_precision(above, through),
+        len(relevant),
+        int(above[-1]),
+        int(through[-1] - above[-1]),
+        int(count_at_least(relevant, relevant[-1:])[0]),
+    )
+
+
+def expected_average_precision(relevant: NDArray, above: IntArray, through: IntArray, harmonic: FloatArray) -> float:
+    """Expected average precision of one query with R >= 1; the arguments are those of `score_ranks`."""
     precision = np.arange(len(relevant), 0, -1) / through  # exact wherever nothing is tied: rank among relevant / rank
     tied = np.flatnonzero(through - above > 1)
     if len(tied):

@@ -22,19 +22,17 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .candidates import Exclusions, Relevance, Side
-from .counting import RankedQuery, rank_by_counting
+from .counting import score_by_counting
 from .ranking import (
     FloatArray,
     IntArray,
+    QueryScores,
     chance_average_precision,
     chance_r_precision,
-    count_at_least,
-    expected_average_precision,
-    expected_r_precision,
     harmonic_numbers,
     hit_probability,
 )
-from .sorting import rank_by_sorting
+from .sorting import score_by_sorting
 
 _CHUNK_BYTES = 64 * 2**20  # of similarities at a time: large enough for the matmul, small beside any gallery
 
@@ -163,51 +161,47 @@ def _score(
     excluded = Exclusions(queries.groups, gallery.groups)
     harmonic = harmonic_numbers(num_columns)
 
-    average_precision, r_precision = np.zeros(num_queries), np.zeros(num_queries)
-    num_candidates, num_relevant = np.zeros((2, num_queries), dtype=np.int64)
-    best_above, best_tied, best_relevant = np.zeros((3, num_queries), dtype=np.int64)
+    achieved = np.zeros((num_queries, len(QueryScores._fields)))
+    num_candidates = np.zeros(num_queries, dtype=np.int64)
 
-    def score(rows: range, ranked: Iterable[RankedQuery]) -> None:
-        for query, (count, relevant, above, through) in zip(rows, ranked, strict=True):
-            num_candidates[query], num_relevant[query] = count, len(relevant)
-            if not len(relevant):
-                continue
-            average_precision[query] = expected_average_precision(relevant, above, through, harmonic)
-            r_precision[query] = expected_r_precision(above, through)
-            best_above[query], best_tied[query] = above[-1], through[-1] - above[-1]
-            best_relevant[query] = count_at_least(relevant, relevant[-1:])[0]
-
-    def ranked(start: int, stop: int) -> Iterator[tuple[range, Iterable[RankedQuery]]]:
+    def scored(start: int, stop: int) -> Iterator[tuple[slice, Iterable[QueryScores]]]:
         """The queries start:stop, in parts that may be scored side by side."""
         columns = [relevance.columns(query) for query in range(start, stop)]
         similarities = torch.mm(asking[start:stop], answering.T, out=buffer[: stop - start])
         if column_of is not None:
             similarities = similarities[:, column_of]
         similarities[excluded.pairs(start, stop)] = -torch.inf
+        num_candidates[start:stop] = num_columns - excluded.counts[start:stop]
         undecided = relevance.undecided(start, columns)
         if undecided is not None:
             similarities[undecided] = -torch.inf
+            num_candidates[start:stop] = (similarities > -torch.inf).sum(dim=1).cpu().numpy()
         if device is not None:
-            yield range(start, stop), rank_by_sorting(similarities, columns)
+            yield slice(start, stop), score_by_sorting(similarities, columns, harmonic)
             return
         on_cpu = similarities.numpy()
-        taken_out = excluded.counts[start:stop] if undecided is None else (on_cpu == -np.inf).sum(axis=1)
         bounds = [(stop - start) * part // num_threads for part in range(num_threads + 1)]
         for a, b in pairwise(bounds):
-            yield range(start + a, start + b), rank_by_counting(on_cpu[a:b], columns[a:b], taken_out[a:b])
+            yield slice(start + a, start + b), score_by_counting(on_cpu[a:b], columns[a:b], harmonic)
+
+    def write(rows: slice, scores: Iterable[QueryScores]) -> None:
+        for row, score in zip(achieved[rows], scores, strict=True):
+            row[:] = score
 
     num_threads = torch.get_num_threads()
     asking, answering = (torch.from_numpy(each).to(device or "cpu") for each in (queries.embeddings, unique))
     buffer = asking.new_empty(min(chunk_size, num_queries), len(answering))  # one for all chunks
     with ThreadPoolExecutor(num_threads) as threads:
         for start in range(0, num_queries, chunk_size):
-            work = list(ranked(start, min(start + chunk_size, num_queries)))
+            work = list(scored(start, min(start + chunk_size, num_queries)))
             if len(work) == 1:
-                score(*work[0])
-            else:  # numpy lets go of Python's lock in all that takes long here
-                for done in [threads.submit(score, *part) for part in work]:
+                write(*work[0])
+            else:  # they let go of Python's lock in all that takes long here
+                for done in [threads.submit(write, *part) for part in work]:
                     done.result()
 
+    average_precision, r_precision = achieved[:, :2].T
+    num_relevant, *best = achieved[:, 2:].T.astype(np.int64)
     nothing_above = np.zeros_like(num_candidates)
     return AttributeRetrieval(
         queries=asked,
@@ -216,7 +210,7 @@ def _score(
         num_relevant=num_relevant,
         scores=RetrievalScores(
             average_precision,
-            {k: hit_probability(k, best_above, best_tied, best_relevant) for k in ks},
+            {k: hit_probability(k, *best) for k in ks},
             r_precision,
         ),
         chance=RetrievalScores(
