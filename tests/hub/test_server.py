@@ -20,6 +20,8 @@ from cca_hf.cli import main
 from cca_hf.hub.handler import Limits, RequestError
 from cca_hf.hub.server import EmbeddingServer, ServerSettings
 from cca_hf.models.images import UnreadableImageError
+from cca_hf.runtimes.export import export_model
+from cca_hf.runtimes.exported import ExportedModel
 
 from .served import ATTRIBUTES, bomb, picture_file, save_checkpoint
 
@@ -307,6 +309,25 @@ def test_bodies_are_bounded_together(model):
     assert sorted(codes) == [422] * 8 + [503]
 
 
+def test_a_body_that_takes_too_long(model, monkeypatch):
+    monkeypatch.setattr("cca_hf.hub.server._BODY_SECONDS", 0.1)
+
+    async def ask(server, client):
+        go_on = asyncio.Event()
+
+        async def slowly():
+            yield b"x"
+            await go_on.wait()
+
+        sent = asyncio.create_task(client.post("/", content=slowly(), headers=IMAGE))
+        while server.metrics.registry.get_sample_value("cca_requests_total", {"status": "408"}) != 1:
+            await asyncio.sleep(0.01)
+        go_on.set()
+        return (await sent).json()["error_type"], server.bytes_held
+
+    assert over_sockets(model, Limits(), ServerSettings(), ask) == ("too_slow", 0)
+
+
 def over_sockets(model, limits, settings, ask):
     """As `in_process`, over HTTP."""
     import uvicorn
@@ -348,6 +369,31 @@ def test_what_is_refused_is_let_go(model):
     assert codes == [422, 400, 415, 413] and kept == []
 
 
+def test_pictures_by_address(model, monkeypatch):
+    """Fetched by threads of their own, beside which pictures that are here already are answered."""
+    let_go, want = threading.Event(), model.encode(JPEG)[0]
+
+    def fetch(url, limits):
+        assert url == "https://example.com/shoe.jpg" and let_go.wait(300)
+        return JPEG
+
+    monkeypatch.setattr("cca_hf.hub.handler.fetch_picture", fetch)
+
+    async def ask(server, client):
+        address = {"inputs": ["https://example.com/shoe.jpg"] * 8}
+        slow = asyncio.create_task(client.post("/", json=address))
+        while server.batcher.waiting < 8:
+            await asyncio.sleep(0.01)
+        fast = await client.post("/", json={"inputs": TEXT})
+        let_go.set()
+        return [fast.json(), *(await slow).json()]
+
+    answers = in_process(model, Limits(allow_urls=True), ServerSettings(), ask)
+    assert len(answers) == 9
+    for answer in answers:
+        np.testing.assert_allclose(list(answer.values()), want, atol=1e-6)
+
+
 def test_a_pass_that_fails(model, monkeypatch, caplog):
     async def ask(server, client):
         with monkeypatch.context() as patch:
@@ -359,6 +405,21 @@ def test_a_pass_that_fails(model, monkeypatch, caplog):
     assert failed.status_code == 500 and failed.json()["error_type"] == "internal_error"
     assert "out of memory" in caplog.text and "out of memory" not in failed.text
     assert then.status_code == 200 and health.status_code == 200
+
+
+def test_an_exported_model(model, tmp_path):
+    pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
+    exported = ExportedModel.from_pretrained(export_model(model, tmp_path), num_threads=1)
+    want = model.encode([JPEG, picture_file(1)])
+
+    async def ask(server, client):
+        one = client.post("/?attribute=shape", content=JPEG, headers=IMAGE)
+        other = client.post("/", content=picture_file(1), headers=IMAGE)
+        return [each.json() for each in await asyncio.gather(one, other)]
+
+    one, other = in_process(exported, Limits(), ServerSettings(), ask)
+    np.testing.assert_allclose(one["shape"], want[0, 1], atol=1e-5)
+    np.testing.assert_allclose(list(other.values()), want[1], atol=1e-5)
 
 
 def test_what_cannot_be_served(folder, model, tmp_path, capsys, monkeypatch):
