@@ -105,7 +105,8 @@ def test_output_dir_gets_figures_and_report(shoes, checkpoint, tmp_path, capsys)
     assert run("evaluate", "--model", checkpoint, "--dataset", shoes, "--output_dir", out, "--report", "--json") == 0
     metrics = json.loads(capsys.readouterr().out)
     assert EvaluationResult.load_json(out / "evaluation.json").metrics() == metrics
-    assert {path.name for path in out.iterdir()} == {"evaluation.json", "evaluation.png", "report.html", "report.png"}
+    written = {"evaluation.json", "evaluation.png", "report.html", "report.png", "examples"}
+    assert {path.name for path in out.iterdir()} == written
     PILImage.open(out / "evaluation.png").load()
 
 

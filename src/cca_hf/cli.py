@@ -164,7 +164,10 @@ def evaluate(
         ),
     ] = None,
     report: Annotated[
-        bool, typer.Option("--report", help="Write report.html and report.png too: what is found, and where it looks.")
+        bool,
+        typer.Option(
+            "--report", help="Write report.html, report.png and examples/ too: what is found, and where it looks."
+        ),
     ] = False,
     entanglement: Annotated[
         bool,

@@ -14,6 +14,11 @@ from transformers.pipelines import SUPPORTED_TASKS
 from cca_hf import CCAModel, CCATrainer, CCATrainingArguments, load_attribute_dataset
 from cca_hf.hub.publishing import push_run, stage_model
 
+from .conftest import VIT
+from .stand_in import Commit, Repository
+
+SHARDS = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)] + ["model.safetensors.index.json"]
+
 # each step: what breaks, which token there is, and the words of a command
 COMMANDS = """
 import contextlib, io, json, os, sys, time, urllib.request
@@ -83,10 +88,15 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pushed(hub, run_on_hub, folder, tmp_path_factory):
+def pushed(hub, run_on_hub, folder, finished, tmp_path_factory):
     """One push after another: the connection breaks, and breaks again, before all goes well."""
     dry = tmp_path_factory.mktemp("dry") / "run"
+    train = ["train", "--dataset", str(finished.parent / "my-shapes"), "--attributes", "shape", "colour"]
+    train += ["--backbone_config", json.dumps(VIT), "--max_steps", "2", "--use_cpu", "--report_to", "none"]
+    train += ["--push_to_hub", "--hub_model_id", "me/trained", "--hub_private_repo", "--output_dir"]
     push = ["push", "--model", str(folder), "--repo"]
+    earlier = Commit("e" * 40, "of another time", dict.fromkeys([*SHARDS, "notes.md"], b"{}"))
+    hub.repositories["models/me/sharded"] = Repository(False, [earlier], {"main": earlier.oid})
     steps = [
         ({"upload": 99}, "hf_stand_in", [*push, "me/shapes", "--private"]),
         ({"commit": 1}, "hf_stand_in", [*push, "me/shapes", "--private"]),
@@ -94,7 +104,10 @@ def pushed(hub, run_on_hub, folder, tmp_path_factory):
         ({}, "hf_stand_in", [*push, "me/shapes", "--private"]),
         ({"upload": 1}, "hf_stand_in", [*push, "me/open", "--license", "apache-2.0", "--revision", "v2"]),
         ({}, "hf_stand_in", [*push, "me/open", "--private"]),
+        ({}, "hf_stand_in", [*push, "me/sharded", "--message", "Smaller"]),
         ({}, "hf_of_nobody", [*push, "me/nothing"]),
+        ({}, "hf_of_nobody", [*train, str(dry.parent / "not trained")]),
+        ({}, "hf_stand_in", [*train, str(dry.parent / "trained")]),
         ({}, "hf_of_nobody", [*push, "me/shapes", "--dry_run", str(dry)]),
         ({}, "hf_stand_in", [*push, "me/shapes", "--dry_run", str(dry)]),
     ]
@@ -105,7 +118,10 @@ def pushed(hub, run_on_hub, folder, tmp_path_factory):
         "again",
         "branch",
         "not private",
+        "sharded",
         "no token",
+        "not trained",
+        "trained",
         "dry",
         "dry again",
     )
@@ -174,11 +190,34 @@ def test_a_branch(hub, pushed):
     assert "license: apache-2.0" in repository.at("v2").files["README.md"].decode()
 
 
+def test_weights_of_an_earlier_push_go(hub, pushed):
+    """With them in other shards beside the new ones, a loader might take either."""
+    repository = hub.repositories["models/me/sharded"]
+    assert pushed["sharded"]["code"] == 0 and [commit.message for commit in repository.commits][1:] == ["Smaller"]
+    files = set(repository.at("main").files)
+    assert {"notes.md", "model.safetensors"} <= files and not files & set(SHARDS)
+
+
 def test_what_the_hub_refuses(hub, pushed):
     assert pushed["not private"]["code"] == 1
     assert "me/open is there already, and public" in pushed["not private"]["errors"]
     assert pushed["no token"]["code"] == 1 and "models/me/nothing" not in hub.repositories
     assert "401" in pushed["no token"]["errors"] and "hf auth login" in pushed["no token"]["errors"]
+
+
+def test_a_training_that_pushes(hub, pushed):
+    """Once, when all is measured; and where that would not go, it says so before it trains."""
+    assert pushed["not trained"]["code"] == 1 and "401" in pushed["not trained"]["errors"]
+    assert not list((pushed["dry folder"].parent / "not trained").rglob("*.safetensors"))
+    repository = hub.repositories["models/me/trained"]
+    assert pushed["trained"]["code"] == 0, pushed["trained"]["errors"]
+    told = pushed["trained"]["output"].splitlines()[-1]
+    assert told == f"pushed: {hub.url}/me/trained/commit/{repository.branches['main']}"
+    assert repository.private and len(repository.commits) == 2
+    files = set(repository.at("main").files)
+    assert {"report.png", "training.png", "examples/2-neighbours.png", "test_evaluation.json", "run.json"} <= files
+    widgets = ModelCard(repository.at("main").files["README.md"].decode()).data.to_dict()["widget"]
+    assert [example["src"] for example in widgets] == ["examples/1.jpg", "examples/2.jpg"]
 
 
 def test_loads_with_transformers_alone(hub, run_on_hub, pushed, finished, pictures):

@@ -73,8 +73,10 @@ def commit_folder(
 def _told_as_push_error(repo_id: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, HTTPError, RuntimeError) as error:  # the last is what a failed upload of a large file raises
-        reason = str(error.__cause__ or error) or type(error).__name__
+    except (OSError, HTTPError, RuntimeError) as error:
+        # a large file's upload that failed is a RuntimeError, and says why in its cause alone
+        told = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
+        reason = str(told) or type(told).__name__
         raise PushError(
             f"could not push to {repo_id}: {reason}. Nothing there is half-written. The same command goes on: large "
             "files that have arrived are not sent again. (A token is had by 'hf auth login', or from HF_TOKEN.)"
