@@ -5,8 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cca_hf import cli_hub
-
 from .pages import Ran, add_sentence_encoder, run_page
 
 
@@ -74,8 +72,6 @@ def test_publish(first: tuple[Path, list[Ran]]) -> None:
     assert card.command[:2] == ["cca", "card"]
     text = (folder / "out" / "README.md").read_text(encoding="utf-8")
     assert "me/cca-catalogue" in text and "license: apache-2.0" in text
-    if "push" not in vars(cli_hub):
-        pytest.skip("there is no `cca push` yet")
     ran = list(run_page("docs/tutorials/publish.md", folder))
     assert ran[-1].names["spaces"].keys() == {"colour", "pattern", "background"}
     assert (folder / "published" / "model.safetensors").is_file()
