@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image as PILImage
 from transformers import ViTConfig
 
@@ -35,7 +36,7 @@ from cca_hf.hub.space.shapes import index_shapes, train_shapes  # noqa: E402
 from cca_hf.hub.space.upload import MOST_BYTES, MOST_PIXELS, open_upload  # noqa: E402
 
 ATTRIBUTES = list(SHAPE_ATTRIBUTES)
-PATIENCE = 30_000  # milliseconds: the machine may be busy
+PATIENCE = 300_000  # milliseconds: the machine may be busy
 # `cca` with an ear on the network: whose addresses the process asks for.
 LISTENING = """
 import os, socket, sys
@@ -427,6 +428,19 @@ def test_export_by_command(folder, tmp_path, capsys, lookup):
     assert "is not empty" in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_the_hub_is_named_at_its_revision(lookup, tmp_path, monkeypatch):
+    commit = "0123456789" * 4
+    cached = Path(HF_HUB_CACHE) / "models--me--cca-shapes"
+    for path, text in {f"snapshots/{commit}/config.json": "{}", "refs/main": commit}.items():
+        (cached / path).parent.mkdir(parents=True)
+        (cached / path).write_text(text)
+    monkeypatch.setattr(lookup.model.config, "name_or_path", "me/cca-shapes")
+    written = export_space(lookup, tmp_path / "space")
+    assert not (written / "model").exists()
+    assert f"from_pretrained('me/cca-shapes', revision='{commit}')" in (written / "app.py").read_text()
+    assert yaml.safe_load((written / "README.md").read_text().split("---\n", 2)[1])["models"] == ["me/cca-shapes"]
+
+
 def test_a_picture_with_an_address_is_named_and_not_copied(lookup, tmp_path):
     model = lookup.model
     rows = np.asarray(model.encode([PILImage.new("RGB", (48, 48), colour) for colour in ("red", "blue")]))
@@ -460,10 +474,10 @@ def test_lost_pictures_leave_the_others(lookup, tmp_path):
         index.add(["0", "1", "2"], images=paths, columns={"picture": paths})
         Path(paths[1]).unlink()
         small = Lookup(lookup.model, index)
-        (row,) = small.find(small.ask_item("0"), ["colour"])
+        (row,) = small.find(small.ask(small.picture_of("0"), item_id="0"), ["colour"])
         assert {found.item_id: found.picture is None for found in row.found} == {"1": True, "2": False}
         with pytest.raises(UnreadableImageError, match="1.png"):
-            small.ask_item("1")
+            small.picture_of("1")
 
 
 def test_the_command_says_what_is_missing(tmp_path, capsys):

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
-from huggingface_hub import SpaceCard, SpaceCardData
+from huggingface_hub import SpaceCard, SpaceCardData, try_to_load_from_cache
 from PIL import Image
 
 from ...models.checkpoints import staged
@@ -52,7 +52,7 @@ Choose or upload a picture, and see what is like it under each attribute: {attri
 def export_space(lookup: Lookup, folder: str | PathLike[str], *, title: str = TITLE) -> Path:
     """Writes `app.py`, `requirements.txt`, `README.md` with the Space's metadata, and a copy of the index.
 
-    A checkpoint of the Hub is named, at the revision that was loaded; another is written into `model`. Pictures with
+    A checkpoint of the Hub is named, at the revision that is here; another is written into `model`. Pictures with
     an address, or of a data set on the Hub, are named too; others come along, made smaller, in `pictures`.
 
     Args:
@@ -67,14 +67,13 @@ def export_space(lookup: Lookup, folder: str | PathLike[str], *, title: str = TI
         raise FileExistsError(f"{target} is not empty: give a new folder for the Space")
     model_name = lookup.model.config.name_or_path
     on_hub = bool(model_name) and not Path(model_name).exists()
-    commit = lookup.model.config._commit_hash if on_hub else None
     with staged(target) as staging:
         if not on_hub:
             lookup.model.save_pretrained(staging / _MODEL)
         _copy_index(lookup.index, staging, model_name if on_hub else _MODEL)
         app = _APP.format(
             model=model_name if on_hub else _MODEL,
-            revision=f", revision={commit!r}" if commit else "",
+            revision=_revision(model_name) if on_hub else "",
             index=_INDEX,
             title=title,
         )
@@ -83,6 +82,12 @@ def export_space(lookup: Lookup, folder: str | PathLike[str], *, title: str = TI
         card = _card(lookup, title, model_name if on_hub else None)
         (staging / "README.md").write_text(str(card), encoding="utf-8")
     return target
+
+
+def _revision(model_id: str) -> str:
+    """The commit that is on this machine: a later one makes other embeddings, which the index would refuse."""
+    path = try_to_load_from_cache(model_id, "config.json")
+    return f", revision={Path(path).parent.name!r}" if isinstance(path, str) else ""
 
 
 def _copy_index(index: AttributeIndex, folder: Path, model_name: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...models.images import ImageInput, UnreadableImageError, load_image
+from ...models.images import UnreadableImageError, load_image
 from ...models.modeling_cca import CCAModel
 from ...search import AttributeIndex, Hit
 from ...search.pictures import PICTURE, PictureFinder
@@ -20,19 +20,17 @@ from ...visualization.selection import choose_queries
 
 _THUMBNAIL = 224  # pixels: about twice what is shown
 _ATTENTION = 440
-_SHOWN = 1024  # the longer side of a query's picture, as it is kept and sent
 _CHOSEN_AMONG = 4096  # items that the examples are taken from
 _REMEMBERED = 4096  # thumbnails, of about 8 kB
 
 
 class Query(NamedTuple):
-    """A picture that is asked with."""
+    """A picture that is asked with; small, since the page keeps one for each who looks."""
 
     name: str
-    picture: Image.Image
     embeddings: NDArray[np.float32]  # (attributes, dim)
-    attention: dict[str, Image.Image]  # attribute -> the picture as it sees it
-    item: str | None  # its id, if it is of the catalogue
+    attention: dict[str, str]  # attribute -> the picture as it sees it, as a data: URI
+    item_id: str | None  # None if it is not of the catalogue
     values: dict[str, str]  # attribute -> its value, where that is known
 
 
@@ -52,7 +50,7 @@ class Row(NamedTuple):
 
     title: str
     value: str  # the query's; "" where it is not known
-    attention: Image.Image | None  # None for a mixture
+    attention: str | None  # the query as the attribute sees it, as a data: URI; None for a mixture
     found: list[Found]
 
 
@@ -92,20 +90,28 @@ class Lookup:
         """Column -> type: what a filter can name."""
         return {name: kind for name, kind in self.index.schema.columns.items() if name != PICTURE}
 
-    def ask(self, picture: Image.Image, name: str) -> Query:
-        """With a picture from outside."""
-        return self._ask(picture, name, None, {})
-
-    def ask_item(self, item_id: str) -> Query:
-        """With a picture of the catalogue.
+    def picture_of(self, item_id: str) -> Image.Image:
+        """A picture of the catalogue.
 
         Raises:
             ValueError: if there is no such item; if its picture is lost or unreadable.
         """
         (hit,) = self.index.get([item_id])
-        picture = load_image(self._find(hit))
-        values = {name: str(hit.columns[name]) for name in self.attributes if hit.columns.get(name) is not None}
-        return self._ask(picture, f"item {item_id}", item_id, values)
+        reference = hit.columns[PICTURE]
+        if reference is None:
+            raise UnreadableImageError(f"the index does not say where the picture of item {item_id} is")
+        return load_image(self._finder.find(str(reference)))
+
+    def ask(self, picture: Image.Image, *, name: str = "", item_id: str | None = None) -> Query:
+        """With a picture from outside, called `name`, or with that of an item."""
+        values: dict[str, str] = {}
+        if item_id is not None:
+            (hit,) = self.index.get([item_id])
+            values = {each: str(hit.columns[each]) for each in self.attributes if hit.columns.get(each) is not None}
+        embeddings = np.asarray(self.model.encode([picture], self.attributes, show_progress=False))[0]
+        overlays = attention_overlays(self.model, picture, self.attributes, size=_ATTENTION)
+        attention = {each: data_uri(overlay, _ATTENTION) for each, overlay in overlays.items()}
+        return Query(name or f"item {item_id}", embeddings, attention, item_id, values)
 
     def find(
         self,
@@ -126,7 +132,7 @@ class Lookup:
         Raises:
             ValueError: for an unknown attribute or value, or a filter that cannot be read.
         """
-        asked: dict[str, Any] = {"embedding": query.embeddings} if query.item is None else {"item": query.item}
+        asked: dict[str, Any] = {"embedding": query.embeddings} if query.item_id is None else {"item": query.item_id}
         asked |= {"where": where, "top": top}
         rows = []
         if instead:
@@ -159,14 +165,6 @@ class Lookup:
         chosen = [hits[row] for row in choose_queries(labels, min(count, len(hits)), seed)]
         return [self._found(Hit(row.pop(ITEM_ID), 1.0, row), "", "") for row in chosen]
 
-    def _ask(self, picture: Image.Image, name: str, item: str | None, values: dict[str, str]) -> Query:
-        embeddings = np.asarray(self.model.encode([picture], self.attributes, show_progress=False))[0]
-        attention = attention_overlays(self.model, picture, self.attributes, size=_ATTENTION)
-        if max(picture.size) > _SHOWN:
-            picture = picture.copy()
-            picture.thumbnail((_SHOWN, _SHOWN))
-        return Query(name, picture, embeddings, attention, item, values)
-
     def _found(self, hit: Hit, attribute: str, wanted: str) -> Found:
         told = {name: value for name, value in hit.columns.items() if name != PICTURE and value is not None}
         words = ", ".join([f"item {hit.item_id}", *(f"{name} {value}" for name, value in told.items())])
@@ -174,12 +172,6 @@ class Lookup:
         reference = hit.columns.get(PICTURE)
         picture = None if reference is None else self._thumbnail(str(reference))
         return Found(hit.item_id, picture, words, hit.similarity, value, bool(value) and value == wanted)
-
-    def _find(self, hit: Hit) -> ImageInput:
-        reference = hit.columns[PICTURE]
-        if reference is None:
-            raise UnreadableImageError(f"the index does not say where the picture of item {hit.item_id} is")
-        return self._finder.find(str(reference))
 
     def _make_thumbnail(self, reference: str) -> str | None:
         try:

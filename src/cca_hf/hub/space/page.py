@@ -23,9 +23,10 @@ except ImportError as error:
 
 TITLE = "Alike in which respect?"
 _EXAMPLES = 12
+_SHOWN = 1024  # pixels: the longer side of a catalogue's picture that becomes the query
+_SESSIONS = 1000  # whose queries are kept, about 100 kB each
 _CHOSEN_AT_FIRST = 4
 _BEGIN = "Choose a picture or upload one."
-_SEPARATOR = ": "
 # what the reader's system has: nothing to fetch
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Liberation Sans", "sans-serif")
 
@@ -33,13 +34,13 @@ _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "
 def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
     """The page, to be served by `launch_space`."""
     attributes = lookup.attributes
-    wishes = [f"{name}{_SEPARATOR}{value}" for name, values in lookup.values.items() for value in values]
+    wishes = {f"{name}: {value}": (name, value) for name, values in lookup.values.items() for value in values}
 
     def look(query: Query | None, chosen: list[str], wished: list[str], where: str | None) -> str:
         """What was found, or why nothing was."""
         if query is None:
             return hint_html(_BEGIN)
-        instead = dict(wish.split(_SEPARATOR, 1) for wish in wished)
+        instead = dict(wishes[wish] for wish in wished)
         ordered = [name for name in attributes if name in chosen]
         if not ordered and not instead:
             return problem_html("Choose at least one attribute.")
@@ -54,24 +55,30 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
             return gr.skip(), None, hint_html(_BEGIN)
         name = Path(file["orig_name"] or file["path"]).name
         try:
-            query = lookup.ask(open_upload(file["path"], name), name)
+            query = lookup.ask(open_upload(file["path"], name), name=name)
         except UnreadableImageError as error:
             return None, None, problem_html(str(error))
         return gr.skip(), query, look(query, *asked)
 
+    def pick_item(item_id: str, *asked: Any) -> tuple[Any, Query | None, str]:
+        shown = lookup.picture_of(item_id)
+        query = lookup.ask(shown, item_id=item_id)
+        shown.thumbnail((_SHOWN, _SHOWN))
+        return shown, query, look(query, *asked)
+
     def pick(event: gr.EventData, *asked: Any) -> tuple[Any, Query | None, str]:
         """As `upload`, with an item of the catalogue."""
         try:
-            query = lookup.ask_item(str(event.item))
+            return pick_item(str(event.item), *asked)
         except (ValueError, OSError) as error:  # it was deleted meanwhile, or its picture was
             return None, None, problem_html(str(error))
-        return query.picture, query, look(query, *asked)
 
     def begin(*asked: Any) -> tuple[Any, ...]:
         """As `upload`, with the first example, so that there is something to see; and the examples."""
         shown = lookup.examples(_EXAMPLES, seed=0)
-        query = next((lookup.ask_item(found.item_id) for found in shown if found.picture is not None), None)
-        return None if query is None else query.picture, query, look(query, *asked), examples_html(shown), 0
+        first = next((found.item_id for found in shown if found.picture is not None), None)
+        answer = (None, None, hint_html(_BEGIN)) if first is None else pick_item(first, *asked)
+        return *answer, examples_html(shown), 0
 
     def others(seed: int) -> tuple[str, int]:
         return examples_html(lookup.examples(_EXAMPLES, seed=seed + 1)), seed + 1
@@ -96,7 +103,7 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
                 )
                 with gr.Accordion("This one, but \N{HORIZONTAL ELLIPSIS}", open=False):
                     wished = gr.Dropdown(
-                        wishes,
+                        list(wishes),
                         value=[],
                         multiselect=True,
                         label="with this value in place of its own",
@@ -171,6 +178,7 @@ def launch_space(
         inbrowser=open_browser,
         prevent_thread_lock=not wait,
         max_file_size=MOST_BYTES,
+        state_session_capacity=_SESSIONS,
         ssr_mode=False,
         footer_links=["gradio", "settings"],
         theme=_theme(),

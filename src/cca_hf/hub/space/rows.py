@@ -3,10 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from ...visualization.page import data_uri
 from .lookup import Found, Query, Row
-
-_WIDEST = 440  # pixels
 
 # In `gr.HTML`: the buttons tell the page which item was chosen.
 ON_LOAD = """
@@ -50,7 +47,7 @@ def _card(row: Row, query: Query) -> str:
     if row.attention is not None:
         alt = f"where {row.title} looks in {query.name}: what is attended glows"
         attention = (
-            f'<figure class="cca-attention"><img src="{data_uri(row.attention, _WIDEST)}" alt="{escape(alt)}">'
+            f'<figure class="cca-attention"><img src="{row.attention}" alt="{escape(alt)}">'
             f"<figcaption>where {escape(row.title)} looks</figcaption></figure>"
         )
     pictures = "".join(
