@@ -26,7 +26,7 @@ The same flags from a file, some of them changed; an interrupted run goes on:
 
 Onto the Hub when it is done, in one commit, see docs/publishing.md:
 
-    accelerate launch scripts/train.py settings.yaml --push_to_hub --hub_model_id me/cca-shoes --hub_private_repo
+    accelerate launch scripts/train.py settings.yaml --push_to_hub --hub_model_id me/cca-shoes --hub_private_repo true
 
 Several GPUs: `accelerate launch --multi_gpu scripts/train.py ...`. Several processes on CPUs:
 

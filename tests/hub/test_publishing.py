@@ -93,7 +93,7 @@ def pushed(hub, run_on_hub, folder, finished, tmp_path_factory):
     dry = tmp_path_factory.mktemp("dry") / "run"
     train = ["train", "--dataset", str(finished.parent / "my-shapes"), "--attributes", "shape", "colour"]
     train += ["--backbone_config", json.dumps(VIT), "--max_steps", "2", "--use_cpu", "--report_to", "none"]
-    train += ["--push_to_hub", "--hub_model_id", "me/trained", "--hub_private_repo", "--output_dir"]
+    train += ["--push_to_hub", "--hub_model_id", "me/trained", "--hub_private_repo", "true", "--output_dir"]
     push = ["push", "--model", str(folder), "--repo"]
     earlier = Commit("e" * 40, "of another time", dict.fromkeys([*SHARDS, "notes.md"], b"{}"))
     hub.repositories["models/me/sharded"] = Repository(False, [earlier], {"main": earlier.oid})
