@@ -73,10 +73,10 @@ def demo(
                     raise ValueError(f"the index at {store} does not say where its model is: name it with --model")
             cca = load_model(model, device)
         with AttributeIndex.open(store, cca) as index:
-            lookup, title = Lookup(cca, index), title or TITLE
+            lookup, heading = Lookup(cca, index), title or TITLE
             if export is None:
-                launch_space(lookup, title=title, host=host, port=port, open_browser=open_browser)
+                launch_space(lookup, title=heading, host=host, port=port, open_browser=open_browser)
                 return
-            written = export_space(lookup, export, title=title)
+            written = export_space(lookup, export, title=heading)
     print(written)
     print(f"next: hf upload ACCOUNT/NAME {written} . --repo-type space")

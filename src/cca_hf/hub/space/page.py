@@ -77,8 +77,9 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
         """As `upload`, with the first example, so that there is something to see; and the examples."""
         shown = lookup.examples(_EXAMPLES, seed=0)
         first = next((found.item_id for found in shown if found.picture is not None), None)
-        answer = (None, None, hint_html(_BEGIN)) if first is None else pick_item(first, *asked)
-        return *answer, examples_html(shown), 0
+        if first is None:  # all their pictures are lost
+            return None, None, hint_html(_BEGIN), examples_html(shown), 0
+        return *pick_item(first, *asked), examples_html(shown), 0
 
     def others(seed: int) -> tuple[str, int]:
         return examples_html(lookup.examples(_EXAMPLES, seed=seed + 1)), seed + 1
