@@ -68,10 +68,10 @@ def test_text(first: tuple[Path, list[Ran]]) -> None:
 
 def test_publish(first: tuple[Path, list[Ran]]) -> None:
     folder, _ = first
-    card = next(iter(run_page("docs/tutorials/publish.md", folder)))
-    assert card.command[:2] == ["cca", "card"]
-    text = (folder / "out" / "README.md").read_text(encoding="utf-8")
-    assert "me/cca-catalogue" in text and "license: apache-2.0" in text
     ran = list(run_page("docs/tutorials/publish.md", folder))
+    assert [" ".join(each.command[:2]) for each in ran] == ["cca card", "cca push", ""]
     assert ran[-1].names["spaces"].keys() == {"colour", "pattern", "background"}
-    assert (folder / "published" / "model.safetensors").is_file()
+    card = (folder / "published" / "README.md").read_text(encoding="utf-8")
+    assert "me/cca-catalogue" in card and "license: apache-2.0" in card
+    published = {path.name for path in (folder / "published").iterdir()}
+    assert {"model.safetensors", "handler.py", "modules.json"} <= published
