@@ -31,7 +31,8 @@ _GRAPH = b"cca_hf.graph"
 # A graph of 16 neighbours; over 8-bit vectors, what it finds is ranked by the vectors themselves.
 _NEIGHBOURS = 16
 _BUILD_EFFORT = 100
-_SEARCH_EFFORT = 64
+_SEARCH_EFFORT = 100
+_FILTERED_EFFORT = 64  # items that are filtered out are passed through, and do not count
 _REFINE = 2
 _ROWS_A_GRAPH = 1_000_000
 _QUERIES_AT_ONCE = 64
@@ -167,7 +168,7 @@ class LanceStore:
             .nearest_to(list(queries) if several else queries[0])
             .column(self.schema.vector_column(attribute))
             .distance_type("cosine")
-            .ef(max(_SEARCH_EFFORT, count + count // 2))
+            .ef(max(_SEARCH_EFFORT if condition is None else _FILTERED_EFFORT, count + count // 2))
             .limit(count)
             .select([ITEM_ID, *columns, "_distance"])
         )
