@@ -81,7 +81,7 @@ class Lookup:
     @property
     def values(self) -> dict[str, list[str]]:
         """Attribute -> the values that can be asked for: those that the model knows and the index has a column of."""
-        known = self.model.config.attribute_values
+        known = self.model.config.attribute_values or {}
         labelled = [name for name in self.attributes if self.index.schema.columns.get(name) == "text"]
         return {name: list(known[name]) for name in labelled if known.get(name)}
 
