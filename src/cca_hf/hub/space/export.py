@@ -1,5 +1,6 @@
 """The Space as a repository: a folder that starts anywhere, with the index, and all that is not on the Hub already."""
 
+import importlib.metadata
 import io
 import sys
 from collections.abc import Iterator
@@ -7,7 +8,6 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-import gradio
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset, Features
@@ -132,7 +132,7 @@ def _card(lookup: Lookup, title: str, model_id: str | None) -> SpaceCard:
         colorFrom="yellow",
         colorTo="purple",
         sdk="gradio",
-        sdk_version=gradio.__version__,
+        sdk_version=importlib.metadata.version("gradio"),
         python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
         app_file="app.py",
         models=[model_id] if model_id else None,
