@@ -30,6 +30,10 @@ class _Space(NamedTuple):
     name: str
     arguments: dict[str, Any]
 
+    @property
+    def attributes(self) -> list[str]:
+        return list(self.arguments.get("weights", [self.name]))
+
 
 def search(
     store: Annotated[str, typer.Option("--store", metavar="PLACE", help="The index, as 'cca index' was given it.")],
@@ -120,7 +124,7 @@ def search(
     else:
         for query, row in zip(queries, found, strict=True):
             for space, hits in zip(spaces, row, strict=True):
-                print(f"{query.name}, by {space.name}\n{_table(hits)}\n")
+                print(f"{query.name}, by {space.name}\n{_table(hits, [*space.attributes, *values])}\n")
         if html is not None:
             print(f"page: {page}")
 
@@ -188,13 +192,15 @@ def _typed(index: "AttributeIndex", values: dict[str, str]) -> dict[str, str | i
     return typed
 
 
-def _table(hits: "Sequence[Hit]") -> str:
+def _table(hits: "Sequence[Hit]", asked: Sequence[str]) -> str:
+    """With the columns of the attributes `asked` first: there are more than fit a line."""
     from .evaluation.text_table import format_table
     from .search.pictures import PICTURE
 
     if not hits:
         return "nothing found"
-    names = [name for name in hits[0].columns if name != PICTURE][:_SHOWN_COLUMNS]
+    columns = sorted((name for name in hits[0].columns if name != PICTURE), key=lambda name: name not in asked)
+    names = columns[:_SHOWN_COLUMNS]
     rows = [[hit.item_id, f"{hit.similarity:.3f}", *(_cell(hit.columns[name]) for name in names)] for hit in hits]
     return format_table(["item", "similarity", *names], [rows])
 

@@ -115,6 +115,8 @@ def test_the_table(store, capsys):
     assert head == "colour red, by colour"
     assert columns.split() == ["item", "similarity", "colour", "shape", "price"]
     assert first.split()[0].startswith("10")
+    assert run("search", "--store", store, "--item", 1003, "--attribute", "shape", "--top", 2) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["item", "similarity", "shape", "colour", "price"]
 
 
 def test_the_page_holds_the_pictures(store, tmp_path, capsys):
