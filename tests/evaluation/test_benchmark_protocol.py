@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel, DatasetDict
 
 from cca_hf.data.annotations import to_dataset
@@ -35,6 +36,8 @@ PARTS = {"validation": "valid", "test": "test"}  # our name of a split -> ASEN's
 
 class ConstantModel:
     """The same embedding for every picture, which it does not look at."""
+
+    device = torch.device("cpu")
 
     def __init__(self, attributes: dict[str, list[str]]) -> None:
         self.config = CCAConfig(attributes=list(attributes))

@@ -25,6 +25,7 @@ class PixelModel:
 
     config: CCAConfig
     asked: list[list[str]] = field(default_factory=list)
+    device: torch.device = torch.device("cpu")
 
     def encode(self, images, attributes, *, batch_size, show_progress, num_workers):
         self.asked.append(attributes)
