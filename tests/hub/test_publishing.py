@@ -215,7 +215,7 @@ def test_a_training_that_pushes(hub, pushed):
     assert told == f"pushed: {hub.url}/me/trained/commit/{repository.branches['main']}"
     assert repository.private and len(repository.commits) == 2
     files = set(repository.at("main").files)
-    assert {"report.png", "training.png", "examples/2-neighbours.png", "test_evaluation.json", "run.json"} <= files
+    assert {"report.png", "examples/2-neighbours.png", "test_evaluation.json", "run.json"} <= files
     widgets = ModelCard(repository.at("main").files["README.md"].decode()).data.to_dict()["widget"]
     assert [example["src"] for example in widgets] == ["examples/1.jpg", "examples/2.jpg"]
 
