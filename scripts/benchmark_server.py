@@ -213,14 +213,15 @@ def measure_bad_requests(server: Server, picture: bytes, count: int) -> dict[str
 
 
 def save_demo_model(folder: Path) -> str:
-    from demo import ATTRIBUTES, BACKBONE, IMAGE_SIZE
     from transformers import AutoConfig
 
     from cca_hf import CCAModel
+    from cca_hf.data.shapes import SHAPE_ATTRIBUTES
+    from cca_hf.training.shapes_run import BACKBONE, HIDDEN_SIZE, IMAGE_SIZE
 
     settings = json.loads(BACKBONE)
     backbone = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    model = CCAModel.from_backbone(backbone, ATTRIBUTES, image_size=IMAGE_SIZE, hidden_size=128)
+    model = CCAModel.from_backbone(backbone, SHAPE_ATTRIBUTES, image_size=IMAGE_SIZE, hidden_size=HIDDEN_SIZE)
     model.save_pretrained(folder)
     return str(folder)
 

@@ -31,7 +31,7 @@ _GRAPH = b"cca_hf.graph"
 # A graph of 16 neighbours; over 8-bit vectors, what it finds is ranked by the vectors themselves.
 _NEIGHBOURS = 16
 _BUILD_EFFORT = 100
-_SEARCH_EFFORT = 80
+_SEARCH_EFFORT = 100
 _FILTERED_EFFORT = 64  # items that are filtered out are passed through, and do not count
 _REFINE = 2
 _ROWS_A_GRAPH = 1_000_000

@@ -9,16 +9,16 @@ from .recipe import TrainingRun, run_training
 
 NUM_IMAGES = 3000
 EPOCHS = 18
-_IMAGE_SIZE = 64
+IMAGE_SIZE, HIDDEN_SIZE = 64, 128
 # Small enough for two cores, and a network that learns shapes quickly from scratch: ResNet's basic blocks.
-_BACKBONE = """{"model_type": "resnet", "layer_type": "basic", "embedding_size": 32,
+BACKBONE = """{"model_type": "resnet", "layer_type": "basic", "embedding_size": 32,
                 "hidden_sizes": [32, 64, 128], "depths": [2, 2, 2]}"""
 
 
 def draw_shapes(folder: Path, *, num_images: int = NUM_IMAGES, seed: int = 0) -> None:
     """As parquet files, which is how a data set of one's own might look."""
     folder.mkdir(parents=True, exist_ok=True)
-    for split, dataset in generate_shapes_dataset(num_images, image_size=_IMAGE_SIZE, seed=seed).items():
+    for split, dataset in generate_shapes_dataset(num_images, image_size=IMAGE_SIZE, seed=seed).items():
         dataset.to_parquet(folder / f"{split}.parquet")
 
 
@@ -32,10 +32,10 @@ def train_on_shapes(
     """
     return run_training(
         ModelArguments(
-            backbone_config=_BACKBONE,
+            backbone_config=BACKBONE,
             condition_embedding="none" if one_space else "one_hot",
-            image_size=_IMAGE_SIZE,
-            hidden_size=128,
+            image_size=IMAGE_SIZE,
+            hidden_size=HIDDEN_SIZE,
         ),
         DataArguments(dataset=str(shapes), attributes=list(SHAPE_ATTRIBUTES)),
         CCATrainingArguments(

@@ -1,0 +1,31 @@
+"""The benchmark of the server with tiny settings: two servers asked in turns, then a bad request of each kind."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def test_load_and_bad_requests(repository, tmp_path):
+    pytest.importorskip("starlette", reason="the extra [serve] is not installed")
+    script = repository / "scripts" / "benchmark_server.py"
+    few = ["--clients", "4", "--seconds", "2", "--bad_requests", "13", "--picture_side", "64", "--device", "cpu"]
+    path = os.pathsep.join([str(repository / "src"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, script, *few, "--output", tmp_path],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.glob("server_*.json")
+    results = json.loads(file.read_text())
+    assert results["bad_requests"]["answered_4xx"] == results["bad_requests"]["requests"] == 13
+    assert results["bad_requests"]["same_answer_to_a_good_request"]
+    load = [each for each in results["load"].values() if isinstance(each, dict)]
+    assert len(load) == 2 and all(each["answers"] > 0 and not each["failures"] for each in load)
+    assert results["load"]["throughput_over_single"] > 0
