@@ -19,6 +19,7 @@ from datasets import Dataset, DatasetDict
 
 from .annotations import Benchmark
 from .coverage import Coverage
+from .new_folder import check_new
 from .parquet_files import SHARD_BYTES, write_split
 from .schema import IMAGE_COLUMN
 
@@ -41,8 +42,7 @@ def prepare_benchmark(
         FileExistsError: if `output` holds something.
         FileNotFoundError: if there is none of the pictures.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} is there already; name a new folder")
+    check_new(output)
     coverage = {split: _coverage(dataset) for split, dataset in benchmark.splits.items()}
     if not any(own.found for own in coverage.values()):
         example = next(iter(benchmark.splits.values()))[0]["file_name"]

@@ -19,6 +19,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..data.columns import ColumnPlace
 from ..data.coverage import FILE_NAME_COLUMN
+from ..data.new_folder import check_new
 from ..data.parquet_files import write_split
 from ..data.schema import IMAGE_COLUMN, AttributeDataset
 from ..evaluation.json_file import write_text
@@ -86,8 +87,7 @@ def stage_dataset(
         ValueError: for annotations alone of pictures that have no names of their own.
     """
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} is there already; name a new folder")
+    check_new(output)
     if with_images:
         data.check_images()
     output.mkdir(parents=True, exist_ok=True)

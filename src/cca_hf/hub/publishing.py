@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 from transformers import AutoModel
 
+from ..data.new_folder import check_new
 from ..evaluation.result import EvaluationResult
 from ..models.modeling_conditional import CCAPreTrainedModel
 from ..training.arguments import CCATrainingArguments
@@ -106,8 +107,7 @@ def stage_model(
     folder, output = Path(folder), Path(output)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"there is no checkpoint in {folder}: it has no config.json")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} is there already; name a new folder")
+    check_new(output)
     model = _load_whole(folder)
     model.config.backbone_name = _without_place(model.config.backbone_name)
     model.save_pretrained(output)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ...models.modeling_cca import CCAModel
-from ...search import AttributeIndex, NoIndexError
+from ...search.filling import fill_index
 from ...search.sources import PictureSource
 from ...training.shapes_run import draw_shapes, train_on_shapes
 
@@ -21,17 +21,9 @@ def train_shapes(folder: Path) -> Path:
 
 
 def index_shapes(folder: Path, model: CCAModel) -> Path:
-    """Indexes the drawn test pictures, unless this very model has done so; returns where."""
+    """Indexes those of the drawn test pictures that this very model has not yet; returns where."""
     store = folder / f"space-{model.fingerprint()[:12]}.index"
     checkpoint = str((folder / "cca").resolve())
     source = PictureSource.from_dataset(str(folder / "shapes"), model, checkpoint, split=_SPLIT)
-    try:
-        index = AttributeIndex.open(store, model, writable=True)
-    except NoIndexError:
-        index = AttributeIndex.create_from_schema(store, source.schema)
-    with index:
-        if index.count() < len(source):  # a new one, or one that was interrupted: what is there is written over
-            for item_ids, columns, embed in source.batches():
-                index.add(item_ids, embeddings=embed(range(len(item_ids))), columns=columns)
-            index.optimize()
+    fill_index(str(store), source, only_new=True)
     return store
