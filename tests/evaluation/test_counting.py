@@ -1,6 +1,5 @@
 """Counting by histogram against counting by comparison, where similarities tie, cluster, or are hardly apart."""
 
-import importlib
 import sys
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 
 from cca_hf import retrieval_metrics
 from cca_hf.evaluation import counting
-from cca_hf.evaluation.ranking import harmonic_numbers, score_ranks
+from cca_hf.evaluation.ranking import harmonic_numbers
 
 
 def similarities(kind: str, count: int) -> np.ndarray:
@@ -30,31 +29,48 @@ def similarities(kind: str, count: int) -> np.ndarray:
 KINDS = ["spread", "clustered", "copies", "all alike", "next to each other", "tiny", "two far apart"]
 
 
-@pytest.fixture(params=["counting", "compiled_counting"])
-def count_ranks(request):
-    if request.param == "compiled_counting":
-        pytest.importorskip("numba", reason="the extra [fast] is not installed")
-    return importlib.import_module(f"cca_hf.evaluation.{request.param}").count_ranks
+SIZES = [(3000, 1), (3000, 40), (5000, 2500), (20_000, 300), (4000, 4000)]
+
+
+def some(kind: str, count: int, relevant: int) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates of which some are taken out, and the columns of the relevant ones, none of which is."""
+    candidates = similarities(kind, count)
+    generator = np.random.default_rng(0)
+    columns = generator.permutation(count)[:relevant]
+    candidates[np.setdiff1d(generator.permutation(count)[: count // 10], columns)] = -np.inf
+    return candidates, columns
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("count", "relevant"), [(3000, 1), (3000, 40), (5000, 2500), (20_000, 300), (4000, 4000)])
-def test_equals_comparison(count_ranks, kind, count, relevant, monkeypatch):
+@pytest.mark.parametrize(("count", "relevant"), SIZES)
+def test_equals_comparison(kind, count, relevant, monkeypatch):
     monkeypatch.setattr(counting, "_MANY", 1)
-    candidates = similarities(kind, count)
-    generator = np.random.default_rng(0)
-    chosen = generator.permutation(count)[:relevant]
-    missing = np.setdiff1d(generator.permutation(count)[: count // 10], chosen)
-    candidates[missing] = -np.inf
-    asked = np.sort(candidates[chosen])
-    above, through = count_ranks(candidates, asked)
-    for place in generator.permutation(relevant)[:60]:
+    candidates, columns = some(kind, count, relevant)
+    asked = np.sort(candidates[columns])
+    above, through = counting.count_ranks(candidates, asked)
+    for place in np.random.default_rng(1).permutation(relevant)[:60]:
         assert above[place] == (candidates > asked[place]).sum()
         assert through[place] == (candidates >= asked[place]).sum()
     monkeypatch.setattr(counting, "_FEW", count)  # all of them, by sorting
     by_sorting = counting.count_ranks(candidates, asked)
     np.testing.assert_array_equal(above, by_sorting[0])
     np.testing.assert_array_equal(through, by_sorting[1])
+
+
+@pytest.mark.parametrize(("count", "relevant"), SIZES)
+def test_machine_code_gives_the_same_scores(count, relevant, monkeypatch):
+    """One query of each kind, the relevant ones taken out among them, and one without any."""
+    pytest.importorskip("numba", reason="the extra [fast] is not installed")
+    rows, columns = zip(*(some(kind, count, relevant) for kind in KINDS), strict=True)
+    rows, columns = np.array([*rows, rows[0]]), [*columns, np.array([], dtype=int)]
+    for row, of_row in zip(rows[:3], columns[:3], strict=True):
+        row[of_row[: relevant // 3]] = -np.inf
+    by_machine_code = counting.score_by_counting(rows, columns, harmonic_numbers(count))
+    monkeypatch.setitem(sys.modules, "cca_hf.evaluation.compiled_counting", None)
+    by_sorting = counting.score_by_counting(rows, columns, harmonic_numbers(count))
+    np.testing.assert_allclose(by_machine_code[:, :2], by_sorting[:, :2], rtol=1e-12)
+    np.testing.assert_array_equal(by_machine_code[:, 2:], by_sorting[:, 2:])
+    assert not by_sorting[-1].any()
 
 
 def test_without_numba_the_figures_are_the_same(monkeypatch):
@@ -67,19 +83,18 @@ def test_without_numba_the_figures_are_the_same(monkeypatch):
     np.testing.assert_allclose(compiled.scores.average_precision, plain.scores.average_precision, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("relevant", [1, 40, 2500])
-def test_scores_by_machine_code(kind, relevant):
-    compiled = pytest.importorskip("cca_hf.evaluation.compiled_counting", exc_type=ImportError)
-    candidates, harmonic = similarities(kind, 5000), harmonic_numbers(5000)
-    asked = np.sort(np.random.default_rng(0).permutation(candidates)[:relevant])
-    want = score_ranks(asked, *counting.count_ranks(candidates, asked), harmonic)
-    assert compiled.score(candidates, asked, harmonic) == pytest.approx(want, abs=1e-12)
-
-
 def test_many_copies_are_counted_in_time():
     """As many in one bin as there are, all equal to all relevant ones: no product of the two."""
-    numba_counting = pytest.importorskip("cca_hf.evaluation.compiled_counting", exc_type=ImportError)
-    alike = np.full(400_000, 0.5, dtype=np.float32)
-    above, through = numba_counting.count_ranks(alike, alike[:200_000])  # 8e10 comparisons if it were
-    assert not above.any() and (through == 400_000).all()
+    pytest.importorskip("numba", reason="the extra [fast] is not installed")
+    alike = np.full((1, 400_000), 0.5, dtype=np.float32)
+    (scores,) = counting.score_by_counting(alike, [slice(200_000)], harmonic_numbers(400_000))  # 8e10 if it were
+    assert scores[2:].tolist() == [200_000, 0, 400_000, 200_000]
+
+
+def test_one_far_off_does_not_make_it_slow():
+    """All but one of the relevant ones, no two alike, in one bin: neither compared nor sorted one by one."""
+    pytest.importorskip("numba", reason="the extra [fast] is not installed")
+    near = (0.5 + np.random.default_rng(0).permutation(400_000) * 2.0**-24).astype(np.float32)[None]
+    near[0, 0] = -1e6
+    (scores,) = counting.score_by_counting(near, [slice(200_000)], harmonic_numbers(400_000))  # 1e10 if they were
+    assert scores[2] == 200_000 and scores[0] == pytest.approx(0.5, abs=0.01)

@@ -5,7 +5,7 @@ and most of these follow from a histogram over fine bins: whatever lies in a hig
 lower one is not. Only candidates that share a bin with a relevant one are compared with it, after sorting these few.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,6 @@ from .ranking import (
     NOTHING_RELEVANT,
     FloatArray,
     IntArray,
-    QueryScores,
     count_above,
     count_at_least,
     score_ranks,
@@ -30,33 +29,33 @@ _MANY = 0.2  # share of relevant ones from which on there are so many to compare
 
 def score_by_counting(
     similarities: NDArray[np.float32], columns: Sequence[slice | IntArray], harmonic: FloatArray
-) -> Iterator[QueryScores]:
-    """One query after the other.
+) -> FloatArray:
+    """What each query achieved: (Q, 6), the fields of `QueryScores`.
 
     Args:
         similarities: (Q, N); -inf for candidates that are taken out.
         columns: for each query, those of the relevant candidates, taken out or not.
         harmonic: H_0 ... H_N at least.
     """
-    score = _fastest_way_to_score(similarities.shape[1])
-    for candidates, which in zip(similarities, columns, strict=True):
-        relevant = np.sort(candidates[which])
-        relevant = relevant[np.searchsorted(relevant, -np.inf, side="right") :]
-        yield score(candidates, relevant, harmonic) if len(relevant) else NOTHING_RELEVANT
+    relevant = [row[which] for row, which in zip(similarities, columns, strict=True)]
+    relevant = [values[values > -np.inf] for values in relevant]
+    score_rows = _compiled() if similarities.shape[1] > _FEW else None
+    if score_rows is not None:
+        stops = np.cumsum([len(values) for values in relevant])
+        return score_rows(similarities, np.concatenate(relevant), stops, harmonic)
+    scores = []
+    for row, values in zip(similarities, relevant, strict=True):
+        values.sort()
+        scores.append(score_ranks(values, *count_ranks(row, values), harmonic) if len(values) else NOTHING_RELEVANT)
+    return np.array(scores)
 
 
-def _fastest_way_to_score(num_candidates: int) -> Callable[[NDArray, NDArray, FloatArray], QueryScores]:
-    if num_candidates <= _FEW:
-        return _score
+def _compiled() -> Callable[[NDArray, NDArray, IntArray, FloatArray], FloatArray] | None:
     try:
-        from .compiled_counting import score
+        from .compiled_counting import score_rows
     except (ImportError, RuntimeError):  # numba is an extra, and wants a place to keep what it has compiled
-        return _score
-    return score
-
-
-def _score(candidates: NDArray[np.float32], relevant: NDArray[np.float32], harmonic: FloatArray) -> QueryScores:
-    return score_ranks(relevant, *count_ranks(candidates, relevant), harmonic)
+        return None
+    return score_rows
 
 
 def count_ranks(candidates: NDArray[np.float32], relevant: NDArray[np.float32]) -> tuple[IntArray, IntArray]:

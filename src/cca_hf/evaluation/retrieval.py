@@ -7,15 +7,14 @@ order, so a constant embedding scores exactly chance. For labels that say too li
 that a picture shows (relevant = one is shared), and those it may show (out of the rankings of queries for them).
 
 recall@k is the one of metric learning: the share of queries with at least one relevant candidate among the first k.
-Cost: one matmul per chunk of queries, then a histogram per query, in as many threads as PyTorch has (`counting.py`);
-on an accelerator one sort of the chunk (`sorting.py`).
+Cost: one matmul per chunk of queries, then a histogram per query (`counting.py`), in as many threads as PyTorch has,
+each with chunks of its own; on an accelerator one sort of the chunk (`sorting.py`).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .candidates import Exclusions, Relevance, Side
 from .counting import score_by_counting
+from .own_cores import own_cores
 from .ranking import (
     FloatArray,
     IntArray,
@@ -34,7 +34,8 @@ from .ranking import (
 )
 from .sorting import score_by_sorting
 
-_CHUNK_BYTES = 64 * 2**20  # of similarities at a time: large enough for the matmul, small beside any gallery
+# of similarities at a time: a product of so many queries that packing the gallery for it costs little
+_CHUNK_BYTES, _BYTES_OF_ALL_THREADS = 128 * 2**20, 2**30
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def retrieval_metrics(
             who is a candidate is still for the labels to say.
         maybe_values: (G, V) booleans, or (Q, V) leave-one-out: the values that each candidate may show. It is taken
             out of the ranking of a query with such a label, unless it is relevant to it anyway.
-        chunk_size: queries per matmul; by default as many as fit 64 MiB of similarities.
+        chunk_size: queries per matmul; by default as many as fit 128 MiB of similarities; every thread
+            has a matmul of its own.
         device: of an accelerator, which computes the similarities and sorts them. By default they stay on the CPU,
             where counting is faster than sorting.
 
@@ -155,7 +157,8 @@ def _score(
     device: torch.device | str | None,
 ) -> AttributeRetrieval:
     num_queries, num_columns = len(queries.labels), len(gallery.labels)
-    chunk_size = chunk_size or max(1, _CHUNK_BYTES // (4 * max(num_columns, 1)))
+    num_threads = torch.get_num_threads() if device is None else 1  # an accelerator has one queue of work
+    chunk_size = chunk_size or _default_chunk_size(num_queries, num_columns, num_threads)
     unique, column_of = _distinct_rows(gallery.embeddings)
     relevance = Relevance(queries, gallery)
     excluded = Exclusions(queries.groups, gallery.groups)
@@ -163,11 +166,15 @@ def _score(
 
     achieved = np.zeros((num_queries, len(QueryScores._fields)))
     num_candidates = np.zeros(num_queries, dtype=np.int64)
+    asking, answering = (torch.from_numpy(each).to(device or "cpu") for each in (queries.embeddings, unique))
+    of_thread = threading.local()  # a buffer for all chunks of a thread
 
-    def scored(start: int, stop: int) -> Iterator[tuple[slice, Iterable[QueryScores]]]:
-        """The queries start:stop, in parts that may be scored side by side."""
+    def rank(start: int) -> None:
+        stop = min(start + chunk_size, num_queries)
+        if not hasattr(of_thread, "buffer"):
+            of_thread.buffer = asking.new_empty(min(chunk_size, num_queries), len(answering))
         columns = [relevance.columns(query) for query in range(start, stop)]
-        similarities = torch.mm(asking[start:stop], answering.T, out=buffer[: stop - start])
+        similarities = torch.mm(asking[start:stop], answering.T, out=of_thread.buffer[: stop - start])
         if column_of is not None:
             similarities = similarities[:, column_of]
         similarities[excluded.pairs(start, stop)] = -torch.inf
@@ -176,29 +183,19 @@ def _score(
         if undecided is not None:
             similarities[undecided] = -torch.inf
             num_candidates[start:stop] = (similarities > -torch.inf).sum(dim=1).cpu().numpy()
-        if device is not None:
-            yield slice(start, stop), score_by_sorting(similarities, columns, harmonic)
-            return
-        on_cpu = similarities.numpy()
-        bounds = [(stop - start) * part // num_threads for part in range(num_threads + 1)]
-        for a, b in pairwise(bounds):
-            yield slice(start + a, start + b), score_by_counting(on_cpu[a:b], columns[a:b], harmonic)
+        if device is None:
+            achieved[start:stop] = score_by_counting(similarities.numpy(), columns, harmonic)
+        else:
+            achieved[start:stop] = score_by_sorting(similarities, columns, harmonic)
 
-    def write(rows: slice, scores: Iterable[QueryScores]) -> None:
-        for row, score in zip(achieved[rows], scores, strict=True):
-            row[:] = score
-
-    num_threads = torch.get_num_threads()
-    asking, answering = (torch.from_numpy(each).to(device or "cpu") for each in (queries.embeddings, unique))
-    buffer = asking.new_empty(min(chunk_size, num_queries), len(answering))  # one for all chunks
-    with ThreadPoolExecutor(num_threads) as threads:
-        for start in range(0, num_queries, chunk_size):
-            work = list(scored(start, min(start + chunk_size, num_queries)))
-            if len(work) == 1:
-                write(*work[0])
-            else:  # they let go of Python's lock in all that takes long here
-                for done in [threads.submit(write, *part) for part in work]:
-                    done.result()
+    chunks = range(0, num_queries, chunk_size)
+    if device is None:
+        with own_cores(num_threads) as threads:
+            for _ in threads.map(rank, chunks):
+                pass  # what has failed is raised here
+    else:
+        for start in chunks:
+            rank(start)
 
     average_precision, r_precision = achieved[:, :2].T
     num_relevant, *best = achieved[:, 2:].T.astype(np.int64)
@@ -221,6 +218,12 @@ def _score(
     )
 
 
+def _default_chunk_size(num_queries: int, num_columns: int, num_threads: int) -> int:
+    """Queries per matmul of a thread."""
+    that_fit = min(_CHUNK_BYTES, _BYTES_OF_ALL_THREADS // num_threads) // (4 * max(num_columns, 1))
+    return max(1, min(that_fit, -(-num_queries // num_threads)))
+
+
 def _distinct_rows(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], IntArray | None]:
     """The distinct rows and, where some repeat, which of them each row is.
 
@@ -228,6 +231,8 @@ def _distinct_rows(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], I
     computing every distinct vector once is what makes copies tie exactly.
     """
     comparable = np.ascontiguousarray(vectors + 0.0)  # -0.0 -> 0.0: rows are compared by their bytes
+    if len(np.unique(comparable[:, :2].copy().view(np.uint64))) == len(vectors):  # which settles almost every gallery
+        return vectors, None
     hashes = np.fromiter((hash(row.tobytes()) for row in comparable), dtype=np.int64, count=len(comparable))
     if len(np.unique(hashes)) == len(vectors):  # as they are but for copies
         return vectors, None
