@@ -311,13 +311,18 @@ def test_an_empty_index_finds_nothing(location, catalogue):
 
 @pytest.mark.parametrize(
     ("location", "module", "extra"),
-    [("shoes.index", "lancedb", "search"), ("http://localhost:6333/shoes", "qdrant_client", "qdrant")],
+    [
+        ("shoes.index", "lancedb", "search"),
+        ("shoes.index", "lance", "search"),
+        ("http://localhost:6333/shoes", "qdrant_client", "qdrant"),
+    ],
 )
 def test_the_extra_is_named_when_it_is_missing(location, module, extra, catalogue, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, module, None)  # importing it raises ImportError
     with pytest.raises(ImportError, match=rf'pip install "cca_hf\[{extra}\]"'):
         AttributeIndex.create_from_schema(location, catalogue.schema)
+    assert not any(tmp_path.rglob("*.manifest"))
 
 
 @pytest.mark.parametrize(

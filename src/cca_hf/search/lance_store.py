@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .conditions import Condition
 from .engine_filters import to_sql
+from .lance_queries import LanceQueries
 from .schema import ITEM_ID, SIMILARITY, IndexSchema
 from .store import IndexLockedError, NoIndexError
 
@@ -32,7 +33,7 @@ _GRAPH = b"cca_hf.graph"
 _NEIGHBOURS = 16
 _BUILD_EFFORT = 100
 _SEARCH_EFFORT = 100
-_FILTERED_EFFORT = 64  # items that are filtered out are passed through, and do not count
+_FILTERED_EFFORT = 48  # items that are filtered out are passed through, and do not count
 _REFINE = 2
 _ROWS_A_GRAPH = 1_000_000
 _QUERIES_AT_ONCE = 64
@@ -82,6 +83,7 @@ class LanceStore:
         self._written = pa.schema([stored.field(name) for name in self.schema.arrow().names])
         self._vectors = vectors
         self._exact = stored.metadata[_GRAPH] == b"exact"
+        self._queries = LanceQueries(_run(table.uri()), settings.storage_options, _SEEN_WITHIN.total_seconds())
 
     @classmethod
     def create(cls, location: str, schema: IndexSchema, settings: LanceSettings) -> "LanceStore":
@@ -135,10 +137,12 @@ class LanceStore:
         merge = self._table.merge_insert(ITEM_ID).when_matched_update_all().when_not_matched_insert_all()
         with _failures(self.location):
             _run(merge.execute(items.cast(self._written)))
+        self._queries.look_again()
 
     def delete(self, condition: Condition) -> None:
         with _failures(self.location):
             _run(self._table.delete(to_sql(condition)))
+        self._queries.look_again()
 
     def nearest(
         self,
@@ -163,20 +167,16 @@ class LanceStore:
         columns: Sequence[str],
     ) -> list[pa.Table]:
         several = len(queries) > 1
-        search = (
-            self._table.query()
-            .nearest_to(list(queries) if several else queries[0])
-            .column(self.schema.vector_column(attribute))
-            .distance_type("cosine")
-            .ef(max(_SEARCH_EFFORT if condition is None else _FILTERED_EFFORT, count + count // 2))
-            .limit(count)
-            .select([ITEM_ID, *columns, "_distance"])
+        effort = _SEARCH_EFFORT if condition is None else _FILTERED_EFFORT
+        found = self._queries.nearest(
+            self.schema.vector_column(attribute),
+            queries,
+            count,
+            [ITEM_ID, *columns],
+            effort=max(effort, count + count // 2),
+            refine=None if self._exact else _REFINE if count <= _SEARCH_EFFORT else 1,
+            condition=None if condition is None else to_sql(condition),
         )
-        if not self._exact:
-            search = search.refine_factor(_REFINE if count <= _SEARCH_EFFORT else 1)
-        if condition is not None:
-            search = search.where(to_sql(condition))
-        found = _run(search.to_arrow())
         similarity = 1.0 - found.column("_distance").to_numpy()
         table = found.select([ITEM_ID, *columns]).append_column(SIMILARITY, pa.array(similarity, pa.float32()))
         if not several:
@@ -227,6 +227,7 @@ class LanceStore:
                         _run(self._table.create_index(name, config=graph))
             if indexed or rows >= self.settings.index_from:
                 _run(self._table.optimize(cleanup_older_than=_KEPT))
+        self._queries.look_again()
 
     def _needs_graph(self, column: str, rows: int) -> bool:
         known = _run(self._table.index_stats(f"{column}_idx"))
@@ -240,9 +241,10 @@ class LanceStore:
 def _connect(location: str, settings: LanceSettings) -> Any:
     os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are about its own inside
     try:
+        import lance  # noqa: F401  which answers the queries
         import lancedb
     except ImportError as error:
-        raise ImportError('an index in a folder needs LanceDB: pip install "cca_hf[search]"') from error
+        raise ImportError('an index in a folder needs LanceDB and pylance: pip install "cca_hf[search]"') from error
     options = dict(settings.storage_options) or None
     return _run(lancedb.connect_async(location, read_consistency_interval=_SEEN_WITHIN, storage_options=options))
 
