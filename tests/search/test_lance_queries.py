@@ -2,12 +2,14 @@
 
 import threading
 
+import numpy as np
 import pytest
 
 from cca_hf.search import AttributeIndex, lance_queries
 from cca_hf.search.lance_queries import _QUERIES_BEFORE
 
 from .conftest import make_catalogue
+from .test_index import CONDITIONS
 
 CATALOGUE = make_catalogue(300)
 
@@ -40,6 +42,44 @@ def test_columns_in_memory_are_those_of_the_files(location, monkeypatch):
             ask(index, row)
         assert index._store._queries._newest()._columns is None  # too many rows to keep
         assert ask(index, 0, where="price < 50") == read[0]
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    """An index that has been asked often enough to have its columns in memory."""
+    location = tmp_path_factory.mktemp("warm") / "shoes.index"
+    with AttributeIndex.create_from_schema(location, CATALOGUE.schema) as index:
+        index.add(CATALOGUE.item_ids, embeddings=CATALOGUE.embeddings, columns=CATALOGUE.columns)
+        for row in range(_QUERIES_BEFORE):
+            ask(index, row)
+        yield index
+
+
+@pytest.mark.parametrize("top", [3, 400])
+@pytest.mark.parametrize(("where", "expected"), CONDITIONS, ids=[str(where) for where, _ in CONDITIONS])
+def test_filters_in_memory_are_those_of_python(warm, where, expected, top):
+    rows = CATALOGUE.rows(expected)
+    for query in (7, 8, 9):
+        similarity = np.where(rows, CATALOGUE.similarities(CATALOGUE.embeddings[query, 0], "colour"), -np.inf)
+        nearest = np.argsort(-similarity)[: min(top, rows.sum())]
+        found = ask(warm, query, where=where, top=top)
+        assert [hit.item_id for hit in found] == [CATALOGUE.item_ids[row] for row in nearest]
+
+
+def test_a_filter_that_the_nearest_do_not_fulfil(warm, monkeypatch):
+    """Two thirds of the items fulfil it, but of the nearest hardly one: those that do are found all the same."""
+    asked = []
+    ask_lance = lance_queries.LanceQueries._ask
+    monkeypatch.setattr(lance_queries.LanceQueries, "_ask", lambda *given: asked.append(given[5]) or ask_lance(*given))
+    colour = CATALOGUE.columns["colour"][7]
+    rows = CATALOGUE.rows(lambda row: row["colour"] not in (colour, None))
+    similarity = np.where(rows, CATALOGUE.similarities(CATALOGUE.embeddings[7, 0], "colour"), -np.inf)
+    found = ask(warm, 7, where=f"colour != {colour!r} and colour != None")
+    assert [hit.item_id for hit in found] == [CATALOGUE.item_ids[row] for row in np.argsort(-similarity)[:10]]
+    assert asked[0] is None and asked[1] is not None  # first without the filter, then with it
+    asked.clear()
+    ask(warm, 7, where=f"colour == {colour!r}")
+    assert asked == [None]
 
 
 def test_columns_in_memory_are_of_the_version_that_is_asked(location):

@@ -152,6 +152,18 @@ def check(condition: Condition, columns: Mapping[str, ColumnType]) -> Condition:
     raise TypeError(f"a condition is made by column(...) or parse(...); got {type(condition).__name__}")
 
 
+def columns_of(condition: Condition | None) -> set[str]:
+    """Those that it is about."""
+    match condition:
+        case And(parts) | Or(parts):
+            return set().union(*map(columns_of, parts))
+        case Not(part):
+            return columns_of(part)
+        case Comparison(column=name) | AnyOf(column=name) | Missing(column=name):
+            return {name}
+    return set()
+
+
 def unknown(kind: str, name: str, available: Iterable[str]) -> str:
     """The words of an error: what there is not, the closest name, and all there are."""
     from ..data.columns import missing_message  # imports `datasets`, which no search needs

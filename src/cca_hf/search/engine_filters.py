@@ -1,7 +1,11 @@
-"""Conditions in the words of the engines: SQL for LanceDB, filters for Qdrant."""
+"""Conditions in the words of the engines: SQL for LanceDB, filters for Qdrant, masks for what is in memory."""
 
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 
 from .conditions import And, AnyOf, Comparison, Condition, Missing, Not, Or, Value
 
@@ -67,6 +71,29 @@ def to_filter(condition: Condition) -> Any:
             }
             between = models.Range(**bounds[operator])
             return models.Filter(must=[models.FieldCondition(key=payload_path(name), range=between)])
+    raise TypeError(f"no condition: {condition!r}")
+
+
+def to_mask(condition: Condition, rows: pa.Table) -> NDArray[np.bool_]:
+    """(rows,) which of them fulfil it."""
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
+
+    match condition:
+        case Not(part):
+            return ~to_mask(part, rows)
+        case And(parts):
+            return np.logical_and.reduce([to_mask(part, rows) for part in parts])
+        case Or(parts):
+            return np.logical_or.reduce([to_mask(part, rows) for part in parts])
+        case Missing(name):
+            return pc.is_null(rows.column(name)).to_numpy()
+        case AnyOf(name, values):
+            kind = rows.schema.field(name).type
+            return pc.is_in(rows.column(name), pa.array(values, kind)).to_numpy()
+        case Comparison(name, operator, value):
+            compare = {"==": pc.equal, "<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal}
+            fulfils = compare[operator](rows.column(name), pa.scalar(value, rows.schema.field(name).type))
+            return fulfils.fill_null(False).to_numpy()
     raise TypeError(f"no condition: {condition!r}")
 
 

@@ -14,18 +14,30 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from .conditions import Condition, columns_of
+from .engine_filters import to_mask, to_sql
+
 _ROW_ID = "_rowid"
+_SEARCH_EFFORT = 100
+_FILTERED_EFFORT = 48  # items that are filtered out are passed through, and do not count
+_REFINE = 2
 _MOST_ROWS_KEPT = 250_000
 _QUERIES_BEFORE = 32  # of one version: to read its columns takes about as long as they do
+_MASKS_KEPT = 32
+# A filter keeps Lance busy for 2 ms, however much it keeps: where enough of the nearest fulfil it anyway, these are
+# looked through instead.
+_LONGEST_LIST = 512
+_SPARE = 2  # times as many as should be enough
 
 
 class LanceQueries:
     """Of the newest version, as of `seen_within` seconds ago at most; threads may ask side by side."""
 
-    def __init__(self, uri: str, storage_options: Mapping[str, str], seen_within: float) -> None:
+    def __init__(self, uri: str, storage_options: Mapping[str, str], seen_within: float, *, is_exact: bool) -> None:
         self.uri = uri
         self.storage_options = dict(storage_options) or None
         self.seen_within = seen_within
+        self.is_exact = is_exact  # the graphs hold the vectors themselves; what others find is ranked again
         self._opening = threading.Lock()
         self._writes = 0
         self._opened: tuple[_Version | None, int, float] = (None, 0, 0.0)  # after how many writes, and when
@@ -40,41 +52,55 @@ class LanceQueries:
         queries: NDArray[np.float32],
         count: int,
         columns: Sequence[str],
-        *,
-        effort: int,
-        refine: int | None = None,
-        condition: str | None = None,
+        condition: Condition | None = None,
     ) -> pa.Table:
         """
         Args:
             queries: (queries, dim).
-            effort: how many rows a graph looks at, at least.
-            refine: so many times `count` of what is found are ranked again, by the vectors themselves.
-            condition: SQL; only rows that fulfil it are found.
+            condition: only rows that fulfil it are found.
 
         Returns:
-            `columns` and `_distance`, 1 - cosine; of several queries `query_index`, too.
+            `columns` and `_distance`, 1 - cosine, the nearest first; of several queries `query_index`, too.
         """
-        several = len(queries) > 1
+        version = self._newest()
+        kept = version.columns_in_memory([*columns, *columns_of(condition)], len(queries))
+        if kept is None:
+            return self._ask(version, column, queries, count, condition, columns)
+        if condition is not None and len(queries) == 1:
+            fulfils = kept.mask(condition)
+            length = _SPARE * count * len(fulfils) // max(1, int(fulfils.sum()))
+            if length <= _LONGEST_LIST:
+                found = self._ask(version, column, queries, length, None, [_ROW_ID])
+                found = found.filter(pa.array(fulfils[kept.places(found)]))
+                if len(found) >= count:
+                    return kept.beside(found.slice(0, count), columns)
+        return kept.beside(self._ask(version, column, queries, count, condition, [_ROW_ID]), columns)
+
+    def _ask(
+        self,
+        version: "_Version",
+        column: str,
+        queries: NDArray[np.float32],
+        count: int,
+        condition: Condition | None,
+        columns: Sequence[str],
+    ) -> pa.Table:
+        effort = _SEARCH_EFFORT if condition is None else _FILTERED_EFFORT
         asked = {
             "column": column,
-            "q": queries if several else queries[0],
+            "q": queries if len(queries) > 1 else queries[0],
             "k": count,
             "metric": "cosine",
-            "ef": effort,
-            "refine_factor": refine,
+            "ef": max(effort, count + count // 2),
+            "refine_factor": None if self.is_exact else _REFINE if count <= _SEARCH_EFFORT else 1,
         }
-        version = self._newest()
-        kept = version.columns_in_memory(columns, len(queries))
         scanner = version.dataset.scanner(
-            columns=["_distance"] if kept else [*columns, "_distance"],
-            with_row_id=kept is not None,
+            columns=[*columns, "_distance"],
             nearest=asked,
-            filter=condition,
+            filter=None if condition is None else to_sql(condition),
             prefilter=condition is not None,
         )
-        found = scanner.to_table()
-        return found if kept is None else kept.beside(found, columns)
+        return scanner.to_table()
 
     def _newest(self) -> "_Version":
         version, writes, opened = self._opened
@@ -124,10 +150,25 @@ class _Columns:
         rows = dataset.scanner(columns=names, with_row_id=True).to_table().sort_by(_ROW_ID).combine_chunks()
         self._ids = rows.column(_ROW_ID).to_numpy()
         self._rows = rows.drop_columns([_ROW_ID])
+        self._masks: dict[Condition, NDArray[np.bool_]] = {}
+
+    def places(self, found: pa.Table) -> NDArray[np.int64]:
+        """Where in memory the rows that were found are."""
+        return np.searchsorted(self._ids, found.column(_ROW_ID).to_numpy())
 
     def beside(self, found: pa.Table, names: Sequence[str]) -> pa.Table:
         """What was found, with these columns in place of the row's id."""
-        rows = self._rows.select(names).take(pa.array(np.searchsorted(self._ids, found.column(_ROW_ID).to_numpy())))
+        rows = self._rows.select(names).take(pa.array(self.places(found)))
         for place, name in enumerate(names):
             found = found.append_column(name, rows.column(place))
         return found
+
+    def mask(self, condition: Condition) -> NDArray[np.bool_]:
+        """(rows,) which fulfil it."""
+        known = self._masks.get(condition)
+        if known is None:
+            known = to_mask(condition, self._rows)
+            if len(self._masks) >= _MASKS_KEPT:
+                self._masks = {}
+            self._masks[condition] = known
+        return known

@@ -32,9 +32,6 @@ _GRAPH = b"cca_hf.graph"
 # A graph of 16 neighbours; over 8-bit vectors, what it finds is ranked by the vectors themselves.
 _NEIGHBOURS = 16
 _BUILD_EFFORT = 100
-_SEARCH_EFFORT = 100
-_FILTERED_EFFORT = 48  # items that are filtered out are passed through, and do not count
-_REFINE = 2
 _ROWS_A_GRAPH = 1_000_000
 _QUERIES_AT_ONCE = 64
 _REBUILD_SHARE = 0.2  # of rows that came after the graph was built; fewer are added to it
@@ -83,7 +80,9 @@ class LanceStore:
         self._written = pa.schema([stored.field(name) for name in self.schema.arrow().names])
         self._vectors = vectors
         self._exact = stored.metadata[_GRAPH] == b"exact"
-        self._queries = LanceQueries(_run(table.uri()), settings.storage_options, _SEEN_WITHIN.total_seconds())
+        self._queries = LanceQueries(
+            _run(table.uri()), settings.storage_options, _SEEN_WITHIN.total_seconds(), is_exact=self._exact
+        )
 
     @classmethod
     def create(cls, location: str, schema: IndexSchema, settings: LanceSettings) -> "LanceStore":
@@ -167,15 +166,8 @@ class LanceStore:
         columns: Sequence[str],
     ) -> list[pa.Table]:
         several = len(queries) > 1
-        effort = _SEARCH_EFFORT if condition is None else _FILTERED_EFFORT
         found = self._queries.nearest(
-            self.schema.vector_column(attribute),
-            queries,
-            count,
-            [ITEM_ID, *columns],
-            effort=max(effort, count + count // 2),
-            refine=None if self._exact else _REFINE if count <= _SEARCH_EFFORT else 1,
-            condition=None if condition is None else to_sql(condition),
+            self.schema.vector_column(attribute), queries, count, [ITEM_ID, *columns], condition
         )
         similarity = 1.0 - found.column("_distance").to_numpy()
         table = found.select([ITEM_ID, *columns]).append_column(SIMILARITY, pa.array(similarity, pa.float32()))
