@@ -21,8 +21,9 @@ _ROW_ID = "_rowid"
 _SEARCH_EFFORT = 100
 _FILTERED_EFFORT = 48  # items that are filtered out are passed through, and do not count
 _REFINE = 2
-_MOST_ROWS_KEPT = 250_000
-_QUERIES_BEFORE = 32  # of one version: to read its columns takes about as long as they do
+# The columns of a version are read after so many queries, which is about what they then win together.
+_QUERIES_BEFORE, _ROWS_A_QUERY = 32, 3_000
+_MOST_ROWS_KEPT = 2_000_000  # whose columns take less memory than the graph of one attribute
 _MASKS_KEPT = 32
 # A filter keeps Lance busy for 2 ms, however much it keeps: where enough of the nearest fulfil it anyway, these are
 # looked through instead.
@@ -67,8 +68,8 @@ class LanceQueries:
         if kept is None:
             return self._ask(version, column, queries, count, condition, columns)
         if condition is not None and len(queries) == 1:
-            fulfils = kept.mask(condition)
-            length = _SPARE * count * len(fulfils) // max(1, int(fulfils.sum()))
+            fulfils, total = kept.mask(condition)
+            length = _SPARE * count * len(fulfils) // max(1, total)
             if length <= _LONGEST_LIST:
                 found = self._ask(version, column, queries, length, None, [_ROW_ID])
                 found = found.filter(pa.array(fulfils[kept.places(found)]))
@@ -126,14 +127,16 @@ class _Version:
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
         self._queries = 0
-        self._is_small = dataset.count_rows() <= _MOST_ROWS_KEPT
+        rows = dataset.count_rows()
+        self._is_small = rows <= _MOST_ROWS_KEPT
+        self._enough = max(_QUERIES_BEFORE, rows // _ROWS_A_QUERY)
         self._columns: _Columns | None = None
         self._reading = threading.Lock()
 
     def columns_in_memory(self, names: Sequence[str], queries: int) -> "_Columns | None":
         """With these columns at least, or `None` as long as it is better to read the rows that are found."""
         self._queries += queries
-        if self._queries <= _QUERIES_BEFORE or not self._is_small:
+        if self._queries <= self._enough or not self._is_small:
             return None
         with self._reading:
             there = [] if self._columns is None else self._columns.names
@@ -150,7 +153,7 @@ class _Columns:
         rows = dataset.scanner(columns=names, with_row_id=True).to_table().sort_by(_ROW_ID).combine_chunks()
         self._ids = rows.column(_ROW_ID).to_numpy()
         self._rows = rows.drop_columns([_ROW_ID])
-        self._masks: dict[Condition, NDArray[np.bool_]] = {}
+        self._masks: dict[Condition, tuple[NDArray[np.bool_], int]] = {}
 
     def places(self, found: pa.Table) -> NDArray[np.int64]:
         """Where in memory the rows that were found are."""
@@ -163,11 +166,12 @@ class _Columns:
             found = found.append_column(name, rows.column(place))
         return found
 
-    def mask(self, condition: Condition) -> NDArray[np.bool_]:
-        """(rows,) which fulfil it."""
+    def mask(self, condition: Condition) -> tuple[NDArray[np.bool_], int]:
+        """(rows,) which fulfil it, and how many do."""
         known = self._masks.get(condition)
         if known is None:
-            known = to_mask(condition, self._rows)
+            fulfils = to_mask(condition, self._rows)
+            known = fulfils, int(fulfils.sum())
             if len(self._masks) >= _MASKS_KEPT:
                 self._masks = {}
             self._masks[condition] = known
