@@ -18,9 +18,9 @@ from .conditions import Condition, columns_of
 from .engine_filters import to_mask, to_sql
 
 _ROW_ID = "_rowid"
-_SEARCH_EFFORT = 100
+_SEARCH_EFFORT = 200  # of a million items, 100 find 0.956 of the ten nearest, and 200 find 0.973 for 0.3 ms more
 _FILTERED_EFFORT = 48  # items that are filtered out are passed through, and do not count
-_REFINE = 2
+_REFINE, _LONGEST_REFINED = 2, 100
 # The columns of a version are read after so many queries, which is about what they then win together.
 _QUERIES_BEFORE, _ROWS_A_QUERY = 32, 3_000
 _MOST_ROWS_KEPT = 2_000_000  # whose columns take less memory than the graph of one attribute
@@ -93,7 +93,7 @@ class LanceQueries:
             "k": count,
             "metric": "cosine",
             "ef": max(effort, count + count // 2),
-            "refine_factor": None if self.is_exact else _REFINE if count <= _SEARCH_EFFORT else 1,
+            "refine_factor": None if self.is_exact else _REFINE if count <= _LONGEST_REFINED else 1,
         }
         scanner = version.dataset.scanner(
             columns=[*columns, "_distance"],
