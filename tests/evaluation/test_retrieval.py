@@ -173,6 +173,12 @@ def test_copies_in_the_gallery_tie_exactly():
     assert result.scores.recall[5].tolist() == [1.0] * 5
 
 
+def test_embeddings_of_one_number():
+    """Only their signs are left: relevant candidates of the same sign tie with the others of it."""
+    result = retrieval_metrics([[3.0]], [0], [[1.0], [2.0], [-4.0]], [0, 1, 0])
+    assert result.map == pytest.approx(((1 + 1 / 2) / 2 + 2 / 3) / 2)
+
+
 def test_lengths_of_the_vectors_do_not_matter():
     generator = np.random.default_rng(9)
     embeddings, labels = generator.normal(size=(50, 8)), generator.integers(0, 4, 50)

@@ -231,8 +231,8 @@ def _distinct_rows(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], I
     computing every distinct vector once is what makes copies tie exactly.
     """
     comparable = np.ascontiguousarray(vectors + 0.0)  # -0.0 -> 0.0: rows are compared by their bytes
-    if len(np.unique(comparable[:, :2].copy().view(np.uint64))) == len(vectors):  # which settles almost every gallery
-        return vectors, None
+    if vectors.shape[1] > 1 and len(np.unique(comparable[:, :2].copy().view(np.uint64))) == len(vectors):
+        return vectors, None  # which settles almost every gallery
     hashes = np.fromiter((hash(row.tobytes()) for row in comparable), dtype=np.int64, count=len(comparable))
     if len(np.unique(hashes)) == len(vectors):  # as they are but for copies
         return vectors, None

@@ -3,6 +3,7 @@
 One row an item, one fixed-size list of floats per attribute. A write is a new version of the table, visible when it is
 whole; a process that dies in the middle leaves the version before. A file lock, which the operating system takes away
 from a dead process, keeps a second writer out of a folder; in a bucket LanceDB itself refuses writes that collide.
+What is nearest is asked of Lance, the engine below it (`lance_queries.py`).
 """
 
 import contextlib
