@@ -104,21 +104,24 @@ class LanceQueries:
         return scanner.to_table()
 
     def _newest(self) -> "_Version":
+        return self._opened_lately() or self._open()
+
+    def _opened_lately(self) -> "_Version | None":
         version, writes, opened = self._opened
-        if version is None or writes != self._writes or time.monotonic() - opened >= self.seen_within:
-            with self._opening:
-                version = self._open()
-        return version
+        return version if writes == self._writes and time.monotonic() - opened < self.seen_within else None
 
     def _open(self) -> "_Version":
         import lance
 
-        before, writes, opened = self._opened[0], self._writes, time.monotonic()
-        session = None if before is None else before.dataset.session()  # which keeps the graphs in memory
-        dataset = lance.dataset(self.uri, storage_options=self.storage_options, session=session)
-        version = before if before is not None and before.dataset.version == dataset.version else _Version(dataset)
-        self._opened = version, writes, opened
-        return version
+        with self._opening:
+            if (lately := self._opened_lately()) is not None:  # by a thread that this one has waited for
+                return lately
+            before, writes, opened = self._opened[0], self._writes, time.monotonic()
+            session = None if before is None else before.dataset.session()  # which keeps the graphs in memory
+            dataset = lance.dataset(self.uri, storage_options=self.storage_options, session=session)
+            version = before if before is not None and before.dataset.version == dataset.version else _Version(dataset)
+            self._opened = version, writes, opened
+            return version
 
 
 class _Version:
