@@ -92,7 +92,7 @@ def settings() -> str:
 
 def commands_page() -> str:
     """Each command's own help."""
-    from cca_hf.cli import app
+    from cca_hf.cli.main import app
 
     parts = ["# Commands", "As `cca` and each of its commands print them with `--help`."]
     for name, text in _helps(get_command(app), "cca"):

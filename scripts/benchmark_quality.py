@@ -27,16 +27,16 @@ from filelock import FileLock, Timeout
 from transformers import set_seed
 
 from cca_hf import AttributeDataset, CCAModel, CCATrainer, EvaluationResult
-from cca_hf.evaluation.evaluator import BackboneEvaluator
-from cca_hf.evaluation.json_file import write_json
+from cca_hf.evaluation.retrieval.evaluator import BackboneEvaluator
 from cca_hf.evaluation.text_table import format_table, percent
 from cca_hf.models.modeling_asen import ASENModel
 from cca_hf.models.modeling_conditional import CCAPreTrainedModel
 from cca_hf.models.modeling_csn import CSNModel
 from cca_hf.models.modeling_separate import SeparateModel
+from cca_hf.models.whole_files import write_json
+from cca_hf.recipes.attribute_retrieval import load_data, make_model
+from cca_hf.recipes.command_line import flags_of_file, parse_arguments
 from cca_hf.training.checkpoints import last_checkpoint
-from cca_hf.training.command_line import flags_of_file, parse_arguments
-from cca_hf.training.recipe import load_data, make_model
 
 TIMED_BATCH = 8
 TIMED_ROUNDS = 9
@@ -288,7 +288,7 @@ def write_tables(folder: Path, methods: dict[str, dict[str, Any]], settings: lis
 
 def draw(path: Path, methods: dict[str, dict[str, Any]]) -> None:
     """Mean mAP of each method, with its standard deviation over the seeds, and the chance level."""
-    from cca_hf.evaluation.figures import ACCENT, BASELINES, FAINT, INK, MUTED, new_figure, quiet
+    from cca_hf.visualization.figures import ACCENT, BASELINES, FAINT, INK, MUTED, new_figure, quiet
 
     figure = new_figure(7.5, 0.9 + 0.36 * len(methods))
     axes = figure.add_subplot()

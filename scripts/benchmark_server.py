@@ -53,7 +53,9 @@ class Server:
         flags = ["--port", "0", "--max_batch", str(max_batch), "--max_body", str(MAX_BODY)]
         flags += ["--device", device] if device else []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cca_hf.cli", "serve", "--model", model, *flags], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "cca_hf.cli.main", "serve", "--model", model, *flags],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert self.process.stdout is not None
         found = re.search(r"http://([\d.]+):(\d+)", self.process.stdout.readline())
@@ -217,7 +219,7 @@ def save_demo_model(folder: Path) -> str:
 
     from cca_hf import CCAModel
     from cca_hf.data.shapes import SHAPE_ATTRIBUTES
-    from cca_hf.training.shapes_run import BACKBONE, HIDDEN_SIZE, IMAGE_SIZE
+    from cca_hf.recipes.shapes import BACKBONE, HIDDEN_SIZE, IMAGE_SIZE
 
     settings = json.loads(BACKBONE)
     backbone = AutoConfig.for_model(settings.pop("model_type"), **settings)

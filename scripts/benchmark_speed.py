@@ -48,7 +48,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel, pipeline
 
 from cca_hf import CCAModel, ExportedModel, export_model, retrieval_metrics
-from cca_hf.models.pixels import PictureReader
+from cca_hf.models.pixels import ImageReader
 
 NUM_ATTRIBUTES = 8
 
@@ -110,7 +110,7 @@ def benchmark_encode(arguments: argparse.Namespace) -> dict[str, float]:
     extract = pipeline(
         "image-feature-extraction", model=vit, image_processor=ViTImageProcessorPil(), device=arguments.device
     )
-    reader = PictureReader(model.image_processor)
+    reader = ImageReader(model.image_processor)
     workers = arguments.num_workers or max(1, torch.get_num_threads())
     pixel_values = torch.randn(batch_size, 3, 224, 224, device=arguments.device, dtype=arguments.dtype)
     every = torch.arange(NUM_ATTRIBUTES, device=arguments.device).expand(batch_size, -1)

@@ -16,9 +16,9 @@ from transformers import pipeline
 
 from cca_hf import plot_neighbours, write_report
 from cca_hf.data.shapes import SHAPE_ATTRIBUTES
-from cca_hf.evaluation.report import comparison_table
-from cca_hf.training.recipe import TrainingRun
-from cca_hf.training.shapes_run import EPOCHS, NUM_IMAGES, draw_shapes, train_on_shapes
+from cca_hf.recipes.attribute_retrieval import TrainingRun
+from cca_hf.recipes.shapes import EPOCHS, NUM_IMAGES, draw_shapes, train_on_shapes
+from cca_hf.visualization.results import comparison_table
 from cca_hf.visualization.selection import view_queries
 
 ATTRIBUTES = list(SHAPE_ATTRIBUTES)

@@ -42,7 +42,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is 
 
 from cca_hf.hub.model_card import write_model_card  # noqa: E402
 from cca_hf.hub.publishing import push_run  # noqa: E402
-from cca_hf.training.recipe import parse_arguments, run_training  # noqa: E402
+from cca_hf.recipes.attribute_retrieval import parse_arguments, run_training  # noqa: E402
 from cca_hf.visualization.report import write_report  # noqa: E402
 
 

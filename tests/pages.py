@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from cca_hf.cli import main
+from cca_hf.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOURS = {"black": (20, 20, 20), "blue": (40, 60, 200), "red": (200, 40, 40), "white": (240, 240, 240)}
@@ -121,7 +121,7 @@ def run(command: list[str], folder: Path) -> str:
 
 def run_cca(words: list[str], folder: Path) -> str:
     """In a process of its own."""
-    return run([sys.executable, "-c", "import sys; from cca_hf.cli import main; sys.exit(main())", *words[1:]], folder)
+    return run([sys.executable, "-m", "cca_hf.cli.main", *words[1:]], folder)
 
 
 def make_world(folder: Path) -> None:

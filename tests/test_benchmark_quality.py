@@ -156,7 +156,7 @@ def test_text_conditions_need_a_text_encoder(script, config, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", [path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.yaml")])
 def test_the_files_of_settings_are_understood(repository, name):
-    from cca_hf.training.command_line import parse_arguments
+    from cca_hf.recipes.command_line import parse_arguments
 
     model_args, data_args, training_args = parse_arguments([str(repository / "configs" / f"{name}.yaml")])
     assert data_args.attributes and model_args.backbone

@@ -14,13 +14,13 @@ from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
 from transformers import ViTConfig
 
-from cca_hf.cli import main
+from cca_hf.cli.main import main
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.triplet_pictures import load_triplets
 from cca_hf.data.triplets import TRIPLET_COLUMNS
 from cca_hf.evaluation import EvaluationResult, RetrievalEvaluator, TripletEvaluator, TripletResult
-from cca_hf.evaluation.entanglement_evaluator import measure_entanglement
-from cca_hf.evaluation.entanglement_result import EntanglementResult
+from cca_hf.evaluation.entanglement.evaluator import measure_entanglement
+from cca_hf.evaluation.entanglement.result import EntanglementResult
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.models.modeling_csn import CSNModel
 
@@ -90,7 +90,7 @@ def test_json_is_all_that_goes_to_standard_output(shoes, checkpoint):
     words = ["evaluate", "--model", checkpoint, "--dataset", shoes, "--json", "--attributes", "shape", "colour"]
     words += ["--split", "validation", "--group_column", "item"]
     done = subprocess.run(
-        [sys.executable, "-m", "cca_hf.cli", *map(str, words)], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "cca_hf.cli.main", *map(str, words)], capture_output=True, text=True, check=True
     )
     metrics = json.loads(done.stdout)
     assert {"map", "map_weighted", "map_macro", "map_shape", "map_colour", "chance_map", "recall@10"} < set(metrics)
@@ -190,7 +190,9 @@ def test_help_shows_what_to_type(command, capsys):
 
 def test_help_needs_no_torch():
     """The package's heavy dependencies take seconds to import; a question about flags must not wait for them."""
-    script = "import sys; from cca_hf.cli import main; main(['evaluate', '--help']); print('torch' in sys.modules)"
+    script = (
+        "import sys; from cca_hf.cli import main; main.main(['evaluate', '--help']); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
 
@@ -265,7 +267,7 @@ def test_traceback_on_request(monkeypatch):
 
 
 def test_a_closed_pipe_is_no_error(shoes, checkpoint):
-    command = f"{sys.executable} -m cca_hf.cli evaluate --model {checkpoint} --dataset {shoes} --json | true"
+    command = f"{sys.executable} -m cca_hf.cli.main evaluate --model {checkpoint} --dataset {shoes} --json | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, env=dict(os.environ))
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
 

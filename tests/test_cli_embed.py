@@ -14,7 +14,7 @@ from PIL import Image as PILImage
 from transformers import ViTConfig
 
 from cca_hf import CCAModel
-from cca_hf.cli import main
+from cca_hf.cli.main import main
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_unreadable_pictures(checkpoint, catalogue, tmp_path, capsys):
 
 def test_two_processes_share_the_work(checkpoint, catalogue, tmp_path):
     out = tmp_path / "out"
-    command = ["-m", "cca_hf.cli", "embed", "--model", checkpoint, "--images", catalogue, "--output_dir", out]
+    command = ["-m", "cca_hf.cli.main", "embed", "--model", checkpoint, "--images", catalogue, "--output_dir", out]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", *map(str, command),
          "--batch_size=2", "--shard_size=2"],

@@ -76,7 +76,7 @@ def test_installed_metadata(setup_cfg: configparser.ConfigParser) -> None:
     version = run_python("import cca_hf; print(cca_hf.__version__)")
     assert version == setup_cfg["metadata"]["version"] == importlib.metadata.version("cca_hf")
     commands = {entry.name: entry.value for entry in importlib.metadata.distribution("cca_hf").entry_points}
-    assert commands == {"cca": "cca_hf.cli:main"}
+    assert commands == {"cca": "cca_hf.cli.main:main"}
 
 
 def test_wheel_holds_the_package(repository: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cca_hf.cli import main
+from cca_hf.cli.main import main
 
 from .pages import ROOT, Block, check_installable, code_blocks, make_world, run, run_cca, shell_commands
 

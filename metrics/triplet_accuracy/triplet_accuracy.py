@@ -1,4 +1,4 @@
-"""Triplet accuracy as an `evaluate` module: a shell over `cca_hf.evaluation.triplet_accuracy`.
+"""Triplet accuracy as an `evaluate` module: a shell over `cca_hf.evaluation.retrieval.triplet_accuracy`.
 
 `evaluate` reads this file's imports line by line, so there is one a line.
 """

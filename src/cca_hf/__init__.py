@@ -19,10 +19,10 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors; a 
     from .data.sampler import AttributeBatchSampler as AttributeBatchSampler
     from .data.schema import AttributeDataset as AttributeDataset
     from .data.shapes import generate_shapes_dataset as generate_shapes_dataset
-    from .evaluation.embeddings import evaluate_embeddings as evaluate_embeddings
-    from .evaluation.evaluator import RetrievalEvaluator as RetrievalEvaluator
-    from .evaluation.result import EvaluationResult as EvaluationResult
-    from .evaluation.retrieval import retrieval_metrics as retrieval_metrics
+    from .evaluation.retrieval.embeddings import evaluate_embeddings as evaluate_embeddings
+    from .evaluation.retrieval.evaluator import RetrievalEvaluator as RetrievalEvaluator
+    from .evaluation.retrieval.metrics import retrieval_metrics as retrieval_metrics
+    from .evaluation.retrieval.result import EvaluationResult as EvaluationResult
     from .hub.publishing import push_model as push_model
     from .models.configuration_cca import CCAConfig as CCAConfig
     from .models.images import UnreadableImageError as UnreadableImageError
@@ -49,19 +49,19 @@ _MODULE_OF_NAME = {
     "CCATrainer": "training.trainer",
     "CCATrainingArguments": "training.arguments",
     "ConditionalTripletLoss": "training.losses",
-    "EvaluationResult": "evaluation.result",
+    "EvaluationResult": "evaluation.retrieval.result",
     "ExportedModel": "runtimes.exported",
     "PerAttributeLoss": "training.per_attribute_loss",
-    "RetrievalEvaluator": "evaluation.evaluator",
+    "RetrievalEvaluator": "evaluation.retrieval.evaluator",
     "UnreadableImageError": "models.images",
-    "evaluate_embeddings": "evaluation.embeddings",
+    "evaluate_embeddings": "evaluation.retrieval.embeddings",
     "export_model": "runtimes.export",
     "generate_shapes_dataset": "data.shapes",
     "load_attribute_dataset": "data.loading",
     "plot_attention": "visualization.attention",
     "plot_neighbours": "visualization.neighbours",
     "push_model": "hub.publishing",
-    "retrieval_metrics": "evaluation.retrieval",
+    "retrieval_metrics": "evaluation.retrieval.metrics",
     "write_report": "visualization.report",
 }
 

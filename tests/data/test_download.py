@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cca_hf.data.download import DeadLinkError, DownloadSettings, download_pictures, read_url_list, shrink
+from cca_hf.data.benchmarks.download import DeadLinkError, DownloadSettings, download_pictures, read_url_list, shrink
 
 
 def jpeg(width: int, height: int, seed: int = 0, **options: object) -> bytes:
@@ -256,7 +256,7 @@ def test_killed_in_the_middle(server, tmp_path):
     links |= {f"dead/{n}": f"{server.address}/gone/{n}" for n in range(8)}
     urls = write_list(tmp_path / "urls.txt", dict(sorted(links.items(), key=lambda link: link[1][-1])))
     words = ["data", "download", "darn", "--urls", urls, "--output", tmp_path / "out", "--workers", 4, "--size", 64]
-    command = [sys.executable, "-m", "cca_hf.cli", *map(str, words)]
+    command = [sys.executable, "-m", "cca_hf.cli.main", *map(str, words)]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     saved = tmp_path / "out" / "pic"
     until = time.monotonic() + 60

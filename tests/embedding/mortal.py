@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cca_hf import CCAModel
-from cca_hf.models.encoding import PictureBatch
+from cca_hf.models.encoding import ImageBatch
 
 
 def load_mortal(folder: Path, lives: Path) -> CCAModel:
@@ -14,7 +14,7 @@ def load_mortal(folder: Path, lives: Path) -> CCAModel:
     model = CCAModel.from_pretrained(folder).eval()
     encode_batches = model.encode_batches
 
-    def dying(*args, **options) -> Iterator[PictureBatch]:
+    def dying(*args, **options) -> Iterator[ImageBatch]:
         for number, batch in enumerate(encode_batches(*args, **options)):
             if number == 1:
                 for life in lives.iterdir():

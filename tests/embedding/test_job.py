@@ -16,7 +16,7 @@ import pytest
 from cca_hf import CCAModel, UnreadableImageError
 from cca_hf.embedding.catalogue import Catalogue
 from cca_hf.embedding.job import embed_catalogue
-from cca_hf.models.encoding import PictureEncoder
+from cca_hf.models.encoding import ImageEncoder
 
 
 def read(folder: Path) -> datasets.Dataset:
@@ -30,7 +30,7 @@ def vectors(rows: datasets.Dataset, *attributes: str) -> np.ndarray:
     return np.stack([column.reshape(len(rows), -1) for column in columns], axis=1)
 
 
-def embed(model: PictureEncoder, pictures: Path, folder: Path, **options):
+def embed(model: ImageEncoder, pictures: Path, folder: Path, **options):
     options = {"shard_size": 8, "batch_size": 4, "show_progress": False} | options
     return embed_catalogue(model, Catalogue.from_folder(pictures), folder, **options)
 

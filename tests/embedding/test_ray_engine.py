@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cca_hf import UnreadableImageError
-from cca_hf.cli import main
-from cca_hf.cli_parts import load_encoder
+from cca_hf.cli.main import main
+from cca_hf.cli.options import load_encoder
 from cca_hf.embedding.catalogue import Catalogue
 from cca_hf.embedding.job import EmbeddingJob, embed_catalogue
 from cca_hf.embedding.ray_engine import ShardMaker, embed_catalogue_on_ray
@@ -111,7 +111,7 @@ def test_the_whole_job_is_killed(model, model_folder, pictures, tmp_path):
     """The command, killed when two of six files are there; started again, it makes the other four alone."""
     embed_catalogue(model, Catalogue.from_folder(pictures), tmp_path / "plain", **SIZES)
     out = tmp_path / "out"
-    words = [sys.executable, "-m", "cca_hf.cli", "embed", "--engine", "ray", "--model", model_folder]
+    words = [sys.executable, "-m", "cca_hf.cli.main", "embed", "--engine", "ray", "--model", model_folder]
     words += ["--images", pictures, "--output_dir", out, "--shard_size", "8", "--batch_size", "4"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)

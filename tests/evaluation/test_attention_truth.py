@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cca_hf.data.shapes import generate_shapes_dataset, shape_regions
-from cca_hf.evaluation.attention_truth import attention_shares, cell_cover, shares_table
+from cca_hf.evaluation.entanglement.attention_truth import attention_shares, cell_cover, shares_table
 
 
 def test_cover_by_a_loop():

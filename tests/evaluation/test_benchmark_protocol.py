@@ -12,10 +12,10 @@ import pytest
 import torch
 from datasets import ClassLabel, DatasetDict
 
-from cca_hf.data.annotations import to_dataset
-from cca_hf.data.asen import EVALUATION_SPLITS, AsenSplits
-from cca_hf.data.deepfashion import load_deepfashion
-from cca_hf.data.fashionai import load_fashionai
+from cca_hf.data.benchmarks.annotations import to_dataset
+from cca_hf.data.benchmarks.asen import EVALUATION_SPLITS, AsenSplits
+from cca_hf.data.benchmarks.deepfashion import load_deepfashion
+from cca_hf.data.benchmarks.fashionai import load_fashionai
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.evaluation import EvaluationResult, RetrievalEvaluator
 from cca_hf.models.configuration_cca import CCAConfig

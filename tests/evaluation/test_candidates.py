@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from cca_hf.evaluation.retrieval import retrieval_metrics
+from cca_hf.evaluation.retrieval.metrics import retrieval_metrics
 
 NUM_VALUES = 5
 

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cca_hf.evaluation.confusions import nearest_confusions
-from cca_hf.evaluation.embeddings import Gallery
+from cca_hf.evaluation.retrieval.confusions import nearest_confusions
+from cca_hf.evaluation.retrieval.embeddings import Gallery
 
 ATTRIBUTES = {"colour": ["red", "green", "blue"], "shape": ["round", "square"]}
 

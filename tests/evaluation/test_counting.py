@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cca_hf import retrieval_metrics
-from cca_hf.evaluation import counting
-from cca_hf.evaluation.ranking import harmonic_numbers
+from cca_hf.evaluation.retrieval import counting
+from cca_hf.evaluation.retrieval.ranking import harmonic_numbers
 
 
 def similarities(kind: str, count: int) -> np.ndarray:
@@ -66,7 +66,7 @@ def test_machine_code_gives_the_same_scores(count, relevant, monkeypatch):
     for row, of_row in zip(rows[:3], columns[:3], strict=True):
         row[of_row[: relevant // 3]] = -np.inf
     by_machine_code = counting.score_by_counting(rows, columns, harmonic_numbers(count))
-    monkeypatch.setitem(sys.modules, "cca_hf.evaluation.compiled_counting", None)
+    monkeypatch.setitem(sys.modules, "cca_hf.evaluation.retrieval.compiled_counting", None)
     by_sorting = counting.score_by_counting(rows, columns, harmonic_numbers(count))
     np.testing.assert_allclose(by_machine_code[:, :2], by_sorting[:, :2], rtol=1e-12)
     np.testing.assert_array_equal(by_machine_code[:, 2:], by_sorting[:, 2:])
@@ -78,7 +78,7 @@ def test_without_numba_the_figures_are_the_same(monkeypatch):
     generator = np.random.default_rng(0)
     inputs = generator.normal(size=(3000, 4)), generator.integers(0, 30, 3000)
     compiled = retrieval_metrics(*inputs)
-    monkeypatch.setitem(sys.modules, "cca_hf.evaluation.compiled_counting", None)
+    monkeypatch.setitem(sys.modules, "cca_hf.evaluation.retrieval.compiled_counting", None)
     plain = retrieval_metrics(*inputs)
     np.testing.assert_allclose(compiled.scores.average_precision, plain.scores.average_precision, atol=1e-12)
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cca_hf.evaluation.disentanglement import dci, disentanglement, information_gaps
+from cca_hf.evaluation.entanglement.disentanglement import dci, disentanglement, information_gaps
 
 NAMES = ["colour", "shape", "size"]
 

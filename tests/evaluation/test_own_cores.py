@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from cca_hf import retrieval_metrics
-from cca_hf.evaluation import retrieval
-from cca_hf.evaluation.own_cores import own_cores
+from cca_hf.evaluation.retrieval import metrics as retrieval
+from cca_hf.evaluation.retrieval.own_cores import own_cores
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from cca_hf.evaluation.ranking import (
+from cca_hf.evaluation.retrieval.ranking import (
     chance_average_precision,
     chance_r_precision,
     count_above,

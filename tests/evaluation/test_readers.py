@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from cca_hf.evaluation.readers import (
+from cca_hf.evaluation.entanglement.readers import (
     FOLDS,
     NEIGHBOURS,
     balanced_accuracy,
@@ -140,7 +140,7 @@ def test_without_scikit_learn_it_says_what_to_install():
 import sys
 sys.modules["sklearn"] = None
 import numpy as np
-from cca_hf.evaluation.readers import make_folds, read_linear
+from cca_hf.evaluation.entanglement.readers import make_folds, read_linear
 try:
     read_linear(np.eye(20), np.arange(20) % 2, np.arange(20) % 5)
 except ImportError as error:

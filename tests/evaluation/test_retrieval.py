@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from cca_hf.evaluation.retrieval import AttributeRetrieval, retrieval_metrics
+from cca_hf.evaluation.retrieval.metrics import AttributeRetrieval, retrieval_metrics
 
 
 @pytest.fixture(params=[None, "cpu"], ids=["counting", "sorting"], autouse=True)
@@ -243,7 +243,7 @@ def test_bad_input_says_what_was_given(arguments, message):
 MEMORY_SCRIPT = """
 import resource, sys
 import numpy as np
-from cca_hf.evaluation.retrieval import retrieval_metrics
+from cca_hf.evaluation.retrieval.metrics import retrieval_metrics
 queries, gallery = int(sys.argv[1]), int(sys.argv[2])
 generator = np.random.default_rng(0)
 vectors = generator.standard_normal((queries + gallery, 32), dtype=np.float32)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cca_hf.data.shapes import generate_shapes_dataset
+from cca_hf.recipes.attribute_retrieval import DataArguments, ModelArguments, run_training
 from cca_hf.training.arguments import CCATrainingArguments
-from cca_hf.training.recipe import DataArguments, ModelArguments, run_training
 
 from .stand_in import HubStandIn
 

@@ -13,7 +13,7 @@ LOAD = """
 import json, sys
 import numpy as np
 from cca_hf import load_attribute_dataset
-from cca_hf.cli import main
+from cca_hf.cli.main import main
 from cca_hf.models.images import load_image
 
 pushed = main(["data", "push", "--dataset", sys.argv[1], "--repo", "me/shoes", "--group_column", "item", "--private"])

@@ -8,9 +8,9 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from cca_hf.cli import main
-from cca_hf.evaluation.entanglement import entanglement
-from cca_hf.evaluation.result import EvaluationResult
+from cca_hf.cli.main import main
+from cca_hf.evaluation.entanglement.measure import entanglement
+from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.hub.model_card import TEMPLATE, write_model_card
 from cca_hf.training.run_record import RunRecord
 

@@ -23,7 +23,7 @@ SHARDS = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)] + ["m
 COMMANDS = """
 import contextlib, io, json, os, sys, time, urllib.request
 time.sleep = lambda seconds: None  # huggingface_hub waits between its tries
-from cca_hf.cli import main
+from cca_hf.cli.main import main
 
 told = []
 for breaks, token, words in json.loads(sys.argv[1]):

@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 
-from cca_hf.cli import main
+from cca_hf.cli.main import main
 from cca_hf.hub.handler import Limits, RequestError
 from cca_hf.hub.server import EmbeddingServer, ServerSettings
 from cca_hf.models.images import UnreadableImageError
@@ -47,7 +47,7 @@ def start(folder, *flags):
     command = [
         sys.executable,
         "-m",
-        "cca_hf.cli",
+        "cca_hf.cli.main",
         "serve",
         "--model",
         folder,

@@ -22,7 +22,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image as PILImage
 from transformers import ViTConfig
 
-from cca_hf.cli import main
+from cca_hf.cli.main import main
 from cca_hf.data.shapes import SHAPE_ATTRIBUTES, generate_shapes_dataset
 from cca_hf.models.images import UnreadableImageError
 from cca_hf.models.modeling_cca import CCAModel
@@ -110,7 +110,7 @@ def lookup(folder: Path) -> Iterator[Lookup]:
 def served(folder: Path, lookup: Lookup, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """`cca demo`, which finds what `lookup` made."""
     heard = tmp_path_factory.mktemp("heard") / "names"
-    code = "from cca_hf.cli import main; sys.exit(main(['demo', *sys.argv[1:]]))"
+    code = "from cca_hf.cli.main import main; sys.exit(main(['demo', *sys.argv[1:]]))"
     process, served = serve(code, ["--folder", str(folder)], heard)
     yield served
     process.terminate()
@@ -491,7 +491,7 @@ def test_the_command_says_what_is_missing(tmp_path, capsys):
 
 
 def test_without_gradio_it_says_what_to_install():
-    script = "import sys; sys.modules['gradio'] = None; from cca_hf.cli import main; sys.exit(main(['demo']))"
+    script = "import sys; sys.modules['gradio'] = None; from cca_hf.cli.main import main; sys.exit(main(['demo']))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=900)
     assert done.returncode == 1
     assert done.stderr.strip().endswith('the Space needs Gradio: pip install "cca_hf[space]"')

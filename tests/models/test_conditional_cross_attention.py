@@ -30,7 +30,9 @@ def pixel_values():
 def test_tokens_are_the_hidden_states_before_the_last_layer(vit_checkpoint, attributes, pixel_values):
     vit = ViTModel.from_pretrained(vit_checkpoint).eval()
     model = CCAModel.from_backbone(vit_checkpoint, attributes).eval()
-    hidden_states = vit(pixel_values, output_hidden_states=True).hidden_states
+    # in the memory format of `get_backbone_features`: another one takes another kernel, with other last bits
+    same_format = pixel_values.contiguous(memory_format=torch.channels_last)
+    hidden_states = vit(same_format, output_hidden_states=True).hidden_states
     assert torch.equal(model.get_image_tokens(pixel_values), hidden_states[2])
 
 

@@ -1,4 +1,4 @@
-"""`PictureReader` against the image processor that it stands for, on files of every kind."""
+"""`ImageReader` against the image processor that it stands for, on files of every kind."""
 
 import io
 
@@ -11,7 +11,7 @@ from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 from cca_hf import UnreadableImageError
 from cca_hf.models import pixels
 from cca_hf.models.images import load_image
-from cca_hf.models.pixels import PictureReader, decode_plain_jpeg
+from cca_hf.models.pixels import ImageReader, decode_plain_jpeg
 
 ODD = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
@@ -31,7 +31,7 @@ def encoded(picture: Image.Image, kind: str = "JPEG", **options) -> bytes:
 
 
 def read(processor, *images) -> torch.Tensor:
-    reader = PictureReader(processor)
+    reader = ImageReader(processor)
     return reader.scale(torch.stack([reader.read(image) for image in images]), torch.device("cpu"), torch.float32)
 
 
@@ -104,7 +104,7 @@ def test_others_are_left_to_pillow(data):
 
 
 def test_broken_and_huge_pictures_get_pillows_error(tmp_path, monkeypatch):
-    reader = PictureReader(ViTImageProcessorPil())
+    reader = ImageReader(ViTImageProcessorPil())
     data = encoded(photograph(200, 200))
     (tmp_path / "half.jpg").write_bytes(data[: len(data) // 2])
     with pytest.raises(UnreadableImageError, match="half.jpg' cannot be read as a picture: .*truncated"):

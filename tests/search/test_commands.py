@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from transformers import ViTConfig
 
-from cca_hf.cli import main
+from cca_hf.cli.main import main
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.search import AttributeIndex
 
@@ -256,7 +256,9 @@ def test_a_checkpoint_that_did_not_make_the_index(store, shoes, checkpoint, tmp_
 
 @pytest.mark.parametrize("command", [["index"], ["index", "move"], ["search"]])
 def test_help_shows_what_to_type_and_needs_no_torch(command):
-    script = f"import sys; from cca_hf.cli import main; main({[*command, '--help']!r}); print('torch' in sys.modules)"
+    script = (
+        f"import sys; from cca_hf.cli import main; main.main({[*command, '--help']!r}); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "Examples:" in done.stdout and f"  cca {' '.join(command)} " in done.stdout
     assert done.stdout.splitlines()[-1] == "False"
@@ -264,7 +266,7 @@ def test_help_shows_what_to_type_and_needs_no_torch(command):
 
 def test_searching_by_item_needs_no_torch(store):
     script = (
-        "import sys; from cca_hf.cli import main; "
+        "import sys; from cca_hf.cli.main import main; "
         f"code = main(['search', '--store', {str(store)!r}, '--item', '1003', '--value', 'colour=red', '--json']); "
         "sys.exit(code or ('torch' in sys.modules and 3))"
     )

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from cca_hf.recipes.command_line import parse_arguments
 from cca_hf.training.arguments import CCATrainingArguments
-from cca_hf.training.command_line import parse_arguments
 
 NEEDED = ["--dataset", "me/shoes", "--backbone", "some/vit", "--output_dir", "out"]
 

@@ -10,7 +10,7 @@ from transformers import ViTConfig
 
 from cca_hf.models.images import UnreadableImageError
 from cca_hf.models.modeling_cca import CCAModel
-from cca_hf.training.recipe import DataArguments, ModelArguments, run_training
+from cca_hf.recipes.attribute_retrieval import DataArguments, ModelArguments, run_training
 
 from .conftest import EPOCH, TINY_VIT
 

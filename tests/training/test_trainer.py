@@ -9,7 +9,7 @@ from datasets import ClassLabel, DatasetDict, List
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from cca_hf.evaluation.embeddings import Gallery, evaluate_embeddings
+from cca_hf.evaluation.retrieval.embeddings import Gallery, evaluate_embeddings
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.checkpoints import TrainingFailedError, last_checkpoint
 from cca_hf.training.losses import ConditionalSoftTripletLoss, ConditionalTripletLoss, explicit_triplet_loss

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cca_hf.evaluation.entanglement_result import EntanglementResult, ReaderEntanglement
+from cca_hf.evaluation.entanglement.result import EntanglementResult, ReaderEntanglement
 from cca_hf.visualization import plot_entanglement
 
 

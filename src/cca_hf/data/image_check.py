@@ -4,7 +4,7 @@ import logging
 
 from datasets import Dataset, Features, Value
 
-from ..models.images import ImageInput, UnreadableImageError, load_image
+from cca_hf.models.images import ImageInput, UnreadableImageError, load_image
 
 logger = logging.getLogger(__name__)
 

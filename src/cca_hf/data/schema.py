@@ -6,7 +6,8 @@ from typing import Literal
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from ..models.images import UnreadableImageError
+from cca_hf.models.images import UnreadableImageError
+
 from .columns import ColumnPlace, group_codes, integers, missing_message
 from .coverage import Coverage
 from .image_check import find_unreadable, report_unreadable

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset
 
-from ..models.images import UnreadableImageError, load_image
+from cca_hf.models.images import UnreadableImageError, load_image
+
 from .sampler import SampleKey
 from .schema import IMAGE_COLUMN, AttributeDataset
 from .transforms import TrainingTransform

@@ -12,8 +12,8 @@ import pyarrow.compute as pc  # type: ignore[import-untyped]
 from datasets import Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 
-from ..data.columns import missing_message
-from ..data.sources import load_source
+from cca_hf.data.columns import missing_message
+from cca_hf.data.sources import load_source
 
 ITEM_ID = "item_id"
 _IMAGE = "image"

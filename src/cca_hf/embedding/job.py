@@ -11,8 +11,9 @@ import numpy as np
 from datasets import Features
 from transformers.utils import logging
 
-from ..models.encoding import PictureEncoder
-from ..models.images import ImageInput
+from cca_hf.models.encoding import ImageEncoder
+from cca_hf.models.images import ImageInput
+
 from .catalogue import ITEM_ID, Catalogue
 from .shards import DTYPES, DType, Manifest, ShardNote, features_of, read_note, write_shard
 
@@ -49,7 +50,7 @@ class EmbeddingJob:
     @classmethod
     def begin(
         cls,
-        model: PictureEncoder,
+        model: ImageEncoder,
         catalogue: Catalogue,
         folder: str | PathLike[str],
         *,
@@ -95,7 +96,7 @@ class EmbeddingJob:
         """The shards that are not there yet."""
         return [s for s in range(self.manifest.num_shards) if not self.manifest.path_of(self.folder, s).exists()]
 
-    def make(self, model: PictureEncoder, shards: Sequence[int], batch_size: int) -> Iterator[int]:
+    def make(self, model: ImageEncoder, shards: Sequence[int], batch_size: int) -> Iterator[int]:
         """Embeds and writes shards, one behind the other; pictures are read ahead across their borders, and a shard is
         written while the next is embedded. All are on the disk when the iterator is exhausted.
 
@@ -171,7 +172,7 @@ class EmbeddingJob:
 
 
 def embed_catalogue(
-    model: PictureEncoder,
+    model: ImageEncoder,
     catalogue: Catalogue,
     folder: str | PathLike[str],
     *,

@@ -17,8 +17,9 @@ import numpy as np
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers.utils import logging
 
-from ..models.encoding import PictureEncoder
-from ..models.images import UnreadableImageError
+from cca_hf.models.encoding import ImageEncoder
+from cca_hf.models.images import UnreadableImageError
+
 from .catalogue import Catalogue
 from .job import EmbeddedFolder, EmbeddingJob
 from .shards import DType
@@ -30,7 +31,7 @@ _MOST_CPUS_BESIDE_ACCELERATOR = 8  # threads that read pictures, see `encode`
 
 
 def embed_catalogue_on_ray(
-    load_model: Callable[[], PictureEncoder],
+    load_model: Callable[[], ImageEncoder],
     catalogue: Catalogue,
     folder: str | PathLike[str],
     *,
@@ -109,7 +110,7 @@ class ShardMaker:
     """A worker: holds the model, and makes the shards that Ray Data gives it."""
 
     def __init__(
-        self, load_model: Callable[[], PictureEncoder], job: EmbeddingJob, batch_size: int | None, tries: Any
+        self, load_model: Callable[[], ImageEncoder], job: EmbeddingJob, batch_size: int | None, tries: Any
     ) -> None:
         self.model = load_model()
         self.job = job

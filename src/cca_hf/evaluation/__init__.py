@@ -1,11 +1,11 @@
 """Retrieval metrics and triplet accuracy, the evaluators that run them, and the tables that show them."""
 
-from .embeddings import Gallery, evaluate_embeddings
-from .evaluator import BackboneEvaluator, RetrievalEvaluator
-from .result import AttributeResult, EvaluationResult, ValueResult
-from .retrieval import AttributeRetrieval, RetrievalScores, retrieval_metrics
-from .triplet_accuracy import ConditionAccuracy, TripletResult, triplet_accuracy
-from .triplet_evaluator import TripletEvaluator
+from cca_hf.evaluation.retrieval.embeddings import Gallery, evaluate_embeddings
+from cca_hf.evaluation.retrieval.evaluator import BackboneEvaluator, RetrievalEvaluator
+from cca_hf.evaluation.retrieval.metrics import AttributeRetrieval, RetrievalScores, retrieval_metrics
+from cca_hf.evaluation.retrieval.result import AttributeResult, EvaluationResult, ValueResult
+from cca_hf.evaluation.retrieval.triplet_accuracy import ConditionAccuracy, TripletResult, triplet_accuracy
+from cca_hf.evaluation.retrieval.triplet_evaluator import TripletEvaluator
 
 __all__ = [
     "AttributeResult",

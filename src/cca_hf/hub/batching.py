@@ -17,9 +17,9 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from ..models.encoding import PictureEncoder
-from ..models.images import ImageInput
-from ..models.pixels import PictureReader
+from cca_hf.models.encoding import ImageEncoder
+from cca_hf.models.images import ImageInput
+from cca_hf.models.pixels import ImageReader
 
 
 class BusyError(Exception):
@@ -44,7 +44,7 @@ class Batcher:
 
     def __init__(
         self,
-        model: PictureEncoder,
+        model: ImageEncoder,
         *,
         max_batch: int,
         max_waiting: int,
@@ -55,7 +55,7 @@ class Batcher:
         self.max_batch = max_batch
         self.max_waiting = max_waiting
         self.waiting = 0
-        self._reader = PictureReader(model.image_processor)
+        self._reader = ImageReader(model.image_processor)
         self._observe = observe
         self._readers = ThreadPoolExecutor(num_readers, thread_name_prefix="read-pictures")
         self._read: SimpleQueue[_Waiting | None] = SimpleQueue()

@@ -17,12 +17,13 @@ import numpy as np
 from datasets import DatasetDict, Image
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from ..data.columns import ColumnPlace
-from ..data.coverage import FILE_NAME_COLUMN
-from ..data.new_folder import check_new
-from ..data.parquet_files import write_split
-from ..data.schema import IMAGE_COLUMN, AttributeDataset
-from ..evaluation.json_file import write_text
+from cca_hf.data.columns import ColumnPlace
+from cca_hf.data.coverage import FILE_NAME_COLUMN
+from cca_hf.data.new_folder import check_new
+from cca_hf.data.parquet_files import write_split
+from cca_hf.data.schema import IMAGE_COLUMN, AttributeDataset
+from cca_hf.models.whole_files import write_text
+
 from .commit import commit_folder
 
 TEMPLATE = Path(__file__).with_name("dataset_card_template.md")

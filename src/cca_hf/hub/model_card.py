@@ -13,15 +13,15 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 
-from ..evaluation.entanglement_result import EntanglementResult
-from ..evaluation.json_file import write_text
-from ..evaluation.report import comparison_rows
-from ..evaluation.result import EvaluationResult
-from ..evaluation.text_table import percent
-from ..models.configuration_cca import CCAConfig
-from ..training.run_record import FILE_NAME, RunRecord
-from ..visualization.curves import plot_curves
-from ..visualization.report import EXAMPLES
+from cca_hf.evaluation.entanglement.result import EntanglementResult
+from cca_hf.evaluation.retrieval.result import EvaluationResult
+from cca_hf.evaluation.text_table import percent
+from cca_hf.models.configuration_cca import CCAConfig
+from cca_hf.models.whole_files import write_text
+from cca_hf.training.run_record import FILE_NAME, RunRecord
+from cca_hf.visualization.curves import plot_curves
+from cca_hf.visualization.report import EXAMPLES
+from cca_hf.visualization.results import comparison_rows
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 _METHODS = {

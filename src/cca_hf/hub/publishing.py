@@ -18,11 +18,12 @@ from tempfile import TemporaryDirectory
 
 from transformers import AutoModel
 
-from ..data.new_folder import check_new
-from ..evaluation.result import EvaluationResult
-from ..models.modeling_conditional import CCAPreTrainedModel
-from ..training.arguments import CCATrainingArguments
-from ..visualization.report import EXAMPLES
+from cca_hf.data.new_folder import check_new
+from cca_hf.evaluation.retrieval.result import EvaluationResult
+from cca_hf.models.modeling_conditional import CCAPreTrainedModel
+from cca_hf.training.arguments import CCATrainingArguments
+from cca_hf.visualization.report import EXAMPLES
+
 from .commit import commit_folder
 from .model_card import draw_training, write_model_card
 

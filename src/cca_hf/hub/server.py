@@ -24,8 +24,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..models.encoding import PictureEncoder
-from ..models.images import UnreadableImageError
+from cca_hf.models.encoding import ImageEncoder
+from cca_hf.models.images import UnreadableImageError
+
 from .batching import Batcher, BusyError
 from .handler import Limits, Request, RequestError, RequestReader, is_url
 
@@ -84,7 +85,7 @@ class _Failure(Exception):
 class EmbeddingServer:
     """The routes, and what they share."""
 
-    def __init__(self, model: PictureEncoder, name: str, limits: Limits, settings: ServerSettings):
+    def __init__(self, model: ImageEncoder, name: str, limits: Limits, settings: ServerSettings):
         if settings.max_waiting < limits.max_pictures:
             raise ValueError(
                 f"max_waiting must be at least max_pictures, {limits.max_pictures}; got {settings.max_waiting}"
@@ -251,7 +252,7 @@ class _Metrics:
         return prometheus.generate_latest(self.registry)
 
 
-def serve(model: PictureEncoder, name: str, limits: Limits, settings: ServerSettings) -> None:
+def serve(model: ImageEncoder, name: str, limits: Limits, settings: ServerSettings) -> None:
     """Serves until the process is told to stop by SIGTERM or SIGINT, and then until what was taken in is answered.
 
     Raises:

@@ -21,13 +21,13 @@ from transformers.utils import logging
 
 from .configuration_cca import CCAConfig
 from .images import ImageInput, UnreadableImageError
-from .pixels import PictureReader
+from .pixels import ImageReader
 
 _MOST_WORKERS = 8  # beyond, threads wait for each other
 _BATCHES_AHEAD = 2
 
 
-class PictureBatch(NamedTuple):
+class ImageBatch(NamedTuple):
     """Some pictures as they come: their rows, what was read or computed of them, and what could not be read."""
 
     rows: list[int]
@@ -35,7 +35,7 @@ class PictureBatch(NamedTuple):
     unreadable: dict[int, UnreadableImageError]
 
 
-class PictureEncoder:
+class ImageEncoder:
     """`encode` and `encode_batches` for whatever embeds pixel values under conditions: a model, or an export of it."""
 
     config: CCAConfig
@@ -102,14 +102,14 @@ class PictureEncoder:
         batch_size: int = 32,
         num_workers: int | None = None,
         on_unreadable: Literal["error", "skip"] = "error",
-    ) -> Iterator[PictureBatch]:
+    ) -> Iterator[ImageBatch]:
         """As [`encode`], batch after batch, for more than fits into memory.
 
         Args:
             on_unreadable: `"skip"` leaves out pictures that cannot be read, and tells them in `unreadable`.
 
         Yields:
-            A [`PictureBatch`] for each `batch_size` pictures in turn, less those that cannot be read; its `values` are
+            A [`ImageBatch`] for each `batch_size` pictures in turn, less those that cannot be read; its `values` are
             (pictures, attributes, dim) float32 on the CPU.
         """
         ids = self.config.attribute_ids(_names(attributes))  # here, so that a wrong name is an error at once
@@ -119,7 +119,7 @@ class PictureEncoder:
         """What remains of [`encode`] for pictures that have been read already, as a server's have.
 
         Args:
-            pixel_values: (batch, 3, height, width) as `PictureReader.scale` makes them, on the model's device.
+            pixel_values: (batch, 3, height, width) as `ImageReader.scale` makes them, on the model's device.
             attribute_ids: places in `config.attributes`.
 
         Returns:
@@ -135,9 +135,9 @@ class PictureEncoder:
         batch_size: int,
         num_workers: int | None,
         on_unreadable: Literal["error", "skip"],
-    ) -> Iterator[PictureBatch]:
+    ) -> Iterator[ImageBatch]:
         attribute_ids = torch.tensor(ids, dtype=torch.long, device=self.device)
-        running: PictureBatch | None = None
+        running: ImageBatch | None = None
         for batch in pixel_batches(
             self, images, batch_size=batch_size, num_workers=num_workers, on_unreadable=on_unreadable
         ):
@@ -153,13 +153,13 @@ class PictureEncoder:
 
 
 def pixel_batches(
-    model: PictureEncoder | PreTrainedModel,
+    model: ImageEncoder | PreTrainedModel,
     images: Sequence[ImageInput],
     *,
     batch_size: int,
     num_workers: int | None = None,
     on_unreadable: Literal["error", "skip"] = "error",
-) -> Iterator[PictureBatch]:
+) -> Iterator[ImageBatch]:
     """Pictures as `pixel_values` on the model's device; batch i is of the rows from i * batch_size on.
 
     On an accelerator a batch that lacks pictures, as the last one may, is filled up with copies of one, so that
@@ -169,7 +169,7 @@ def pixel_batches(
         raise ValueError(f"on_unreadable must be 'error' or 'skip'; got {on_unreadable!r}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-    reader, device = PictureReader(model.image_processor), model.device
+    reader, device = ImageReader(model.image_processor), model.device
     workers = _default_workers(device) if num_workers is None else num_workers
     fill_up = device.type != "cpu" and len(images) > batch_size
     rows: list[int] = []
@@ -189,12 +189,12 @@ def pixel_batches(
             stacked = torch.stack(pixels) if pixels else torch.empty(0, 3, 1, 1)
             if device.type == "cuda":
                 stacked = stacked.pin_memory()
-            yield PictureBatch(rows, reader.scale(stacked, device, model.dtype), unreadable)
+            yield ImageBatch(rows, reader.scale(stacked, device, model.dtype), unreadable)
             rows, pixels, unreadable = [], [], {}
 
 
 def _read_ahead(
-    reader: PictureReader, images: Sequence[ImageInput], num_workers: int, ahead: int
+    reader: ImageReader, images: Sequence[ImageInput], num_workers: int, ahead: int
 ) -> Iterator[torch.Tensor | UnreadableImageError]:
     """Every picture in turn, up to `ahead` of them read before they are asked for."""
     lock = Lock()
@@ -232,7 +232,7 @@ def _default_workers(device: torch.device) -> int:
     return 1 if device.type == "cpu" else min(_MOST_WORKERS, os.cpu_count() or 1)
 
 
-def _fetch(batch: PictureBatch) -> PictureBatch:
+def _fetch(batch: ImageBatch) -> ImageBatch:
     return batch._replace(values=batch.values[: len(batch.rows)].float().cpu())
 
 
@@ -305,4 +305,4 @@ def _names(attributes: str | Sequence[str] | None) -> list[str] | None:
     return names
 
 
-__all__ = ["PictureBatch", "PictureEncoder", "as_sequence", "compute_attention_maps", "pixel_batches"]
+__all__ = ["ImageBatch", "ImageEncoder", "as_sequence", "compute_attention_maps", "pixel_batches"]

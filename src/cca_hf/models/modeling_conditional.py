@@ -21,7 +21,7 @@ from .attribute_subspaces import AttributeSubspaces
 from .checkpoints import load_image_processor, name_pipeline, name_sentence_transformers_module, staged
 from .conditional_layer import ConditionEmbedding
 from .configuration_cca import CCAConfig
-from .encoding import PictureEncoder, compute_attention_maps
+from .encoding import ImageEncoder, compute_attention_maps
 from .fingerprint import fingerprint_of
 from .images import ImageInput
 from .micro_batches import embed_in_micro_batches
@@ -40,7 +40,7 @@ class CCAModelOutput(ModelOutput):
     attentions: torch.Tensor | None = None
 
 
-class CCAPreTrainedModel(PictureEncoder, PreTrainedModel):
+class CCAPreTrainedModel(ImageEncoder, PreTrainedModel):
     config_class = CCAConfig
     config: CCAConfig
     base_model_prefix = "cca"

@@ -11,7 +11,7 @@ import torch
 from transformers import BatchFeature, Pipeline
 
 from .images import ImageInput
-from .pixels import PictureReader
+from .pixels import ImageReader
 
 
 class CCAPipeline(Pipeline):
@@ -68,7 +68,7 @@ class CCAPipeline(Pipeline):
         return super().__call__(inputs, **kwargs)
 
     def preprocess(self, image: ImageInput) -> BatchFeature:
-        reader = PictureReader(self.image_processor)  # as `encode`, for the same embeddings
+        reader = ImageReader(self.image_processor)  # as `encode`, for the same embeddings
         pixel_values = reader.scale(reader.read(image)[None], torch.device("cpu"), self.dtype)
         return BatchFeature({"pixel_values": pixel_values})
 

@@ -31,7 +31,7 @@ _ORIENTATION_NOTES = (b"Exif\x00\x00", b"tiff:Orientation")
 _MODES = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
 
 
-class PictureReader:
+class ImageReader:
     """Reads pictures for one image processor, in two steps: each by itself, in any thread, then a batch of them."""
 
     def __init__(self, image_processor: BaseImageProcessor):
@@ -111,4 +111,4 @@ def _jpeg_bytes(image: ImageInput) -> bytes | None:
         return None
 
 
-__all__ = ["PictureReader", "decode_plain_jpeg"]
+__all__ = ["ImageReader", "decode_plain_jpeg"]

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModel, PreTrainedModel
 
 from .images import ImageInput
-from .pixels import PictureReader
+from .pixels import ImageReader
 
 # under `try`, transformers does not ask for sentence-transformers where a checkpoint is loaded without it
 try:
@@ -109,7 +109,7 @@ class CCAInputModule(InputModule):
             raise ValueError(
                 f"this model embeds pictures under an attribute and knows no {given}; it knows `attribute`"
             )
-        reader = PictureReader(self.model.image_processor)
+        reader = ImageReader(self.model.image_processor)
         pixels = torch.stack([reader.read(picture) for picture in inputs])
         return {"pixel_values": reader.scale(pixels, torch.device("cpu"), self.model.dtype)}
 

@@ -20,8 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..models.checkpoints import staged
-from ..models.modeling_conditional import CCAPreTrainedModel
+from cca_hf.models.checkpoints import staged
+from cca_hf.models.modeling_conditional import CCAPreTrainedModel
 
 DESCRIPTION = "export.json"  # what is in the graph; ExportedModel reads it
 GRAPH = {"onnx": "model.onnx", "openvino": "model.xml"}

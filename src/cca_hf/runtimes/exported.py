@@ -18,16 +18,17 @@ from transformers import BaseImageProcessor
 # transformers 5.17 lends the same class from its top level only where torchvision is installed
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from ..models.configuration_cca import CCAConfig
-from ..models.encoding import PictureEncoder
-from ..models.modeling_conditional import CCAModelOutput
+from cca_hf.models.configuration_cca import CCAConfig
+from cca_hf.models.encoding import ImageEncoder
+from cca_hf.models.modeling_conditional import CCAModelOutput
+
 from .export import DESCRIPTION, GRAPH
 
 # arrays by the names of the graph's inputs -> (batch, k, dim)
 RunGraph = Callable[[dict[str, np.ndarray]], np.ndarray]
 
 
-class ExportedModel(PictureEncoder):
+class ExportedModel(ImageEncoder):
     """A model that [`export_model`] wrote, run by ONNX Runtime or OpenVINO on the CPU.
 
     Example:

@@ -166,7 +166,7 @@ def columns_of(condition: Condition | None) -> set[str]:
 
 def unknown(kind: str, name: str, available: Iterable[str]) -> str:
     """The words of an error: what there is not, the closest name, and all there are."""
-    from ..data.columns import missing_message  # imports `datasets`, which no search needs
+    from cca_hf.data.columns import missing_message  # imports `datasets`, which no search needs
 
     return missing_message(kind, [name], available)
 

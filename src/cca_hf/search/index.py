@@ -20,8 +20,8 @@ from .store import VectorStore
 from .stores import Settings, create_store, open_store
 
 if TYPE_CHECKING:
-    from ..models.encoding import PictureEncoder
-    from ..models.images import ImageInput
+    from cca_hf.models.encoding import ImageEncoder
+    from cca_hf.models.images import ImageInput
 
 Where: TypeAlias = str | Condition | None
 _IMAGES_AT_ONCE = 1024
@@ -46,7 +46,7 @@ class AttributeIndex:
     ```
     """
 
-    def __init__(self, store: VectorStore, model: "PictureEncoder | None", *, writable: bool, trusted: bool) -> None:
+    def __init__(self, store: VectorStore, model: "ImageEncoder | None", *, writable: bool, trusted: bool) -> None:
         self._store = store
         self._model = model
         self._writable = writable
@@ -56,7 +56,7 @@ class AttributeIndex:
     def create(
         cls,
         location: str | PathLike[str],
-        model: "PictureEncoder",
+        model: "ImageEncoder",
         *,
         columns: Mapping[str, ColumnType] | None = None,
         settings: Settings | None = None,
@@ -88,7 +88,7 @@ class AttributeIndex:
     def open(
         cls,
         location: str | PathLike[str],
-        checkpoint: "PictureEncoder | CheckpointId | None" = None,
+        checkpoint: "ImageEncoder | CheckpointId | None" = None,
         *,
         writable: bool = False,
         settings: Settings | None = None,
@@ -377,7 +377,7 @@ class AttributeIndex:
         rows = [*self._store.scan(condition, list(self.schema.columns), ())] if len(found) else []
         return found.join(pa.concat_tables([empty, *rows]), ITEM_ID, join_type="inner")
 
-    def _need_model(self) -> "PictureEncoder":
+    def _need_model(self) -> "ImageEncoder":
         if self._model is None:
             raise ValueError(
                 "pictures need the model that made the index: AttributeIndex.open(location, model); it was "

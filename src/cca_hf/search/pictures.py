@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-    from ..models.images import ImageInput
+    from cca_hf.models.images import ImageInput
 
 PICTURE = "picture"  # the column
 _IN_DATASET = re.compile(r"^(?P<source>.+)::(?P<split>[\w.-]+)::(?P<row>\d+)$")
@@ -51,7 +51,7 @@ class PictureFinder:
         """The column of pictures alone, not decoded."""
         from datasets import Image
 
-        from ..data.sources import load_source
+        from cca_hf.data.sources import load_source
 
         if source not in self._sources:
             self._sources[source] = load_source(source, None, None)

@@ -11,7 +11,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from .conditions import ColumnType, unknown
 
 if TYPE_CHECKING:
-    from ..models.encoding import PictureEncoder
+    from cca_hf.models.encoding import ImageEncoder
 
 ITEM_ID = "item_id"
 SIMILARITY = "similarity"
@@ -95,7 +95,7 @@ class IndexSchema:
         )
 
     @classmethod
-    def of_model(cls, model: "PictureEncoder", name: str, columns: Mapping[str, ColumnType]) -> "IndexSchema":
+    def of_model(cls, model: "ImageEncoder", name: str, columns: Mapping[str, ColumnType]) -> "IndexSchema":
         """For what a model embeds; `name` is where it can be loaded from again."""
         return cls(
             attributes=tuple(model.config.attributes),

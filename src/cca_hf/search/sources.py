@@ -12,10 +12,11 @@ import pyarrow.dataset as pads  # type: ignore[import-untyped]
 from datasets import ClassLabel, Dataset, DatasetDict, Features
 from numpy.typing import NDArray
 
-from ..data.columns import missing_message
-from ..embedding.catalogue import Catalogue
-from ..embedding.shards import MANIFEST, column_of
-from ..models.encoding import PictureEncoder
+from cca_hf.data.columns import missing_message
+from cca_hf.embedding.catalogue import Catalogue
+from cca_hf.embedding.shards import MANIFEST, column_of
+from cca_hf.models.encoding import ImageEncoder
+
 from .pictures import PICTURE, reference
 from .schema import ITEM_ID, CheckpointId, IndexSchema, column_types
 
@@ -55,7 +56,7 @@ class PictureSource:
     def __init__(
         self,
         catalogue: Catalogue,
-        encoder: PictureEncoder,
+        encoder: ImageEncoder,
         name: str,
         *,
         dataset_name: str = "",
@@ -77,7 +78,7 @@ class PictureSource:
     def from_dataset(
         cls,
         source: str,
-        encoder: PictureEncoder,
+        encoder: ImageEncoder,
         name: str,
         *,
         split: str | None = None,
@@ -86,7 +87,7 @@ class PictureSource:
         batch_size: int = 32,
     ) -> "PictureSource":
         """A split of a data set on the Hub or in a folder; see `Catalogue.from_dataset`."""
-        from ..data.sources import load_source
+        from cca_hf.data.sources import load_source
 
         place = str(Path(source).resolve()) if Path(source).exists() else source
         splits: DatasetDict = load_source(source, None, None)

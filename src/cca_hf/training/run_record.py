@@ -13,8 +13,8 @@ import torch
 import transformers
 
 from cca_hf.data.schema import AttributeDataset
-from cca_hf.evaluation.confusions import Confusion
-from cca_hf.evaluation.json_file import write_json
+from cca_hf.evaluation.retrieval.confusions import Confusion
+from cca_hf.models.whole_files import write_json
 
 from .arguments import CCATrainingArguments
 

@@ -33,9 +33,9 @@ from cca_hf.data.sampler import SampleKey
 from cca_hf.data.schema import IMAGE_COLUMN, AttributeDataset
 from cca_hf.data.torch_dataset import AttributeImages
 from cca_hf.data.transforms import TrainingTransform
-from cca_hf.evaluation.json_file import write_json
 from cca_hf.models.backbones import architecture_of
 from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.models.whole_files import write_json
 
 from .arguments import CCATrainingArguments
 from .memory import keep_freed_memory

@@ -21,9 +21,9 @@ from cca_hf.data.sampler import AttributeBatchSampler
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.torch_dataset import AttributeImages, QueriesAndGallery
 from cca_hf.data.transforms import TrainingTransform
-from cca_hf.evaluation.confusions import Confusion, nearest_confusions
-from cca_hf.evaluation.embeddings import Gallery, evaluate_splits
-from cca_hf.evaluation.result import EvaluationResult
+from cca_hf.evaluation.retrieval.confusions import Confusion, nearest_confusions
+from cca_hf.evaluation.retrieval.embeddings import Gallery, evaluate_splits
+from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.models.modeling_cca import CCAModel
 
 from .arguments import CCATrainingArguments

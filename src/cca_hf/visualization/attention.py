@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from ..evaluation.figures import INK, new_figure, quiet
-from ..models.images import ImageInput, load_image
-from ..models.modeling_cca import CCAModel
+from cca_hf.models.images import ImageInput, load_image
+from cca_hf.models.modeling_cca import CCAModel
+
+from .figures import INK, new_figure, quiet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from ..evaluation.figures import ACCENT, FAINT, MUTED, new_figure, quiet
+from .figures import ACCENT, FAINT, MUTED, new_figure, quiet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..evaluation.entanglement_result import EntanglementResult
-from ..evaluation.figures import INK, MUTED, new_figure, quiet
+from cca_hf.evaluation.entanglement.result import EntanglementResult
+
+from .figures import INK, MUTED, new_figure, quiet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..evaluation.figures import INK, MUTED, new_figure
-from ..models.images import ImageInput, load_image
+from cca_hf.models.images import ImageInput, load_image
+
+from .figures import INK, MUTED, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

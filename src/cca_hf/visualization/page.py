@@ -10,11 +10,12 @@ from html import escape
 
 from PIL import Image
 
-from ..evaluation.report import comparison_rows
-from ..evaluation.result import MEASURE_NAMES, EvaluationResult
-from ..evaluation.text_table import percent
+from cca_hf.evaluation.retrieval.result import MEASURE_NAMES, EvaluationResult
+from cca_hf.evaluation.text_table import percent
+
 from .neighbours import Neighbour
 from .page_style import STYLE
+from .results import comparison_rows
 from .selection import QueryView
 
 _THUMBNAIL = 168  # pixels: twice what a desktop shows, so that it stays sharp on fine screens

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..evaluation.candidates import to_numpy
-from ..evaluation.figures import INK, MUTED, new_figure, quiet
+from cca_hf.evaluation.retrieval.candidates import to_numpy
+
+from .figures import INK, MUTED, new_figure, quiet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,14 +6,15 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..data.schema import AttributeDataset
-from ..evaluation.figures import new_figure
-from ..evaluation.report import bars_height, draw_results
-from ..evaluation.result import EvaluationResult
-from ..models.modeling_cca import CCAModel
+from cca_hf.data.schema import AttributeDataset
+from cca_hf.evaluation.retrieval.result import EvaluationResult
+from cca_hf.models.modeling_cca import CCAModel
+
 from . import page
 from .curves import points_of
+from .figures import new_figure
 from .neighbours import draw_neighbours, plot_neighbours
+from .results import bars_height, draw_results
 from .selection import QueryView, view_queries
 
 if TYPE_CHECKING:

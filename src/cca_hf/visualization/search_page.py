@@ -6,7 +6,8 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
-from ..models.images import ImageInput, load_image
+from cca_hf.models.images import ImageInput, load_image
+
 from .page import data_uri, page
 
 _THUMBNAIL = 168  # pixels: twice what a desktop shows

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..data.schema import AttributeDataset
-from ..evaluation.evaluator import RetrievalEvaluator
-from ..models.images import ImageInput, load_image
-from ..models.modeling_cca import CCAModel
+from cca_hf.data.schema import AttributeDataset
+from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
+from cca_hf.models.images import ImageInput, load_image
+from cca_hf.models.modeling_cca import CCAModel
+
 from .attention import attention_overlays
 from .neighbours import Neighbour
 

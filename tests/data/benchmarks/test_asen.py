@@ -2,7 +2,7 @@
 
 import pytest
 
-from cca_hf.data.asen import EVALUATION_SPLITS, AsenSplits
+from cca_hf.data.benchmarks.asen import EVALUATION_SPLITS, AsenSplits
 
 COUNTS = {"FashionAI": (3600, 14400), "DARN": (4293, 17168), "DeepFashion": (5525, 22100)}
 FILES = {

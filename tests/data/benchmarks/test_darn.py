@@ -2,10 +2,10 @@
 
 import pytest
 
-from cca_hf.data.asen import EVALUATION_SPLITS, AsenSplits
-from cca_hf.data.darn import load_darn
+from cca_hf.data.benchmarks.asen import EVALUATION_SPLITS, AsenSplits
+from cca_hf.data.benchmarks.darn import load_darn
+from cca_hf.data.benchmarks.prepare import prepare_benchmark
 from cca_hf.data.loading import load_attribute_dataset
-from cca_hf.data.prepare import prepare_benchmark
 
 NAMES = [
     "clothes_category", "clothes_button", "clothes_color", "clothes_length", "clothes_pattern", "clothes_shape",

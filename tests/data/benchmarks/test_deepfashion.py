@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cca_hf.data.asen import EVALUATION_SPLITS, AsenSplits
-from cca_hf.data.deepfashion import ATTRIBUTES, load_deepfashion, read_values
+from cca_hf.data.benchmarks.asen import EVALUATION_SPLITS, AsenSplits
+from cca_hf.data.benchmarks.deepfashion import ATTRIBUTES, load_deepfashion, read_values
+from cca_hf.data.benchmarks.prepare import prepare_benchmark
 from cca_hf.data.loading import load_attribute_dataset
-from cca_hf.data.prepare import prepare_benchmark
 
 
 def table(header: str, lines: list[str], end: str = "\n") -> bytes:

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from cca_hf.cli import main
-from cca_hf.data.asen import EVALUATION_SPLITS, AsenSplits
+from cca_hf.cli.main import main
+from cca_hf.data.benchmarks.asen import EVALUATION_SPLITS, AsenSplits
+from cca_hf.data.benchmarks.fashionai import ATTRIBUTES, load_fashionai, read_official_rows
 from cca_hf.data.coverage import Coverage
-from cca_hf.data.fashionai import ATTRIBUTES, load_fashionai, read_official_rows
 from cca_hf.data.loading import load_attribute_dataset
 
 NAMES = list(ATTRIBUTES)

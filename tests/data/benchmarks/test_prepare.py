@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, DatasetDict, Image, List, load_dataset
 
-from cca_hf.cli import main
-from cca_hf.data.annotations import Annotations, Benchmark, to_dataset
+from cca_hf.cli.main import main
+from cca_hf.data.benchmarks.annotations import Annotations, Benchmark, to_dataset
+from cca_hf.data.benchmarks.prepare import prepare_benchmark
 from cca_hf.data.coverage import Coverage
 from cca_hf.data.loading import load_attribute_dataset
-from cca_hf.data.prepare import prepare_benchmark
 
 ATTRIBUTES = {"colour": ["red", "blue"], "shape": ["round", "square", "long"]}
 
@@ -122,8 +122,8 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path):
 import resource
 from pathlib import Path
 from datasets import DatasetDict, disable_progress_bars
-from cca_hf.data.annotations import Annotations, Benchmark, to_dataset
-from cca_hf.data.prepare import prepare_benchmark
+from cca_hf.data.benchmarks.annotations import Annotations, Benchmark, to_dataset
+from cca_hf.data.benchmarks.prepare import prepare_benchmark
 disable_progress_bars()
 root = Path({str(tmp_path)!r})
 names = [f"{{row}}.jpg" for row in range(2000)]

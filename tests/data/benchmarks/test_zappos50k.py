@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from cca_hf import CCAModel
-from cca_hf.cli import main
-from cca_hf.data import zappos50k
+from cca_hf.cli.main import main
+from cca_hf.data.benchmarks import zappos50k
+from cca_hf.data.benchmarks.zappos50k import heel_inches, load_zappos50k
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.sources import load_source
-from cca_hf.data.zappos50k import heel_inches, load_zappos50k
 
 HEADER = ["CID", "Category", "SubCategory", "HeelHeight", "Insole", "Closure", "Gender", "Material", "ToeStyle"]
 HEELS = ["Flat", "Under 1in", "1in - 1 3/4in", "2in - 2 3/4in", "5in & over", "High heel"]

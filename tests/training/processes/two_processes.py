@@ -15,7 +15,7 @@ from transformers import TrainerCallback, ViTConfig
 from cca_hf.data.hard_negatives import find_hard_negatives
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.sampler import AttributeBatchSampler
-from cca_hf.evaluation.embeddings import evaluate_embeddings
+from cca_hf.evaluation.retrieval.embeddings import evaluate_embeddings
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.arguments import CCATrainingArguments
 from cca_hf.training.hard_negatives import IMAGES_PER_VALUE

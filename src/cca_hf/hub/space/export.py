@@ -15,12 +15,13 @@ from datasets import Image as ImageFeature
 from huggingface_hub import SpaceCard, SpaceCardData, try_to_load_from_cache
 from PIL import Image
 
-from ...models.checkpoints import staged
-from ...models.images import load_image
-from ...search import AttributeIndex, CheckpointId
-from ...search.mixtures import vectors_of
-from ...search.pictures import PICTURE, PictureFinder, is_elsewhere, reference
-from ...search.schema import ITEM_ID
+from cca_hf.models.checkpoints import staged
+from cca_hf.models.images import load_image
+from cca_hf.search import AttributeIndex, CheckpointId
+from cca_hf.search.mixtures import vectors_of
+from cca_hf.search.pictures import PICTURE, PictureFinder, is_elsewhere, reference
+from cca_hf.search.schema import ITEM_ID
+
 from .lookup import Lookup
 from .page import TITLE
 

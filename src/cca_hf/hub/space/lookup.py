@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...models.images import UnreadableImageError, load_image
-from ...models.modeling_cca import CCAModel
-from ...search import AttributeIndex, Hit
-from ...search.pictures import PICTURE, PictureFinder
-from ...search.schema import ITEM_ID
-from ...visualization.attention import attention_overlays
-from ...visualization.page import data_uri
-from ...visualization.selection import choose_queries
+from cca_hf.models.images import UnreadableImageError, load_image
+from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.search import AttributeIndex, Hit
+from cca_hf.search.pictures import PICTURE, PictureFinder
+from cca_hf.search.schema import ITEM_ID
+from cca_hf.visualization.attention import attention_overlays
+from cca_hf.visualization.page import data_uri
+from cca_hf.visualization.selection import choose_queries
 
 _THUMBNAIL = 224  # pixels: about twice what is shown
 _ATTENTION = 440

@@ -9,7 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ...models.images import UnreadableImageError
+from cca_hf.models.images import UnreadableImageError
+
 from .lookup import Lookup, Query
 from .rows import FOCUS_RESULTS, ON_LOAD, examples_html, found_html, hint_html, problem_html
 from .style import STYLE

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ...models.modeling_cca import CCAModel
-from ...search.filling import fill_index
-from ...search.sources import PictureSource
-from ...training.shapes_run import draw_shapes, train_on_shapes
+from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.recipes.shapes import draw_shapes, train_on_shapes
+from cca_hf.search.filling import fill_index
+from cca_hf.search.sources import PictureSource
 
 _SPLIT = "test"
 

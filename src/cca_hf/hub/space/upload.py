@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...models.images import UnreadableImageError, load_image
+from cca_hf.models.images import UnreadableImageError, load_image
 
 MOST_BYTES = 20 * 2**20
 MOST_PIXELS = 64_000_000  # what phones take; 200 MB once decoded

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
-from .coverage import FILE_NAME_COLUMN, picture_path
-from .schema import IMAGE_COLUMN
-from .value_sets import ValueSetKind
+from cca_hf.data.coverage import FILE_NAME_COLUMN, picture_path
+from cca_hf.data.schema import IMAGE_COLUMN
+from cca_hf.data.value_sets import ValueSetKind
 
 Pairs: TypeAlias = list[tuple[int, int]]  # (attribute, value) ids of one image
 

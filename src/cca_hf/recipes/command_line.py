@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser
 
-from .arguments import CCATrainingArguments
+from cca_hf.training.arguments import CCATrainingArguments
 
 
 @dataclass

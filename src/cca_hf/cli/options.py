@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
-    from .models.encoding import PictureEncoder
-    from .models.modeling_cca import CCAModel
+    from cca_hf.models.encoding import ImageEncoder
+    from cca_hf.models.modeling_cca import CCAModel
 
 _LISTS = ("--attributes", "--columns", "--image", "--item", "--value", "--attribute", "--weights")
 
@@ -86,9 +86,9 @@ def load_model(name: str, device: str | None, precision: str = "auto") -> "CCAMo
     return model.to(device or accelerator or "cpu").eval()
 
 
-def load_encoder(name: str, device: str | None, precision: str = "auto") -> "PictureEncoder":
+def load_encoder(name: str, device: str | None, precision: str = "auto") -> "ImageEncoder":
     """As `load_model`, or what `cca export` wrote."""
-    from .runtimes.exported import ExportedModel, is_exported
+    from cca_hf.runtimes.exported import ExportedModel, is_exported
 
     if not is_exported(name):
         return load_model(name, device, precision)

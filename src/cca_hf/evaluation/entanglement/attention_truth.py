@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .text_table import format_table, percent
+from cca_hf.evaluation.text_table import format_table, percent
 
 
 @dataclass(frozen=True)

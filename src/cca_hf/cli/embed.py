@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypedDict
 
 import typer
 
-from .cli_parts import Precision, load_encoder, load_model, stdout_kept_clean
+from .options import Precision, load_encoder, load_model, stdout_kept_clean
 
 
 class Numbers(StrEnum):
@@ -133,7 +133,7 @@ def embed(
     Examples:
       cca embed --model me/cca-shoes --images catalogue/ --output_dir embeddings
       cca embed --model out --dataset me/shoes --split test --id_column sku --columns price brand --output_dir e
-      accelerate launch --multi_gpu -m cca_hf.cli embed --model out --images catalogue/ --output_dir embeddings
+      accelerate launch --multi_gpu -m cca_hf.cli.main embed --model out --images catalogue/ --output_dir embeddings
       RAY_ADDRESS=auto cca embed --engine ray --model out --images catalogue/ --output_dir embeddings
       cca embed --engine ray --model out --images catalogue/ --output_dir embeddings --store catalogue.index
     """
@@ -148,8 +148,8 @@ def embed(
     if store is not None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise typer.BadParameter("an index takes one writer: run 'cca index --embeddings' when all processes are done")
     with stdout_kept_clean():
-        from .embedding.catalogue import Catalogue
-        from .embedding.job import embed_catalogue
+        from cca_hf.embedding.catalogue import Catalogue
+        from cca_hf.embedding.job import embed_catalogue
 
         place = str(Path(model).resolve()) if Path(model).exists() else model
         if images is not None:
@@ -169,7 +169,7 @@ def embed(
             "show_progress": rank == 0,
         }
         if engine is Engine.RAY:
-            from .embedding.ray_engine import embed_catalogue_on_ray
+            from cca_hf.embedding.ray_engine import embed_catalogue_on_ray
 
             loading = partial(load_encoder, place, device, precision.value)
             done = embed_catalogue_on_ray(
@@ -186,8 +186,8 @@ def embed(
                 **asked,
             )
         if store is not None:
-            from .search.filling import fill_index
-            from .search.sources import EmbeddedSource
+            from cca_hf.search.filling import fill_index
+            from cca_hf.search.sources import EmbeddedSource
 
             fill_index(store, EmbeddedSource(output_dir, place))
     if rank == 0:
@@ -231,7 +231,7 @@ def export(
       cca export --model out --output_dir shoes-openvino --runtime openvino --attributes colour closure
     """
     with stdout_kept_clean():
-        from .runtimes.export import export_model
+        from cca_hf.runtimes.export import export_model
 
         folder = export_model(
             load_model(model, "cpu", "float32"),

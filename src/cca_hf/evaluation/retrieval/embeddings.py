@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..data.schema import AttributeDataset
+from cca_hf.data.schema import AttributeDataset
+
 from .candidates import to_numpy
+from .metrics import AttributeRetrieval, retrieval_metrics
 from .result import AttributeResult, EvaluationResult
-from .retrieval import AttributeRetrieval, retrieval_metrics
 
 logger = logging.getLogger(__name__)
 

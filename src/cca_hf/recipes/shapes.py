@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from ..data.shapes import SHAPE_ATTRIBUTES, generate_shapes_dataset
-from .arguments import CCATrainingArguments
+from cca_hf.data.shapes import SHAPE_ATTRIBUTES, generate_shapes_dataset
+from cca_hf.training.arguments import CCATrainingArguments
+
+from .attribute_retrieval import TrainingRun, run_training
 from .command_line import DataArguments, ModelArguments
-from .recipe import TrainingRun, run_training
 
 NUM_IMAGES = 3000
 EPOCHS = 18

@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .candidates import to_numpy
+from cca_hf.evaluation.retrieval.candidates import to_numpy
+from cca_hf.evaluation.text_table import format_table
+
 from .readers import make_folds, read_linear
-from .text_table import format_table
 
 _BINS = 20
 _TREES = 50

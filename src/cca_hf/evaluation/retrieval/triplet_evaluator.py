@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 from datasets import Dataset
 
-from ..data.columns import ColumnPlace, integers, missing_message
-from ..data.schema import IMAGE_COLUMN
-from ..data.triplet_pictures import distinct_pictures
-from ..data.triplets import CONDITION_COLUMN, TRIPLET_COLUMNS, to_triplet_dataset
-from ..models.modeling_cca import CCAModel
+from cca_hf.data.columns import ColumnPlace, integers, missing_message
+from cca_hf.data.schema import IMAGE_COLUMN
+from cca_hf.data.triplet_pictures import distinct_pictures
+from cca_hf.data.triplets import CONDITION_COLUMN, TRIPLET_COLUMNS, to_triplet_dataset
+from cca_hf.models.modeling_cca import CCAModel
+
 from .triplet_accuracy import TripletResult, triplet_accuracy
 
 

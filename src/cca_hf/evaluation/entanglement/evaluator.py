@@ -8,13 +8,14 @@ import torch
 from numpy.typing import NDArray
 from transformers.utils.logging import tqdm
 
-from ..data.schema import AttributeDataset
-from ..models.encoding import pixel_batches
-from ..models.images import ImageInput
-from ..models.modeling_conditional import CCAPreTrainedModel
-from .entanglement import entanglement
-from .entanglement_result import EntanglementResult
-from .evaluator import check_attributes
+from cca_hf.data.schema import AttributeDataset
+from cca_hf.evaluation.retrieval.evaluator import check_attributes
+from cca_hf.models.encoding import pixel_batches
+from cca_hf.models.images import ImageInput
+from cca_hf.models.modeling_conditional import CCAPreTrainedModel
+
+from .measure import entanglement
+from .result import EntanglementResult
 
 
 class ConditionedPictures(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .cli_parts import load_encoder, spread_lists, stdout_kept_clean
+from .options import load_encoder, spread_lists, stdout_kept_clean
 
 
 class _SpreadGroup(TyperGroup):
@@ -85,9 +85,9 @@ def index(
     if dataset is None and (split or id_column):
         raise typer.BadParameter("--split and --id_column are for a --dataset")
     with stdout_kept_clean():
-        from .embedding.catalogue import Catalogue
-        from .search.filling import fill_index
-        from .search.sources import EmbeddedSource, ItemSource, PictureSource
+        from cca_hf.embedding.catalogue import Catalogue
+        from cca_hf.search.filling import fill_index
+        from cca_hf.search.sources import EmbeddedSource, ItemSource, PictureSource
 
         source: ItemSource
         name = str(Path(model).resolve()) if model is not None and Path(model).exists() else model or ""
@@ -131,7 +131,7 @@ def move(
       cca index move http://localhost:6333/shoes s3://bucket/shoes.index
     """
     with stdout_kept_clean():
-        from .search import copy_index
+        from cca_hf.search import copy_index
 
         copied = copy_index(source, target)
     print(f"{target}: {copied:,} items")

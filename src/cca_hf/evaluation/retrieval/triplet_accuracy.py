@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from cca_hf.evaluation.text_table import format_table, percent
+from cca_hf.models.whole_files import write_json
+
 from .candidates import to_numpy
-from .json_file import write_json
 from .ranking import IntArray
-from .text_table import format_table, percent
 
 _CHUNK_BYTES = 64 * 2**20  # of embeddings at a time
 

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from cca_hf.evaluation.retrieval.result import MEASURE_NAMES, EvaluationResult
+from cca_hf.evaluation.text_table import format_table, percent
+
 from .figures import ACCENT, FAINT, INK, MUTED, colours, new_figure, quiet
-from .result import MEASURE_NAMES, EvaluationResult
-from .text_table import format_table, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli_parts import SpreadLists
+from .options import SpreadLists
 
 if TYPE_CHECKING:
-    from .data.annotations import Benchmark
+    from cca_hf.data.benchmarks.annotations import Benchmark
 
 app = typer.Typer(
     name="data",
@@ -92,7 +92,7 @@ def prepare(
         if value is not None:
             raise typer.BadParameter(f"{option} is not for {benchmark.value}")
     with contextlib.redirect_stdout(sys.stderr):
-        from .data.prepare import prepare_benchmark
+        from cca_hf.data.benchmarks.prepare import prepare_benchmark
 
         loaded = _load(benchmark, root, asen_splits, triplets or Triplets.LISTS, seed or 0)
         coverage = prepare_benchmark(loaded, output, with_images=not annotations_only)
@@ -106,10 +106,10 @@ def prepare(
 
 
 def _load(benchmark: Prepared, root: Path, asen_splits: Path | None, triplets: Triplets, seed: int) -> "Benchmark":
-    from .data.darn import load_darn
-    from .data.deepfashion import load_deepfashion
-    from .data.fashionai import load_fashionai
-    from .data.zappos50k import load_zappos50k
+    from cca_hf.data.benchmarks.darn import load_darn
+    from cca_hf.data.benchmarks.deepfashion import load_deepfashion
+    from cca_hf.data.benchmarks.fashionai import load_fashionai
+    from cca_hf.data.benchmarks.zappos50k import load_zappos50k
 
     if benchmark is Prepared.FASHIONAI:
         return load_fashionai(root, asen_splits)
@@ -149,9 +149,9 @@ def download(
       cca data download darn --urls darn_url.txt --output darn
     """
     with contextlib.redirect_stdout(sys.stderr):
-        from .data.annotations import existing
-        from .data.darn import URLS
-        from .data.download import DEAD_LINKS, DownloadSettings, download_pictures
+        from cca_hf.data.benchmarks.annotations import existing
+        from cca_hf.data.benchmarks.darn import URLS
+        from cca_hf.data.benchmarks.download import DEAD_LINKS, DownloadSettings, download_pictures
 
         settings = DownloadSettings(size=size, workers=workers, timeout=timeout)
         report = download_pictures(existing(urls, URLS), output, settings, retry_dead=retry_dead)
@@ -210,8 +210,8 @@ def push(
       cca data push --dataset fashionai --repo me/fashionai-labels --annotations_only --dry_run to-look-at
     """
     with contextlib.redirect_stdout(sys.stderr):
-        from .data.loading import load_attribute_dataset
-        from .hub.dataset_publishing import push_dataset, stage_dataset
+        from cca_hf.data.loading import load_attribute_dataset
+        from cca_hf.hub.dataset_publishing import push_dataset, stage_dataset
 
         data = load_attribute_dataset(dataset, attributes, group_column=group_column, make_splits=False)
         told = (

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .cli_parts import load_encoder, stdout_kept_clean
+from .options import load_encoder, stdout_kept_clean
 
 if TYPE_CHECKING:
-    from .search import AttributeIndex, Hit
+    from cca_hf.search import AttributeIndex, Hit
 
 _SHOWN_COLUMNS = 6
 _WIDEST = 28
@@ -94,7 +94,7 @@ def search(
     values = _pairs("--value", value)
     shares = {name: _number(name, share) for name, share in _pairs("--weights", weights).items()}
     with stdout_kept_clean():
-        from .search import AttributeIndex
+        from cca_hf.search import AttributeIndex
 
         encoder = None
         if image:
@@ -194,8 +194,8 @@ def _typed(index: "AttributeIndex", values: dict[str, str]) -> dict[str, str | i
 
 def _table(hits: "Sequence[Hit]", asked: Sequence[str]) -> str:
     """With the columns of the attributes `asked` first: there are more than fit a line."""
-    from .evaluation.text_table import format_table
-    from .search.pictures import PICTURE
+    from cca_hf.evaluation.text_table import format_table
+    from cca_hf.search.pictures import PICTURE
 
     if not hits:
         return "nothing found"
@@ -218,9 +218,9 @@ def _write_page(
     spaces: Sequence[_Space],
     found: "Sequence[Sequence[Sequence[Hit]]]",
 ) -> Path:
-    from .search import AttributeIndex
-    from .search.pictures import PICTURE, find_pictures
-    from .visualization.search_page import FoundPicture, SearchedQuery, SearchRow, write_search_page
+    from cca_hf.search import AttributeIndex
+    from cca_hf.search.pictures import PICTURE, find_pictures
+    from cca_hf.visualization.search_page import FoundPicture, SearchedQuery, SearchRow, write_search_page
 
     hits = {hit.item_id: hit for row in found for each in row for hit in each}
     texts = {item: hit.columns.get(PICTURE) for item, hit in hits.items()}
@@ -253,7 +253,7 @@ def _write_page(
 
 
 def _title(hit: "Hit") -> str:
-    from .search.pictures import PICTURE
+    from cca_hf.search.pictures import PICTURE
 
     known = [f"{name}: {_cell(value)}" for name, value in hit.columns.items() if name != PICTURE and value is not None]
     return ", ".join([f"item {hit.item_id}", f"similarity {hit.similarity:.3f}", *known])

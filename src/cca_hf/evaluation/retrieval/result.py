@@ -11,10 +11,11 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ..data.coverage import Coverage
-from .json_file import write_json
-from .retrieval import AttributeRetrieval, RetrievalScores
-from .text_table import format_table, percent
+from cca_hf.data.coverage import Coverage
+from cca_hf.evaluation.text_table import format_table, percent
+from cca_hf.models.whole_files import write_json
+
+from .metrics import AttributeRetrieval, RetrievalScores
 
 MEASURE_NAMES = {
     "map": "mAP",

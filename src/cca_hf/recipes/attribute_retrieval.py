@@ -10,17 +10,17 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, set_seed
 
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.schema import AttributeDataset
-from cca_hf.evaluation.result import EvaluationResult
+from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.training.arguments import CCATrainingArguments
+from cca_hf.training.checkpoints import last_checkpoint
+from cca_hf.training.run_record import RunRecord
+from cca_hf.training.threads import settle_threads
+from cca_hf.training.trainer import CCATrainer
 
-from .arguments import CCATrainingArguments
-from .checkpoints import last_checkpoint
 from .command_line import DataArguments, ModelArguments
 from .command_line import parse_arguments as parse_arguments
-from .run_record import RunRecord
 from .text_conditions import attribute_texts, embed_texts
-from .threads import settle_threads
-from .trainer import CCATrainer
 
 logger = logging.getLogger(__name__)
 

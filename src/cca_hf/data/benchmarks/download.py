@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 from datasets.utils import tqdm
 from PIL import Image, UnidentifiedImageError
 
-from ..models.images import UnreadableImageError, load_image
+from cca_hf.models.images import UnreadableImageError, load_image
+
 from .annotations import read_lines
 
 if TYPE_CHECKING:

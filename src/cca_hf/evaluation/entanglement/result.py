@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .json_file import write_json
-from .text_table import format_table
+from cca_hf.evaluation.text_table import format_table
+from cca_hf.models.whole_files import write_json
 
 Matrix = NDArray[np.float64]  # (A, A): the row's attribute was asked for, the column's is read
 

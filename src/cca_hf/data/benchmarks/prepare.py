@@ -17,11 +17,12 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
+from cca_hf.data.coverage import Coverage
+from cca_hf.data.new_folder import check_new
+from cca_hf.data.parquet_files import SHARD_BYTES, write_split
+from cca_hf.data.schema import IMAGE_COLUMN
+
 from .annotations import Benchmark
-from .coverage import Coverage
-from .new_folder import check_new
-from .parquet_files import SHARD_BYTES, write_split
-from .schema import IMAGE_COLUMN
 
 TRIPLETS_CONFIG = "triplets"
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_parts import load_model, stdout_kept_clean
+from .options import load_model, stdout_kept_clean
 
 
 def demo(
@@ -57,10 +57,10 @@ def demo(
     if export is not None and (host is not None or port is not None or open_browser):
         raise typer.BadParameter("--export writes a folder and opens nothing: --host, --port and --open go without it")
     with stdout_kept_clean():
-        from .hub.space import Lookup, export_space, launch_space
-        from .hub.space.page import TITLE
-        from .hub.space.shapes import index_shapes, train_shapes
-        from .search import AttributeIndex
+        from cca_hf.hub.space import Lookup, export_space, launch_space
+        from cca_hf.hub.space.page import TITLE
+        from cca_hf.hub.space.shapes import index_shapes, train_shapes
+        from cca_hf.search import AttributeIndex
 
         if store is None:
             cca = load_model(str(train_shapes(folder)), device)

@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from .cli_data import app as data_commands
-from .cli_demo import demo
-from .cli_embed import embed, export
-from .cli_hub import card, push
-from .cli_index import app as index_commands
-from .cli_parts import NAMES, SpreadLists, load_model, stdout_kept_clean
-from .cli_search import search
-from .cli_serve import serve
+from .data import app as data_commands
+from .demo import demo
+from .embed import embed, export
+from .hub import card, push
+from .index import app as index_commands
+from .options import NAMES, SpreadLists, load_model, stdout_kept_clean
+from .search import search
+from .serve import serve
 
 if TYPE_CHECKING:  # torch and transformers are imported by the commands that need them: `cca --help` answers at once
-    from .evaluation.entanglement_result import EntanglementResult
-    from .evaluation.result import EvaluationResult
-    from .evaluation.triplet_accuracy import TripletResult
-    from .models.modeling_cca import CCAModel
+    from cca_hf.evaluation.entanglement.result import EntanglementResult
+    from cca_hf.evaluation.retrieval.result import EvaluationResult
+    from cca_hf.evaluation.retrieval.triplet_accuracy import TripletResult
+    from cca_hf.models.modeling_cca import CCAModel
 
 # Newer versions of typer carry a click of their own; this is the right class in either. Any: `except` cannot be typed.
 _UsageError: Any = typer.BadParameter.__base__
@@ -197,12 +197,12 @@ def evaluate(
     if report and output_dir is None:
         raise typer.BadParameter("--report needs --output_dir")
     with stdout_kept_clean():
-        from .data.loading import load_attribute_dataset
-        from .data.sources import load_source
-        from .data.triplet_pictures import load_triplets
-        from .data.triplets import holds_triplets
-        from .evaluation.evaluator import RetrievalEvaluator
-        from .evaluation.triplet_evaluator import TripletEvaluator
+        from cca_hf.data.loading import load_attribute_dataset
+        from cca_hf.data.sources import load_source
+        from cca_hf.data.triplet_pictures import load_triplets
+        from cca_hf.data.triplets import holds_triplets
+        from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
+        from cca_hf.evaluation.retrieval.triplet_evaluator import TripletEvaluator
 
         if output_dir is not None:
             _check_figures(needed=report)
@@ -233,11 +233,11 @@ def evaluate(
             if output_dir is not None:
                 _save(result, output_dir)
             if report and output_dir is not None:
-                from .visualization.report import write_report
+                from cca_hf.visualization.report import write_report
 
                 write_report(cca, data, split, {_name(cca): result}, output_dir, batch_size=batch_size)
             if entanglement:
-                from .evaluation.entanglement_evaluator import measure_entanglement
+                from cca_hf.evaluation.entanglement.evaluator import measure_entanglement
 
                 found = measure_entanglement(cca, data, split, batch_size=batch_size, num_workers=num_workers)
                 metrics |= {name: None if math.isnan(figure) else figure for name, figure in found.metrics().items()}
@@ -272,31 +272,31 @@ def train(context: typer.Context) -> None:
 
     Several GPUs: accelerate launch scripts/train.py with the same flags.
     """
-    from .training.recipe import run_training
+    from cca_hf.recipes.attribute_retrieval import run_training
 
     model_args, data_args, training_args = _parse_training(context.args)
     figures = _check_figures(needed=False)
     run = run_training(model_args, data_args, training_args)
     if run.result is not None and figures:  # the main process alone has the result
-        from .visualization.report import write_report
+        from cca_hf.visualization.report import write_report
 
         page = write_report(
             run.model, run.data, "test", {_name(run.model): run.result}, run.output_dir, history=run.history
         )
         print(f"report: {page}")
     if run.result is not None:
-        from .hub.model_card import write_model_card
+        from cca_hf.hub.model_card import write_model_card
 
         print(f"model card: {write_model_card(run.output_dir)}")
         if training_args.push_to_hub:
-            from .hub.publishing import push_run
+            from cca_hf.hub.publishing import push_run
 
             print(f"pushed: {push_run(training_args)}")
 
 
 def _parse_training(words: list[str]) -> tuple[Any, Any, Any]:
     """The recipe's own parser, with its one line of error instead of a hundred of usage before it."""
-    from .training.recipe import parse_arguments
+    from cca_hf.recipes.attribute_retrieval import parse_arguments
 
     if "--help_all" in words:
         parse_arguments(["--help"])
@@ -322,7 +322,7 @@ def _name(model: "CCAModel") -> str:
 def _save(result: "EvaluationResult", folder: Path) -> None:
     result.save_json(folder / "evaluation.json")
     if _check_figures(needed=False):
-        from .evaluation.report import plot_results
+        from cca_hf.visualization.results import plot_results
 
         plot_results({"model": result}).savefig(folder / "evaluation.png", dpi=150)
 
@@ -330,14 +330,14 @@ def _save(result: "EvaluationResult", folder: Path) -> None:
 def _save_entanglement(result: "EntanglementResult", folder: Path) -> None:
     result.save_json(folder / "entanglement.json")
     if _check_figures(needed=False):
-        from .visualization.entanglement import plot_entanglement
+        from cca_hf.visualization.entanglement import plot_entanglement
 
         plot_entanglement(result).savefig(folder / "entanglement.png", dpi=150)
 
 
 def _check_figures(*, needed: bool) -> bool:
     """Whether figures can be drawn; said before the work, not after it."""
-    from .evaluation.figures import new_figure
+    from cca_hf.visualization.figures import new_figure
 
     try:
         new_figure(1, 1)

@@ -23,9 +23,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from cca_hf.data.triplets import CONDITION_COLUMN, TRIPLET_COLUMNS
+
 from .annotations import Annotations, Benchmark, Pairs, existing, find_file, read_lines, to_dataset
 from .triplet_sampling import sample_by_distance, sample_by_value
-from .triplets import CONDITION_COLUMN, TRIPLET_COLUMNS
 
 SOURCE = (
     "UT Zappos50K, ut-zap50k-images.zip and ut-zap50k-data.zip of "

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli_parts import stdout_kept_clean
+from .options import stdout_kept_clean
 
 if TYPE_CHECKING:
-    from .evaluation.result import EvaluationResult
+    from cca_hf.evaluation.retrieval.result import EvaluationResult
 
 
 def card(
@@ -42,7 +42,7 @@ def card(
       cca card --model out --name me/cca-shoes --license apache-2.0
       cca card --model out --compare "one space=out-one-space"
     """
-    from .hub.model_card import write_model_card
+    from cca_hf.hub.model_card import write_model_card
 
     path = write_model_card(model, model_id=name, baselines=_baselines(compare), licence=licence)
     print(path)
@@ -85,7 +85,7 @@ def push(
       cca push --model out --repo me/cca-shoes --revision v2 --license apache-2.0
     """
     with stdout_kept_clean():
-        from .hub.publishing import push_model, stage_model
+        from cca_hf.hub.publishing import push_model, stage_model
 
         baselines = _baselines(compare)
         told = (
@@ -105,7 +105,7 @@ def push(
 
 
 def _baselines(compare: list[str] | None) -> "dict[str, EvaluationResult]":
-    from .evaluation.result import EvaluationResult
+    from cca_hf.evaluation.retrieval.result import EvaluationResult
 
     baselines = {}
     for each in compare or []:

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .candidates import to_numpy
-from .entanglement_result import EntanglementResult, ReaderEntanglement, mean_off_diagonal
+from cca_hf.evaluation.retrieval.candidates import to_numpy
+
 from .readers import (
     FOLDS,
     Reader,
@@ -36,6 +36,7 @@ from .readers import (
     read_linear,
     read_neighbours,
 )
+from .result import EntanglementResult, ReaderEntanglement, mean_off_diagonal
 
 # labels (N,) and the known values (N,) -> guesses (N,), of which the mean is taken
 _Guess = Callable[[NDArray[np.int64], NDArray[np.int64]], list[NDArray[np.int64]]]

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_parts import Precision, load_encoder, stdout_kept_clean
+from .options import Precision, load_encoder, stdout_kept_clean
 
 
 def serve(
@@ -75,9 +75,9 @@ def serve(
       curl --data-binary @shoe.jpg -H "Content-Type: image/jpeg" "localhost:8000/?attribute=colour"
     """
     with stdout_kept_clean():
-        from .hub.handler import Limits
-        from .hub.server import ServerSettings
-        from .hub.server import serve as serve_encoder
+        from cca_hf.hub.handler import Limits
+        from cca_hf.hub.server import ServerSettings
+        from cca_hf.hub.server import serve as serve_encoder
 
         given: dict[str, Any] = {
             "max_pictures": max_pictures,

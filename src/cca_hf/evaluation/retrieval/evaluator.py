@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from transformers.utils.logging import tqdm
 
-from ..data.schema import AttributeDataset
-from ..models.backbones import extract_features
-from ..models.encoding import pixel_batches
-from ..models.images import ImageInput
-from ..models.modeling_cca import CCAModel
+from cca_hf.data.schema import AttributeDataset
+from cca_hf.models.backbones import extract_features
+from cca_hf.models.encoding import pixel_batches
+from cca_hf.models.images import ImageInput
+from cca_hf.models.modeling_cca import CCAModel
+
 from .candidates import to_numpy
 from .embeddings import Gallery, evaluate_splits
 from .result import EvaluationResult

@@ -1,0 +1,1 @@
+"""One file per published benchmark: from its original files to the schema of the package."""

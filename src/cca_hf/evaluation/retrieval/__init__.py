@@ -1,0 +1,1 @@
+"""Retrieval metrics, their exact computation and the evaluators that run them."""

@@ -1,0 +1,1 @@
+"""One readable page per task: load, make, train, evaluate once, save."""
