@@ -30,10 +30,34 @@ REMOTE_CODE_MAY_IMPORT = {"torch", "transformers", "PIL", "numpy", "huggingface_
 REMOTE_CODE_MAY_IMPORT |= set(sys.stdlib_module_names)
 # To import under try/except, where transformers does not ask for it.
 REMOTE_CODE_MAY_TRY = {"simplejpeg", "sentence_transformers"}
-LONGEST_FILE = 400
 
 FILES = sorted(SOURCE.rglob("*.py"))
 MODEL_FILES = sorted((SOURCE / "models").glob("*.py"))
+
+# In models/: files with these prefixes belong to a family, such as `modeling_cca`; the floors and all others are shared.
+FAMILY_PREFIXES = ("configuration_", "modeling_", "processing_", "pipeline_", "sentence_transformers_")
+FLOORS = {"configuration_images", "modeling_images", "modeling_conditional"}
+# The baselines are built on CCA, and share a file.
+BUILT_ON = {"csn": {"cca"}, "asen": {"cca"}, "separate": {"cca"}}
+FAMILIES_OF_FILE = {"configuration_baselines": {"csn", "asen", "separate"}}
+# What is saved with a checkpoint of each model, beside its weights.
+SHARED = {
+    "backbones",
+    "configuration_images",
+    "encoding",
+    "images",
+    "modeling_conditional",
+    "modeling_images",
+    "whole_files",
+}
+CCA = SHARED | {"configuration_cca", "cross_attention", "modeling_cca", "pipeline_cca", "sentence_transformers_cca"}
+CCA |= {"checkpoints", "image_tokens", "pixels"}
+TRAVELS = {
+    "modeling_cca": CCA,
+    "modeling_csn": CCA | {"configuration_baselines", "modeling_csn"},
+    "modeling_asen": CCA | {"configuration_baselines", "modeling_asen"},
+    "modeling_separate": CCA | {"configuration_baselines", "modeling_separate"},
+}
 
 
 def name_of(path: Path) -> str:
@@ -125,10 +149,46 @@ def test_models_import_little(path: Path) -> None:
             assert node.level == 1 and node.module in siblings, f"line {node.lineno}: only `from .sibling import name`"
 
 
+def siblings_of(path: Path) -> set[str]:
+    """The files of models/ that a file imports; transformers saves these with a checkpoint too."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 1}
+
+
+def families_of(name: str) -> set[str]:
+    """The families that a file of models/ belongs to; none for a shared one."""
+    for prefix in FAMILY_PREFIXES:
+        if name.startswith(prefix) and name not in FLOORS:
+            return FAMILIES_OF_FILE.get(name, {name.removeprefix(prefix)})
+    return set()
+
+
+@pytest.mark.parametrize("path", [path for path in MODEL_FILES if path.stem != "__init__"], ids=name_of)
+def test_models_know_their_place(path: Path) -> None:
+    """A shared file imports shared files only; a family imports no other one but that which it is built on."""
+    families = families_of(path.stem)
+    allowed = families.union(*(BUILT_ON.get(family, set()) for family in families))
+    for sibling in siblings_of(path):
+        found = families_of(sibling)
+        assert not found or found & allowed, f"{path.stem} is of {families or 'no family'} and imports {sibling}"
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in MODEL_FILES if "modeling_" in path.stem} - FLOORS))
+def test_what_travels(name: str) -> None:
+    travels, new = set(), {name}
+    while new:
+        travels |= new
+        new = set().union(*(siblings_of(SOURCE / "models" / f"{each}.py") for each in new)) - travels
+    assert travels == TRAVELS[name]
+
+
+def test_few_files_travel_with_cca() -> None:
+    assert len(CCA) <= 15
+
+
 @pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "scripts").glob("*.py"))], ids=name_of)
-def test_file_is_short_and_says_what_it_is(path: Path) -> None:
+def test_file_says_what_it_is(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
-    assert len(source.splitlines()) <= LONGEST_FILE
     assert path.name == "__init__.py" or ast.get_docstring(ast.parse(source)), "the file's head says what it is"
 
 

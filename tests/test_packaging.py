@@ -133,12 +133,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "imports",
     [
-        "import cca_hf; from transformers import AutoConfig, AutoModel",
-        "from transformers import AutoConfig, AutoModel; import cca_hf",
+        "import cca_hf.models; from transformers import AutoConfig, AutoModel",
+        "from transformers import AutoConfig, AutoModel; import cca_hf.models",
+        "import cca_hf; cca_hf.retrieval_metrics; from transformers import AutoConfig, AutoModel",
         "from cca_hf import CCAModel; from transformers import AutoConfig, AutoModel",
         "from cca_hf import CCAConfig; from transformers import AutoConfig, AutoModel",
         "import cca_hf.models.modeling_conditional; from transformers import AutoConfig, AutoModel",
-        "import cca_hf.models.checkpoints; from transformers import AutoConfig, AutoModel",
+        "import cca_hf.models.loading; from transformers import AutoConfig, AutoModel",
         "import cca_hf.models.encoding; from transformers import AutoConfig, AutoModel",
     ],
 )

@@ -117,7 +117,9 @@ def test_refused_attributes_leave_the_model_as_it_was(text_model, name, vector, 
 
 
 def test_learned_conditions_have_no_room_for_one_more(model):
-    with pytest.raises(ValueError, match="'pattern' can be made of text in a model with condition_embedding='text'"):
+    with pytest.raises(
+        ValueError, match="'pattern' can be made from text only in a model with condition_embedding='text'"
+    ):
         model.add_attribute("pattern", text_embedding(0))
     assert model.config.attributes == ["colour", "shape", "heel height"]
 

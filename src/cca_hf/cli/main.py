@@ -23,7 +23,7 @@ from .demo import demo
 from .embed import embed, export
 from .hub import card, push
 from .index import app as index_commands
-from .options import NAMES, SpreadLists, load_model, stdout_kept_clean
+from .options import SpreadLists, load_model, stdout_kept_clean
 from .search import search
 from .serve import serve
 
@@ -315,7 +315,7 @@ def _parse_training(words: list[str]) -> tuple[Any, Any, Any]:
 
 
 def _name(model: "CCAModel") -> str:
-    name = NAMES[model.config.model_type]
+    name = model.display_name
     return "one space" if name == "CCA" and model.config.condition_embedding == "none" else name
 
 

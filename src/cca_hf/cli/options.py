@@ -4,7 +4,6 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand
@@ -29,15 +28,6 @@ def spread_lists(words: list[str]) -> list[str]:
     return spread
 
 
-# what checkpoints can be, and what reports call them
-NAMES = {
-    "cca": "CCA",
-    "cca_csn": "CSN",
-    "cca_asen": "ASEN",
-    "cca_separate": "one network per attribute",
-}
-
-
 class Precision(StrEnum):
     """What a model computes in."""
 
@@ -55,35 +45,10 @@ class SpreadLists(TyperCommand):
 
 
 def load_model(name: str, device: str | None, precision: str = "auto") -> "CCAModel":
-    """A whole checkpoint of CCA or a baseline, on the accelerator there is or the device that is named, in eval mode.
+    """See `cca_hf.models.loading.load_model`, which is imported when a command needs it."""
+    from cca_hf.models.loading import load_model
 
-    Args:
-        precision: the name of a dtype of torch, or `"auto"` for the one it was saved in.
-
-    Raises:
-        FileNotFoundError, OSError: there is none, here or on the Hub.
-        ValueError: it is of another kind, or lacks weights.
-    """
-    import torch
-    from transformers import AutoModel, PreTrainedConfig
-
-    if not Path(name).exists() and (Path(name).is_absolute() or len(Path(name).parts) > 2):  # no id on the Hub
-        raise FileNotFoundError(f"there is no checkpoint at {name}")
-    try:
-        model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
-    except OSError as error:
-        raise OSError(f"{name!r} is not a folder here, and could not be had from the Hub: {error}") from error
-    if model_type not in NAMES:
-        raise ValueError(
-            f"{name} is a checkpoint of type {model_type!r}, not of CCA; a CCA is trained on it by "
-            f"'cca train --backbone {name}'"
-        )
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    model, loaded = AutoModel.from_pretrained(name, dtype=precision, output_loading_info=True)
-    if loaded["missing_keys"]:  # they are random now, and so would the figures be
-        missing = sorted(loaded["missing_keys"])
-        raise ValueError(f"{name} lacks {len(missing)} of the model's weights, such as {missing[0]}: it is not whole")
-    return model.to(device or accelerator or "cpu").eval()
+    return load_model(name, device, precision)
 
 
 def load_encoder(name: str, device: str | None, precision: str = "auto") -> "ImageEncoder":

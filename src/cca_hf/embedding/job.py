@@ -15,7 +15,7 @@ from cca_hf.models.encoding import ImageEncoder
 from cca_hf.models.images import ImageInput
 
 from .catalogue import ITEM_ID, Catalogue
-from .shards import DTYPES, DType, Manifest, ShardNote, features_of, read_note, write_shard
+from .shards import DTYPES, DType, Manifest, ShardNote, features_of, model_of, read_note, write_shard
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,9 @@ class EmbeddingJob:
         if shard_size < 1:
             raise ValueError(f"shard_size must be at least 1; got {shard_size}")
         ids = model.config.attribute_ids(None if attributes is None else list(attributes))
+        earlier = model_of(folder)
         manifest = Manifest(
-            model=model.fingerprint(),
+            model=earlier if earlier is not None and model.has_fingerprint(earlier) else model.fingerprint(),
             attributes=[model.config.attributes[place] for place in ids],
             dim=model.config.embedding_dim or model.config.hidden_size,
             dtype=dtype,

@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Literal
 
@@ -75,6 +76,12 @@ class Manifest:
             written = folder / f".{MANIFEST}.{os.getpid()}"
             written.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
             _appear(written, path)
+
+
+def model_of(folder: str | PathLike[str]) -> str | None:
+    """The fingerprint of the model that an earlier job in the folder embedded with."""
+    path = Path(folder) / MANIFEST
+    return json.loads(path.read_text(encoding="utf-8"))["model"] if path.exists() else None
 
 
 @dataclass(frozen=True)

@@ -1,37 +1,49 @@
-"""Configurations of the models that CCA is compared with; each is that of CCA with less to choose."""
+"""Configurations of the models that CCA is compared with. Each one has the fields that its model reads."""
 
-from typing import Any, Literal
+from dataclasses import fields
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_cca import CCAConfig
+from .configuration_cca import CCAConfig, ConditionalLayerConfig, ConditionConfig
 
 
 @strict
-class CSNConfig(CCAConfig):
-    """Configuration of a [`CSNModel`]: the query is one for all attributes."""
+class CSNConfig(ConditionalLayerConfig):
+    """Configuration of a [`CSNModel`]: one query for all attributes."""
 
     model_type = "cca_csn"
 
     condition_embedding: Literal["none"] = "none"
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**_without_unused_fields(self, kwargs))
+
 
 @strict
-class ASENConfig(CCAConfig):
-    """Configuration of an [`ASENModel`]: of CCA's layer there is `hidden_size` alone, and attention has one head."""
+class ASENConfig(ConditionConfig):
+    """Configuration of an [`ASENModel`], which stands on top of the whole backbone and has one head."""
 
     model_type = "cca_asen"
+    replaces_last_layer: ClassVar[bool] = False
+    num_attention_heads: ClassVar[int] = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
-        self.num_attention_heads = 1
+        super().__post_init__(**_without_unused_fields(self, kwargs))
 
 
 @strict
 class SeparateConfig(CCAConfig):
-    """Configuration of a [`SeparateModel`]: that of each of its networks, with the attributes of all."""
+    """Configuration of a [`SeparateModel`]: that of one of its networks, with the attributes of all."""
 
     model_type = "cca_separate"
+
+
+def _without_unused_fields(config: CSNConfig | ASENConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Version 0.1 wrote all fields of CCA into the checkpoints of the baselines."""
+    if config.transformers_version is None:
+        return kwargs
+    return {name: value for name, value in kwargs.items() if name not in {field.name for field in fields(CCAConfig)}}
 
 
 CSNConfig.register_for_auto_class()

@@ -19,7 +19,7 @@ from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import logging
 
-from .configuration_cca import CCAConfig
+from .configuration_images import AttributeConfig
 from .images import ImageInput, UnreadableImageError
 from .pixels import ImageReader
 
@@ -38,7 +38,7 @@ class ImageBatch(NamedTuple):
 class ImageEncoder:
     """`encode` and `encode_batches` for whatever embeds pixel values under conditions: a model, or an export of it."""
 
-    config: CCAConfig
+    config: AttributeConfig
     image_processor: BaseImageProcessor
     device: torch.device
     dtype: torch.dtype
@@ -46,6 +46,10 @@ class ImageEncoder:
     def fingerprint(self) -> str:
         """A hash to keep beside embeddings, so that those of two models are never mixed."""
         raise NotImplementedError
+
+    def has_fingerprint(self, fingerprint: str) -> bool:
+        """Whether embeddings that were stored under `fingerprint` were computed by this model."""
+        return fingerprint == self.fingerprint()
 
     def _embed(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
         """`pixel_values` (batch, 3, height, width), `attribute_ids` (k,) -> (batch, k, dim), without gradient."""

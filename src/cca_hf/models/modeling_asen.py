@@ -4,8 +4,8 @@ Ma, Dong, Long, Zhang, He, Xue, Ji: "Fine-Grained Fashion Similarity Learning by
 AAAI 2020, https://arxiv.org/abs/2002.02814.
 
 The paper's: the two attentions, in the form of its second published version (the attribute's embedding as key of the
-spatial attention). Ours: they stand over CCA's image tokens, of all feature levels and already normalised, so that the
-batch normalisation of the paper's projection is left out; trained by CCA's loss.
+spatial attention). Ours: they stand on CCA's image tokens, which cover all feature levels and are normalised already,
+so that the batch normalisation of the paper's projection is left out; trained with CCA's loss.
 """
 
 import torch
@@ -13,20 +13,19 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .conditional_layer import ConditionEmbedding
 from .configuration_baselines import ASENConfig
-from .configuration_cca import CCAConfig
 from .modeling_cca import CCAModel
+from .modeling_conditional import ConditionEmbedding
 
 
 class AttributeAwareAttention(GradientCheckpointingLayer):
-    """Where an attribute shows in the picture, and which channels speak of it.
+    """Where an attribute shows in the image, and which channels describe it.
 
     spatial:  a = softmax(tanh(Ws c) tanh(Wx X)^T / sqrt(D));  v = a X
     channel:  g = sigmoid(W2 ReLU(W1 [v, ReLU(Wc c)]));        z = v * g
     """
 
-    def __init__(self, config: CCAConfig):
+    def __init__(self, config: ASENConfig):
         super().__init__()
         dim = config.hidden_size
         self.spatial_condition = nn.Linear(dim, dim)
@@ -37,9 +36,9 @@ class AttributeAwareAttention(GradientCheckpointingLayer):
 
     def forward(self, conditions: torch.Tensor, image_tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """conditions (batch, k, D), image_tokens (batch, N, D) -> (batch, k, D), spatial weights (batch, k, N)."""
-        asked = self.spatial_condition(conditions).tanh()
+        query = self.spatial_condition(conditions).tanh()
         keys = self.spatial_tokens(image_tokens).tanh()
-        weights = (asked @ keys.transpose(1, 2) / keys.shape[-1] ** 0.5).softmax(dim=-1)  # (B, k, N)
+        weights = (query @ keys.transpose(1, 2) / keys.shape[-1] ** 0.5).softmax(dim=-1)  # (B, k, N)
         pooled = weights @ image_tokens  # (B, k, D)
         joined = torch.cat([pooled, self.channel_condition(conditions).relu()], dim=-1)  # (B, k, 2 D)
         gates = self.channel_excite(self.channel_squeeze(joined).relu()).sigmoid()
@@ -51,10 +50,16 @@ class ASENModel(CCAModel):
 
     config_class = ASENConfig
     config: ASENConfig
-    takes_last_layer = False  # there is no transformer layer in it that could stand in the last one's place
+    takes_last_layer = False  # it has no transformer layer that could replace the last one
 
-    def _add_head(self, config: CCAConfig) -> None:
-        self.condition_embedding = ConditionEmbedding(config)
+    display_name = "ASEN"
+    method = "an attribute-specific embedding network (ASEN)"
+    paper_url = "https://arxiv.org/abs/2002.02814"
+
+    def _add_head(self, config: ASENConfig) -> None:
+        self.condition_embedding = ConditionEmbedding(
+            config.condition_embedding, len(config.attributes), config.hidden_size, config.text_embedding_dim
+        )
         self.attention = AttributeAwareAttention(config)
         self.projection = nn.Linear(config.hidden_size, config.embedding_dim or config.hidden_size)
 
@@ -62,9 +67,9 @@ class ASENModel(CCAModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, ConditionEmbedding) and module.kind != "text":
-            init.normal_(module.table.weight)  # as the authors' own: nothing normalises the conditions later
+            init.normal_(module.table.weight)  # as in the authors' code: nothing normalises the conditions later
 
-    def _ask(
+    def _embed_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         conditions = self.condition_embedding()[attribute_ids]  # (B, k, D)

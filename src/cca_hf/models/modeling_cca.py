@@ -6,29 +6,82 @@ Only a SINGLE Network", ICCV 2023, https://arxiv.org/abs/2307.13254.
 The paper's: the self-attention of a ViT's last layer becomes cross-attention with the condition; one-hot and lookup
 conditions. Our reading: the condition is the query and the image gives keys and values (the reverse gives a constant);
 one query row per condition, not one per token (equal rows, O(N) cost); the choices of residual. Ours: other backbones,
-with the layer on top and, for feature maps, earlier maps asked as well; all conditions of an image answered in one
-pass.
+with the layer on top and, for feature maps, attention over earlier maps too; all conditions of an image in one pass.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
-from os import PathLike
-from typing import Any
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .backbones import extract_features, interpolates_positions, parameters_of_levels, prepare_backbone
-from .checkpoints import build_from_backbone
-from .conditional_layer import ConditionalCrossAttentionLayer, ConditionEmbedding
-from .configuration_cca import CCAConfig
+from .checkpoints import _describe, _image_size, _load_processor_of_backbone, _native_config, _square_image_processor
+from .configuration_cca import CCAConfig, ConditionalLayerConfig
+from .cross_attention import CrossAttention
 from .image_tokens import ImageTokens
-from .modeling_conditional import CCAModelOutput, CCAPreTrainedModel
+from .modeling_conditional import (
+    CCAModelOutput,
+    CCAPreTrainedModel,
+    ConditionalPreTrainedModel,
+    ConditionEmbedding,
+    Vector,
+    stack_texts,
+)
+from .pipeline_cca import CCAPipeline
+
+if TYPE_CHECKING:  # never run: transformers saves the files whose import it can read, and this one must be saved too
+    from .sentence_transformers_cca import CCAInputModule as CCAInputModule
 
 
-class CCAModel(CCAPreTrainedModel):
-    """A vision backbone under one conditional cross-attention layer: an embedding of a picture for each attribute.
+class ConditionalMLP(nn.Module):
+    def __init__(self, config: ConditionalLayerConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class ConditionalCrossAttentionLayer(GradientCheckpointingLayer):
+    """The transformer layer in which conditions ask an image, named as the ViT layer that it replaces.
+
+    Y_c = CrossAttention(LN(q_c), LN(X));  Z_c = R + Y_c;  Z_c = Z_c + MLP(LN(Z_c))
+    """
+
+    def __init__(self, config: ConditionalLayerConfig):
+        super().__init__()
+        self.residual = config.residual
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = CrossAttention(config)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = ConditionalMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, conditions: torch.Tensor, image_tokens: torch.Tensor, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """conditions (batch, k, D), image_tokens (batch, N, D) -> (batch, k, D), weights (batch, heads, k, N)."""
+        answers, weights = self.attention(
+            self.layernorm_before(conditions), self.layernorm_before(image_tokens), output_attentions
+        )
+        states = self.dropout(answers)
+        if self.residual == "image":
+            states = states + image_tokens[:, :1]
+        elif self.residual == "condition":
+            states = states + conditions
+        return states + self.dropout(self.mlp(self.layernorm_after(states))), weights
+
+
+class CCAModel(ConditionalPreTrainedModel):
+    """A vision backbone with one conditional cross-attention layer: one embedding of an image for each attribute.
 
     Example:
 
@@ -41,7 +94,16 @@ class CCAModel(CCAPreTrainedModel):
     ```
     """
 
-    takes_last_layer = True  # of a ViT, whose last layer the conditional one replaces
+    config_class = CCAConfig
+    config: CCAConfig
+    _no_split_modules = ["ConditionalCrossAttentionLayer"]
+    takes_last_layer = True  # the conditional layer replaces the last layer of a ViT
+
+    display_name = "CCA"
+    method = "conditional cross-attention (CCA)"
+    paper_url = "https://arxiv.org/abs/2307.13254"
+    pipeline_class = CCAPipeline
+    sentence_transformers_class = "sentence_transformers_cca.CCAInputModule"
 
     def __init__(self, config: CCAConfig):
         super().__init__(config)
@@ -51,9 +113,14 @@ class CCAModel(CCAPreTrainedModel):
         self._add_head(config)
         self.post_init()
 
-    def _add_head(self, config: CCAConfig) -> None:
-        """The modules behind the image tokens. A model that asks them otherwise replaces this and `_ask`."""
-        self.condition_embedding = ConditionEmbedding(config)
+    def _add_head(self, config: Any) -> None:
+        """Add the modules behind the image tokens. Another head overrides this and `_embed_tokens`."""
+        self.condition_embedding = ConditionEmbedding(
+            config.condition_embedding, len(config.attributes), config.hidden_size, config.text_embedding_dim
+        )
+        self._add_layer(config)
+
+    def _add_layer(self, config: ConditionalLayerConfig) -> None:
         self.conditional_layer = ConditionalCrossAttentionLayer(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.projection = (
@@ -68,9 +135,9 @@ class CCAModel(CCAPreTrainedModel):
         backbone: str | PathLike[str] | PreTrainedConfig,
         attributes: Sequence[str] | Mapping[str, Sequence[str]],
         *,
-        text_embeddings: Mapping[str, torch.Tensor | np.ndarray | Sequence[float]] | None = None,
+        text_embeddings: Mapping[str, Vector] | None = None,
         freeze_backbone: bool = False,
-        image_size: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
         attn_implementation: str | None = None,
         dtype: torch.dtype = torch.float32,
         revision: str | None = None,
@@ -78,66 +145,101 @@ class CCAModel(CCAPreTrainedModel):
         cache_dir: str | PathLike[str] | None = None,
         local_files_only: bool = False,
         **config_fields: Any,
-    ) -> "CCAModel":
-        """A new CCA model on a pretrained vision backbone.
+    ) -> Self:
+        """A new model on a pretrained vision backbone.
 
-        Of a ViT the last layer is replaced, and the conditional layer starts from its weights. On any other backbone
-        (DeiT, DINOv2, SigLIP, Swin, ConvNeXt, MobileNetV2, ...) the layer stands on top; where the backbone makes
-        feature maps that shrink on the way, earlier maps are asked as well, see `CCAConfig.feature_levels`.
+        The conditional layer replaces the last layer of a ViT and starts from its weights. On any other backbone
+        (DeiT, DINOv2, SigLIP, Swin, ConvNeXt, MobileNetV2, ...) the layer stands on top. If the backbone's feature
+        maps shrink from layer to layer, the layer attends to earlier maps as well, see `CCAConfig.feature_levels`.
 
         Args:
-            backbone: a model id on the Hub, a folder, or a configuration, which then gets random weights.
+            backbone: a model id on the Hub, a folder, or a configuration for a backbone with random weights.
             attributes: names of the attributes, or value names by attribute name (as `AttributeDataset.attributes`).
             text_embeddings: for `condition_embedding="text"`, a text encoder's embedding of each attribute, by name.
-            freeze_backbone: train the conditional layer alone.
-            image_size: height and width in pixels of the pictures; defaults to the backbone's own, or 224.
+            freeze_backbone: train only what is on top of the backbone.
+            image_size: side of the images in pixels, or (height, width); defaults to the backbone's own, or 224.
             attn_implementation: `"eager"`, `"sdpa"`, `"flash_attention_2"`, ... as in `from_pretrained`.
             dtype: of the weights.
             revision, token, cache_dir, local_files_only: as in `from_pretrained`.
-            config_fields: any other field of [`CCAConfig`], such as `condition_embedding` or `embedding_dim`.
+            config_fields: any other field of the configuration, such as `condition_embedding` or `embedding_dim`.
 
         Raises:
-            TypeError: for a field that `CCAConfig` does not have.
-            ValueError: for a backbone that gives neither tokens nor a feature map, or unfit `text_embeddings`.
+            TypeError: for a field that the configuration does not have.
+            ValueError: for a backbone that returns neither tokens nor a feature map, or unfit `text_embeddings`.
         """
-        return build_from_backbone(
-            cls,
-            backbone,
-            attributes,
-            text_embeddings=text_embeddings,
-            freeze_backbone=freeze_backbone,
-            image_size=image_size,
-            attn_implementation=attn_implementation,
-            dtype=dtype,
-            hub_kwargs={
-                "revision": revision,
-                "token": token,
-                "cache_dir": cache_dir,
-                "local_files_only": local_files_only,
-            },
-            config_fields=config_fields,
-        )
+        cls.config_class.refuse_unknown_fields(config_fields)
+        if isinstance(attributes, str):
+            raise TypeError(f"attributes must be a list of names or values by attribute name; got {attributes!r}")
+        if (config_fields.get("condition_embedding") == "text") != (text_embeddings is not None):
+            raise ValueError(
+                "condition_embedding='text' and text_embeddings, a vector for each attribute, go together"
+            )
+        texts = None if text_embeddings is None else stack_texts(list(attributes), text_embeddings)
+        if isinstance(backbone, PreTrainedConfig):
+            name, native = None, AutoModel.from_config(_native_config(copy.deepcopy(backbone)))
+            image_processor = None
+        else:
+            name = fspath(backbone)
+            hub_kwargs: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+            hub_kwargs["local_files_only"] = local_files_only
+            native_config = _native_config(AutoConfig.from_pretrained(name, **hub_kwargs))
+            native = AutoModel.from_pretrained(name, config=native_config, dtype=dtype, **hub_kwargs)
+            image_processor = _load_processor_of_backbone(name, hub_kwargs)
 
-    def freeze_backbone(self, num_levels: int | None = None) -> "CCAModel":
-        """Excludes the backbone from training, or its early part.
+        size: Any = image_size or _image_size(native.config)
+        described = _describe(native, size, config_fields, takes_last_layer=cls.takes_last_layer)
+        # statistics of a pretrained backbone are kept; a new one has none yet
+        described |= {"backbone_name": name, "image_size": size, "freeze_batch_norm": name is not None}
+        if texts is not None:
+            described["text_embedding_dim"] = texts.shape[1]
+        config = cls.config_class(
+            attributes=list(attributes),
+            attribute_values={key: list(values) for key, values in attributes.items()}
+            if isinstance(attributes, Mapping)
+            else {},
+            **{name: value for name, value in described.items() if name in cls.config_class.field_names()}
+            | config_fields,
+        )
+        config._attn_implementation = attn_implementation
+        model = cls(config)
+        if name is not None:
+            model._load_backbone(native)
+        if texts is not None:
+            model.condition_embedding.texts.copy_(texts)
+        model = model.to(dtype)
+        model.image_processor = _square_image_processor(size, image_processor)
+        model.eval()  # as from_pretrained
+        return model.freeze_backbone() if freeze_backbone else model
+
+    @torch.no_grad()
+    def _load_backbone(self, native: PreTrainedModel) -> None:
+        """Copy pretrained weights: all of the backbone, and a replaced last layer into the conditional layer."""
+        weights = native.state_dict()
+        self.backbone.load_state_dict({name: weights[name] for name in self.backbone.state_dict()})
+        if self.config.replaces_last_layer:
+            self.conditional_layer.load_state_dict(native.layers[-1].state_dict())
+            self.layernorm.load_state_dict(native.layernorm.state_dict())
+
+    def freeze_backbone(self, num_levels: int | None = None) -> Self:
+        """Exclude the backbone from training, or its early part.
 
         Args:
-            num_levels: freeze only what the first `num_levels` maps of `config.feature_levels` are made by; what comes
-                behind the last of them goes on learning. `None` freezes all of the backbone.
+            num_levels: freeze only the layers that compute the first `num_levels` maps of `config.feature_levels`;
+                later layers go on learning. `None` freezes the whole backbone.
 
         Raises:
-            ValueError: if the model asks fewer levels than that.
+            ValueError: if the model has fewer levels than that.
         """
         if num_levels is None:
             self.backbone.requires_grad_(False)
-            return self
-        training = self.training
-        self.eval()  # or the empty picture that is looked at would go into the statistics of batch normalisation
-        for parameter in parameters_of_levels(self.backbone, self.config, num_levels):
-            parameter.requires_grad_(False)
-        return self.train(training)
+        else:
+            # in evaluation mode, so that the empty image does not change the statistics of batch normalisation
+            backbone = self.in_eval_mode().backbone
+            for parameter in parameters_of_levels(backbone, self.config, num_levels):
+                parameter.requires_grad_(False)
+        return self
 
-    def train(self, mode: bool = True) -> "CCAModel":
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if self.config.freeze_batch_norm:
             for module in self.backbone.modules():
@@ -145,15 +247,15 @@ class CCAModel(CCAPreTrainedModel):
                     module.eval()
         return self
 
-    def add_attribute(self, name: str, text_embedding: torch.Tensor | np.ndarray | Sequence[float]) -> "CCAModel":
-        """Lets a model with text conditions be asked, untrained, for one attribute more: the last of its attributes.
+    def add_attribute(self, name: str, text_embedding: Vector) -> Self:
+        """Add an attribute to a model with text conditions, without training. It becomes the last attribute.
 
         Args:
-            name: what it is asked by from now on; saved with the model.
+            name: name of the attribute; saved with the model.
             text_embedding: (text_embedding_dim,), from the encoder that `config.text_encoder` names.
 
         Raises:
-            ValueError: the name is taken, the model's conditions are learned, or the embedding is not of their kind.
+            ValueError: if the name exists, the model's conditions are learned, or the embedding does not fit.
         """
         if name in self.config.attributes:
             raise ValueError(f"{name!r} is an attribute of this model already: {self.config.attributes}")
@@ -180,7 +282,7 @@ class CCAModel(CCAPreTrainedModel):
         features = extract_features(self.backbone, pixel_values, levels, self.interpolates_positions)
         return self.image_tokens.flatten(features)
 
-    def _ask(
+    def _embed_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         conditions = self.condition_embedding()[attribute_ids]  # (B, k, D)

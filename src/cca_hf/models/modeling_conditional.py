@@ -1,124 +1,213 @@
-"""What every model that embeds pictures under conditions has in common: loading, saving, checks, `encode`.
+"""What every model that embeds images by attribute has in common: conditions, subspaces, `forward`, `encode`.
 
-A model fills in `get_backbone_features`, `project_features`, `tokens_and_grids` and `_ask`. `CCAModel` is the one that
-all is about; the baselines that it is compared with (CSN, ASEN, one network per attribute) are the others.
+A model implements `get_backbone_features`, `project_features`, `tokens_and_grids` and `_embed_tokens`. CCA is the main
+one; the baselines that it is compared with (CSN, ASEN, one network per attribute) are the others.
 """
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import BaseImageProcessor, PreTrainedModel
+from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .attribute_subspaces import AttributeSubspaces
-from .checkpoints import load_image_processor, name_pipeline, name_sentence_transformers_module, staged
-from .conditional_layer import ConditionEmbedding
-from .configuration_cca import CCAConfig
+from .configuration_images import AttributeConfig
 from .encoding import ImageEncoder, compute_attention_maps
-from .fingerprint import fingerprint_of
 from .images import ImageInput
-from .micro_batches import embed_in_micro_batches
+from .modeling_images import ImagePreTrainedModel
+
+Vector = torch.Tensor | np.ndarray | Sequence[float]
 
 
 @dataclass
-class CCAModelOutput(ModelOutput):
+class ConditionalModelOutput(ModelOutput):
     """
     Args:
         embeddings: (batch, dim) for `attribute_ids` of shape (batch,), (batch, k, dim) for (batch, k); L2-normalised.
-        attentions: (batch, heads, tokens) or (batch, k, heads, tokens), the weights of the conditional layer, when
-            asked for with `output_attentions=True`.
+        attentions: (batch, heads, tokens) or (batch, k, heads, tokens), the attention weights over the image tokens,
+            with `output_attentions=True`.
     """
 
     embeddings: torch.Tensor | None = None
     attentions: torch.Tensor | None = None
 
 
-class CCAPreTrainedModel(ImageEncoder, PreTrainedModel):
-    config_class = CCAConfig
-    config: CCAConfig
-    base_model_prefix = "cca"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
-    _no_split_modules = ["ConditionalCrossAttentionLayer"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
+class ConditionEmbedding(nn.Module):
+    """The query vector q_c of every condition.
 
-    def __init__(self, config: CCAConfig):
+    one_hot: q_c = W onehot(c) + b.   lookup: q_c = ReLU(M[c]).   none: q_c = q, the same for every attribute.
+    text: q_c = P t_c, where t_c is a frozen text encoder's embedding of the attribute's name, L2-normalised. The t_c
+    are stored, so that the text encoder is needed for new attributes only.
+    """
+
+    texts: torch.Tensor  # (num_conditions, text_embedding_dim)
+
+    def __init__(self, kind: str, num_conditions: int, hidden_size: int, text_embedding_dim: int | None = None):
+        super().__init__()
+        self.kind = kind
+        self.num_conditions = max(1, num_conditions)
+        if text_embedding_dim is not None:  # that is, kind == "text"
+            self.register_buffer("texts", torch.zeros(self.num_conditions, text_embedding_dim))
+            self.projection = nn.Linear(text_embedding_dim, hidden_size, bias=False)
+        else:
+            self.table = nn.Embedding(1 if kind == "none" else self.num_conditions, hidden_size)
+        if kind == "one_hot":
+            self.bias = nn.Parameter(torch.zeros(hidden_size))
+
+    def init_weights(self) -> None:
+        """Initialise what is neither a linear layer nor an embedding table."""
+        if self.kind == "one_hot":
+            init.zeros_(self.bias)
+        elif self.kind == "text":
+            init.zeros_(self.texts)
+
+    def forward(self) -> torch.Tensor:
+        """The table of all conditions, (num_conditions, hidden_size)."""
+        if self.kind == "text":
+            return self.projection(self.texts)
+        if self.kind == "one_hot":
+            return self.table.weight + self.bias  # row c of the table is W onehot(c)
+        if self.kind == "lookup":
+            return self.table.weight.relu()
+        return self.table.weight.expand(self.num_conditions, -1)
+
+    def append_text(self, name: str, text_embedding: Vector) -> None:
+        """Add a condition.
+
+        Raises:
+            ValueError: if the conditions are not texts, or if the embedding has another shape, is 0 or is not finite.
+        """
+        if self.kind != "text":
+            raise ValueError(
+                f"a condition for {name!r} can be made from text only in a model with condition_embedding='text'; "
+                f"this one has {self.kind!r}, whose conditions are learned"
+            )
+        row = stack_texts([name], {name: text_embedding})
+        if row.shape[1] != self.texts.shape[1]:
+            raise ValueError(
+                f"the text embedding of {name!r} has {row.shape[1]} numbers, this model's have {self.texts.shape[1]}"
+            )
+        self.texts = torch.cat([self.texts, row.to(self.texts)])
+        self.num_conditions = len(self.texts)
+
+
+def stack_texts(names: Sequence[str], text_embeddings: Mapping[str, Vector]) -> torch.Tensor:
+    """Vectors by name -> (names, text_embedding_dim), L2-normalised.
+
+    Raises:
+        ValueError: if the names are not those of the mapping, or if vectors differ in length, are 0 or not finite.
+    """
+    if set(names) != set(text_embeddings):
+        raise ValueError(f"text_embeddings must be of the attributes {list(names)}; got {list(text_embeddings)}")
+    rows = [torch.as_tensor(text_embeddings[name], dtype=torch.float32, device="cpu") for name in names]
+    for name, row in zip(names, rows, strict=True):
+        if row.ndim != 1 or row.shape != rows[0].shape:
+            raise ValueError(
+                f"text_embeddings must be vectors of one length; got {tuple(row.shape)} for {name!r}, and "
+                f"{tuple(rows[0].shape)} for {names[0]!r}"
+            )
+        if not torch.isfinite(row).all() or not row.any():
+            raise ValueError(f"the text embedding of {name!r} is 0, NaN or infinite")
+    return nn.functional.normalize(torch.stack(rows), dim=1)
+
+
+class AttributeSubspaces(nn.Module):
+    """Projects each attribute's embedding on the subspace that separates its values. Ours, not the paper's.
+
+    A trained embedding contains more than its attribute: what other attributes leave in it does not change the loss
+    once the attribute's values lie apart, and a simple classifier can read it. So the last step of a model with
+    `attribute_subspaces` is one linear map for each attribute,
+
+        e_c = normalise(P_c e + b_c),        e the normalised embedding before it
+
+    with P_c (A, dim, dim) a projection on the differences between the means of the attribute's values, and b_c
+    (A, dim) the position of their centre. Both are fitted in closed form at the end of training
+    (`training/subspaces.py`); until then they are the identity and 0.
+    """
+
+    projections: torch.Tensor
+    offsets: torch.Tensor
+
+    def __init__(self, config: AttributeConfig):
+        super().__init__()
+        count, dim = max(1, len(config.attributes)), config.embedding_dim or config.hidden_size
+        self.register_buffer("projections", torch.eye(dim).repeat(count, 1, 1))
+        self.register_buffer("offsets", torch.zeros(count, dim))
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Initialise what a checkpoint does not contain; loaded values stay."""
+        init.copy_(self.projections, torch.eye(self.projections.shape[-1]).expand_as(self.projections))
+        init.zeros_(self.offsets)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Set the maps back to the identity."""
+        self.projections.copy_(torch.eye(self.projections.shape[-1]).expand_as(self.projections))
+        self.offsets.zero_()
+
+    @torch.no_grad()
+    def set(self, attribute_id: int, projection: torch.Tensor, offset: torch.Tensor) -> None:
+        """Set `projection` (dim, dim) and `offset` (dim,) of one attribute."""
+        self.projections[attribute_id].copy_(projection)
+        self.offsets[attribute_id].copy_(offset)
+
+    def append(self) -> None:
+        """Add an attribute, whose embeddings do not change."""
+        self.projections = torch.cat([self.projections, torch.eye(len(self.offsets[0])).to(self.projections)[None]])
+        self.offsets = torch.cat([self.offsets, torch.zeros_like(self.offsets[:1])])
+
+    def forward(self, embeddings: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
+        """(batch, k, dim) under ids (batch, k) -> (batch, k, dim), not normalised; in float32."""
+        unit = nn.functional.normalize(embeddings.float(), dim=-1)
+        # for all attributes, since gathering a matrix for each row would cost far more memory
+        projected = torch.einsum("bkd,aed->bkae", unit, self.projections.float())
+        index = attribute_ids[..., None, None].expand(-1, -1, 1, projected.shape[-1])
+        return projected.gather(2, index)[:, :, 0] + self.offsets.float()[attribute_ids]
+
+
+class ConditionalPreTrainedModel(ImagePreTrainedModel, ImageEncoder):
+    config_class = AttributeConfig
+    config: AttributeConfig
+    base_model_prefix = "cca"
+
+    def __init__(self, config: AttributeConfig):
         super().__init__(config)
-        self._image_processor: BaseImageProcessor | None = None
-        self._hub_kwargs: dict[str, Any] = {}
         self.subspaces = AttributeSubspaces(config) if config.attribute_subspaces else None
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Linear layers by their fan-in, as PyTorch's own; the backbone initialises itself.
-
-        The usual std of 0.02 is 1 / sqrt(3 * 768), made for the width of a ViT-B. In a layer 256 wide it is too small:
-        measured on frozen MobileNetV2 features, the first epoch ended at a mAP of 66.9 with it and of 75.2 without.
-        """
         super()._init_weights(module)
-        if isinstance(module, nn.Linear):
-            bound = module.in_features**-0.5
-            init.uniform_(module.weight, -bound, bound)
-            if module.bias is not None:
-                init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, ConditionEmbedding | AttributeSubspaces):
+        if isinstance(module, ConditionEmbedding | AttributeSubspaces):
             module.init_weights()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """As [`PreTrainedModel.from_pretrained`]; remembers revision and credentials for the image processor."""
-        result = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        model = result[0] if isinstance(result, tuple) else result
-        names = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download")
-        model._hub_kwargs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        return result
+    def usage_example(cls, model_id: str, config: AttributeConfig) -> str:
+        dim, names = config.embedding_dim or config.hidden_size, list(config.attributes)
+        return f'''```python
+from transformers import AutoModel
 
-    def save_pretrained(
-        self, save_directory: str | PathLike[str], is_main_process: bool = True, **kwargs: Any
-    ) -> None:
-        """As [`PreTrainedModel.save_pretrained`]; saves the image processor and the code files as well, for pipelines
-        and sentence-transformers too.
+model = AutoModel.from_pretrained("{model_id}", trust_remote_code=True)
+embeddings = model.encode(["image.jpg", "other.jpg"], attributes={json.dumps(names[:2])})
+print(embeddings.shape)  # (2, {len(names[:2])}, {dim}): images, attributes, numbers; L2-normalised
+print(embeddings[0] @ embeddings[1].T)  # the diagonal has the similarity of the two under each attribute
+```
+`pip install transformers pillow` installs all that this needs. `pip install cca_hf` adds an index and a search by
+attribute (`cca index`, `cca search`), exports and an evaluation. With `pip install sentence-transformers`:
+```python
+from sentence_transformers import SentenceTransformer
 
-        Everything is written beside the target first and moved in when it is whole, so that a full disk leaves an
-        earlier checkpoint in `save_directory` as it was.
-
-        Raises:
-            OSError: if the disk is full; the message says where.
-        """
-        name_pipeline(self.config)
-        if not is_main_process:
-            return super().save_pretrained(save_directory, is_main_process=False, **kwargs)
-        kwargs.setdefault(
-            "repo_id", Path(save_directory).name
-        )  # for push_to_hub, which would take the staging folder's
-        with staged(save_directory) as folder:
-            self.image_processor.save_pretrained(folder)
-            name_sentence_transformers_module(folder)
-            super().save_pretrained(folder, **kwargs)
-        return None
-
-    @property
-    def image_processor(self) -> BaseImageProcessor:
-        """The checkpoint's image processor, loaded at its first use."""
-        if self._image_processor is None:
-            self._image_processor = load_image_processor(self.config, self.name_or_path, self._hub_kwargs)
-        return self._image_processor
-
-    @image_processor.setter
-    def image_processor(self, image_processor: BaseImageProcessor) -> None:
-        self._image_processor = image_processor
+model = SentenceTransformer("{model_id}", trust_remote_code=True)
+embeddings = model.encode(["image.jpg", "other.jpg"], attribute={json.dumps(names[0])})
+print(model.similarity(embeddings, embeddings))  # the similarity of the images under that attribute
+```
+'''
 
     def get_image_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """First half of the forward pass: everything that does not depend on the condition.
@@ -152,7 +241,7 @@ class CCAPreTrainedModel(ImageEncoder, PreTrainedModel):
 
     def condition_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool = False
-    ) -> CCAModelOutput:
+    ) -> ConditionalModelOutput:
         """Second half of the forward pass: asks image tokens under conditions.
 
         Args:
@@ -166,7 +255,7 @@ class CCAPreTrainedModel(ImageEncoder, PreTrainedModel):
         self._check_attribute_ids(attribute_ids, image_tokens.shape[0])
         single = attribute_ids.ndim == 1
         ids = attribute_ids[:, None] if single else attribute_ids
-        embeddings, weights = self._ask(image_tokens, ids, output_attentions)  # (B, k, dim), (B, heads, k, N)
+        embeddings, weights = self._embed_tokens(image_tokens, ids, output_attentions)  # (B, k, dim), (B, heads, k, N)
         if self.subspaces is not None:
             with torch.autocast(embeddings.device.type, enabled=False):
                 embeddings = self.subspaces(embeddings, ids)
@@ -177,9 +266,9 @@ class CCAPreTrainedModel(ImageEncoder, PreTrainedModel):
         if single:
             embeddings = embeddings[:, 0]
             weights = None if weights is None else weights[:, 0]
-        return CCAModelOutput(embeddings=embeddings, attentions=weights)
+        return ConditionalModelOutput(embeddings=embeddings, attentions=weights)
 
-    def _ask(
+    def _embed_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Under ids (batch, k): embeddings (batch, k, dim) before normalisation, weights (batch, heads, k, tokens)."""
@@ -193,7 +282,7 @@ class CCAPreTrainedModel(ImageEncoder, PreTrainedModel):
         return_dict: bool | None = None,
         backbone_features: Sequence[torch.Tensor] | None = None,
         micro_batch_size: int | None = None,
-    ) -> CCAModelOutput | tuple[torch.Tensor, ...]:
+    ) -> ConditionalModelOutput | tuple[torch.Tensor, ...]:
         """Embeds pictures under conditions, all conditions of a picture from one pass of the backbone.
 
         Args:
@@ -220,13 +309,13 @@ class CCAPreTrainedModel(ImageEncoder, PreTrainedModel):
         if return_dict is None:
             return_dict = self.config.return_dict
         if micro_batch_size is None or not torch.is_grad_enabled():
-            output = self._answer(pixel_values, attribute_ids, backbone_features, output_attentions)
+            output = self._embed_images(pixel_values, attribute_ids, backbone_features, output_attentions)
         elif output_attentions:
             raise ValueError("micro_batch_size is for training on embeddings: it gives no attentions")
         else:
-            output = CCAModelOutput(
-                embeddings=embed_in_micro_batches(
-                    lambda *rows: self._answer(*rows).to_tuple()[0],
+            output = ConditionalModelOutput(
+                embeddings=_embed_in_micro_batches(
+                    lambda *rows: self._embed_images(*rows).to_tuple()[0],
                     micro_batch_size,
                     pixel_values,
                     attribute_ids,
@@ -235,13 +324,13 @@ class CCAPreTrainedModel(ImageEncoder, PreTrainedModel):
             )
         return output if return_dict else output.to_tuple()
 
-    def _answer(
+    def _embed_images(
         self,
         pixel_values: torch.Tensor | None,
         attribute_ids: torch.Tensor,
         backbone_features: Sequence[torch.Tensor] | None,
         output_attentions: bool = False,
-    ) -> CCAModelOutput:
+    ) -> ConditionalModelOutput:
         if pixel_values is not None and backbone_features is None:
             backbone_features = self.get_backbone_features(pixel_values)
         elif pixel_values is None and backbone_features is not None:  # they may have been kept in half precision
@@ -266,21 +355,23 @@ class CCAPreTrainedModel(ImageEncoder, PreTrainedModel):
                 f"got {int(attribute_ids.min())}..{int(attribute_ids.max())}"
             )
 
-    def fingerprint(self) -> str:
-        """A hash to keep beside embeddings: of the weights, the attributes and how pictures are read."""
-        return fingerprint_of(self, self.config, self.image_processor)
+    def has_fingerprint(self, fingerprint: str) -> bool:
+        return fingerprint in (self.fingerprint(), self._fingerprint_of_version_0_1())
+
+    def _fingerprint_of_version_0_1(self) -> str:
+        """As version 0.1 computed it, which left out the architecture."""
+        digest = hashlib.sha256()
+        for name, tensor in self.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        described = {"attributes": self.config.attributes, "image_processor": self.image_processor.to_dict()}
+        digest.update(json.dumps(described, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
 
     @torch.inference_mode()
     def _embed(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
-        """For [`encode`]: in eval mode, whatever mode the model is in."""
-        training = self.training
-        if training:
-            self.eval()
-        try:
-            return self(pixel_values, attribute_ids=attribute_ids.expand(len(pixel_values), -1)).embeddings
-        finally:
-            if training:
-                self.train()
+        model = self.in_eval_mode()
+        return model(pixel_values, attribute_ids=attribute_ids.expand(len(pixel_values), -1)).embeddings
 
     def attention_maps(
         self,
@@ -298,4 +389,44 @@ class CCAPreTrainedModel(ImageEncoder, PreTrainedModel):
         return compute_attention_maps(self, images, attributes, batch_size=batch_size)
 
 
-__all__ = ["CCAModelOutput", "CCAPreTrainedModel"]
+def _embed_in_micro_batches(
+    embed: Callable[..., torch.Tensor],
+    size: int,
+    pixel_values: torch.Tensor | None,
+    attribute_ids: torch.Tensor,
+    backbone_features: Sequence[torch.Tensor] | None,
+) -> torch.Tensor:
+    """`embed(pixel_values, attribute_ids, backbone_features)` of all rows, `size` rows at a time.
+
+    A loss over pairs needs the embeddings of the whole batch. So each micro-batch is first embedded without keeping
+    activations, and again in the backward pass: the gradient cache of Gao et al. (2021,
+    https://arxiv.org/abs/2101.06983). PyTorch's activation checkpoints restore the random state and the autocast of
+    the first pass. The gradients are those of the whole batch, at the cost of another forward pass.
+
+    Raises:
+        ValueError: for a size below 1.
+    """
+    if size < 1:
+        raise ValueError(f"micro_batch_size must be at least 1, got {size}")
+    ids = attribute_ids.split(size)
+    images: Sequence[Any] = [None] * len(ids) if pixel_values is None else pixel_values.split(size)
+    features: Sequence[Any] = [None] * len(ids)
+    if backbone_features is not None:
+        features = list(zip(*(feature.split(size) for feature in backbone_features), strict=True))
+    parts = zip(images, ids, features, strict=True)
+    return torch.cat([checkpoint(embed, *part, use_reentrant=False) for part in parts])
+
+
+# the names of version 0.1
+CCAModelOutput = ConditionalModelOutput
+CCAPreTrainedModel = ConditionalPreTrainedModel
+
+__all__ = [
+    "AttributeSubspaces",
+    "CCAModelOutput",
+    "CCAPreTrainedModel",
+    "ConditionEmbedding",
+    "ConditionalModelOutput",
+    "ConditionalPreTrainedModel",
+    "stack_texts",
+]

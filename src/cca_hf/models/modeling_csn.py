@@ -1,10 +1,10 @@
-"""Conditional similarity network (CSN): one embedding of the picture, and a learned mask of it for each condition.
+"""Conditional similarity network (CSN): one embedding of the image, and a learned mask of it for each condition.
 
 Veit, Belongie, Karaletsos: "Conditional Similarity Networks", CVPR 2017, https://arxiv.org/abs/1603.07810.
 
-The paper's: e_c = f(x) * ReLU(M[c]), the masks M drawn from N(0.9, 0.7). Ours: f is CCA's own layer asked with one
-learned query, so that both differ in the place of the condition alone; masked embeddings are normalised and trained by
-CCA's loss, without the paper's two regularising terms.
+The paper's: e_c = f(x) * ReLU(M[c]), the masks M drawn from N(0.9, 0.7). Ours: f is CCA's layer with one
+learned query, so that the two methods differ only in where the condition enters. Masked embeddings are normalised and
+trained with CCA's loss, without the two regularising terms of the paper.
 """
 
 import torch
@@ -13,16 +13,22 @@ from transformers import initialization as init
 
 from .configuration_baselines import CSNConfig
 from .modeling_cca import CCAModel
+from .modeling_conditional import ConditionEmbedding
 
 
 class CSNModel(CCAModel):
-    """One embedding of a picture, masked for each attribute."""
+    """One embedding of an image, masked for each attribute."""
 
     config_class = CSNConfig
     config: CSNConfig
 
+    display_name = "CSN"
+    method = "a conditional similarity network (CSN)"
+    paper_url = "https://arxiv.org/abs/1603.07810"
+
     def _add_head(self, config: CSNConfig) -> None:
-        super()._add_head(config)
+        self.condition_embedding = ConditionEmbedding("none", len(config.attributes), config.hidden_size)
+        self._add_layer(config)
         dim = config.embedding_dim or config.hidden_size
         self.condition_masks = nn.Embedding(max(1, len(config.attributes)), dim)
 
@@ -32,10 +38,12 @@ class CSNModel(CCAModel):
         if module is self.condition_masks:
             init.normal_(module.weight, mean=0.9, std=0.7)
 
-    def _ask(
+    def _embed_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        embedding, weights = super()._ask(image_tokens, attribute_ids[:, :1], output_attentions)  # (B, 1, dim)
+        embedding, weights = super()._embed_tokens(
+            image_tokens, attribute_ids[:, :1], output_attentions
+        )  # (B, 1, dim)
         masks = self.condition_masks(attribute_ids).relu()  # (B, k, dim)
         if weights is not None:
             weights = weights.expand(-1, -1, attribute_ids.shape[1], -1)

@@ -20,8 +20,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from cca_hf.models.checkpoints import staged
+from cca_hf.models.configuration_cca import ConditionConfig
 from cca_hf.models.modeling_conditional import CCAPreTrainedModel
+from cca_hf.models.whole_files import staged
 
 DESCRIPTION = "export.json"  # what is in the graph; ExportedModel reads it
 GRAPH = {"onnx": "model.onnx", "openvino": "model.xml"}
@@ -199,9 +200,11 @@ def _convert_to_openvino(graph: Path) -> None:
 def _write_config(model: CCAPreTrainedModel, names: list[str], folder: Path) -> None:
     config = copy.deepcopy(model.config)
     config.attributes = names
-    values, texts = config.attribute_values or {}, config.attribute_texts or {}
+    values = config.attribute_values or {}
     config.attribute_values = {name: values[name] for name in names if name in values}
-    config.attribute_texts = {name: texts[name] for name in names if name in texts}
+    if isinstance(config, ConditionConfig):
+        texts = config.attribute_texts or {}
+        config.attribute_texts = {name: texts[name] for name in names if name in texts}
     config.save_pretrained(folder)
 
 

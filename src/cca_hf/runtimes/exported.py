@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
-from transformers import BaseImageProcessor
+from transformers import AutoConfig, BaseImageProcessor
 
 # transformers 5.17 lends the same class from its top level only where torchvision is installed
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from cca_hf.models.configuration_cca import CCAConfig
+from cca_hf.models.configuration_images import AttributeConfig
 from cca_hf.models.encoding import ImageEncoder
 from cca_hf.models.modeling_conditional import CCAModelOutput
 
@@ -46,7 +46,7 @@ class ExportedModel(ImageEncoder):
     dtype = torch.float32
 
     def __init__(
-        self, config: CCAConfig, image_processor: BaseImageProcessor, description: dict[str, Any], run: RunGraph
+        self, config: AttributeConfig, image_processor: BaseImageProcessor, description: dict[str, Any], run: RunGraph
     ):
         self.config = config
         self.image_processor = image_processor
@@ -89,7 +89,7 @@ class ExportedModel(ImageEncoder):
         if not is_exported(path):
             raise FileNotFoundError(f"{folder} holds no exported model: there is no {DESCRIPTION} in it")
         description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
-        config = CCAConfig.from_dict(json.loads((path / "config.json").read_text(encoding="utf-8")))
+        config: AttributeConfig = AutoConfig.from_pretrained(path)
         open_graph = {"onnx": _open_onnx, "openvino": _open_openvino}[description["runtime"]]
         run = open_graph(path / GRAPH[description["runtime"]], num_threads)
         return cls(config, AutoImageProcessor.from_pretrained(path), description, run)

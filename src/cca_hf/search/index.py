@@ -111,7 +111,9 @@ class AttributeIndex:
                 raise ValueError(f"the index at {store.location} is not whole: {store.note}")
             made_by = store.schema.checkpoint
             model = None if checkpoint is None or isinstance(checkpoint, CheckpointId) else checkpoint
-            given = checkpoint if model is None else CheckpointId(model.config.name_or_path, model.fingerprint())
+            given = checkpoint
+            if model is not None and not model.has_fingerprint(made_by.fingerprint):
+                given = CheckpointId(model.config.name_or_path, model.fingerprint())
             if isinstance(given, CheckpointId) and given.fingerprint != made_by.fingerprint:
                 raise ValueError(
                     f"the index at {store.location} was made by {made_by}; it takes no vectors of {given}"

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedConfig, Trainer
 from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
 
-from cca_hf.models.checkpoints import staged
+from cca_hf.models.whole_files import staged
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cca_hf.models.attribute_subspaces import AttributeSubspaces
+from cca_hf.models.modeling_conditional import AttributeSubspaces
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,216 @@
+"""Configurations that every family shares: a model on an image backbone, and one that embeds images by attribute.
+
+`ImageModelConfig` is the base of all configurations, `AttributeConfig` of those with attributes. The second carries
+words, the names of the attributes and of their values, so that a checkpoint explains itself and users address it by
+name.
+"""
+
+from collections.abc import Iterable
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+# Keywords that transformers' own configuration takes beside its fields.
+_COMMON_KEYWORDS = {
+    "attn_implementation",
+    "auto_map",
+    "custom_pipelines",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "quantization_config",
+    "torch_dtype",
+}
+
+
+@strict
+class ImageModelConfig(PreTrainedConfig):
+    r"""Configuration of a model on top of a vision backbone. The backbone keeps its native configuration inside.
+
+    Args:
+        backbone_config: native configuration of the backbone, or its dict with `model_type`; the default is a ViT,
+            whose fields may then be given here.
+        backbone_name: model id or path of the backbone, for the model card.
+        num_prefix_tokens: tokens before the grid of image tokens (CLS, distillation, registers). The first one
+            summarises the image; without a prefix the mean of the tokens does.
+        feature_levels: indices into the backbone's `hidden_states` of feature maps that are used in addition to the
+            last one. Early maps contain what late ones have lost, such as colour.
+        feature_channels: channels of these maps and, last, of the backbone's output.
+        feature_grid: earlier maps with more than this many cells a side are averaged down to it.
+        hidden_size: width of the image tokens behind the backbone.
+        layer_norm_eps: epsilon of the layer normalisations behind the backbone.
+        initializer_range: standard deviation of new embedding tables.
+        freeze_batch_norm: batch normalisation of the backbone keeps its running statistics while training;
+            `from_backbone` sets it for a pretrained backbone.
+        image_size: side of the square images in pixels that the model was made for, or their (height, width).
+            Position embeddings are interpolated for other sizes.
+    """
+
+    sub_configs: ClassVar[dict] = {"backbone_config": AutoConfig}
+    # Fields that change no embedding: names, and settings of training.
+    fields_without_effect: ClassVar[set[str]] = {"backbone_name", "freeze_batch_norm", "initializer_range"}
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    backbone_name: str | None = None
+    num_prefix_tokens: int = 1
+    feature_levels: list[int] | tuple[int, ...] = ()
+    feature_channels: list[int] | tuple[int, ...] = ()
+    feature_grid: int = 7
+    hidden_size: int = 768
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    freeze_batch_norm: bool = True
+    image_size: int | list[int] | tuple[int, int] = 224
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.transformers_version is None:  # otherwise read from a file, which may have fields of another version
+            self.refuse_unknown_fields(kwargs, with_backbone=self.backbone_config is None)
+        if self.backbone_config is None:
+            self.backbone_config = self._default_backbone(kwargs)
+        elif isinstance(self.backbone_config, dict):
+            backbone = dict(self.backbone_config)
+            self.backbone_config = CONFIG_MAPPING[backbone.pop("model_type", "vit")](**backbone)
+        if not self.feature_channels:
+            self.feature_channels = [self.hidden_size]
+        super().__post_init__(**kwargs)
+
+    def _default_backbone(self, kwargs: dict[str, Any]) -> PreTrainedConfig:
+        """A ViT with the fields that it shares with this configuration and those in `kwargs`, which are removed."""
+        own = {name: kwargs.pop(name) for name in _fields_of(CONFIG_MAPPING["vit"]) & set(kwargs)}
+        shared = {name: vars(self)[name] for name in _fields_of(CONFIG_MAPPING["vit"]) & _fields_of(type(self))}
+        return CONFIG_MAPPING["vit"](**shared | own)
+
+    @classmethod
+    def field_names(cls) -> set[str]:
+        """The fields that this configuration adds to those of every `PreTrainedConfig`."""
+        return _fields_of(cls)
+
+    @classmethod
+    def refuse_unknown_fields(cls, names: Iterable[str], *, with_backbone: bool = False) -> None:
+        """Check the names of keyword arguments.
+
+        Args:
+            names: the names to check.
+            with_backbone: also allow the fields of the default backbone, a ViT.
+
+        Raises:
+            TypeError: for the first name that is neither a field nor a common keyword of transformers.
+        """
+        known = _fields_of(cls) | (_fields_of(CONFIG_MAPPING["vit"]) if with_backbone else set())
+        for name in sorted(set(names) - known - _COMMON_KEYWORDS - {field.name for field in fields(PreTrainedConfig)}):
+            if not name.startswith("_"):
+                raise TypeError(
+                    f"{cls.__name__} has no field {name!r}.{did_you_mean(name, sorted(known))} "
+                    f"Its fields are {sorted(_fields_of(cls))}; fields of the backbone belong in backbone_config."
+                )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As [`PreTrainedConfig.from_dict`].
+
+        Raises:
+            ValueError: for the configuration of another kind of model.
+        """
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            name = cls.__name__.removesuffix("Config") + "Model"
+            raise ValueError(
+                f"this is a checkpoint of type {model_type!r}, and {name} loads checkpoints of type "
+                f"{cls.model_type!r}. AutoModel.from_pretrained loads a checkpoint of any type; "
+                f"{name}.from_backbone makes a new model on a pretrained vision backbone."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+    @property
+    def image_height_and_width(self) -> tuple[int, int]:
+        """Height and width in pixels of the images that the model was made for."""
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        height, width = self.image_size
+        return height, width
+
+    def validate_image_size(self) -> None:
+        """Part of the strict validation: a positive number, or two."""
+        sides = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
+        if len(sides) != 2 or min(sides) < 1:
+            raise ValueError(f"image_size must be a positive number or (height, width); got {self.image_size}")
+
+    def validate_feature_levels(self) -> None:
+        """Part of the strict validation: the channels of every map are given."""
+        if len(self.feature_channels) != len(self.feature_levels) + 1:
+            raise ValueError(
+                f"feature_channels needs one number for each of the {len(self.feature_levels)} feature_levels and "
+                f"one for the backbone's output; got {list(self.feature_channels)}"
+            )
+
+
+@strict
+class AttributeConfig(ImageModelConfig):
+    r"""Configuration of a model that embeds an image by attribute.
+
+    Args:
+        attributes: names of the attributes ("colour", ...). The id of an attribute is its index in this list.
+        attribute_values: value names by attribute name, in the order of the data set's label ids. Optional.
+        embedding_dim: width of the embedding; `None` keeps `hidden_size`.
+        attribute_subspaces: each attribute's embedding is projected on the subspace that separates its values, which
+            removes the other attributes from it; see `modeling_conditional.py`. Fitted at the end of training.
+    """
+
+    fields_without_effect: ClassVar[set[str]] = ImageModelConfig.fields_without_effect | {"attribute_values"}
+
+    attributes: list[str] | tuple[str, ...] = ()
+    attribute_values: dict[str, list[str]] | None = None
+    embedding_dim: int | None = None
+    attribute_subspaces: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.attributes = list(self.attributes)
+        self.attribute_values = dict(self.attribute_values or {})
+        super().__post_init__(**kwargs)
+
+    def validate_attributes(self) -> None:
+        """Part of the strict validation: names are unique, and values belong to attributes that exist."""
+        if len(set(self.attributes)) != len(self.attributes):
+            raise ValueError(f"attribute names must be unique; got {list(self.attributes)}")
+        self._check_names_in("attribute_values", self.attribute_values)
+
+    def _check_names_in(self, field: str, words: dict[str, Any] | None) -> None:
+        unknown = sorted(set(words or {}) - set(self.attributes))
+        if unknown:
+            raise ValueError(f"{field} names {unknown}, which are not among the attributes {self.attributes}")
+
+    def attribute_id(self, name: str) -> int:
+        """The id of an attribute, its index in `attributes`.
+
+        Raises:
+            ValueError: if the attribute does not exist; the message names the closest one and lists all.
+        """
+        if name in self.attributes:
+            return self.attributes.index(name)
+        hint = did_you_mean(str(name), self.attributes, cutoff=0.5)
+        raise ValueError(f"unknown attribute {name!r}.{hint} This model knows {self.attributes}.")
+
+    def attribute_ids(self, names: str | list[str] | tuple[str, ...] | None = None) -> list[int]:
+        """The ids of one name, of several, or (`None`) of all attributes."""
+        if names is None:
+            return list(range(len(self.attributes)))
+        return [self.attribute_id(name) for name in ([names] if isinstance(names, str) else names)]
+
+
+def _fields_of(config_class: type[PreTrainedConfig]) -> set[str]:
+    """The fields that a configuration adds to those of every configuration."""
+    return {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
+
+
+def did_you_mean(name: str, known: list[str] | tuple[str, ...], cutoff: float = 0.6) -> str:
+    """` Did you mean 'colour'?`, or nothing where no known name is close."""
+    closest = get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f" Did you mean {closest[0]!r}?" if closest else ""
+
+
+__all__ = ["AttributeConfig", "ImageModelConfig", "did_you_mean"]

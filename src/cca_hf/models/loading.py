@@ -1,0 +1,50 @@
+"""Load a checkpoint for use, and refuse what is not a whole one. This file is not saved with checkpoints."""
+
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig
+
+from .configuration_images import ImageModelConfig
+
+
+def load_model(
+    name_or_path: str | PathLike[str], device: str | torch.device | None = None, dtype: str | torch.dtype = "auto"
+) -> Any:
+    """Load a checkpoint of this package, in evaluation mode.
+
+    Args:
+        name_or_path: a folder, or a model id on the Hub.
+        device: defaults to the accelerator of this machine, or else the CPU.
+        dtype: of the weights; `"auto"` for the one in which they were saved.
+
+    Returns:
+        An [`ImagePreTrainedModel`], such as a [`CCAModel`].
+
+    Raises:
+        FileNotFoundError, OSError: if the checkpoint does not exist, neither here nor on the Hub.
+        ValueError: if the checkpoint is of another kind, or lacks weights.
+    """
+    name, parts = fspath(name_or_path), Path(name_or_path).parts
+    if not Path(name).exists() and (Path(name).is_absolute() or len(parts) > 2):  # not an id on the Hub
+        raise FileNotFoundError(f"there is no checkpoint at {name}")
+    try:
+        model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+    except OSError as error:
+        raise OSError(f"{name!r} is not a folder here, and could not be loaded from the Hub: {error}") from error
+    if model_type not in CONFIG_MAPPING or not issubclass(CONFIG_MAPPING[model_type], ImageModelConfig):
+        raise ValueError(
+            f"{name} is a checkpoint of type {model_type!r}, not of CCA; 'cca train --backbone {name}' trains a CCA "
+            "model on it"
+        )
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    model, report = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    if report["missing_keys"]:  # they are random now, and so would the embeddings be
+        missing = sorted(report["missing_keys"])
+        raise ValueError(f"{name} lacks {len(missing)} of the model's weights, such as {missing[0]}: it is not whole")
+    return model.to(device or accelerator or "cpu").eval()
+
+
+__all__ = ["load_model"]
