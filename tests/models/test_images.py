@@ -105,9 +105,9 @@ def test_unreadable_pictures_are_named(gradient, tmp_path):
         ("text.jpg", "cannot identify"),
         ("none.jpg", "No such file"),
     ]:
-        with pytest.raises(UnreadableImageError, match=f"{name}' cannot be read as a picture: .*{reason}"):
+        with pytest.raises(UnreadableImageError, match=f"{name}' cannot be read as an image: .*{reason}"):
             load_image(tmp_path / name)
-    with pytest.raises(UnreadableImageError, match="picture of 3 bytes"):
+    with pytest.raises(UnreadableImageError, match="an image of 3 bytes"):
         load_image({"bytes": b"abc", "path": None})
     with pytest.raises(UnreadableImageError, match="both are missing"):
         load_image({"bytes": None, "path": None})

@@ -19,7 +19,7 @@ from PIL import Image
 
 from cca_hf.models.encoding import ImageEncoder
 from cca_hf.models.images import ImageInput
-from cca_hf.models.pixels import ImageReader
+from cca_hf.models.images import ImageReader
 
 
 class BusyError(Exception):

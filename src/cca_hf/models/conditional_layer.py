@@ -116,9 +116,15 @@ class ConditionalCrossAttentionLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: CCAConfig):
         super().__init__()
+        self.config = config  # for the attention implementation, which may change
         self.residual = config.residual
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = CrossAttention(config)
+        self.attention = CrossAttention(
+            config.hidden_size,
+            config.num_attention_heads,
+            bias=config.qkv_bias,
+            dropout=config.attention_probs_dropout_prob,
+        )
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = ConditionalMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -128,7 +134,10 @@ class ConditionalCrossAttentionLayer(GradientCheckpointingLayer):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """conditions (batch, k, D), image_tokens (batch, N, D) -> (batch, k, D), weights (batch, heads, k, N)."""
         answers, weights = self.attention(
-            self.layernorm_before(conditions), self.layernorm_before(image_tokens), output_attentions
+            self.layernorm_before(conditions),
+            self.layernorm_before(image_tokens),
+            attn_implementation=self.config._attn_implementation,
+            output_attentions=output_attentions,
         )
         states = self.dropout(answers)
         if self.residual == "image":

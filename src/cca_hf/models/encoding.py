@@ -20,8 +20,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import logging
 
 from .configuration_cca import CCAConfig
-from .images import ImageInput, UnreadableImageError
-from .pixels import ImageReader
+from .images import ImageInput, ImageReader, UnreadableImageError
 
 _MOST_WORKERS = 8  # beyond, threads wait for each other
 _BATCHES_AHEAD = 2
