@@ -46,7 +46,8 @@ class CCAConfig(PreTrainedConfig):
         hidden_dropout_prob, attention_probs_dropout_prob, initializer_range: of its training.
         freeze_batch_norm: batch normalisation of the backbone keeps its running statistics while training;
             [`CCAModel.from_backbone`] asks for it where the backbone is pretrained.
-        image_size: height and width in pixels that the model was made for; others are interpolated.
+        image_size: side of the square images in pixels that the model was made for, or their (height, width).
+            Position embeddings are interpolated for other sizes.
     """
 
     model_type = "cca"
@@ -78,7 +79,7 @@ class CCAConfig(PreTrainedConfig):
     qkv_bias: bool = True
     initializer_range: float = 0.02
     freeze_batch_norm: bool = True
-    image_size: int = 224
+    image_size: int | list[int] | tuple[int, int] = 224
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.backbone_config is None:
@@ -101,6 +102,20 @@ class CCAConfig(PreTrainedConfig):
             strangers = sorted(set(words or {}) - set(self.attributes))
             if strangers:
                 raise ValueError(f"{field} names {strangers}, which are not among the attributes {self.attributes}")
+
+    @property
+    def image_height_and_width(self) -> tuple[int, int]:
+        """Height and width in pixels of the images that the model was made for."""
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        height, width = self.image_size
+        return height, width
+
+    def validate_image_size(self) -> None:
+        """Part of the strict validation: a positive number, or two."""
+        sides = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
+        if len(sides) != 2 or min(sides) < 1:
+            raise ValueError(f"image_size must be a positive number or (height, width); got {self.image_size}")
 
     def validate_layer(self) -> None:
         """Part of the strict validation: the conditional layer can be built."""

@@ -1,8 +1,8 @@
 """Multi-head cross-attention: self-attention whose query comes from somewhere else.
 
 The one attention module of the family. It runs on transformers' attention interface, so that the caller's
-`attn_implementation` selects eager, SDPA, flash or flex attention. Its parameters are named as in transformers' ViT, so
-that the weights of a pretrained self-attention layer load into it.
+`attn_implementation` selects eager, SDPA, flash or flex attention. Its parameters are named as in transformers' ViT,
+so that the weights of a pretrained self-attention layer load into it.
 """
 
 from collections.abc import Callable
@@ -93,7 +93,7 @@ class CrossAttention(nn.Module):
                 implementation, because SDPA and flash attention do not return them.
 
         Returns:
-            The attended values (batch, queries, output_dim), and the weights (batch, heads, queries, tokens) or `None`.
+            The attended values (batch, queries, output_dim); the weights (batch, heads, queries, tokens) or `None`.
 
         Raises:
             ValueError: for an attention mask under another implementation.

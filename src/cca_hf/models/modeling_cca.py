@@ -19,11 +19,10 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig
 
-from .backbones import extract_features, interpolates_positions, parameters_of_levels, prepare_backbone
+from .backbones import ImageTokens, extract_features, interpolates_positions, parameters_of_levels, prepare_backbone
 from .checkpoints import build_from_backbone
 from .conditional_layer import ConditionalCrossAttentionLayer, ConditionEmbedding
 from .configuration_cca import CCAConfig
-from .image_tokens import ImageTokens
 from .modeling_conditional import CCAModelOutput, CCAPreTrainedModel
 
 
@@ -70,7 +69,7 @@ class CCAModel(CCAPreTrainedModel):
         *,
         text_embeddings: Mapping[str, torch.Tensor | np.ndarray | Sequence[float]] | None = None,
         freeze_backbone: bool = False,
-        image_size: int | None = None,
+        image_size: int | Sequence[int] | None = None,
         attn_implementation: str | None = None,
         dtype: torch.dtype = torch.float32,
         revision: str | None = None,
@@ -90,7 +89,8 @@ class CCAModel(CCAPreTrainedModel):
             attributes: names of the attributes, or value names by attribute name (as `AttributeDataset.attributes`).
             text_embeddings: for `condition_embedding="text"`, a text encoder's embedding of each attribute, by name.
             freeze_backbone: train the conditional layer alone.
-            image_size: height and width in pixels of the pictures; defaults to the backbone's own, or 224.
+            image_size: side of the square images in pixels, or their (height, width); defaults to the backbone's
+                image size, or 224.
             attn_implementation: `"eager"`, `"sdpa"`, `"flash_attention_2"`, ... as in `from_pretrained`.
             dtype: of the weights.
             revision, token, cache_dir, local_files_only: as in `from_pretrained`.
@@ -178,7 +178,7 @@ class CCAModel(CCAPreTrainedModel):
         # convolutions run up to 2.4 times faster on a CPU with channels last; a ViT's patch embedding does not care
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         features = extract_features(self.backbone, pixel_values, levels, self.interpolates_positions)
-        return self.image_tokens.flatten(features)
+        return self.image_tokens.flatten(features, tuple(pixel_values.shape[-2:]))
 
     def _ask(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool

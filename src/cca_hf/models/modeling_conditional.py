@@ -18,7 +18,8 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .attribute_subspaces import AttributeSubspaces
-from .checkpoints import load_image_processor, name_pipeline, name_sentence_transformers_module, staged
+from .backbones import load_image_processor
+from .checkpoints import name_pipeline, name_sentence_transformers_module, staged
 from .conditional_layer import ConditionEmbedding
 from .configuration_cca import CCAConfig
 from .encoding import ImageEncoder, compute_attention_maps
