@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from transformers import BaseImageProcessor
 from transformers.image_utils import load_image as load_image_from_url
 
@@ -224,6 +224,8 @@ def _name(image: ImageInput) -> str:
         return f"an image of {len(image)} bytes"
     if isinstance(image, (str, PathLike)):
         return repr(fspath(image)[:200])
+    if isinstance(image, ImageFile.ImageFile) and image.filename:
+        return repr(image.filename)
     return f"an image of type {type(image).__name__}"
 
 

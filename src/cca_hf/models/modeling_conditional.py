@@ -4,11 +4,12 @@ A model fills in `get_backbone_features`, `project_features`, `tokens_and_grids`
 all is about; the baselines that it is compared with (CSN, ASEN, one network per attribute) are the others.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -266,6 +267,13 @@ class CCAPreTrainedModel(ImageEncoder, PreTrainedModel):
                 f"attribute_ids must lie in 0..{allowed - 1}, the ids of {self.config.attributes}; "
                 f"got {int(attribute_ids.min())}..{int(attribute_ids.max())}"
             )
+
+    def in_eval_mode(self) -> Self:
+        """The model itself if no module is training, else a copy in eval mode that shares parameters and buffers."""
+        if not any(module.training for module in self.modules()):
+            return self
+        shared = {id(tensor): tensor for tensor in [*self.parameters(), *self.buffers()]}
+        return copy.deepcopy(self, shared).eval()
 
     def fingerprint(self) -> str:
         """A hash to keep beside embeddings: of the weights, the attributes and how pictures are read."""
