@@ -218,8 +218,8 @@ def milliseconds_per_image(models: dict[str, CCAPreTrainedModel]) -> dict[str, f
     """For all attributes of an image: all models in turns, after one turn to warm up, the median of each."""
     work: dict[str, Callable[[], object]] = {}
     for name, model in models.items():
-        size = model.config.image_size
-        pixel_values = torch.zeros(TIMED_BATCH, 3, size, size)
+        size = model.config.image_height_and_width
+        pixel_values = torch.zeros(TIMED_BATCH, 3, *size)
         every = torch.arange(len(model.config.attributes)).expand(TIMED_BATCH, -1)
         model.eval()
         if name == "frozen":

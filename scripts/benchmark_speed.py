@@ -48,7 +48,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel, pipeline
 
 from cca_hf import CCAModel, ExportedModel, export_model, retrieval_metrics
-from cca_hf.models.pixels import ImageReader
+from cca_hf.models.images import ImageReader
 
 NUM_ATTRIBUTES = 8
 

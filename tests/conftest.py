@@ -4,7 +4,10 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -40,3 +43,30 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data not found in {folder}; set CCA_SHARED_DATA to the folder that holds it")
     return folder
+
+
+@pytest.fixture
+def image_server() -> Iterator[tuple[str, dict[str, bytes | str]]]:
+    """A server on the loopback interface: its URL, and its answers by path: bytes, "not found" or "hang up"."""
+    answers: dict[str, bytes | str] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer = answers.get(self.path, "not found")
+            if answer == "hang up":
+                self.close_connection = True
+                return
+            self.send_response(200 if isinstance(answer, bytes) else 404)
+            self.end_headers()
+            self.wfile.write(answer if isinstance(answer, bytes) else b"<html>404</html>")
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", answers
+    server.shutdown()
+    server.server_close()
+    thread.join()

@@ -97,7 +97,7 @@ def test_unreadable_pictures(checkpoint, catalogue, tmp_path, capsys):
     (catalogue / "3.png").write_bytes(b"no picture")
     command = ["embed", "--model", str(checkpoint), "--images", str(catalogue), "--output_dir", str(tmp_path / "out")]
     assert main([*command, "--device", "cpu"]) == 1
-    assert "3.png cannot be read as a picture" in capsys.readouterr().err
+    assert "3.png cannot be read as an image" in capsys.readouterr().err
     assert main([*command, "--device", "cpu", "--on_unreadable", "skip"]) == 0
     assert list(json.loads(capsys.readouterr().out)["unreadable"]) == ["3.png"]
 

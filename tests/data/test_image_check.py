@@ -56,7 +56,7 @@ def test_they_are_left_out_only_if_asked(folder, caplog):
     assert checked.check_images() is checked
     for split in ("train", "test"):
         images = AttributeImages(checked, split)
-        assert all(images[row]["image"].mode == "RGB" for row in range(len(images)))
+        assert all(images[row]["image"].shape[2] == 3 for row in range(len(images)))
 
 
 def test_only_the_first_few_are_named(rows, built):
@@ -104,8 +104,7 @@ def test_any_kind_of_picture_is_readable(rows, built):
     encoded.append(encode(colour, "JPEG", exif=exif))
     data = load_attribute_dataset(built(rows[:6], encoded), ["colour"], make_splits=False).check_images()
     examples = AttributeImages(data, "train").__getitems__(range(6))
-    assert [example["image"].mode for example in examples] == ["RGB"] * 6
-    assert [example["image"].size for example in examples] == [(20, 10)] * 5 + [(10, 20)]
+    assert [example["image"].shape for example in examples] == [(10, 20, 3)] * 5 + [(20, 10, 3)]
 
 
 def test_another_choice_than_error_and_skip(rows, built):
@@ -121,3 +120,35 @@ def encode(image, kind, **options):
 
 def jpeg():
     return encode(Image.new("RGB", (8, 8), "red"), "JPEG")
+
+
+def test_a_file_that_broke_after_the_first_check_is_noticed(tmp_path, writers):
+    folder = writers["images"](tmp_path / "shoes", {"train": writers["rows"](12)}, "csv")
+    load(folder).check_images()
+    whole = (folder / "train" / "0004.jpg").read_bytes()
+    (folder / "train" / "0004.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "train" / "0007.jpg").unlink()
+    with pytest.raises(UnreadableImageError, match=r"2 unreadable image\(s\) \(2 in train\)") as error:
+        load(folder).check_images()
+    assert "train[4]: " in str(error.value) and "0007.jpg" in str(error.value)
+    (folder / "train" / "0004.jpg").write_bytes(whole)
+    with pytest.raises(UnreadableImageError, match="1 unreadable"):
+        load(folder).check_images()
+
+
+def test_images_of_urls_are_checked_every_time(image_server, rows, built):
+    """The bytes come from a server, which fails in every way that a server can."""
+    url, answers = image_server
+    answers |= {f"/{row}.jpg": jpeg() for row in range(10)}
+    source = built(rows[:10], [jpeg()] * 10).remove_columns("image")
+    source = source.add_column("image", [f"{url}/{row}.jpg" for row in range(10)]).cast_column("image", ImageFeature())
+    data = load_attribute_dataset(source, ["colour"], make_splits=False).check_images()
+    answers |= {"/3.jpg": "hang up", "/5.jpg": "not found"}
+    with pytest.raises(UnreadableImageError) as error:
+        data.check_images()
+    assert "2 unreadable image(s)" in str(error.value)
+    assert f"train[3]: {url}/3.jpg cannot be read as an image: " in str(error.value)
+    assert f"train[5]: {url}/5.jpg cannot be read as an image: " in str(error.value)
+    assert len(data.check_images(on_unreadable="skip")["train"]) == 8
+    with pytest.raises(UnreadableImageError, match=rf"train\[3\]: {url}/3.jpg"):
+        AttributeImages(data, "train")[3]

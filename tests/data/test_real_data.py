@@ -68,7 +68,7 @@ def test_fashion_products(fashion):
 
 def test_an_epoch_of_fashion_products(fashion):
     """Every value of every attribute is reached, and every picture decodes."""
-    images = AttributeImages(fashion, "train", TrainingTransform((64, 64)))
+    images = AttributeImages(fashion, "train", TrainingTransform())
     labels = images.labels.numpy()
     sampler = AttributeBatchSampler(labels, batch_size=64, images_per_value=4)
     assert len(sampler) == 106
@@ -78,7 +78,7 @@ def test_an_epoch_of_fashion_products(fashion):
         assert reached == set(labels[:, index].tolist()) and len(reached) >= len(values) - 2
     seen = len(set(np.concatenate(batches).tolist()))
     assert seen > 0.45 * len(images)
-    collator = AttributeCollator(ViTImageProcessorPil(size={"height": 64, "width": 64}), resized=True)
+    collator = AttributeCollator(ViTImageProcessorPil(size={"height": 64, "width": 64}))
     batch = next(iter(DataLoader(images, batch_sampler=sampler, collate_fn=collator)))
     assert batch["pixel_values"].shape == (64, 3, 64, 64) and torch.isfinite(batch["pixel_values"]).all()
 

@@ -93,7 +93,7 @@ def test_what_a_worker_tells(cluster, model_folder, model, pictures, tmp_path):
     assert worker.batch_size == 2 and len(made(tmp_path / "out")) == 2
     for _ in range(MOST):
         (told,) = worker({"item": np.array([0])})["unreadable"]
-        assert "000.png cannot be read as a picture" in told
+        assert "000.png cannot be read as an image" in told
     (told,) = worker({"item": np.array([0])})["died"]
     assert f"{MOST} workers in turn died at the pictures 0 to 7 of the catalogue" in told
     worker.batch_size = 1
@@ -101,7 +101,7 @@ def test_what_a_worker_tells(cluster, model_folder, model, pictures, tmp_path):
     with pytest.raises(RuntimeError, match="out of memory"):
         worker({"item": np.array([2])})
     loading = partial(load_encoder, str(model_folder), "cpu")
-    with pytest.raises(UnreadableImageError, match="000.png cannot be read as a picture"):
+    with pytest.raises(UnreadableImageError, match="000.png cannot be read as an image"):
         embed_catalogue_on_ray(loading, job.catalogue, tmp_path / "out", shard_size=8, show_progress=False)
     with pytest.raises(ValueError, match="at least 1; got 0 and None"):
         embed_catalogue_on_ray(loading, job.catalogue, tmp_path / "out", batch_size=0)

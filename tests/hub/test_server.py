@@ -129,7 +129,7 @@ def send(**options):
 @pytest.mark.parametrize(
     ("request_", "status", "kind", "message"),
     [
-        (send(content=JPEG[:-300], headers=IMAGE), 422, "unreadable_picture", "inputs: a picture of"),
+        (send(content=JPEG[:-300], headers=IMAGE), 422, "unreadable_picture", "inputs: an image of"),
         (send(content=b"no picture", headers=IMAGE), 422, "unreadable_picture", "no whole picture"),
         (send(content=b"", headers=IMAGE), 422, "unreadable_picture", "0 bytes"),
         (send(content=bomb(), headers=IMAGE), 413, "too_large", "6000 x 6000; at most 1,000,000 pixels"),

@@ -222,5 +222,5 @@ def test_early_levels_can_be_frozen_alone(attributes):
     assert not any(p.requires_grad for p in model.backbone.conv_stem.parameters())
     assert all(p.requires_grad for p in model.backbone.conv_1x1.parameters())
     assert all(p.requires_grad for name, p in model.named_parameters() if not name.startswith("backbone."))
-    with pytest.raises(ValueError, match="asks 3 feature levels before the backbone's output; got 4"):
+    with pytest.raises(ValueError, match="has 3 feature levels before the backbone's output; got 4"):
         model.freeze_backbone(num_levels=4)

@@ -10,7 +10,7 @@ from cca_hf import CCAModel, UnreadableImageError
 
 
 def test_all_attributes_in_the_configs_order(model, pictures):
-    pictures = [picture.resize((32, 32)) for picture in pictures]  # see test_pixels for what resizing may differ by
+    pictures = [picture.resize((32, 32)) for picture in pictures]  # what resizing may differ by: test_image_reader
     embeddings = model.encode(pictures)
     assert isinstance(embeddings, np.ndarray) and embeddings.shape == (5, 3, 32) and embeddings.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=-1), 1, atol=1e-5)
@@ -147,9 +147,9 @@ def test_who_stops_asking_stops_the_threads(model, pictures):
 
     batches = model.encode_batches(Watched(pictures, 1000), batch_size=2, num_workers=2)
     next(batches)
-    assert any(thread.name.startswith("read-pictures") for thread in threading.enumerate())
+    assert any(thread.name.startswith("read-images") for thread in threading.enumerate())
     batches.close()
-    assert not any(thread.name.startswith("read-pictures") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("read-images") for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -162,8 +162,8 @@ def test_unreadable_pictures_are_skipped_when_asked(model, pictures, tmp_path, n
     got = list(model.encode_batches(images, batch_size=2, num_workers=num_workers, on_unreadable="skip"))
     assert [row for batch in got for row in batch.rows] == [0, 1, 5]
     reasons = {row: str(error) for batch in got for row, error in batch.unreadable.items()}
-    assert list(reasons) == [2, 3, 4] and "half.jpg" in reasons[2] and "place 4" in reasons[4]
-    with pytest.raises(UnreadableImageError, match="half.jpg"):
+    assert list(reasons) == [2, 3, 4] and "half.jpg" in reasons[2] and "half.jpg" in reasons[4]
+    with pytest.raises(UnreadableImageError, match=r"images\[2\]: .*half.jpg"):
         list(model.encode_batches(images, batch_size=2, num_workers=num_workers))
     only = list(model.encode_batches([tmp_path / "none.jpg"], on_unreadable="skip"))
     assert only[0].rows == [] and only[0].values.shape == (0, 3, 32)
@@ -186,3 +186,27 @@ def test_fingerprint_tells_models_apart(model, tmp_path):
     changed = model.fingerprint()
     model.image_processor.resample = 3
     assert len({first, changed, model.fingerprint()}) == 3
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_dead_url_is_named_with_its_row_or_skipped(model, image_server, pictures, num_workers):
+    url, answers = image_server
+    answers["/closed.png"] = "hang up"
+    images = [pictures[0], f"{url}/closed.png", pictures[1], f"{url}/none.png"]
+    with pytest.raises(UnreadableImageError, match=rf"images\[1\]: '{url}/closed.png' cannot be read as an image"):
+        model.encode(images, num_workers=num_workers)
+    got = list(model.encode_batches(images, num_workers=num_workers, on_unreadable="skip"))
+    assert [row for batch in got for row in batch.rows] == [0, 2]
+    assert [list(batch.unreadable) for batch in got] == [[1, 3]]
+    expected = model.encode([pictures[0], pictures[1]])
+    np.testing.assert_allclose(got[0].values, expected, atol=1e-6)
+
+
+def test_attention_maps_of_a_model_in_training(model, pictures):
+    """Neither dropout nor a module that is kept in eval mode is touched."""
+    expected = model.attention_maps(pictures[:2])
+    model.train()
+    model.backbone.eval()
+    model.conditional_layer.attention.dropout = 0.5
+    np.testing.assert_allclose(model.attention_maps(pictures[:2]), expected, atol=1e-6)
+    assert model.training and model.conditional_layer.training and not model.backbone.training

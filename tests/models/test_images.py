@@ -1,7 +1,9 @@
-"""Real files of every awkward kind, read back as upright 8-bit RGB."""
+"""Real files of every awkward kind, read as upright 8-bit RGB."""
 
 import base64
 import io
+import socket
+import struct
 
 import numpy as np
 import pytest
@@ -39,7 +41,7 @@ def test_sixteen_bit_greys_are_scaled_not_clipped(tmp_path, suffix):
     np.testing.assert_allclose(pixels(load_image(path))[0, :, 0], np.arange(256), atol=1)
 
 
-def test_one_bit_pictures(tmp_path):
+def test_one_bit_images(tmp_path):
     Image.fromarray(np.eye(8, dtype=bool)).save(tmp_path / "bits.png")
     assert set(np.unique(pixels(load_image(tmp_path / "bits.png")))) == {0, 255}
 
@@ -72,7 +74,7 @@ def test_exif_orientation_is_applied(gradient, tmp_path, orientation):
     assert np.abs(got - pixels(gradient)).mean() < 4
 
 
-def test_every_way_to_give_a_picture(gradient, tmp_path):
+def test_every_kind_of_input(gradient, tmp_path):
     gradient.save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     array = np.asarray(gradient)
@@ -95,19 +97,19 @@ def test_every_way_to_give_a_picture(gradient, tmp_path):
     np.testing.assert_array_equal(pixels(load_image(array[..., 0])), array)
 
 
-def test_unreadable_pictures_are_named(gradient, tmp_path):
+def test_unreadable_images_are_named(gradient, tmp_path):
     buffer = io.BytesIO()
     Image.effect_noise((64, 64), 50).convert("RGB").save(buffer, "JPEG")
     (tmp_path / "truncated.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
-    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "text.jpg").write_text("not an image")
     for name, reason in [
         ("truncated.jpg", "truncated"),
         ("text.jpg", "cannot identify"),
         ("none.jpg", "No such file"),
     ]:
-        with pytest.raises(UnreadableImageError, match=f"{name}' cannot be read as a picture: .*{reason}"):
+        with pytest.raises(UnreadableImageError, match=f"{name}' cannot be read as an image: .*{reason}"):
             load_image(tmp_path / name)
-    with pytest.raises(UnreadableImageError, match="picture of 3 bytes"):
+    with pytest.raises(UnreadableImageError, match="an image of 3 bytes"):
         load_image({"bytes": b"abc", "path": None})
     with pytest.raises(UnreadableImageError, match="both are missing"):
         load_image({"bytes": None, "path": None})
@@ -134,3 +136,51 @@ def test_decompression_bomb_is_refused(tmp_path, monkeypatch):
     Image.new("RGB", (40, 40)).save(tmp_path / "bomb.png")
     with pytest.raises(UnreadableImageError, match="bomb"):
         load_image(tmp_path / "bomb.png")
+
+
+def broken_files() -> dict[str, bytes]:
+    """Files on which Pillow's decoders raise something else than an `OSError`."""
+    avif = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(avif, "AVIF")
+    # a DirectDraw surface of 4 x 4 pixels in a format that nobody has defined
+    surface = struct.pack("<4s7I44x8I20x", b"DDS ", 124, 0x1007, 4, 4, 16, 0, 0, 32, 0, 0, 0, 0, 0, 0, 0)
+    return {"broken.avif": avif.getvalue().replace(b"iloc", b"free"), "broken.dds": surface}
+
+
+@pytest.mark.parametrize("name", ["broken.avif", "broken.dds"])
+def test_whatever_a_decoder_raises_names_the_file(tmp_path, name):
+    (tmp_path / name).write_bytes(broken_files()[name])
+    with pytest.raises(UnreadableImageError, match=f"{name}' cannot be read as an image: .") as error:
+        load_image(tmp_path / name)
+    assert isinstance(error.value.__cause__, RuntimeError)  # NotImplementedError is one
+
+
+def test_an_error_without_a_text_is_named_by_its_kind(monkeypatch):
+    def broken(image):
+        raise struct.error
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", broken)
+    with pytest.raises(UnreadableImageError, match="an image of type Image cannot be read as an image: error"):
+        load_image(Image.new("RGB", (4, 4)))
+
+
+def test_images_from_a_server(gradient, image_server):
+    url, answers = image_server
+    buffer = io.BytesIO()
+    gradient.save(buffer, "PNG")
+    answers |= {"/a.png": buffer.getvalue(), "/closed.png": "hang up"}
+    np.testing.assert_array_equal(pixels(load_image(f"{url}/a.png")), pixels(gradient))
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        refused = f"http://127.0.0.1:{unused.getsockname()[1]}/a.png"
+        for dead in (f"{url}/none.png", f"{url}/closed.png", refused, "http://[broken"):
+            with pytest.raises(UnreadableImageError) as error:
+                load_image(dead)
+            assert str(error.value).startswith(f"{dead!r} cannot be read as an image: ")
+
+
+def test_transparency_of_a_data_url_lies_on_white():
+    buffer = io.BytesIO()
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(buffer, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    assert (pixels(load_image(url)) == 255).all()

@@ -10,12 +10,12 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
-from transformers import MobileNetV2Config
+from transformers import MobileNetV2Config, ViTImageProcessorPil
 
 from cca_hf import CCAModel, RetrievalEvaluator
 from cca_hf.data.sampler import SampleKey
 from cca_hf.data.transforms import TrainingTransform
-from cca_hf.models.images import load_image
+from cca_hf.models.images import decode_image
 from cca_hf.training.token_cache import TokenCache
 from cca_hf.training.trainer import CCATrainer
 
@@ -66,12 +66,16 @@ def test_evaluation_from_the_cache_is_that_of_the_pictures(make_model, make_args
 
 
 @torch.no_grad()
-def test_both_sides_of_a_picture_are_kept(make_model, make_cache, shapes):
+@pytest.mark.parametrize("pads", [False, True])
+def test_both_sides_of_an_image_are_kept(make_model, make_cache, shapes, pads):
     model = make_model()
+    if pads:  # on the right and below, also beside the mirror image
+        size = {"max_height": 16, "max_width": 24}
+        model.image_processor = ViTImageProcessorPil(size=size, do_pad=True, pad_size={"height": 32, "width": 32})
     cache = make_cache(model)
-    flip = TrainingTransform((32, 32), horizontal_flip=0.5, crop_scale=(1, 1), crop_ratio=(1, 1))
+    flip = TrainingTransform(horizontal_flip=0.5, crop_scale=(1, 1), crop_ratio=(1, 1))
     images = cache.images_of("train", flip)
-    image = load_image(shapes["train"][3]["image"])
+    image = decode_image(shapes["train"][3]["image"])
     seeds = range(20)
     seen = set()
     for seed in seeds:

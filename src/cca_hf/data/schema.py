@@ -97,7 +97,7 @@ class AttributeDataset:
     ) -> "AttributeDataset":
         """Decodes every image once, with a progress bar, so that no training dies of a broken file after an hour.
 
-        The outcome is cached by `datasets`: a second call on the same data reads it back.
+        `datasets` caches the result: a second call on the same data reads it, unless files have changed since.
 
         Args:
             on_unreadable: "error" raises; "skip" returns the data set without the unreadable images and warns.

@@ -1,14 +1,13 @@
-"""One split for a `torch.utils.data.DataLoader`: decoded, upright RGB pictures with the labels of all attributes."""
+"""One split for a `torch.utils.data.DataLoader`: decoded, upright RGB images with the labels of all attributes."""
 
 from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset
 
-from cca_hf.models.images import UnreadableImageError, load_image
+from cca_hf.models.images import UnreadableImageError, decode_image
 
 from .sampler import SampleKey
 from .schema import IMAGE_COLUMN, AttributeDataset
@@ -16,19 +15,19 @@ from .transforms import TrainingTransform
 
 
 class AttributeExample(TypedDict):
-    """One picture."""
+    """One image."""
 
-    image: Image.Image
+    image: np.ndarray  # (height, width, 3) uint8
     labels: torch.Tensor  # (attributes,) int64, -1 where not labelled
 
 
 class AttributeImages(Dataset[AttributeExample]):
     """The images and labels of one split, by row, or by the `SampleKey` of a batch sampler.
 
-    Only a `SampleKey` has a seed, so only then is the transform applied; a row gives the picture as it is.
+    The transform is applied for a `SampleKey` only, because a row has no seed.
 
     Raises:
-        UnreadableImageError: naming the split and row, when a picture cannot be decoded.
+        UnreadableImageError: if an image cannot be decoded; names the split and the row.
     """
 
     def __init__(self, data: AttributeDataset, split: str, transform: TrainingTransform | None = None) -> None:
@@ -52,20 +51,20 @@ class AttributeImages(Dataset[AttributeExample]):
             for key, row, image in zip(keys, rows, encoded, strict=True)
         ]
 
-    def _decode(self, key: int | SampleKey, row: int, encoded: dict[str, object]) -> Image.Image:
+    def _decode(self, key: int | SampleKey, row: int, encoded: dict[str, object]) -> np.ndarray:
         try:
-            image = load_image(encoded)
+            levels = decode_image(encoded)
         except UnreadableImageError as error:
             raise UnreadableImageError(
                 f"{self.split}[{row}]: {error}; AttributeDataset.check_images finds all such images beforehand"
             ) from error
         if self.transform is None or not isinstance(key, SampleKey):
-            return image
-        return self.transform(image, np.random.default_rng(key.seed))
+            return levels
+        return self.transform(levels, np.random.default_rng(key.seed))
 
 
 class QueriesAndGallery(ConcatDataset[AttributeExample]):
-    """A benchmark's queries, then the gallery that answers them: one pass of an evaluation embeds both."""
+    """The queries of a benchmark, then its gallery: one pass of an evaluation embeds both."""
 
     def __init__(self, queries: AttributeImages, gallery: AttributeImages) -> None:
         super().__init__([queries, gallery])

@@ -18,8 +18,7 @@ import torch
 from PIL import Image
 
 from cca_hf.models.encoding import ImageEncoder
-from cca_hf.models.images import ImageInput
-from cca_hf.models.pixels import ImageReader
+from cca_hf.models.images import ImageInput, ImageReader
 
 
 class BusyError(Exception):

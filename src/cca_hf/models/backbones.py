@@ -1,18 +1,37 @@
-"""Native vision backbones of transformers, seen alike: pixel values in, a list of features out.
+"""Vision backbones of transformers behind one interface: pixel values in, a sequence of image tokens out.
 
-What differs between them is gathered here: which parts serve only a pooled output that CCA does not use (they would be
-parameters without gradient, on which DistributedDataParallel stops), and which interpolate their positions when asked.
+Transformers return tokens (batch, tokens, channels), with or without CLS and register tokens before them.
+Convolutional networks return feature maps (batch, channels, height, width). What else differs between them is handled
+here: the modules that serve only a pooled output (they would be parameters without gradient, on which
+DistributedDataParallel stops), position embeddings, and the image processor.
 """
 
+import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import isqrt
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
-# by model type, the modules behind `last_hidden_state`: they make the pooled output only
+# transformers 5.17 has the same class at its top level only where torchvision is installed
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.utils import is_torchvision_available, logging
+
+if is_torchvision_available():
+    from transformers import ViTImageProcessor
+else:  # the other one would work too, with a warning to each user
+    from transformers import ViTImageProcessorPil as ViTImageProcessor
+
+logger = logging.get_logger(__name__)
+
+DEFAULT_IMAGE_SIZE = 224
+FEATURE_MAP_HIDDEN_SIZE = 256
+HEAD_DIM = 32
+
+# Modules behind `last_hidden_state`, by model type: they make the pooled output only.
 POOLING_MODULES = {
     "vit": ("pooler",),
     "deit": ("pooler",),
@@ -21,16 +40,129 @@ POOLING_MODULES = {
     "clip_vision_model": ("post_layernorm",),
 }
 
-# by model type, parameters for masked image modelling
+# Parameters for masked image modelling, by model type.
 MASK_TOKENS = {
     "dinov2": "embeddings.mask_token",
     "dinov2_with_registers": "embeddings.mask_token",
     "dinov3_vit": "embeddings.mask_token",
 }
 
+# Fields that the conditional layer takes over from the ViT layer that it replaces.
+VIT_LAYER_FIELDS = (
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "layer_norm_eps",
+    "qkv_bias",
+    "initializer_range",
+)
+
+
+class ImageTokens(nn.Module):
+    """Feature maps of one or several levels, projected to `hidden_size` and concatenated behind a summary token.
+
+    Where a plain transformer already has the right width and a CLS token, this is the identity.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.num_prefix_tokens = config.num_prefix_tokens
+        self.feature_grid = config.feature_grid
+        self.patch_size = _patch_size(config.backbone_config)
+        levels = len(config.feature_channels)
+        self.is_identity = levels == 1 and config.feature_channels[0] == config.hidden_size
+        if not self.is_identity:
+            self.projections = nn.ModuleList(nn.Linear(c, config.hidden_size) for c in config.feature_channels)
+            self.layernorms = nn.ModuleList(
+                nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for _ in range(levels)
+            )
+            self.level_embeddings = nn.Embedding(levels, config.hidden_size)
+
+    def flatten(
+        self, features: list[torch.Tensor], image_size: tuple[int, int]
+    ) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
+        """The half without parameters: maps as sequences of cells, earlier levels averaged down to `feature_grid`.
+
+        Args:
+            features: the maps of `feature_levels` and, last, the backbone's output; each (batch, tokens, channels) or
+                (batch, channels, height, width).
+            image_size: (height, width) of the pixel values.
+
+        Returns:
+            Cells (batch, cells, channels) of the output first and then of the levels, from the last to the first; and
+            the (height, width) of their grids, which follow the prefix tokens.
+        """
+        *levels, output = features
+        flat = [
+            self._flatten(output, image_size, pool=False),
+            *(self._flatten(level, image_size, pool=True) for level in reversed(levels)),
+        ]
+        return [cells for cells, _ in flat], [grid for _, grid in flat]
+
+    def forward(self, flattened: list[torch.Tensor]) -> torch.Tensor:
+        """The learned half: what `flatten` returns, projected and concatenated.
+
+        Returns:
+            Tokens (batch, 1 + ..., hidden_size), the first of which is the summary.
+        """
+        parts = []
+        for place, tokens in enumerate(flattened):
+            level = len(flattened) - 1 - place
+            if not self.is_identity:
+                tokens = self.layernorms[level](self.projections[level](tokens)) + self.level_embeddings.weight[level]
+            if place == 0 and self.num_prefix_tokens == 0:
+                parts.append(tokens.mean(dim=1, keepdim=True))
+            parts.append(tokens)
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def _flatten(
+        self, feature: torch.Tensor, image_size: tuple[int, int], *, pool: bool
+    ) -> tuple[torch.Tensor, tuple[int, int]]:
+        if feature.ndim == 3:
+            grid = _token_grid(feature.shape[1] - self.num_prefix_tokens, image_size, self.patch_size)
+            if not pool or self.num_prefix_tokens or max(grid) <= self.feature_grid:
+                return feature, grid
+            feature = feature.transpose(1, 2).unflatten(2, grid)  # (B, N, C) -> (B, C, h, w)
+        height, width = feature.shape[-2:]
+        longest = max(height, width)
+        if pool and longest > self.feature_grid:
+            height, width = (max(1, round(side * self.feature_grid / longest)) for side in (height, width))
+            feature = nn.functional.adaptive_avg_pool2d(feature, (height, width))
+        return feature.flatten(2).transpose(1, 2), (height, width)  # (B, C, h, w) -> (B, h w, C)
+
+
+def _patch_size(config: PreTrainedConfig) -> tuple[int, int] | None:
+    """(height, width) of the cells of a transformer's first grid in pixels, where its configuration gives it."""
+    fields = config.to_dict()
+    size = fields.get("patch_stride", fields.get("patch_size"))
+    if isinstance(size, int):
+        return size, size
+    return tuple(size) if isinstance(size, (list, tuple)) and len(size) == 2 else None
+
+
+def _token_grid(num_tokens: int, image_size: tuple[int, int], patch_size: tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) of the grid among the tokens of an image; the tokens beyond it are a prefix.
+
+    A plain transformer cuts the image into whole patches. A pyramid (Swin) pads it, and halves its grid at each stage.
+    """
+    height, width = image_size
+    if patch_size is None:  # cells as high as they are wide
+        return isqrt(num_tokens * height // width), isqrt(num_tokens * width // height)
+    whole = (height // patch_size[0], width // patch_size[1])
+    padded = (-(-height // patch_size[0]), -(-width // patch_size[1]))
+    grids = []
+    for rows, columns in (whole, padded):
+        while rows * columns > num_tokens:
+            rows, columns = (rows + 1) // 2, (columns + 1) // 2
+        grids.append((rows, columns))
+    return max(grids, key=lambda grid: grid[0] * grid[1])
+
 
 def prepare_backbone(backbone: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
-    """Leaves of a native backbone what the conditional layer needs.
+    """Remove the parts of a native backbone that the conditional layer does not use.
 
     Where the layer replaces the backbone's last one, the final normalisation belongs behind the new layer; the
     backbone then returns the plain hidden states before it.
@@ -38,7 +170,7 @@ def prepare_backbone(backbone: PreTrainedModel, config: PreTrainedConfig) -> Pre
     model_type = backbone.config.model_type
     for name in POOLING_MODULES.get(model_type, ()):
         if name in dict(backbone.named_children()):
-            # convolutional networks call theirs without a look, transformers test for None
+            # convolutional networks call theirs unconditionally, transformers test for None
             setattr(backbone, name, nn.Identity() if "layernorm" in name else None)
     if model_type in MASK_TOKENS and MASK_TOKENS[model_type] in dict(backbone.named_parameters()):
         backbone.get_parameter(MASK_TOKENS[model_type]).requires_grad_(False)
@@ -48,13 +180,13 @@ def prepare_backbone(backbone: PreTrainedModel, config: PreTrainedConfig) -> Pre
 
 
 def architecture_of(config: PreTrainedConfig) -> dict[str, Any]:
-    """The fields of a native configuration that say what is computed; not where it came from, nor names of classes."""
+    """The fields of a native configuration that change what is computed: neither its origin nor names of classes."""
     common = {*PreTrainedConfig().to_dict(), "_name_or_path", "use_cache"} - {"model_type"}
     return {name: value for name, value in config.to_dict().items() if name not in common}
 
 
 def interpolates_positions(backbone: PreTrainedModel) -> bool:
-    """Whether position embeddings are fitted to other image sizes on demand; the others need no asking."""
+    """Whether the backbone has to be asked to fit its position embeddings to another image size."""
     return "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters
 
 
@@ -65,38 +197,209 @@ def extract_features(
 
     Each is (batch, tokens, channels) or (batch, channels, height, width).
     """
-    arguments = {"interpolate_pos_encoding": True} if interpolate else {}
-    if not feature_levels:
-        return [backbone(pixel_values, **arguments).last_hidden_state]
-    outputs = backbone(pixel_values, output_hidden_states=True, **arguments)
+    outputs = _run(backbone, pixel_values, interpolate, hidden_states=bool(feature_levels))
     return [*(outputs.hidden_states[level] for level in feature_levels), outputs.last_hidden_state]
 
 
+def _run(backbone: PreTrainedModel, pixel_values: torch.Tensor, interpolate: bool, *, hidden_states: bool) -> Any:
+    config, size = backbone.config, tuple(pixel_values.shape[-2:])
+    arguments = {"output_hidden_states": True} if hidden_states else {}
+    # transformers interpolates square tables of positions only; a backbone of this very size needs none of it
+    if interpolate and size != _height_and_width(config.image_size):
+        arguments["interpolate_pos_encoding"] = True
+    if config.model_type == "swin":
+        last_stride = config.patch_size * 2 ** (len(config.depths) - 1)
+        # Swin would shrink its windows to a grid smaller than them, without their tables of positions
+        if -(-min(size) // last_stride) < config.window_size:
+            arguments["always_partition"] = True
+    return backbone(pixel_values, **arguments)
+
+
 def parameters_of_levels(backbone: PreTrainedModel, config: PreTrainedConfig, num_levels: int) -> list[nn.Parameter]:
-    """The parameters that make the maps of the first `num_levels` feature levels: those that they have a gradient by.
+    """The parameters that the maps of the first `num_levels` feature levels depend on.
 
     Raises:
         ValueError: if there are fewer levels.
     """
     if not 0 <= num_levels <= len(config.feature_levels):
         raise ValueError(
-            f"this model asks {len(config.feature_levels)} feature levels before the backbone's output; "
+            f"this model has {len(config.feature_levels)} feature levels before the backbone's output; "
             f"got {num_levels}"
         )
     parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     if num_levels == 0 or not parameters:
         return []
-    channels = backbone.config.to_dict().get("num_channels", 3)
-    reference = parameters[0]
-    picture = torch.zeros(
-        1, channels, config.image_size, config.image_size, dtype=reference.dtype, device=reference.device
-    )
+    image = _blank_image(backbone, config.image_height_and_width)
     with torch.enable_grad():
         levels = config.feature_levels[:num_levels]
-        features = extract_features(backbone, picture, levels, interpolates_positions(backbone))[:-1]
+        features = extract_features(backbone, image, levels, interpolates_positions(backbone))[:-1]
         total = torch.stack([feature.sum() for feature in features]).sum()
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     return [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
 
 
-__all__ = ["architecture_of", "extract_features", "interpolates_positions", "parameters_of_levels", "prepare_backbone"]
+def native_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The vision tower of a model of images and text (SigLIP, CLIP), and without a pooling head."""
+    if "vision_config" in type(config).sub_configs:
+        config = config.vision_config
+    if config.model_type.startswith("siglip"):
+        config.vision_use_head = False
+    return config
+
+
+def image_size_of(config: PreTrainedConfig) -> int | list[int]:
+    """The image size of a native configuration: the side of a square, or [height, width]."""
+    size = config.to_dict().get("image_size") or DEFAULT_IMAGE_SIZE
+    height, width = _height_and_width(size)
+    return height if height == width else [height, width]
+
+
+def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+    sides = [size, size] if isinstance(size, int) else list(size)
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(f"image_size must be a positive number or (height, width); got {size}")
+    return sides[0], sides[1]
+
+
+def _blank_image(backbone: PreTrainedModel, size: tuple[int, int]) -> torch.Tensor:
+    channels = backbone.config.to_dict().get("num_channels", 3)
+    return torch.zeros(1, channels, *size, dtype=backbone.dtype, device=backbone.device)
+
+
+@torch.no_grad()
+def describe_backbone(
+    native: PreTrainedModel,
+    image_size: int | Sequence[int],
+    config_fields: Mapping[str, Any],
+    *,
+    takes_last_layer: bool,
+) -> dict[str, Any]:
+    """The fields of a model's configuration that follow from what a backbone returns for one blank image.
+
+    Raises:
+        ValueError: for a backbone that returns neither tokens nor a feature map.
+    """
+    native.eval()
+    size = _height_and_width(image_size)
+    image, interpolate = _blank_image(native, size), interpolates_positions(native)
+    outputs = _run(native, image, interpolate, hidden_states=True)
+    output = outputs.last_hidden_state
+    if output.ndim not in (3, 4):
+        raise ValueError(
+            f"{type(native).__name__} gives neither image tokens (batch, tokens, channels) nor a feature map "
+            f"(batch, channels, height, width): its last_hidden_state has shape {tuple(output.shape)}"
+        )
+    levels = config_fields.get("feature_levels")
+    if levels is None:
+        levels = _default_feature_levels(outputs.hidden_states, output)
+    features = [*(outputs.hidden_states[level] for level in levels), output]
+
+    backbone_config = copy.deepcopy(native.config)
+    described: dict[str, Any] = {
+        "backbone_config": backbone_config,
+        "replaces_last_layer": takes_last_layer and backbone_config.model_type == "vit",
+        "num_prefix_tokens": _num_prefix_tokens(output, size, _patch_size(backbone_config)),
+        "feature_levels": list(levels),
+        "feature_channels": [_channels(feature) for feature in features],
+    }
+    if described["replaces_last_layer"]:
+        described |= {field: value for field, value in backbone_config.to_dict().items() if field in VIT_LAYER_FIELDS}
+        backbone_config.num_hidden_layers -= 1
+    else:
+        hidden_size = config_fields.get(
+            "hidden_size", _channels(output) if output.ndim == 3 and not levels else FEATURE_MAP_HIDDEN_SIZE
+        )
+        described |= {
+            "hidden_size": hidden_size,
+            "num_attention_heads": _num_heads(hidden_size),
+            "intermediate_size": 2 * hidden_size,
+            "layer_norm_eps": 1e-6,
+            # measured on MobileNetV2: with its summary, a mean, as residual, retrieval by colour is half as good
+            "residual": "image" if described["num_prefix_tokens"] else "condition",
+        }
+    return described
+
+
+def _default_feature_levels(hidden_states: Sequence[torch.Tensor], output: torch.Tensor) -> list[int]:
+    """The last hidden state of each of the three resolutions above the output's; none where it does not shrink."""
+    sizes = [_num_cells(feature) for feature in hidden_states]
+    finer = sorted({size for size in sizes if size > _num_cells(output)})[:3]
+    return sorted(max(level for level, s in enumerate(sizes) if s == size) for size in finer)
+
+
+def _num_cells(feature: torch.Tensor) -> int:
+    return feature.shape[1] if feature.ndim == 3 else feature.shape[2] * feature.shape[3]
+
+
+def _channels(feature: torch.Tensor) -> int:
+    return feature.shape[2] if feature.ndim == 3 else feature.shape[1]
+
+
+def _num_prefix_tokens(output: torch.Tensor, image_size: tuple[int, int], patch_size: tuple[int, int] | None) -> int:
+    """Tokens in excess of the grid: CLS, distillation and register tokens, which come first."""
+    if output.ndim == 4:
+        return 0
+    rows, columns = _token_grid(output.shape[1], image_size, patch_size)
+    return output.shape[1] - rows * columns
+
+
+def _num_heads(hidden_size: int) -> int:
+    heads = max(1, hidden_size // HEAD_DIM)
+    while hidden_size % heads:
+        heads -= 1
+    return heads
+
+
+def load_backbone_processor(name: str, hub_kwargs: dict[str, Any]) -> BaseImageProcessor | None:
+    """The image processor that a pretrained backbone was published with."""
+    try:
+        return AutoImageProcessor.from_pretrained(name, **hub_kwargs)
+    except (OSError, ValueError):
+        logger.warning(
+            f"{name} has no preprocessor_config.json: images will be scaled to [-1, 1]. If the backbone was trained "
+            "otherwise, set model.image_processor."
+        )
+        return None
+
+
+def make_image_processor(size: int | Sequence[int], like: BaseImageProcessor | None = None) -> ViTImageProcessor:
+    """An image processor that squashes the whole image to `size`, and normalises as the backbone was trained.
+
+    The centre crop of ImageNet recipes is left out on purpose: it cuts off what attributes are about, collars and
+    heels.
+    """
+    height, width = _height_and_width(size)
+    if like is None:
+        return ViTImageProcessor(size={"height": height, "width": width})
+    return ViTImageProcessor(
+        size={"height": height, "width": width},
+        resample=like.resample,
+        do_normalize=like.do_normalize is not False,
+        image_mean=like.image_mean,
+        image_std=like.image_std,
+    )
+
+
+def load_image_processor(
+    config: PreTrainedConfig, name_or_path: str, hub_kwargs: dict[str, Any]
+) -> BaseImageProcessor:
+    """The image processor of a saved checkpoint, or a new one for a model that was never saved."""
+    if not name_or_path:
+        return make_image_processor(config.image_size)
+    return AutoImageProcessor.from_pretrained(name_or_path, **hub_kwargs)
+
+
+__all__ = [
+    "ImageTokens",
+    "architecture_of",
+    "describe_backbone",
+    "extract_features",
+    "image_size_of",
+    "interpolates_positions",
+    "load_backbone_processor",
+    "load_image_processor",
+    "make_image_processor",
+    "native_config",
+    "parameters_of_levels",
+    "prepare_backbone",
+]

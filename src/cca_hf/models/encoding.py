@@ -1,10 +1,11 @@
-"""From pictures and names to arrays: reading ahead, batching and the progress bar around a model's forward pass.
+"""From images and attribute names to arrays: reading ahead, batching and the progress bar around a forward pass.
 
-Pictures are read by threads (their decoders let go of Python's lock) while the model is at work, two batches ahead at
-most, and taken from `images` one by one: a million pictures need no more memory than a thousand, but for their result.
-On an accelerator a batch is fetched when the next one has been started, and batches are of one size.
+Threads read images while the model computes (decoders release Python's lock), two batches ahead at most. They take
+them from `images` one by one, so that only the result grows with the number of images. On an accelerator the result of
+a batch is fetched after the next batch has been started, and all batches have one size.
 """
 
+import math
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -20,15 +21,14 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import logging
 
 from .configuration_images import AttributeConfig
-from .images import ImageInput, UnreadableImageError
-from .pixels import ImageReader
+from .images import ImageInput, ImageReader, UnreadableImageError, load_image
 
 _MOST_WORKERS = 8  # beyond, threads wait for each other
 _BATCHES_AHEAD = 2
 
 
 class ImageBatch(NamedTuple):
-    """Some pictures as they come: their rows, what was read or computed of them, and what could not be read."""
+    """Some images in order: their rows, their pixel values or embeddings, and the errors of unreadable ones by row."""
 
     rows: list[int]
     values: torch.Tensor
@@ -36,7 +36,7 @@ class ImageBatch(NamedTuple):
 
 
 class ImageEncoder:
-    """`encode` and `encode_batches` for whatever embeds pixel values under conditions: a model, or an export of it."""
+    """`encode` and `encode_batches` for all that embeds pixel values by attribute: a model, or an export of it."""
 
     config: AttributeConfig
     image_processor: BaseImageProcessor
@@ -44,7 +44,7 @@ class ImageEncoder:
     dtype: torch.dtype
 
     def fingerprint(self) -> str:
-        """A hash to keep beside embeddings, so that those of two models are never mixed."""
+        """A hash that is stored with embeddings, so that those of two models are never mixed."""
         raise NotImplementedError
 
     def has_fingerprint(self, fingerprint: str) -> bool:
@@ -65,34 +65,34 @@ class ImageEncoder:
         output: Literal["numpy", "torch"] = "numpy",
         num_workers: int | None = None,
     ) -> np.ndarray | torch.Tensor:
-        """Embeds pictures under attributes given by name.
+        """Embed images under attributes given by name.
 
         Args:
-            images: pictures, or one: paths, URLs, bytes, PIL images, arrays, or the image column of a `Dataset`. A
-                column cast to `datasets.Image(decode=False)` is read faster: in the threads, and not by PIL.
-            attributes: names of attributes, or one; defaults to all of them, in the order of `config.attributes`.
-            batch_size: pictures a pass.
-            show_progress: a progress bar; by default where there is more than one batch.
+            images: one image or several: paths, URLs, bytes, PIL images, arrays, or the image column of a `Dataset`.
+                A column cast to `datasets.Image(decode=False)` is read faster, because the threads decode it.
+            attributes: one name or several; all attributes by default, in the order of `config.attributes`.
+            batch_size: images per forward pass.
+            show_progress: whether to show a progress bar; by default if there is more than one batch.
             output: `"numpy"` or `"torch"` (on the CPU).
-            num_workers: threads that read pictures while the model is at work; 0 reads and computes in turns. By
-                default one beside a model on the CPU, which needs the cores itself, and up to 8 beside an accelerator.
+            num_workers: threads that read images while the model computes; 0 reads and computes in turns. The
+                default is 1 for a model on the CPU, which needs the cores itself, and up to 8 for an accelerator.
 
         Returns:
             (images, attributes, dim) float32, L2-normalised.
 
         Raises:
-            ValueError: for an unknown attribute (names the closest) or `output`.
-            UnreadableImageError: for a picture that cannot be read; names it.
+            ValueError: for an unknown attribute (the message names the closest one) or `output`.
+            UnreadableImageError: if an image cannot be read; the message names its row and its source.
         """
         if output not in ("numpy", "torch"):
             raise ValueError(f"output must be 'numpy' or 'torch'; got {output!r}")
-        pictures = as_sequence(images)
-        batches = self.encode_batches(pictures, attributes, batch_size=batch_size, num_workers=num_workers)
+        sequence = as_sequence(images)
+        batches = self.encode_batches(sequence, attributes, batch_size=batch_size, num_workers=num_workers)
         num_attributes = len(self.config.attribute_ids(_names(attributes)))
         dim = self.config.embedding_dim or self.config.hidden_size
-        embeddings = torch.empty(len(pictures), num_attributes, dim)
-        show = len(pictures) > batch_size if show_progress is None else show_progress
-        with logging.tqdm(total=len(pictures), desc="Encoding", unit="picture", disable=not show) as progress:
+        embeddings = torch.empty(len(sequence), num_attributes, dim)
+        show = len(sequence) > batch_size if show_progress is None else show_progress
+        with logging.tqdm(total=len(sequence), desc="Encoding", unit="image", disable=not show) as progress:
             for batch in batches:
                 embeddings[batch.rows] = batch.values
                 progress.update(len(batch.rows))
@@ -107,24 +107,24 @@ class ImageEncoder:
         num_workers: int | None = None,
         on_unreadable: Literal["error", "skip"] = "error",
     ) -> Iterator[ImageBatch]:
-        """As [`encode`], batch after batch, for more than fits into memory.
+        """As [`encode`], one batch after the other, for results that do not fit into memory.
 
         Args:
-            on_unreadable: `"skip"` leaves out pictures that cannot be read, and tells them in `unreadable`.
+            on_unreadable: `"skip"` leaves out images that cannot be read, and reports them in `unreadable`.
 
         Yields:
-            A [`ImageBatch`] for each `batch_size` pictures in turn, less those that cannot be read; its `values` are
-            (pictures, attributes, dim) float32 on the CPU.
+            An [`ImageBatch`] for every `batch_size` images, without those that cannot be read; its `values` are
+            (images, attributes, dim) float32 on the CPU.
         """
-        ids = self.config.attribute_ids(_names(attributes))  # here, so that a wrong name is an error at once
+        ids = self.config.attribute_ids(_names(attributes))  # here, so that a wrong name raises at once
         return self._encode_batches(images, ids, batch_size, num_workers, on_unreadable)
 
     def embed_pixels(self, pixel_values: torch.Tensor, attribute_ids: Sequence[int]) -> torch.Tensor:
-        """What remains of [`encode`] for pictures that have been read already, as a server's have.
+        """The rest of [`encode`] for images that have been read already, as in a server.
 
         Args:
             pixel_values: (batch, 3, height, width) as `ImageReader.scale` makes them, on the model's device.
-            attribute_ids: places in `config.attributes`.
+            attribute_ids: indices into `config.attributes`.
 
         Returns:
             (batch, attributes, dim) float32 on the CPU, L2-normalised.
@@ -147,7 +147,7 @@ class ImageEncoder:
         ):
             if batch.rows:
                 values = self._embed(batch.values, attribute_ids)
-            else:  # none of them could be read
+            else:  # none of the images could be read
                 values = torch.empty(0, len(ids), self.config.embedding_dim or self.config.hidden_size)
             if running is not None:
                 yield _fetch(running)
@@ -164,10 +164,10 @@ def pixel_batches(
     num_workers: int | None = None,
     on_unreadable: Literal["error", "skip"] = "error",
 ) -> Iterator[ImageBatch]:
-    """Pictures as `pixel_values` on the model's device; batch i is of the rows from i * batch_size on.
+    """Images as `pixel_values` on the model's device; batch i has the rows from i * batch_size on.
 
-    On an accelerator a batch that lacks pictures, as the last one may, is filled up with copies of one, so that
-    nothing is compiled or tuned again for it: `values` may have more rows than there are in `rows`.
+    On an accelerator an incomplete batch, as the last one may be, is filled up with copies of an image, so that
+    nothing is compiled or tuned again for it. `values` may then have more rows than `rows` has entries.
     """
     if on_unreadable not in ("error", "skip"):
         raise ValueError(f"on_unreadable must be 'error' or 'skip'; got {on_unreadable!r}")
@@ -182,7 +182,7 @@ def pixel_batches(
     for row, read in enumerate(_read_ahead(reader, images, workers, _BATCHES_AHEAD * batch_size)):
         if isinstance(read, UnreadableImageError):
             if on_unreadable == "error":
-                raise read
+                raise UnreadableImageError(f"images[{row}]: {read}") from read
             unreadable[row] = read
         else:
             rows.append(row)
@@ -200,25 +200,24 @@ def pixel_batches(
 def _read_ahead(
     reader: ImageReader, images: Sequence[ImageInput], num_workers: int, ahead: int
 ) -> Iterator[torch.Tensor | UnreadableImageError]:
-    """Every picture in turn, up to `ahead` of them read before they are asked for."""
+    """All images in order; up to `ahead` of them are read before the consumer needs them."""
     lock = Lock()
 
     def read(row: int) -> torch.Tensor | UnreadableImageError:
         image = images[row]
         try:
             if isinstance(image, Image.Image):
-                with lock:  # it may stand in the list twice, and PIL decodes an opened file at its first use
-                    image.load()
+                with lock:  # the list may contain it twice, and PIL decodes an opened file at its first use
+                    levels = np.array(load_image(image))
+                return reader.resize(levels)
             return reader.read(image)
         except UnreadableImageError as error:
             return error
-        except OSError as error:  # of a file that PIL had opened
-            return UnreadableImageError(f"the picture in place {row} cannot be read: {error}")
 
     if num_workers == 0:
         yield from map(read, range(len(images)))
         return
-    with ThreadPoolExecutor(num_workers, thread_name_prefix="read-pictures") as pool:
+    with ThreadPoolExecutor(num_workers, thread_name_prefix="read-images") as pool:
         waiting: deque[Future[torch.Tensor | UnreadableImageError]] = deque()
         try:
             for row in range(len(images)):
@@ -227,7 +226,7 @@ def _read_ahead(
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        finally:  # whoever asked has stopped asking
+        finally:  # the consumer has stopped early
             for future in waiting:
                 future.cancel()
 
@@ -250,28 +249,24 @@ def compute_attention_maps(
     """See `CCAModel.attention_maps`."""
     attribute_ids = torch.tensor(model.config.attribute_ids(_names(attributes)), dtype=torch.long)
     maps = []
+    model = model.in_eval_mode()
     for batch in pixel_batches(model, as_sequence(images), batch_size=batch_size):
         conditions = attribute_ids.to(batch.values.device).expand(len(batch.values), -1)
         maps.append(_attend(model, batch.values, conditions)[: len(batch.rows)].cpu().numpy())
     if not maps:
-        raise ValueError("no pictures to attend to: images is empty")
+        raise ValueError("no attention maps without images: images is empty")
     return np.concatenate(maps)
 
 
 @torch.inference_mode()
 def _attend(model: PreTrainedModel, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
-    training = model.training
-    model.eval()
-    try:
-        tokens, grids = model.tokens_and_grids(pixel_values)
-        weights = model.condition_tokens(tokens, attribute_ids, output_attentions=True).attentions
-    finally:
-        model.train(training)
+    tokens, grids = model.tokens_and_grids(pixel_values)
+    weights = model.condition_tokens(tokens, attribute_ids, output_attentions=True).attentions
     if weights is None:
         raise RuntimeError("the conditional layer returned no attention weights")
-    # the rows of tokens are: summary or prefix, the output's grid, then the grids of earlier levels (see ImageTokens)
+    # the tokens are: summary or prefix, the output's grid, then the grids of earlier levels (see ImageTokens)
     place = max(1, model.config.num_prefix_tokens)
-    height, width = max(grids)
+    height, width = max(grids, key=math.prod)
     total = torch.zeros(*weights.shape[:3], height, width, dtype=torch.float32, device=weights.device)
     for level, (rows, columns) in enumerate(grids):
         if level > 0:
@@ -283,16 +278,16 @@ def _attend(model: PreTrainedModel, pixel_values: torch.Tensor, attribute_ids: t
 
 
 def _spread(cells: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """(..., rows, columns) onto a finer grid: what a coarse cell holds, its finer ones share; the sum stays."""
+    """(..., rows, columns) on a finer grid: the finer cells share the value of their coarse cell; the sum stays."""
     rows, columns = cells.shape[-2:]
-    row = torch.arange(height, device=cells.device) * rows // height  # of each finer row, the coarse one it lies in
+    row = torch.arange(height, device=cells.device) * rows // height  # the coarse row around each finer row
     column = torch.arange(width, device=cells.device) * columns // width
     sharing = torch.bincount(row, minlength=rows)[:, None] * torch.bincount(column, minlength=columns)
     return (cells / sharing)[..., row[:, None], column]
 
 
 def as_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:
-    """One picture is a list of one; a column of a data set is taken as it is, and read picture by picture."""
+    """A single image becomes a list of one; a column of a data set stays as it is, to be read image by image."""
     if isinstance(images, (str, PathLike, bytes, dict, Image.Image)):
         return [images]
     if isinstance(images, np.ndarray):

@@ -20,11 +20,20 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .backbones import extract_features, interpolates_positions, parameters_of_levels, prepare_backbone
-from .checkpoints import _describe, _image_size, _load_processor_of_backbone, _native_config, _square_image_processor
+from .backbones import (
+    ImageTokens,
+    describe_backbone,
+    extract_features,
+    image_size_of,
+    interpolates_positions,
+    load_backbone_processor,
+    make_image_processor,
+    native_config,
+    parameters_of_levels,
+    prepare_backbone,
+)
 from .configuration_cca import CCAConfig, ConditionalLayerConfig
 from .cross_attention import CrossAttention
-from .image_tokens import ImageTokens
 from .modeling_conditional import (
     CCAModelOutput,
     CCAPreTrainedModel,
@@ -58,9 +67,15 @@ class ConditionalCrossAttentionLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: ConditionalLayerConfig):
         super().__init__()
+        self.config = config  # for the attention implementation, which may change
         self.residual = config.residual
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = CrossAttention(config)
+        self.attention = CrossAttention(
+            config.hidden_size,
+            config.num_attention_heads,
+            bias=config.qkv_bias,
+            dropout=config.attention_probs_dropout_prob,
+        )
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = ConditionalMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -70,7 +85,10 @@ class ConditionalCrossAttentionLayer(GradientCheckpointingLayer):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """conditions (batch, k, D), image_tokens (batch, N, D) -> (batch, k, D), weights (batch, heads, k, N)."""
         answers, weights = self.attention(
-            self.layernorm_before(conditions), self.layernorm_before(image_tokens), output_attentions
+            self.layernorm_before(conditions),
+            self.layernorm_before(image_tokens),
+            attn_implementation=self.config._attn_implementation,
+            output_attentions=output_attentions,
         )
         states = self.dropout(answers)
         if self.residual == "image":
@@ -176,20 +194,24 @@ class CCAModel(ConditionalPreTrainedModel):
             )
         texts = None if text_embeddings is None else stack_texts(list(attributes), text_embeddings)
         if isinstance(backbone, PreTrainedConfig):
-            name, native = None, AutoModel.from_config(_native_config(copy.deepcopy(backbone)))
+            name, native = None, AutoModel.from_config(native_config(copy.deepcopy(backbone)))
             image_processor = None
         else:
             name = fspath(backbone)
             hub_kwargs: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
             hub_kwargs["local_files_only"] = local_files_only
-            native_config = _native_config(AutoConfig.from_pretrained(name, **hub_kwargs))
-            native = AutoModel.from_pretrained(name, config=native_config, dtype=dtype, **hub_kwargs)
-            image_processor = _load_processor_of_backbone(name, hub_kwargs)
+            backbone_config = native_config(AutoConfig.from_pretrained(name, **hub_kwargs))
+            native = AutoModel.from_pretrained(name, config=backbone_config, dtype=dtype, **hub_kwargs)
+            image_processor = load_backbone_processor(name, hub_kwargs)
 
-        size: Any = image_size or _image_size(native.config)
-        described = _describe(native, size, config_fields, takes_last_layer=cls.takes_last_layer)
+        size = image_size or image_size_of(native.config)
+        described = describe_backbone(native, size, config_fields, takes_last_layer=cls.takes_last_layer)
         # statistics of a pretrained backbone are kept; a new one has none yet
-        described |= {"backbone_name": name, "image_size": size, "freeze_batch_norm": name is not None}
+        described |= {
+            "backbone_name": name,
+            "image_size": size if isinstance(size, int) else list(size),
+            "freeze_batch_norm": name is not None,
+        }
         if texts is not None:
             described["text_embedding_dim"] = texts.shape[1]
         config = cls.config_class(
@@ -207,7 +229,7 @@ class CCAModel(ConditionalPreTrainedModel):
         if texts is not None:
             model.condition_embedding.texts.copy_(texts)
         model = model.to(dtype)
-        model.image_processor = _square_image_processor(size, image_processor)
+        model.image_processor = make_image_processor(size, image_processor)
         model.eval()  # as from_pretrained
         return model.freeze_backbone() if freeze_backbone else model
 
@@ -280,7 +302,7 @@ class CCAModel(ConditionalPreTrainedModel):
         # convolutions run up to 2.4 times faster on a CPU with channels last; a ViT's patch embedding does not care
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         features = extract_features(self.backbone, pixel_values, levels, self.interpolates_positions)
-        return self.image_tokens.flatten(features)
+        return self.image_tokens.flatten(features, tuple(pixel_values.shape[-2:]))
 
     def _embed_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool

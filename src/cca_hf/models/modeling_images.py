@@ -20,8 +20,7 @@ from torch import nn
 from transformers import BaseImageProcessor, Pipeline, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from .backbones import architecture_of
-from .checkpoints import _square_image_processor, load_image_processor
+from .backbones import architecture_of, load_image_processor, make_image_processor
 from .configuration_images import ImageModelConfig
 from .whole_files import staged
 
@@ -158,8 +157,7 @@ class ImagePreTrainedModel(PreTrainedModel):
     def image_processor(self) -> BaseImageProcessor:
         """The checkpoint's image processor, or the default one of a model that was made from a configuration."""
         if self._image_processor is None:
-            size: Any = self.config.image_size
-            self._image_processor = _square_image_processor(size, None)
+            self._image_processor = make_image_processor(self.config.image_size)
         return self._image_processor
 
     @image_processor.setter

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from transformers import BatchFeature, Pipeline
 
-from .images import ImageInput
-from .pixels import ImageReader
+from .images import ImageInput, ImageReader
 
 
 class CCAPipeline(Pipeline):

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, PreTrainedModel
 
-from .images import ImageInput
-from .pixels import ImageReader
+from .images import ImageInput, ImageReader
 
 # under `try`, transformers does not ask for sentence-transformers where a checkpoint is loaded without it
 try:

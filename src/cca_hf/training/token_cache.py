@@ -26,14 +26,15 @@ from datasets import Dataset
 from filelock import FileLock
 from torch import nn
 from torch.utils.data import DataLoader, Subset
+from transformers import BaseImageProcessor
 from transformers.utils.logging import tqdm
 
-from cca_hf.data.collator import AttributeCollator
 from cca_hf.data.sampler import SampleKey
 from cca_hf.data.schema import IMAGE_COLUMN, AttributeDataset
-from cca_hf.data.torch_dataset import AttributeImages
+from cca_hf.data.torch_dataset import AttributeExample, AttributeImages
 from cca_hf.data.transforms import TrainingTransform
 from cca_hf.models.backbones import architecture_of
+from cca_hf.models.images import ImageReader
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.models.whole_files import write_json
 
@@ -112,6 +113,23 @@ class FeatureCollator:
         }
 
 
+class VersionCollator:
+    """Images to pixel values (batch * versions, 3, height, width): of each image, and of its mirror image."""
+
+    def __init__(self, image_processor: BaseImageProcessor, versions: int) -> None:
+        self.reader = ImageReader(image_processor)
+        self.versions = versions
+
+    def __call__(self, examples: Sequence[AttributeExample]) -> torch.Tensor:
+        images = []
+        for example in examples:
+            images.append(self.reader.resize(example["image"]))
+            if self.versions == 2:  # mirrored first, as in training: what pads may not be symmetric
+                mirrored = torch.from_numpy(example["image"]).flip(1).numpy()
+                images.append(self.reader.resize(mirrored))
+        return self.reader.scale(torch.stack(images), torch.device("cpu"), torch.float32)
+
+
 class TokenCache:
     """The features of a data set's pictures under one frozen backbone, in a folder of their own.
 
@@ -177,7 +195,7 @@ class TokenCache:
     def _describe_backbone(self) -> dict[str, Any]:
         """What the features of a picture depend on, and their shapes."""
         processor = self.model.image_processor
-        picture = torch.zeros(1, 3, processor.size["height"], processor.size["width"])
+        image = torch.zeros(1, 3, *ImageReader(processor).height_and_width)
         config = self.model.config
         return {
             "format": _FORMAT,
@@ -185,7 +203,7 @@ class TokenCache:
             "backbone_config": _hash_json(architecture_of(config.backbone_config)),
             "image_processor": _hash_json(processor.to_dict()),
             "feature_levels": list(config.feature_levels),
-            "levels": [list(feature.shape[1:]) for feature in self._features(picture)],
+            "levels": [list(feature.shape[1:]) for feature in self._features(image)],
             "computed_in": str(self.autocast or self.model.dtype).removeprefix("torch."),
             "dtype": self.dtype,
         }
@@ -250,14 +268,11 @@ class TokenCache:
             Subset(images, range(done, len(images))),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
-            collate_fn=AttributeCollator(self.model.image_processor, resized=False),
+            collate_fn=VersionCollator(self.model.image_processor, versions),
         )
         dtype = getattr(torch, self.dtype)
         for batch in tqdm(loader, desc=f"Token cache ({split})", unit="batch"):
-            pixel_values = batch["pixel_values"]
-            if versions == 2:
-                pixel_values = torch.stack([pixel_values, pixel_values.flip(-1)], dim=1).flatten(0, 1)
-            flat = torch.cat([feature.flatten(1) for feature in self._features(pixel_values)], dim=1)
+            flat = torch.cat([feature.flatten(1) for feature in self._features(batch)], dim=1)
             kept = flat.to(dtype)
             if not torch.isfinite(kept).all():
                 largest = flat.abs().max().item()

@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset, default_collate
-from transformers import BaseImageProcessor, EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 from transformers.utils.logging import tqdm
 
@@ -111,13 +111,13 @@ class CCATrainer(WholeCheckpointTrainer):
         self.monitor = LossMonitor(list(data.attributes), args.collapse_patience)
         self.evaluation_result: EvaluationResult | None = None  # the latest one, on the main process
         processor = model.image_processor
-        collator: Callable[[list[Any]], Any] = AttributeCollator(processor, resized=False)
+        collator: Callable[[list[Any]], Any] = AttributeCollator(processor)
+        if self.token_cache is not None:
+            collator = self.token_cache.collator
         train_dataset: Dataset[Any]
         if triplets is None:
-            train_dataset = self._images("train", training_transform(args, processor))
-            self._train_collator: Callable[[list[Any]], Any] = AttributeCollator(processor, resized=True)
-            if self.token_cache is not None:
-                self._train_collator = collator = self.token_cache.collator
+            train_dataset = self._images("train", training_transform(args))
+            self._train_collator: Callable[[list[Any]], Any] = collator
         else:
             train_dataset = triplets
             self._train_collator = data_collator or default_collate
@@ -381,13 +381,11 @@ class CCATrainer(WholeCheckpointTrainer):
         return Gallery.of_split(self.data, images.split, embeddings, labels), gallery, [images.split, *splits]
 
 
-def training_transform(args: CCATrainingArguments, image_processor: BaseImageProcessor) -> TrainingTransform:
-    """The augmentation that `args` describe, to the size of the processor's pictures."""
+def training_transform(args: CCATrainingArguments) -> TrainingTransform:
+    """The augmentation that `args` describe."""
     return TrainingTransform(
-        (image_processor.size["height"], image_processor.size["width"]),
         horizontal_flip=args.horizontal_flip,
         crop_scale=(args.crop_scale, 1.0),
         crop_ratio=(1 / args.crop_ratio, args.crop_ratio),
         colour_jitter=args.colour_jitter,
-        resample=image_processor.resample,
     )

@@ -9,9 +9,8 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 
 from cca_hf import UnreadableImageError
-from cca_hf.models import pixels
-from cca_hf.models.images import load_image
-from cca_hf.models.pixels import ImageReader, decode_plain_jpeg
+from cca_hf.models import images
+from cca_hf.models.images import ImageReader, decode_plain_jpeg, load_image
 
 ODD = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
@@ -107,7 +106,7 @@ def test_broken_and_huge_pictures_get_pillows_error(tmp_path, monkeypatch):
     reader = ImageReader(ViTImageProcessorPil())
     data = encoded(photograph(200, 200))
     (tmp_path / "half.jpg").write_bytes(data[: len(data) // 2])
-    with pytest.raises(UnreadableImageError, match="half.jpg' cannot be read as a picture: .*truncated"):
+    with pytest.raises(UnreadableImageError, match="half.jpg' cannot be read as an image: .*truncated"):
         reader.read(tmp_path / "half.jpg")
     with pytest.raises(UnreadableImageError, match="none.jpg' cannot be read"):
         reader.read(tmp_path / "none.jpg")
@@ -121,6 +120,6 @@ def test_nothing_changes_without_the_extra(monkeypatch):
     processor = ViTImageProcessorPil(size={"height": 24, "width": 24})
     data = encoded(photograph(70, 90))
     expected = read(processor, data)
-    monkeypatch.setattr(pixels, "simplejpeg", None)
+    monkeypatch.setattr(images, "simplejpeg", None)
     assert decode_plain_jpeg(data) is None
     np.testing.assert_array_equal(read(processor, data), expected)
