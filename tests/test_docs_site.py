@@ -1,4 +1,4 @@
-"""The documentation's site: it builds without a warning, shows every public name, and fetches nothing."""
+"""The documentation site builds without warnings, documents every public name, and loads nothing from other hosts."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from .pages import ROOT
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `make docs` makes; a broken link, or a page that is not in the navigation, is an error there."""
+    """The output of `make docs`, where broken links and pages outside the navigation are errors."""
     for package in ("material", "mkdocstrings"):
         pytest.importorskip(package, reason='the site is built by pip install "cca_hf[docs]"')
     from mkdocs.commands.build import build
@@ -27,12 +27,12 @@ def ids(page: Path) -> set[str]:
     return set(re.findall(r'id="([^"]+)"', page.read_text(encoding="utf-8")))
 
 
-def test_every_public_name_has_its_place(site: Path) -> None:
+def test_every_public_name_is_documented(site: Path) -> None:
     shown = set().union(*(ids(page) for page in (site / "api").glob("*.html")))
     assert {f"cca_hf.{name}" for name in cca_hf.__all__} <= shown
     assert {"cca_hf.CCAModel.encode", "cca_hf.CCAModel.from_backbone", "cca_hf.AttributeIndex.search"} <= shown
     settings = (site / "api" / "training.html").read_text(encoding="utf-8")
-    assert "<code>hard_negatives_images</code>" in settings and "per_device_train_batch_size" in settings
+    assert "<code>micro_batch_size</code>" in settings and "per_device_train_batch_size" in settings
 
 
 def test_every_command_is_shown(site: Path) -> None:
@@ -41,18 +41,20 @@ def test_every_command_is_shown(site: Path) -> None:
         assert f"Usage: {command} " in text
 
 
-def test_pages_name_each_other_by_links(site: Path) -> None:
+def test_file_names_of_pages_become_links(site: Path) -> None:
     home = (site / "index.html").read_text(encoding="utf-8")
     assert 'href="benchmarks.html">Benchmarks</a>' in home and 'src="assets/neighbours.png"' in home
     for page in site.rglob("*.html"):
         text = re.sub(r"<pre>.*?</pre>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-        assert not re.findall(r"<code>docs/[\w/]+\.md</code>", text), f"{page.name} names a file that is no link"
-        # what GitHub takes for a list or a table and Python's Markdown does not
-        assert not re.findall(r"<p>[^<]*\n(?:- |\| )", text), f"{page.name} has a list or a table that is none"
+        assert not re.findall(r"<code>docs/[\w/]+\.md</code>", text), f"{page.name} names a page without a link"
+        # lists and tables that GitHub recognises and Python's Markdown does not
+        assert not re.findall(r"<p>[^<]*\n(?:- |\| )", text), (
+            f"{page.name} has a list or a table that is shown as text"
+        )
 
 
-def test_nothing_is_fetched(site: Path) -> None:
+def test_nothing_is_loaded_from_other_hosts(site: Path) -> None:
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         fetched = re.findall(r'<(?:link|script|img|iframe)[^>]*(?:href|src)="?(https?://[^" >]*)', text)
-        assert not fetched, f"{page.name} fetches {fetched}"
+        assert not fetched, f"{page.name} loads {fetched}"

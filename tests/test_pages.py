@@ -26,14 +26,14 @@ def test_search(world: Path) -> None:
         elif told[-1] == "From Python":
             prices = [hit.columns["price"] for hit in names["hits"]]
             assert len(prices) == 10 and max(prices) < 50
-        elif told[-1] == "What can be asked":
+        elif told[-1] == "Kinds of queries":
             assert len(names["one"]) == 5 and "sku-3" not in {hit.item_id for hit in names["one"] + names["but_red"]}
             assert all(len(names[name]) == 10 for name in ("mixed", "red", "but_red", "both"))
             assert [len(hits) for hits in names["many"]] == [10, 10]
         elif told[-1] == "Filters":
             assert (names["cheap"], names["same"], names["unknown"]) == (5, 5, 4)
     shell = ["pip install"] * 2 + ["cca index"] + ["cca search"] * 3
-    assert told == [*shell, "From Python", "What can be asked", "Filters"]
+    assert told == [*shell, "From Python", "Kinds of queries", "Filters"]
     assert (world / "found.html").read_text(encoding="utf-8").count("data:image/jpeg;base64,") == 10
 
 
@@ -43,12 +43,12 @@ def test_text_conditions(world: Path) -> None:
     told = []
     for ran in run_page("docs/text_conditions.md", world):
         told.append(ran.command[0] if ran.command else ran.heading)
-        if told[-1] == "Asking by words":
+        if told[-1] == "Conditions by text, and their limits":
             assert ran.names["model"].condition_embedding.texts.shape == (2, 384)
-        elif told[-1] == "One attribute more":
+        elif told[-1] == "Add an attribute":
             assert ran.names["model"].config.attributes == ["colour", "closure", "heel height"]
             assert np.shape(ran.names["embeddings"]) == (1, 2, 32)
-    assert told == ["pip", "accelerate", "Asking by words", "One attribute more"]
+    assert told == ["pip", "accelerate", "Conditions by text, and their limits", "Add an attribute"]
     from cca_hf import CCAModel
 
     assert CCAModel.from_pretrained(world / "out-with-heels").config.attributes[-1] == "heel height"
