@@ -143,7 +143,7 @@ def test_what_another_process_is_at_is_left_to_it(script, config, tmp_path, caps
     with FileLock(tmp_path / "runs" / "csn-seed0.lock"):
         script.main(words(config, tmp_path, "--methods", "csn", "asen", "--seeds", "0"))
     printed = capsys.readouterr().out
-    assert "csn, seed 0: another process is at it" in printed and "csn with seed 0" in printed
+    assert "csn, seed 0: another process works on this run" in printed and "csn with seed 0" in printed
     assert [path.name for path in (tmp_path / "runs").glob("*.json")] == ["asen-seed0.json"]
     assert not (tmp_path / "quality.json").exists()
 
