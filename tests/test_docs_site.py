@@ -9,6 +9,8 @@ import cca_hf
 
 from .pages import ROOT
 
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")]
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -58,3 +60,21 @@ def test_nothing_is_loaded_from_other_hosts(site: Path) -> None:
         text = page.read_text(encoding="utf-8")
         fetched = re.findall(r'<(?:link|script|img|iframe)[^>]*(?:href|src)="?(https?://[^" >]*)', text)
         assert not fetched, f"{page.name} loads {fetched}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_named_on_a_page_exist(page: Path) -> None:
+    """Python files in the repository or in the package; `x.py` and `..._x.py` stand for the files of a new family."""
+    named = re.findall(r"`((?:[a-z_]+/)+\w+\.py)`", page.read_text(encoding="utf-8"))
+    missing = [name for name in named if not ((ROOT / name).is_file() or (ROOT / "src/cca_hf" / name).is_file())]
+    assert not [name for name in missing if not re.search(r"[/_]x\.py$", name)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_words_of_a_page(page: Path) -> None:
+    """The language rule of CONTRIBUTING.md, as far as a pattern can check it, outside of code and of its examples."""
+    text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    if page.name == "CONTRIBUTING.md":
+        text = text.partition("## Language")[0] + text.partition("## Tests")[2]
+    assert not re.findall(r"\bpictures?\b", text, re.IGNORECASE), "write image"
+    assert not re.findall(r"(?:^|[.:;] |- )Of [a-z]", text, re.MULTILINE), "no sentence starts with Of"
