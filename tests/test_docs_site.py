@@ -8,6 +8,7 @@ import pytest
 import cca_hf
 
 from .pages import ROOT
+from .test_architecture import MAY_USE
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")]
 
@@ -78,3 +79,13 @@ def test_words_of_a_page(page: Path) -> None:
         text = text.partition("## Language")[0] + text.partition("## Tests")[2]
     assert not re.findall(r"\bpictures?\b", text, re.IGNORECASE), "write image"
     assert not re.findall(r"(?:^|[.:;] |- )Of [a-z]", text, re.MULTILINE), "no sentence starts with Of"
+
+
+def test_design_page_lists_the_imports_between_rooms() -> None:
+    """The table of docs/design.md and `MAY_USE` of tests/test_architecture.py agree."""
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    table = page.partition("| room | may import |\n")[2].partition("\n\n")[0]
+    rows = [line.strip("| ").split(" |") for line in table.splitlines()[1:]]
+    listed = {room.strip(" `"): set(re.findall(r"`(\w+)`", "".join(rest))) for room, *rest in rows}
+    assert listed.pop("cli") == set(), "the row of cli reads: all other rooms"
+    assert listed == {room: used for room, used in MAY_USE.items() if room != "cli"}
