@@ -1,5 +1,5 @@
-# Every target makes the environment it needs from setup.cfg, pyproject.toml and constraints*.txt alone, and makes it
-# again only when one of those has changed. `make help` lists the targets.
+# Every target creates the environment that it needs, from setup.cfg, pyproject.toml and constraints*.txt alone. The
+# environment is created again only when one of these files has changed. `make help` lists the targets.
 PYTHON ?= python3
 WORKERS ?= 2
 CONFIG ?= configs/fashion_products.yaml
@@ -8,26 +8,26 @@ FLAGS ?=
 VENV := .venv
 LOWEST := .venv-lowest
 SETUP_FILES := pyproject.toml setup.cfg constraints.txt
-# What `make lowest` runs: everything that touches an interface of transformers, datasets or accelerate.
+# The tests of `make lowest`: all that use an interface of transformers, datasets or accelerate.
 LOWEST_TESTS := tests/models tests/data tests/training tests/evaluation tests/test_packaging.py
 
-# Threads that wait sleep: when something else runs beside, OpenMP's spin-waits cost far more than they win.
+# Waiting threads sleep: if another process runs at the same time, OpenMP's busy waiting slows both down.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 # $(call environment,FOLDER,CONSTRAINTS,EXTRA)
 define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cca_hf needs Python 3.11 or newer, %s is %s: make PYTHON=python3.12 ..." % (sys.executable, sys.version.split()[0]))'
-	@echo "making the environment $(1) (minutes, once)"
+	@echo "creating the environment $(1) (takes minutes, once)"
 	@$(PYTHON) -m venv --clear $(1)
 	$(1)/bin/python -m pip install --quiet --quiet $(2) --editable '.[$(3)]'
 	@touch $(1)/ready
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help environment demo space test docs bench bench-quality lint format types lowest build clean
+.PHONY: help environment demo space test docs bench bench-quality lint format types lowest transformers-main build clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/ready: $(SETUP_FILES)
 	$(call environment,$(VENV),-c constraints.txt,dev)
@@ -35,32 +35,32 @@ $(VENV)/ready: $(SETUP_FILES)
 $(LOWEST)/ready: $(SETUP_FILES) constraints-lowest.txt
 	$(call environment,$(LOWEST),-c constraints.txt -c constraints-lowest.txt,test)
 
-environment: $(VENV)/ready ## Make the environment (.venv) and nothing else
+environment: $(VENV)/ready ## Create the environment (.venv)
 
-demo: $(VENV)/ready ## Train a small CCA on drawn shapes, measure it, write demo/report.html (minutes, offline)
+demo: $(VENV)/ready ## Train a small CCA on drawn shapes, evaluate it, write demo/report.html (minutes, offline)
 	$(VENV)/bin/python scripts/demo.py --output_dir demo
 
-space: $(VENV)/ready ## Search drawn shapes in the browser, with what `make demo` trained (else trains it)
+space: $(VENV)/ready ## Search drawn shapes in the browser, with the model of `make demo` (trained first if missing)
 	$(VENV)/bin/cca demo
 
 test: $(VENV)/ready ## Run all tests
 	$(VENV)/bin/python -m pytest -n $(WORKERS)
 
-docs: $(VENV)/ready ## Build the documentation's site, site/index.html, reference included
+docs: $(VENV)/ready ## Build the documentation site, site/index.html, including the API reference
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet
 
-bench-quality: $(VENV)/ready ## CCA and all it is compared with in one table (hours; CONFIG=configs/... FLAGS='--dataset ...')
+bench-quality: $(VENV)/ready ## Compare CCA with its baselines in one table (hours; CONFIG=configs/... FLAGS='--dataset ...')
 	$(VENV)/bin/python scripts/benchmark_quality.py --config $(CONFIG) --output quality/$(basename $(notdir $(CONFIG))) $(FLAGS)
 
-bench: $(VENV)/ready ## Speed: ratios on this machine, into docs/benchmarks (an hour; leave the machine alone)
+bench: $(VENV)/ready ## Measure the speed on this machine, into docs/benchmarks (an hour; run nothing else meanwhile)
 	$(VENV)/bin/python scripts/benchmark_speed.py --output docs/benchmarks
 	$(VENV)/bin/python scripts/benchmark_training_speed.py --output docs/benchmarks
 
-lint: $(VENV)/ready ## Check the code's rules and format (ruff)
+lint: $(VENV)/ready ## Check the code style and format (ruff)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-format: $(VENV)/ready ## Put the code into the project's format (ruff)
+format: $(VENV)/ready ## Format the code (ruff)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
@@ -70,9 +70,12 @@ types: $(VENV)/ready ## Check the types of src (mypy)
 lowest: $(LOWEST)/ready ## Run the tests of models, data, training and evaluation on the lowest supported versions
 	$(LOWEST)/bin/python -m pytest -n $(WORKERS) $(LOWEST_TESTS)
 
+transformers-main: $(VENV)/ready ## Install the main branch of transformers over the environment (`make clean` undoes it)
+	$(VENV)/bin/python -m pip install --quiet --upgrade 'transformers @ git+https://github.com/huggingface/transformers'
+
 build: $(VENV)/ready ## Build the wheel and the source archive into dist/
 	$(VENV)/bin/python -m build
 
-clean: ## Remove what the other targets made
+clean: ## Remove the files that the other targets created
 	rm -rf $(VENV) $(LOWEST) build dist demo site .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,8 +1,8 @@
-"""What the site holds beside docs/*.md, and how those become pages; `mkdocs.yml` names this file.
+"""Adds generated pages to the documentation site and adapts the Markdown of docs/*.md; `mkdocs.yml` names this file.
 
-The README is the first page. `api/<room>.md` shows the room's public names by their docstrings, `commands.md` what
-every command of `cca` says for `--help`: none of it is written twice. The files name each other as readers on GitHub
-see them, `docs/speed.md`; here that becomes a link with the page's title.
+The README is the first page. `api/<room>.md` documents the public names of a room with their docstrings, and
+`commands.md` has the `--help` of every command of `cca`, so neither text is written twice. On GitHub, pages refer to
+each other by file name, such as `docs/speed.md`; this module turns the names into links with the title of the page.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ ROOMS = {
     "evaluation": "Evaluation",
     "search": "Search",
     "runtimes": "Other runtimes",
-    "visualization": "Looking at a model",
+    "visualization": "Visualization",
     "hub": "Publishing",
 }
 _FENCE = re.compile(r"^ *```")
@@ -38,34 +38,34 @@ _FILE_NAME = re.compile(r"`docs/([\w/]+\.md)`")
 
 
 def public_names() -> dict[str, list[str]]:
-    """Those of `cca_hf.__all__`, by room, in the order of `ROOMS`."""
+    """The names of `cca_hf.__all__` by room, in the order of `ROOMS`."""
     rooms: dict[str, list[str]] = {room: [] for room in ROOMS}
     for name, module in cca_hf._MODULE_OF_NAME.items():
         rooms[module.split(".")[0]].append(name)
     return {room: names for room, names in rooms.items() if names}
 
 
-# ---- Pages that are made ----
+# ---- Generated pages ----
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Puts the made pages into the navigation."""
+    """Adds the generated pages to the navigation."""
     reference: list[dict[str, str]] = [{"Commands": "commands.md"}]
     config.nav.append({"Reference": reference + [{ROOMS[room]: f"api/{room}.md"} for room in public_names()]})
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the made pages."""
-    made = {"index.md": (ROOT / "README.md").read_text(encoding="utf-8"), "commands.md": commands_page()}
-    made |= {f"api/{room}.md": api_page(room, names) for room, names in public_names().items()}
-    for path, content in made.items():
+    """Adds the generated pages."""
+    generated = {"index.md": (ROOT / "README.md").read_text(encoding="utf-8"), "commands.md": commands_page()}
+    generated |= {f"api/{room}.md": api_page(room, names) for room, names in public_names().items()}
+    for path, content in generated.items():
         files.append(File.generated(config, path, content=content))
     return files
 
 
 def api_page(room: str, names: list[str]) -> str:
-    """Headings that mkdocstrings fills; settings are a table, since their help stands in the fields."""
+    """Directives for mkdocstrings; the training arguments become a table, since their help is in the fields."""
     parts = [f"# {ROOMS[room]}"]
     for name in names:
         if name == "CCATrainingArguments":
@@ -79,22 +79,22 @@ def api_page(room: str, names: list[str]) -> str:
 
 
 def settings() -> str:
-    """The fields of `CCATrainingArguments` that are its own, as a table."""
+    """The fields that `CCATrainingArguments` adds to `TrainingArguments`, as a table."""
     from cca_hf import CCATrainingArguments
 
     rows = ["| setting | default | |", "|---|---|---|"]
     fields = {field.name: field for field in dataclasses.fields(CCATrainingArguments)}
     for name in CCATrainingArguments.__annotations__:
-        told = fields[name].metadata["help"].replace("|", "\\|")
-        rows.append(f"| `{name}` | `{fields[name].default!r}` | {told} |")
+        text = fields[name].metadata["help"].replace("|", "\\|")
+        rows.append(f"| `{name}` | `{fields[name].default!r}` | {text} |")
     return "\n".join(rows)
 
 
 def commands_page() -> str:
-    """Each command's own help."""
+    """The help of every command."""
     from cca_hf.cli.main import app
 
-    parts = ["# Commands", "As `cca` and each of its commands print them with `--help`."]
+    parts = ["# Commands", "The output of `--help` for `cca` and each of its commands."]
     for name, text in _helps(get_command(app), "cca"):
         parts.append(f"## {name}\n\n```text\n{text}\n```")
     return "\n\n".join(parts) + "\n"
@@ -104,15 +104,15 @@ def _helps(command: Any, name: str) -> Iterator[tuple[str, str]]:
     with command.context_class(command, info_name=name, terminal_width=100, max_content_width=100) as context:
         yield name, command.get_help(context).strip()
     if isinstance(command, TyperGroup):
-        for each, below in command.commands.items():
-            yield from _helps(below, f"{name} {each}")
+        for child_name, child in command.commands.items():
+            yield from _helps(child, f"{name} {child_name}")
 
 
-# ---- From the repository's Markdown to the site's ----
+# ---- Markdown of the repository to Markdown of the site ----
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links for names of files, and the empty lines that Python's Markdown wants and GitHub's does not."""
+    """Turns file names into links, and adds the empty lines that Python's Markdown needs and GitHub's does not."""
     here = posixpath.dirname(page.file.src_uri)
 
     def link(found: re.Match[str]) -> str:
@@ -148,10 +148,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 class References(griffe.Extension):
-    """Links for the names that docstrings give in brackets, as transformers' do: [`CCATrainer.train`]."""
+    """Turns names in brackets into links, as in the docstrings of transformers: [`CCATrainer.train`]."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Rewrites the docstring of whatever was read."""
+        """Rewrites the docstring of an object."""
         if obj.docstring is not None:
             obj.docstring.value = re.sub(r"\[`([\w.]+)`\](?![\[(])", self._link, obj.docstring.value)
 

@@ -1,15 +1,14 @@
-"""How fast is a search, and how much does it find? The index beside an exact scan and beside faiss, in one run.
+"""Measures the speed and the recall of a search: the index, an exact scan and faiss, in one run.
 
     cca embed --model out --dataset me/shoes --split train --output_dir embeddings
     python scripts/benchmark_search.py --embeddings embeddings --output docs/benchmarks   # search_<machine>.json
     python scripts/benchmark_search.py --embeddings embeddings --graph 8-bit --output docs/benchmarks
     python scripts/benchmark_search.py --embeddings embeddings --items 1000000 --attributes 1 --output docs/benchmarks
 
-The items are real embeddings, projected to `--dim` principal components, each repeated with a little noise until there
-are `--items`. One real embedding in ten is held out: these are the queries. Each question is asked again with a filter
-that keeps 10 %.
-Recall is the share of the 10 nearest by an exact scan that is found. Every engine runs in a process of its own, one
-query at a time; faiss (`pip install faiss-cpu`) and numpy take as many threads as OMP_NUM_THREADS says.
+The items are real embeddings, projected to `--dim` principal components, and repeated with a little noise up to
+`--items`. One real embedding in ten is a query and not an item. Every search is also measured with a filter that keeps
+10 % of the items. Recall is the share of the 10 nearest items of an exact scan that the search returns. Every engine
+runs in a separate process, one query at a time; faiss (`pip install faiss-cpu`) and numpy use OMP_NUM_THREADS threads.
 """
 
 import argparse
@@ -28,14 +27,14 @@ import numpy as np
 import pyarrow.dataset as pads
 
 TOP = 10
-NOISE = 0.2  # length of what is added to an embedding of length 1
-KEPT = 10.0  # the price below which one item in ten lies
-WEIGHTS = (1.0, 0.5)  # of the mixture
+NOISE = 0.2  # length of the noise that is added to an embedding of length 1
+KEPT = 10.0  # one item in ten has a lower price
+WEIGHTS = (1.0, 0.5)  # for the mixture of two attributes
 MANIFEST = "manifest.json"
 
 
 def load_real(folder: Path, attributes: int, dim: int) -> tuple[list[str], np.ndarray]:
-    """Names, and (items, attributes, dim): principal components, normalised."""
+    """Names of the attributes, and normalised principal components, (items, attributes, dim)."""
     names = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["attributes"][:attributes]
     table = pads.dataset(sorted(folder.glob("embeddings-*.parquet"))).to_table([f"embedding_{name}" for name in names])
     columns = []
@@ -49,7 +48,7 @@ def load_real(folder: Path, attributes: int, dim: int) -> tuple[list[str], np.nd
 
 
 def enlarge(real: np.ndarray, count: int) -> np.ndarray:
-    """(count, attributes, dim): copies with noise, normalised."""
+    """Normalised copies with noise, (count, attributes, dim)."""
     rng = np.random.default_rng(0)
     rows = real[np.arange(count) % len(real)]
     noisy = rows + rng.normal(size=rows.shape).astype(np.float32) * np.float32(NOISE / np.sqrt(real.shape[2]))
@@ -57,7 +56,7 @@ def enlarge(real: np.ndarray, count: int) -> np.ndarray:
 
 
 def timed(ask: Callable[[int], list[int]], truth: list[set[int]]) -> dict[str, float]:
-    """Milliseconds a query, wall and CPU, and the recall; the first tenth of the queries warms up and is not timed."""
+    """Milliseconds per query (wall clock and CPU), and recall. A tenth of the queries runs before, to warm up."""
     wall, processor, recall = [], [], []
     for query in [*range(len(truth) // 10), *range(len(truth))]:
         started, used = time.perf_counter(), time.process_time()
@@ -80,7 +79,7 @@ def nearest(similarity: np.ndarray) -> list[int]:
 
 
 def run_numpy(folder: Path) -> dict:
-    """The exact scan; also writes down what is right."""
+    """Measures the exact scan, and writes its results as the truth for the other engines."""
     items, queries, prices = (np.load(folder / f"{name}.npy") for name in ("items", "queries", "prices"))
     columns = [np.ascontiguousarray(items[:, place]) for place in range(items.shape[1])]
     kept = prices < KEPT
@@ -151,7 +150,7 @@ def run_build(folder: Path) -> dict:
     built = time.perf_counter() - started
     used = sum(os.times()[:2])
     most = megabytes(folder / "index")
-    # what optimize() does when the old versions are ten minutes old
+    # as optimize() does once the old versions are ten minutes old
     lancedb.connect(folder / "index").open_table("items").optimize(cleanup_older_than=timedelta(0))
     return {
         "add_s": added,
@@ -213,13 +212,15 @@ def in_own_process(role: str, folder: Path) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--embeddings", type=Path, help="what 'cca embed' wrote")
+    parser.add_argument("--embeddings", type=Path, help="output folder of 'cca embed'")
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--attributes", type=int, default=4)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--queries", type=int, default=400)
     parser.add_argument("--graph", choices=("exact", "8-bit"), default="exact", help="see LanceSettings")
-    parser.add_argument("--output", type=Path, help="folder for search_<machine>.json; its other sizes are kept")
+    parser.add_argument(
+        "--output", type=Path, help="folder for search_<machine>.json; entries of other sizes are kept"
+    )
     parser.add_argument("--role", choices=ROLES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -227,7 +228,7 @@ def main() -> None:
         print(json.dumps(ROLES[arguments.role](arguments.folder)))
         return
     if arguments.embeddings is None:
-        parser.error("--embeddings is missing: the folder that 'cca embed' wrote")
+        parser.error("--embeddings is missing: the output folder of 'cca embed'")
     names, real = load_real(arguments.embeddings, arguments.attributes, arguments.dim)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -252,7 +253,8 @@ def main() -> None:
                 print(f"{engine:7}{question:17}" + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
     print("build  " + "  ".join(f"{name} {value:.1f}" for name, value in result["build"].items()))
     if arguments.output:
-        from speed_measures import file_name, machine_name  # here: they bring torch, and memory is measured above
+        # imported here, because it imports torch, and the memory was measured without torch
+        from speed_measures import file_name, machine_name
 
         machine = machine_name()
         path = arguments.output / file_name(machine, "search")

@@ -1,17 +1,16 @@
-"""Does `cca serve` hold? Many clients at a time, with batches and without; then a thousand bad requests.
+"""Measures `cca serve` with many clients, with and without batches; then sends a thousand invalid requests.
 
     python scripts/benchmark_server.py --output docs/benchmarks      # 3 minutes; writes server_<machine>.json
     python scripts/benchmark_server.py --model out --picture_side 500
     python scripts/benchmark_server.py --seconds 10 --bad_requests 100           # half a minute
 
-Two servers, with `--max_batch` and with 1, stand side by side and are asked in turns, so that both meet the same
-machine. The clients are a process of their own: each is a thread that sends a JPEG as the body, waits for the vectors
-of all attributes and sends the next. Without `--model` the model is that of `scripts/demo.py`, with random weights.
+Two servers, one with `--max_batch` and one with `--max_batch 1`, receive requests in turns, so that both run under the
+same conditions. The clients are threads of a separate process. A client sends a JPEG as the body, waits for the
+vectors of all attributes, and sends the next. The default model is that of `scripts/demo.py`, with random weights.
 
-- load: failures, requests a second, milliseconds at the 50th and 95th percentile, pictures a pass of the model,
-  resident memory after the warm-up and after each round; throughput with batches over that without, the median of the
-  rounds.
-- bad_requests: what each kind is answered with, whether the server then answers as before, and its memory.
+- load: failures, requests per second, milliseconds at the 50th and 95th percentile, images per pass of the model,
+  resident memory after the warm-up and after each round; median ratio of the throughput with and without batches.
+- bad_requests: the status for each kind of request, whether the server answers a valid request as before, memory.
 """
 
 import argparse
@@ -38,7 +37,7 @@ from PIL import Image
 
 IMAGE = {"Content-Type": "image/jpeg"}
 JSON = {"Content-Type": "application/json"}
-PATIENCE = 300.0  # seconds for an answer
+PATIENCE = 300.0  # seconds to wait for an answer
 ROUNDS = 6
 WARM_UP = 3.0  # seconds
 FILES = 64
@@ -60,7 +59,7 @@ class Server:
         assert self.process.stdout is not None
         found = re.search(r"http://([\d.]+):(\d+)", self.process.stdout.readline())
         if found is None:
-            raise SystemExit("the server did not start; it has said why")
+            raise SystemExit("the server did not start; see its message above")
         self.host, self.port = found[1], int(found[2])
 
     def metric(self, name: str) -> float:
@@ -92,12 +91,12 @@ def ask(connection: http.client.HTTPConnection, method: str, path: str, body: An
 
 
 def load(host: str, port: int, files: list[bytes], clients: int, seconds: float) -> dict[str, Any]:
-    """In a process of its own: seconds of each answer, and how many were none."""
+    """Sends requests for some seconds, in a separate process: seconds per answer, and counts of failures."""
     until = time.monotonic() + seconds
     waited: list[list[float]] = [[] for _ in range(clients)]
     failed: Counter[str] = Counter()
 
-    def go_on(client: int) -> None:
+    def send_requests(client: int) -> None:
         connection = http.client.HTTPConnection(host, port)
         turn = client
         while time.monotonic() < until:
@@ -116,7 +115,7 @@ def load(host: str, port: int, files: list[bytes], clients: int, seconds: float)
         connection.close()
 
     started = time.monotonic()
-    threads = [threading.Thread(target=go_on, args=[client]) for client in range(clients)]
+    threads = [threading.Thread(target=send_requests, args=[client]) for client in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -125,7 +124,7 @@ def load(host: str, port: int, files: list[bytes], clients: int, seconds: float)
 
 
 def measure_load(servers: dict[str, Server], files: list[bytes], clients: int, seconds: float) -> dict[str, Any]:
-    """`seconds` for each server, in rounds."""
+    """Sends requests to each server for `seconds`, in rounds."""
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in servers}
     passes = {}
     memory: dict[str, list[float]] = {name: [] for name in servers}
@@ -164,7 +163,7 @@ def measure_load(servers: dict[str, Server], files: list[bytes], clients: int, s
 
 
 def bad_requests(picture: bytes) -> dict[str, tuple[str, Any, dict[str, str]]]:
-    """Path, body and headers of each kind; the huge ones are made when they are sent."""
+    """Path, body and headers of each kind of invalid request."""
     bomb = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
     text = base64.b64encode(picture).decode()
@@ -230,13 +229,19 @@ def save_demo_model(folder: Path) -> str:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="checkpoint to serve (default: the demo's, random)")
-    parser.add_argument("--device", help="of the servers (default: the accelerator there is)")
-    parser.add_argument("--clients", type=int, default=64, help="(%(default)s)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of load, for each server (%(default)s)")
-    parser.add_argument("--max_batch", type=int, default=32, help="(%(default)s)")
-    parser.add_argument("--picture_side", type=int, default=224, help="pixels of the JPEGs (%(default)s)")
-    parser.add_argument("--bad_requests", type=int, default=1000, help="(%(default)s)")
+    parser.add_argument("--model", help="checkpoint to serve (default: the model of the demo, with random weights)")
+    parser.add_argument("--device", help="device of the servers (default: an accelerator, if there is one)")
+    parser.add_argument("--clients", type=int, default=64, help="number of clients (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="duration of the load for each server (%(default)s)"
+    )
+    parser.add_argument(
+        "--max_batch", type=int, default=32, help="images in a batch of the first server (%(default)s)"
+    )
+    parser.add_argument(
+        "--picture_side", type=int, default=224, help="width and height of the JPEGs in pixels (%(default)s)"
+    )
+    parser.add_argument("--bad_requests", type=int, default=1000, help="number of invalid requests (%(default)s)")
     parser.add_argument("--output", type=Path, help="folder for server_<machine>.json")
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""How fast is CCA? Every figure is a ratio within one run, measured in turns, so that the machine's mood cancels out.
+"""How fast is CCA? Every figure is a ratio of times that were measured in turns, so that a slow machine cancels out.
 
     python scripts/benchmark_speed.py                                   # all sections; half an hour on two cores
     python scripts/benchmark_speed.py --sections one_pass encode --rounds 3
@@ -6,19 +6,17 @@
     python scripts/benchmark_speed.py --output docs/benchmarks          # writes speed_<machine>.json
 
 On a ViT-B/16 with random weights, 224 x 224 pixels, in inference mode:
-- one_pass: one pass that embeds 8 (64) attributes, over one plain `ViTModel` forward; eight passes over the one; its
-  floating point operations a second, over those of a large matrix product;
-- encode: from JPEG files, against reading alone, the model alone, and what makes one embedding without a condition:
-  transformers' own pipeline, as it is called without further words (a picture at a time) and in batches of the same
+- one_pass: one pass that embeds 8 (64) attributes, over one plain `ViTModel` pass; eight passes over one; its floating
+  point operations per second over those of a large matrix product;
+- encode: from JPEG files, over reading alone, the model alone, and libraries that compute one embedding without a
+  condition: the transformers pipeline with its default arguments (one image at a time) and in batches of the same
   size, and sentence-transformers;
-- runtimes: exports, against the model; how alike their embeddings are;
-- growth: time and memory a picture as `encode` is given more of them (of a tiny model);
-- evaluation: exact mAP against the matrix product alone, and against what else computes it.
+- runtimes: exported models over the model, and the similarity of their embeddings;
+- growth: time per image and memory of `encode` for an increasing number of images (with a tiny model);
+- evaluation: exact mAP over the matrix product alone, and over other libraries.
 
-Training is measured by `benchmark_training_speed.py`.
-
-What is not installed (onnxruntime, openvino, sentence-transformers, scikit-learn, torchmetrics,
-pytorch-metric-learning) is left out, and said.
+`benchmark_training_speed.py` measures training. Packages that are not installed (onnxruntime, openvino,
+sentence-transformers, scikit-learn, torchmetrics, pytorch-metric-learning) are left out, with a message.
 """
 
 import argparse
@@ -152,7 +150,7 @@ def benchmark_encode(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def make_sentence_transformer(vit: ViTModel, folder: Path) -> Any:
-    """The same network, whose tokens it takes the mean of."""
+    """The same network in sentence-transformers, with mean pooling."""
     from sentence_transformers import SentenceTransformer
 
     vit.save_pretrained(folder)
@@ -196,7 +194,7 @@ def benchmark_runtimes(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 class Repeated(Sequence):
-    """A few pictures, as if there were many."""
+    """A long sequence that repeats a few images."""
 
     def __init__(self, pictures: Sequence[Path], length: int):
         self.pictures, self.length = pictures, length
@@ -209,7 +207,7 @@ class Repeated(Sequence):
 
 
 def benchmark_growth(arguments: argparse.Namespace) -> dict[str, Any]:
-    """In turns, as the others; memory is that of a process of its own, at its peak."""
+    """Time, measured in turns, and peak memory of a separate process."""
     counts = arguments.growth
     seconds = {str(count): [] for count in counts}
     memory = {str(count): in_new_process(memory_of_encoding, count) for count in counts}
@@ -233,7 +231,7 @@ def benchmark_growth(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_tiny_encoder(folder: Path) -> Callable[[int], None]:
-    """Encodes that many pictures, of 64 x 64 pixels, and keeps none of the embeddings."""
+    """A function that encodes a number of images of 64 x 64 pixels and discards the embeddings."""
     backbone = ViTConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=16
     )
@@ -250,7 +248,7 @@ def make_tiny_encoder(folder: Path) -> Callable[[int], None]:
 
 
 def memory_of_encoding(count: int) -> float:
-    """MiB, beyond what the first pictures have taken."""
+    """Memory in MiB, beyond that of the first 1,000 images."""
     with tempfile.TemporaryDirectory() as folder:
         encode = make_tiny_encoder(Path(folder))
         encode(1000)
@@ -258,13 +256,13 @@ def memory_of_encoding(count: int) -> float:
 
 
 def benchmark_evaluation(arguments: argparse.Namespace) -> dict[str, Any]:
-    """`num_values` values of an attribute: a hundredth, or a tenth, of the gallery is relevant."""
+    """With 100 or 10 values of an attribute, a hundredth or a tenth of the gallery is relevant."""
     generator = np.random.default_rng(0)
     queries, gallery = arguments.queries, arguments.gallery
     embeddings = generator.normal(size=(queries + gallery, 128)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     asked, answers = embeddings[:queries], embeddings[queries:]
-    chunk = max(1, 128 * 2**20 // (4 * gallery))  # as ours are
+    chunk = max(1, 128 * 2**20 // (4 * gallery))  # as in the package
 
     similarities, tensors = torch.empty(chunk, gallery), [torch.from_numpy(each) for each in (asked, answers)]
 
@@ -350,20 +348,26 @@ def main() -> None:
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="of one_pass and encode")
+    parser.add_argument(
+        "--device", type=torch.device, default=torch.device("cpu"), help="device of one_pass and encode"
+    )
     parser.add_argument("--dtype", type=lambda name: vars(torch)[name], default=torch.float32)
-    parser.add_argument("--compile", action="store_true", help="in one_pass")
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[8, 32], help="of one_pass")
+    parser.add_argument("--compile", action="store_true", help="compile the models in one_pass")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[8, 32], help="batch sizes of one_pass")
     parser.add_argument("--encode_batch_size", type=int, default=32)
-    parser.add_argument("--pictures", type=int, default=64, help="of encode, a multiple of its batch size")
-    parser.add_argument("--num_workers", type=int, help="threads that read, in encode")
+    parser.add_argument("--pictures", type=int, default=64, help="images of encode, a multiple of its batch size")
+    parser.add_argument("--num_workers", type=int, help="reading threads of encode")
     parser.add_argument("--growth", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--growth_rounds", type=int, default=1)
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--gallery", type=int, default=100_000)
-    parser.add_argument("--peer_queries", type=int, default=1000, help="for what takes longer than all of the rest")
+    parser.add_argument(
+        "--peer_queries", type=int, default=1000, help="queries for the other libraries, which are slow"
+    )
     parser.add_argument("--evaluation_rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="folder for speed_<machine>.json; its other sections are kept")
+    parser.add_argument(
+        "--output", type=Path, help="folder for speed_<machine>.json; other sections of the file are kept"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 

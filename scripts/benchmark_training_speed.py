@@ -1,4 +1,4 @@
-"""How fast does CCA train? Every figure is a ratio within one run, measured in turns, as in `benchmark_speed.py`.
+"""How fast does CCA train? Every figure is a ratio of times measured in turns, as in `benchmark_speed.py`.
 
     python scripts/benchmark_training_speed.py                                   # half an hour on two cores
     python scripts/benchmark_training_speed.py --sections training --batch_size 16 --rounds 3
@@ -6,13 +6,13 @@
     python scripts/benchmark_training_speed.py --output docs/benchmarks          # writes speed_<machine>.json
 
 On a ViT-B/16 with random weights, 224 x 224 pixels, 8 attributes:
-- training: a step of `CCATrainer` (loss, figures for the logs, clipping and AdamW included), over one of the same ViT
-  in a bare loop with a dummy loss; the triplets that a picture's pass is used in, over those of a network that embeds
-  an anchor, a positive and a negative for each triplet, a third;
-- loss: mining and loss alone for a large batch, as a share of the step on that batch; its memory; and, on a batch
-  that it can do, pytorch-metric-learning's loss and miner, an attribute after the other, over ours;
-- micro_batches: a step in micro-batches, over the plain one; memory of both;
-- token_cache: an epoch of a frozen backbone from kept features, over the first, which computes and keeps them.
+- training: a step of `CCATrainer` (including loss, logged figures, clipping and AdamW), over a step of the same ViT in
+  a plain loop with a dummy loss; the number of triplets that use the pass of an image, over a third, the number for a
+  network that embeds anchor, positive and negative of each triplet separately;
+- loss: mining and loss alone for a large batch, as a share of the step on this batch, and its memory; for a smaller
+  batch, the loss and the miner of pytorch-metric-learning, one attribute after the other, over ours;
+- micro_batches: a step in micro-batches over a plain step, and the memory of both;
+- token_cache: an epoch of a frozen backbone on stored features, over the first epoch, which computes them.
 """
 
 import argparse
@@ -49,11 +49,11 @@ from cca_hf.training.losses import ConditionalSoftTripletLoss, ConditionalTriple
 from cca_hf.training.mining import pair_masks
 
 NUM_ATTRIBUTES, NUM_VALUES = 8, 8
-TRIPLETS_OF_THREE_PASSES = 1 / 3  # for each picture that goes through the network
+TRIPLETS_OF_THREE_PASSES = 1 / 3  # triplets for each image that passes through the network
 
 
 def draw_labels(count: int) -> np.ndarray:
-    """(count, attributes): every value of every attribute about equally often."""
+    """Labels, (count, attributes), with all values of an attribute about equally often."""
     return np.random.default_rng(0).integers(0, NUM_VALUES, (count, NUM_ATTRIBUTES))
 
 
@@ -84,17 +84,17 @@ def make_trainer(
         collapse_patience=0,
         **settings,
     )
-    model = CCAModel.from_backbone(backbone, data.attributes, freeze_batch_norm=True)  # as of a pretrained backbone
+    model = CCAModel.from_backbone(backbone, data.attributes, freeze_batch_norm=True)  # as for a pretrained backbone
     return CCATrainer(model, args, data)
 
 
 class TrainingStep:
-    """What `CCATrainer.train` does for a batch of pictures that lie ready."""
+    """The step of `CCATrainer.train` for a batch of images in memory."""
 
     def __init__(self, folder: Path, arguments: argparse.Namespace, **settings: Any) -> None:
         folder.mkdir()
         data = make_data(write_jpegs(folder, arguments.batch_size))
-        # the optimiser of a run to the end, whose rates decay to 0: a step as any other
+        # the optimiser after a complete run, with learning rates of 0; the time of a step is the same
         self.trainer = make_trainer(folder, data, make_vit(arguments), arguments, max_steps=1, **settings)
         self.trainer.train()
         self.model = self.trainer.model_wrapped
@@ -131,7 +131,8 @@ def benchmark_training(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         step = TrainingStep(Path(folder, "run"), arguments)
     with FlopCounterMode(display=False) as counter:
-        step.trainer.training_step(step.trainer.model, dict(step.batch))  # not the compiled one: it hides its products
+        # a compiled model would hide its products from the counter
+        step.trainer.training_step(step.trainer.model, dict(step.batch))
     matmul, operations = matmul_at_peak(arguments.device, torch.bfloat16 if arguments.bf16 else torch.float32)
     bare = make_bare_step(arguments, step.batch["pixel_values"])
     seconds = time_in_turns({"bare": bare, "ours": step, "matmul": matmul}, arguments.rounds)
@@ -153,14 +154,14 @@ def benchmark_training(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def draw_one_label(count: int) -> np.ndarray:
-    """The same, but that each picture is labelled for one attribute alone, as in FashionAI."""
+    """The same labels, but each image is labelled for one attribute only, as in FashionAI."""
     labels = draw_labels(count)
     labels[np.arange(NUM_ATTRIBUTES) != np.arange(count)[:, None] % NUM_ATTRIBUTES] = -1
     return labels
 
 
 def triplets_per_picture(labels: np.ndarray, batch_size: int, batches: int = 20) -> float:
-    """In the batches that such a data set is trained on; all of their triplets have a part in the loss."""
+    """Triplets per image in training batches of such a data set; all triplets of a batch enter the loss."""
     defaults = {field.name: field.default for field in fields(CCATrainingArguments)}
     names = ("images_per_value", "values_per_batch")
     sampler = AttributeBatchSampler(labels, batch_size=batch_size, seed=0, **{name: defaults[name] for name in names})
@@ -172,7 +173,7 @@ def triplets_per_picture(labels: np.ndarray, batch_size: int, batches: int = 20)
 
 
 def benchmark_loss(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The step on the large batch is as many steps as fit into it."""
+    """The time of the step on the large batch is extrapolated from the step on the normal batch."""
     memory = in_new_process(memory_of_loss, arguments)
     with tempfile.TemporaryDirectory() as folder:
         step = TrainingStep(Path(folder, "run"), arguments)
@@ -189,7 +190,7 @@ def benchmark_loss(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare_losses(arguments: argparse.Namespace) -> dict[str, float]:
-    """The same triplet loss of all active triplets, or of the semi-hard ones, with its gradient."""
+    """Compares the triplet loss over all active, or over semi-hard, triplets, including its gradient."""
     if importlib.util.find_spec("pytorch_metric_learning") is None:
         print("left out: pytorch_metric_learning is not installed")
         return {}
@@ -221,7 +222,7 @@ def compare_losses(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def make_loss_step(batch_size: int, dim: int, device: torch.device) -> Callable[[], None]:
-    """Loss and its gradient, for embeddings that lie ready."""
+    """A function that computes the loss and its gradient for given embeddings."""
     embeddings, labels = draw_embeddings(batch_size, dim, device)
     loss = ConditionalSoftTripletLoss()
 
@@ -239,9 +240,9 @@ def draw_embeddings(batch_size: int, dim: int, device: torch.device) -> tuple[to
 
 
 def memory_of_loss(arguments: argparse.Namespace) -> float:
-    """MiB beyond embeddings and labels, at the peak of the first step."""
+    """Peak memory of the first step in MiB, without embeddings and labels."""
     device, dim = arguments.device, make_vit(arguments).hidden_size
-    make_loss_step(NUM_ATTRIBUTES, dim, device)()  # what is loaded at the first use
+    make_loss_step(NUM_ATTRIBUTES, dim, device)()  # loads the libraries that the first use loads
     step = make_loss_step(arguments.loss_batch_size, dim, device)
     return peak_memory_of(step, device)
 
@@ -262,7 +263,7 @@ def benchmark_micro_batches(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory_of_step(arguments: argparse.Namespace, settings: dict[str, Any]) -> float:
-    """MiB of a first step: weights, optimiser and the batch are part of them."""
+    """Memory of a first step in MiB, including weights, optimiser and batch."""
     with tempfile.TemporaryDirectory() as folder:
         return peak_memory_of(lambda: TrainingStep(Path(folder, "run"), arguments, **settings), arguments.device)
 
@@ -314,18 +315,28 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--rounds", type=int, default=5, help="of token_cache: epochs after the first")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds of each section; for token_cache, epochs after the first"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--bf16", action="store_true", help="autocast")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--loss_batch_size", type=int, default=512)
-    parser.add_argument("--peer_batch_size", type=int, default=128, help="of the loss beside that of others")
-    parser.add_argument("--pictures", type=int, default=512, help="of token_cache")
-    parser.add_argument("--vit", type=json.loads, default={}, help="other fields of ViTConfig than a ViT-B/16's: JSON")
-    parser.add_argument("--mobilenet", type=json.loads, default={"image_size": 224}, help="of MobileNetV2Config: JSON")
-    parser.add_argument("--output", type=Path, help="folder for speed_<machine>.json; its other sections are kept")
+    parser.add_argument(
+        "--peer_batch_size", type=int, default=128, help="batch size of the comparison with other losses"
+    )
+    parser.add_argument("--pictures", type=int, default=512, help="images of token_cache")
+    parser.add_argument(
+        "--vit", type=json.loads, default={}, help="fields of ViTConfig that differ from ViT-B/16, as JSON"
+    )
+    parser.add_argument(
+        "--mobilenet", type=json.loads, default={"image_size": 224}, help="fields of MobileNetV2Config, as JSON"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder for speed_<machine>.json; other sections of the file are kept"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     setting = {"device": str(arguments.device), "bf16": arguments.bf16, "compiled": arguments.compile}

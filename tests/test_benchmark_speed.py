@@ -1,4 +1,4 @@
-"""The speed benchmarks with tiny settings: every figure of training is there, in one file with the others."""
+"""The speed benchmarks with tiny settings: all figures of training are in one file with the others."""
 
 import json
 import os
@@ -14,7 +14,7 @@ VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "int
 @pytest.fixture
 def run(repository, tmp_path):
     def run(script: str, *arguments: object) -> dict:
-        """What the file of results holds afterwards."""
+        """Returns the content of the result file."""
         command = [sys.executable, repository / "scripts" / script, "--threads", 1, "--output", tmp_path, *arguments]
         path = os.pathsep.join([str(repository / "src"), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": path}
@@ -38,7 +38,7 @@ def test_training(run):
     sizes = ("--batch_size", 16, "--loss_batch_size", 128, "--peer_batch_size", 32, "--pictures", 32, "--rounds", 1)
     backbones = ("--vit", json.dumps(vit), "--mobilenet", json.dumps(mobilenet))
     figures = run("benchmark_training_speed.py", *sizes, *backbones)
-    assert figures["evaluation"]["gallery"] == 3000  # of the other script
+    assert figures["evaluation"]["gallery"] == 3000  # from the other script
 
     training = figures["training"]
     assert training["batch_size"] == 16 and training["setting"]["threads"] == 1
@@ -48,7 +48,7 @@ def test_training(run):
     assert 0 < figures["loss"]["share_of_step"] < 10
     for peer in ("loss", "loss_and_miner"):
         assert figures["loss"][f"{peer}_of_pytorch_metric_learning_over_ours"] > 0
-    # at least similarities, their gradient and the sorted rows that mining looks into, each (8, 128, 128) of 4 bytes
+    # at least the similarities, their gradient and the sorted rows for mining, each (8, 128, 128) with 4 bytes
     assert 3 * 0.5 < figures["loss"]["peak_memory_mib"] < 100
     small = figures["micro_batches"]
     assert small["micro_batch_size"] == 2 and 0.5 < small["time_over_plain"] < 20

@@ -1,4 +1,4 @@
-"""The documentation's site: it builds without a warning, shows every public name, and fetches nothing."""
+"""The documentation site builds without warnings, documents every public name, and loads nothing from other hosts."""
 
 import re
 from pathlib import Path
@@ -8,11 +8,14 @@ import pytest
 import cca_hf
 
 from .pages import ROOT
+from .test_architecture import MAY_USE
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")]
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `make docs` makes; a broken link, or a page that is not in the navigation, is an error there."""
+    """The output of `make docs`, where broken links and pages outside the navigation are errors."""
     for package in ("material", "mkdocstrings"):
         pytest.importorskip(package, reason='the site is built by pip install "cca_hf[docs]"')
     from mkdocs.commands.build import build
@@ -27,12 +30,12 @@ def ids(page: Path) -> set[str]:
     return set(re.findall(r'id="([^"]+)"', page.read_text(encoding="utf-8")))
 
 
-def test_every_public_name_has_its_place(site: Path) -> None:
+def test_every_public_name_is_documented(site: Path) -> None:
     shown = set().union(*(ids(page) for page in (site / "api").glob("*.html")))
     assert {f"cca_hf.{name}" for name in cca_hf.__all__} <= shown
     assert {"cca_hf.CCAModel.encode", "cca_hf.CCAModel.from_backbone", "cca_hf.AttributeIndex.search"} <= shown
     settings = (site / "api" / "training.html").read_text(encoding="utf-8")
-    assert "<code>hard_negatives_images</code>" in settings and "per_device_train_batch_size" in settings
+    assert "<code>micro_batch_size</code>" in settings and "per_device_train_batch_size" in settings
 
 
 def test_every_command_is_shown(site: Path) -> None:
@@ -41,18 +44,48 @@ def test_every_command_is_shown(site: Path) -> None:
         assert f"Usage: {command} " in text
 
 
-def test_pages_name_each_other_by_links(site: Path) -> None:
+def test_file_names_of_pages_become_links(site: Path) -> None:
     home = (site / "index.html").read_text(encoding="utf-8")
     assert 'href="benchmarks.html">Benchmarks</a>' in home and 'src="assets/neighbours.png"' in home
     for page in site.rglob("*.html"):
         text = re.sub(r"<pre>.*?</pre>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-        assert not re.findall(r"<code>docs/[\w/]+\.md</code>", text), f"{page.name} names a file that is no link"
-        # what GitHub takes for a list or a table and Python's Markdown does not
-        assert not re.findall(r"<p>[^<]*\n(?:- |\| )", text), f"{page.name} has a list or a table that is none"
+        assert not re.findall(r"<code>docs/[\w/]+\.md</code>", text), f"{page.name} names a page without a link"
+        # lists and tables that GitHub recognises and Python's Markdown does not
+        assert not re.findall(r"<p>[^<]*\n(?:- |\| )", text), (
+            f"{page.name} has a list or a table that is shown as text"
+        )
 
 
-def test_nothing_is_fetched(site: Path) -> None:
+def test_nothing_is_loaded_from_other_hosts(site: Path) -> None:
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         fetched = re.findall(r'<(?:link|script|img|iframe)[^>]*(?:href|src)="?(https?://[^" >]*)', text)
-        assert not fetched, f"{page.name} fetches {fetched}"
+        assert not fetched, f"{page.name} loads {fetched}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_named_on_a_page_exist(page: Path) -> None:
+    """Python files in the repository or in the package; `x.py` and `..._x.py` stand for the files of a new family."""
+    named = re.findall(r"`((?:[a-z_]+/)+\w+\.py)`", page.read_text(encoding="utf-8"))
+    missing = [name for name in named if not ((ROOT / name).is_file() or (ROOT / "src/cca_hf" / name).is_file())]
+    assert not [name for name in missing if not re.search(r"[/_]x\.py$", name)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_words_of_a_page(page: Path) -> None:
+    """The language rule of CONTRIBUTING.md, as far as a pattern can check it, outside of code and of its examples."""
+    text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    if page.name == "CONTRIBUTING.md":
+        text = text.partition("## Language")[0] + text.partition("## Tests")[2]
+    assert not re.findall(r"\bpictures?\b", text, re.IGNORECASE), "write image"
+    assert not re.findall(r"(?:^|[.:;] |- )Of [a-z]", text, re.MULTILINE), "no sentence starts with Of"
+
+
+def test_design_page_lists_the_imports_between_rooms() -> None:
+    """The table of docs/design.md and `MAY_USE` of tests/test_architecture.py agree."""
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    table = page.partition("| room | may import |\n")[2].partition("\n\n")[0]
+    rows = [line.strip("| ").split(" |") for line in table.splitlines()[1:]]
+    listed = {room.strip(" `"): set(re.findall(r"`(\w+)`", "".join(rest))) for room, *rest in rows}
+    assert listed.pop("cli") == set(), "the row of cli reads: all other rooms"
+    assert listed == {room: used for room, used in MAY_USE.items() if room != "cli"}

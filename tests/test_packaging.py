@@ -1,4 +1,4 @@
-"""What an install brings, what the archives hold, and how lightly the package imports."""
+"""The dependencies of an installation, the content of the wheel, and the imports of `import cca_hf`."""
 
 import configparser
 import importlib.metadata
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# What `pip install .` may bring; everything else is an extra.
+# The dependencies of `pip install .`; all others are extras.
 CORE = {
     "torch", "transformers", "datasets", "accelerate", "huggingface-hub", "safetensors", "evaluate", "pillow", "numpy",
     "typer", "filelock",
@@ -18,7 +18,7 @@ CORE = {
 
 
 def run_python(code: str, **options: str) -> str:
-    """Runs code in a fresh Python and returns what it printed."""
+    """Runs code in a new Python process and returns its output."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, **options)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -32,7 +32,7 @@ def setup_cfg(repository: Path) -> configparser.ConfigParser:
 
 
 def requirements(text: str) -> dict[str, str]:
-    """`name>=1,<2` a line -> {name: ">=1,<2"}; comments are left out."""
+    """Parses lines such as `name>=1,<2` into {name: ">=1,<2"}, without comments."""
     lines = [line.split("#")[0].strip() for line in text.splitlines()]
     split = [re.fullmatch(r"([A-Za-z0-9_.-]+)(.*)", line) for line in lines if line]
     return {found[1].lower(): found[2] for found in split if found}
@@ -43,12 +43,12 @@ def test_core_dependencies(setup_cfg: configparser.ConfigParser) -> None:
 
 
 def test_lowest_versions_agree(repository: Path, setup_cfg: configparser.ConfigParser) -> None:
-    """constraints-lowest.txt pins the lower bounds of setup.cfg, but for torch, which constraints.txt pins."""
+    """constraints-lowest.txt pins the lower bounds of setup.cfg, except torch, which constraints.txt pins."""
     allowed = requirements(setup_cfg["options"]["install_requires"])
     for extra in ("plot", "analysis", "text", "download"):
         allowed |= requirements(setup_cfg["options.extras_require"][extra])
     lowest = requirements((repository / "constraints-lowest.txt").read_text(encoding="utf-8"))
-    assert set(lowest) - {"pandas"} == set(allowed) - {"torch"}  # pandas comes with datasets, and must suit its age
+    assert set(lowest) - {"pandas"} == set(allowed) - {"torch"}  # pandas is a dependency of datasets
     for name, pin in ((name, pin) for name, pin in lowest.items() if name in allowed):
         bound = re.match(r">=([\d.]+)", allowed[name])
         assert bound, f"{name} has no lower bound in setup.cfg"
@@ -60,15 +60,15 @@ def test_lowest_versions_agree(repository: Path, setup_cfg: configparser.ConfigP
 
 
 def test_requirements_of_a_checkpoint_agree(repository: Path, setup_cfg: configparser.ConfigParser) -> None:
-    """What is pushed beside a checkpoint asks for the versions that setup.cfg does."""
-    told = requirements((repository / "src/cca_hf/hub/requirements.txt").read_text(encoding="utf-8"))
+    """The requirements.txt of a pushed checkpoint has the version bounds of setup.cfg."""
+    pushed = requirements((repository / "src/cca_hf/hub/requirements.txt").read_text(encoding="utf-8"))
     allowed = requirements(setup_cfg["options"]["install_requires"])
-    assert {"torch", "transformers", "pillow"} <= set(told) and told.items() <= allowed.items()
+    assert {"torch", "transformers", "pillow"} <= set(pushed) and pushed.items() <= allowed.items()
 
 
-def test_each_fact_stands_once(repository: Path) -> None:
+def test_metadata_is_in_one_place(repository: Path) -> None:
     build = (repository / "pyproject.toml").read_text(encoding="utf-8")
-    assert "[project" not in build, "metadata stands in setup.cfg"
+    assert "[project" not in build, "the metadata belongs to setup.cfg"
     assert (repository / "LICENSE").read_text(encoding="utf-8").lstrip().startswith("Apache License")
 
 
@@ -79,8 +79,8 @@ def test_installed_metadata(setup_cfg: configparser.ConfigParser) -> None:
     assert commands == {"cca": "cca_hf.cli.main:main"}
 
 
-def test_wheel_holds_the_package(repository: Path, tmp_path: Path) -> None:
-    """Built from a copy, so that nothing is left in the checkout; without isolation, so that nothing is downloaded."""
+def test_wheel_contains_the_package(repository: Path, tmp_path: Path) -> None:
+    """Builds from a copy, to leave no files in the checkout, and without isolation, to download nothing."""
     copy = tmp_path / "checkout"
     for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "MANIFEST.in"):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +144,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_auto_classes_know_cca(imports: str, checkpoint: Path) -> None:
-    """In every order of imports, without trust_remote_code, and as this package's classes."""
+    """The auto classes return the classes of this package without trust_remote_code, in every order of imports."""
     printed = run_python(
         f"{imports}\n"
         f"print(type(AutoConfig.from_pretrained({str(checkpoint)!r})).__module__)\n"
@@ -154,15 +154,15 @@ def test_auto_classes_know_cca(imports: str, checkpoint: Path) -> None:
 
 
 def test_extras_are_named_when_missing(tmp_path: Path) -> None:
-    """Without matplotlib a plot says which extra brings it."""
+    """Without matplotlib, the error of a plot names the extra to install."""
     (tmp_path / "matplotlib").mkdir()
     (tmp_path / "matplotlib" / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'matplotlib'\")")
     code = (
         "import cca_hf\n"
         "from PIL import Image\n"
-        "picture = Image.new('RGB', (8, 8))\n"
+        "image = Image.new('RGB', (8, 8))\n"
         "try:\n"
-        "    cca_hf.plot_neighbours(picture, {'colour': [(picture, 0.9, 'red', True)]})\n"
+        "    cca_hf.plot_neighbours(image, {'colour': [(image, 0.9, 'red', True)]})\n"
         "except ImportError as error:\n"
         "    print(error)"
     )

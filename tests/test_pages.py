@@ -1,4 +1,4 @@
-"""Every snippet of the guides runs, one after the other, on the paths they name, as in the README."""
+"""Runs every snippet of the guides in order, on the paths that they name, as for the README."""
 
 from pathlib import Path
 
@@ -17,38 +17,38 @@ def world(tmp_path: Path) -> Path:
 
 def test_search(world: Path) -> None:
     pytest.importorskip("lancedb", reason='the index needs LanceDB: pip install "cca_hf[search]"')
-    told = []
+    steps = []
     for ran in run_page("docs/search.md", world):
-        told.append(" ".join(ran.command[:2]) or ran.heading)
+        steps.append(" ".join(ran.command[:2]) or ran.heading)
         names = ran.names
         if ran.command[:1] == ["cca"]:
             assert "colour" in ran.printed
-        elif told[-1] == "From Python":
+        elif steps[-1] == "From Python":
             prices = [hit.columns["price"] for hit in names["hits"]]
             assert len(prices) == 10 and max(prices) < 50
-        elif told[-1] == "What can be asked":
+        elif steps[-1] == "Kinds of queries":
             assert len(names["one"]) == 5 and "sku-3" not in {hit.item_id for hit in names["one"] + names["but_red"]}
             assert all(len(names[name]) == 10 for name in ("mixed", "red", "but_red", "both"))
             assert [len(hits) for hits in names["many"]] == [10, 10]
-        elif told[-1] == "Filters":
+        elif steps[-1] == "Filters":
             assert (names["cheap"], names["same"], names["unknown"]) == (5, 5, 4)
     shell = ["pip install"] * 2 + ["cca index"] + ["cca search"] * 3
-    assert told == [*shell, "From Python", "What can be asked", "Filters"]
+    assert steps == [*shell, "From Python", "Kinds of queries", "Filters"]
     assert (world / "found.html").read_text(encoding="utf-8").count("data:image/jpeg;base64,") == 10
 
 
 def test_text_conditions(world: Path) -> None:
     if not add_sentence_encoder(world):
         pytest.skip("the sentence encoder of the test extra is missing")
-    told = []
+    steps = []
     for ran in run_page("docs/text_conditions.md", world):
-        told.append(ran.command[0] if ran.command else ran.heading)
-        if told[-1] == "Asking by words":
+        steps.append(ran.command[0] if ran.command else ran.heading)
+        if steps[-1] == "Conditions by text, and their limits":
             assert ran.names["model"].condition_embedding.texts.shape == (2, 384)
-        elif told[-1] == "One attribute more":
+        elif steps[-1] == "Add an attribute":
             assert ran.names["model"].config.attributes == ["colour", "closure", "heel height"]
             assert np.shape(ran.names["embeddings"]) == (1, 2, 32)
-    assert told == ["pip", "accelerate", "Asking by words", "One attribute more"]
+    assert steps == ["pip", "accelerate", "Conditions by text, and their limits", "Add an attribute"]
     from cca_hf import CCAModel
 
     assert CCAModel.from_pretrained(world / "out-with-heels").config.attributes[-1] == "heel height"

@@ -1,4 +1,4 @@
-"""Every snippet of docs/publishing.md runs, on the paths it names, as in the README; pushes as dry runs."""
+"""Runs every snippet of docs/publishing.md on the paths that it names, as for the README; pushes are dry runs."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ BLOCKS = code_blocks((ROOT / "docs" / "publishing.md").read_text(encoding="utf-8
 
 
 @pytest.mark.parametrize(
-    "block", [each for each in BLOCKS if each.language == "python"], ids=lambda each: each.heading
+    "block", [block for block in BLOCKS if block.language == "python"], ids=lambda block: block.heading
 )
 def test_python(block, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.chdir(world)
@@ -34,7 +34,7 @@ def test_shell(world: Path) -> None:  # noqa: F811
         for words in shell_commands(block.text) if block.language == "bash" else []:
             if words[0] == "cca":
                 pushed[" ".join(words)] = push_dry(words, world)
-            else:  # a login, and a training that pushes: tests/hub
+            else:  # a login, and a training that pushes: tested in tests/hub
                 assert words[:2] in (["hf", "auth"], ["accelerate", "launch"])
     models = [files for words, files in pushed.items() if words.startswith("cca push")]
     data = [files for words, files in pushed.items() if words.startswith("cca data push")]

@@ -1,4 +1,4 @@
-"""Every snippet of the README runs, letter by letter, on the paths it names (see `pages.py`), offline."""
+"""Runs every snippet of the README unchanged and offline, on the paths that it names (see `pages.py`)."""
 
 import contextlib
 import importlib.util
@@ -25,7 +25,7 @@ SHELL = [words for block in code_blocks(README) if block.language == "bash" for 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which the README's names are paths."""
+    """A folder in which the Hub names of the README are paths."""
     folder = tmp_path_factory.mktemp("readme")
     make_world(folder)
     return folder
@@ -85,7 +85,7 @@ def test_python(block: Block, world: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def push_dry(words: list[str], folder: Path) -> dict[str, str]:
-    """What a push would put on the Hub, as texts; tests/hub pushes for good."""
+    """The files that a push would send to the Hub, as text; the tests in tests/hub push to a server."""
     if "out" in words and not (folder / "out").is_dir():
         shutil.copytree(folder / "me" / "cca-shoes", folder / "out")
     if "--dry_run" not in words:
@@ -98,7 +98,7 @@ def push_dry(words: list[str], folder: Path) -> dict[str, str]:
 
 
 def index_shoes(folder: Path) -> None:
-    """By the README's own line, unless that ran in this process."""
+    """Runs the `cca index` line of the README, unless it has run in this process."""
     if not (folder / "shoes.index").is_dir():
         run_cca(next(words for words in SHELL if words[:2] == ["cca", "index"]), folder)
 
@@ -130,21 +130,21 @@ def test_shell(words: list[str], world: Path) -> None:
             if words[1] == "search":
                 index_shoes(world)
             assert "colour" in run_cca(words, world)
-        case ["cca", "demo", *_]:  # serves until it is interrupted; tests/hub/test_space.py looks at the page
+        case ["cca", "demo", *_]:  # serves until it is interrupted; tests/hub/test_space.py tests the page
             pytest.importorskip("gradio", reason='the Space needs Gradio: pip install "cca_hf[space]"')
             index_shoes(world)
             assert run_cca([*words, "--export", "shoes-space"], world).startswith("shoes-space\n")
         case _:
-            raise AssertionError(f"no test knows how to check {shlex.join(words)!r}: teach this one")
+            raise AssertionError(f"no test checks {shlex.join(words)!r}: add a case here")
 
 
-def test_every_block_is_checked() -> None:
+def test_every_block_has_a_check() -> None:
     assert {block.language for block in code_blocks(README)} <= {"python", "bash", "bibtex", ""}
     assert len(PYTHON) >= 5 and len(SHELL) >= 4
     assert {block.heading for block in PYTHON} <= set(CHECKS)
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)|`(docs/[\w./-]+)`", README))))
-def test_links_lead_somewhere(target: tuple[str, str]) -> None:
+def test_links_have_targets(target: tuple[str, str]) -> None:
     path = target[0] or target[1]
     assert path.startswith("https://") or (ROOT / path).is_file()

@@ -1,4 +1,4 @@
-"""Every snippet of docs/space.md runs, on the paths it names, as in the README; what serves is asked for its page."""
+"""Runs every snippet of docs/space.md on the paths that it names, as for the README, and loads the served page."""
 
 import re
 import urllib.request
@@ -34,6 +34,6 @@ def test_page(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F8
             elif words[0] == "hf":
                 assert words == ["hf", "upload", "me/shoes-space", "shoes-space", ".", "--repo-type", "space"]
                 assert (world / "shoes-space" / "app.py").is_file()
-            else:  # serve until they are interrupted: tests/hub/test_space.py runs and looks at that
+            else:  # commands that serve until they are interrupted: tested in tests/hub/test_space.py
                 assert words in (["cca", "demo"], ["cca", "demo", "--store", "shoes.index"])
     assert ran == ["pip install", "cca demo", "cca index", "cca demo", "cca demo", "hf upload", "python"]

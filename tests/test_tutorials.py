@@ -1,4 +1,4 @@
-"""Every block of the tutorials runs, in the reader's order: the first trains what the others use."""
+"""Runs every block of the tutorials in the order of the pages: the first trains the model that the others use."""
 
 from pathlib import Path
 
@@ -10,25 +10,25 @@ from .pages import Ran, add_sentence_encoder, run_page
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Ran]]:
-    """The folder in which the reader works, and what the first tutorial left there."""
+    """The working folder of the reader, and the blocks of the first tutorial with their results."""
     folder = tmp_path_factory.mktemp("tutorials")
     return folder, [ran._replace(names=dict(ran.names)) for ran in run_page("docs/tutorials/train.md", folder)]
 
 
 def python(ran: list[Ran]) -> list[dict[str, object]]:
-    return [each.names for each in ran if not each.command]
+    return [block.names for block in ran if not block.command]
 
 
 def test_train(first: tuple[Path, list[Ran]]) -> None:
     folder, ran = first
-    (trained,) = (each for each in ran if each.command)
+    (trained,) = (block for block in ran if block.command)
     drawn, looked, reported, used, piped = python(ran)
     assert len(list((folder / "catalogue").rglob("*.png"))) == 1000
     assert looked["data"].attributes.keys() == {"colour", "pattern", "background"}
-    told = [line.split()[0] for line in trained.printed.splitlines() if "(" in line and line[0] != "%"]
-    assert [each for each in told if each in looked["data"].attributes] == ["colour", "pattern", "background"]
+    rows = [line.split()[0] for line in trained.printed.splitlines() if "(" in line and line[0] != "%"]
+    assert [name for name in rows if name in looked["data"].attributes] == ["colour", "pattern", "background"]
     result = reported["result"].metrics()
-    assert result["map"] > result["chance_map"] + 0.1  # it has learned something worth reading
+    assert result["map"] > result["chance_map"] + 0.1  # clearly above chance
     assert (folder / "report" / "report.html").is_file() and (folder / "out" / "report.html").is_file()
     assert np.shape(used["embeddings"]) == (2, 3, 64) and np.shape(used["alike"]) == (3,)
     np.testing.assert_allclose(piped["colour"], used["embeddings"][0, 0], atol=1e-5)
@@ -39,9 +39,8 @@ def test_search(first: tuple[Path, list[Ran]]) -> None:
     pytest.importorskip("faiss")
     folder, _ = first
     ran = list(run_page("docs/tutorials/search.md", folder))
-    assert [" ".join(each.command[:2]) for each in ran if each.command] == [
-        *("pip install", "cca index", "cca search", "cca search", "pip install")
-    ]
+    commands = [" ".join(block.command[:2]) for block in ran if block.command]
+    assert commands == ["pip install", "cca index", "cca search", "cca search", "pip install"]
     assert "data:image/" in (folder / "found.html").read_text(encoding="utf-8")
     names = ran[-1].names
     assert len(names["hits"]) == 5 and all(hit.columns["colour"] != "red" for hit in names["hits"])
@@ -57,9 +56,9 @@ def test_text(first: tuple[Path, list[Ran]]) -> None:
     ran = list(run_page("docs/tutorials/text.md", folder))
     names = ran[-1].names
     assert names["model"].config.attributes == ["colour", "pattern", "background", "hue"]
-    (compared,) = (each.printed for each in ran if "asked for" in each.printed)
+    (compared,) = (block.printed for block in ran if "conditioned on" in block.printed)
     figures = {line.split()[-3].rstrip(":"): float(line.split()[-1]) for line in compared.splitlines()}
-    assert figures["hue"] > 0.9 > 0.6 > figures["pattern"]  # as the page says
+    assert figures["hue"] > 0.9 > 0.6 > figures["pattern"]  # as on the page
     from cca_hf import CCAModel
 
     again = CCAModel.from_pretrained(folder / "out-text-hue").encode(folder / "catalogue/test/0000.png")
@@ -69,7 +68,7 @@ def test_text(first: tuple[Path, list[Ran]]) -> None:
 def test_publish(first: tuple[Path, list[Ran]]) -> None:
     folder, _ = first
     ran = list(run_page("docs/tutorials/publish.md", folder))
-    assert [" ".join(each.command[:2]) for each in ran] == ["cca card", "cca push", ""]
+    assert [" ".join(block.command[:2]) for block in ran] == ["cca card", "cca push", ""]
     assert ran[-1].names["spaces"].keys() == {"colour", "pattern", "background"}
     card = (folder / "published" / "README.md").read_text(encoding="utf-8")
     assert "me/cca-catalogue" in card and "license: apache-2.0" in card
