@@ -51,6 +51,9 @@ class ASENModel(CCAModel):
 
     config_class = ASENConfig
     config: ASENConfig
+    display_name = "ASEN"
+    method = "an attribute-specific embedding network (ASEN)"
+    paper_url = "https://arxiv.org/abs/2002.02814"
     takes_last_layer = False  # there is no transformer layer in it that could stand in the last one's place
 
     def _add_head(self, config: CCAConfig) -> None:

@@ -4,11 +4,12 @@ A model fills in `get_backbone_features`, `project_features`, `tokens_and_grids`
 all is about; the baselines that it is compared with (CSN, ASEN, one network per attribute) are the others.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -53,6 +54,36 @@ class CCAPreTrainedModel(ImageEncoder, PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    display_name: ClassVar[str] = "CCA"
+    method: ClassVar[str] = "conditional cross-attention (CCA)"
+    paper_url: ClassVar[str | None] = "https://arxiv.org/abs/2307.13254"
+
+    @classmethod
+    def usage_example(cls, model_id: str, config: CCAConfig) -> str:
+        """Snippets of Markdown for the model card that load the model and apply it to images."""
+        names = list(config.attributes[:2])
+        dim = config.embedding_dim or config.hidden_size
+        return f"""The model computes one embedding for **each attribute** of an image
+({", ".join(config.attributes)}), all in one forward pass. Use it to find images that are similar *in one respect*.
+
+```python
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("{model_id}", trust_remote_code=True)
+embeddings = model.encode(["image.jpg", "other.jpg"], attributes={json.dumps(names)})
+print(embeddings.shape)  # (2, {len(names)}, {dim}): images, attributes, dimensions; L2-normalised
+print(embeddings[0] @ embeddings[1].T)  # on the diagonal: the similarity of the two images under each attribute
+```
+This needs only `pip install transformers pillow`. `pip install cca_hf` adds an index and a search by attribute
+(`cca index`, `cca search`), exports and evaluation. With `pip install sentence-transformers`:
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{model_id}", trust_remote_code=True)
+embeddings = model.encode(["image.jpg", "other.jpg"], attribute={json.dumps(config.attributes[0])})
+print(model.similarity(embeddings, embeddings))  # under that attribute
+```"""
 
     def __init__(self, config: CCAConfig):
         super().__init__(config)

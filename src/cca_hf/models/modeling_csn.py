@@ -20,6 +20,9 @@ class CSNModel(CCAModel):
 
     config_class = CSNConfig
     config: CSNConfig
+    display_name = "CSN"
+    method = "a conditional similarity network (CSN)"
+    paper_url = "https://arxiv.org/abs/1603.07810"
 
     def _add_head(self, config: CSNConfig) -> None:
         super()._add_head(config)

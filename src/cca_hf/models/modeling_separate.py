@@ -25,6 +25,9 @@ class SeparateModel(CCAPreTrainedModel):
 
     config_class = SeparateConfig
     config: SeparateConfig
+    display_name = "one network per attribute"
+    method = "one network per attribute"
+    paper_url = None
     networks: Any  # of `CCAModel`; what is in a ModuleList has no type
 
     def __init__(self, config: SeparateConfig):
