@@ -18,7 +18,7 @@ def comparison_rows(results: Mapping[str, EvaluationResult], measure: str = "map
     Raises:
         ValueError: if the results are not of the same attributes and images, or have no such measure.
     """
-    first = _common(results, measure)
+    first = check_comparable(results, measure)
     rows = [
         (each.name, [each.chance[measure], *(result[each.name].scores[measure] for result in results.values())])
         for each in first.attributes
@@ -69,7 +69,7 @@ def bars_height(results: Mapping[str, EvaluationResult]) -> float:
 
 def draw_results(figure: "Figure | SubFigure", results: Mapping[str, EvaluationResult], measure: str = "map") -> None:
     """`plot_results` into a figure, or a part of one, that is there already."""
-    first = _common(results, measure)
+    first = check_comparable(results, measure)
     rows = comparison_rows(results, measure)[: len(first.attributes) + 1]
     thickness = 0.8 / len(results)
     axes = figure.add_subplot()
@@ -107,8 +107,12 @@ def draw_results(figure: "Figure | SubFigure", results: Mapping[str, EvaluationR
     figure.legend(loc="outside upper center", ncols=len(results) + 1, frameon=False, fontsize=9, labelcolor=INK)
 
 
-def _common(results: Mapping[str, EvaluationResult], measure: str) -> EvaluationResult:
-    """The first result, after a look whether all of them speak of the same images."""
+def check_comparable(results: Mapping[str, EvaluationResult], measure: str) -> EvaluationResult:
+    """Returns the first result.
+
+    Raises:
+        ValueError: if the results are not of the same images and attributes, or one of them lacks the measure.
+    """
     if not results:
         raise ValueError("no results to compare")
     (first_name, first), *others = results.items()
