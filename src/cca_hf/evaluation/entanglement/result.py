@@ -109,8 +109,8 @@ class EntanglementResult:
             "entanglement of attribute embeddings",
             f"A linear reader predicts attributes from embeddings of {self.images:,} test images. From the embeddings "
             f"of one attribute it finds {self.score:.3f} of what the backbone's features reveal about the other "
-            f"attributes, and {self.informativeness:.2f} of what they reveal about that attribute itself. 0 means nothing beyond "
-            "what the label itself reveals, 1 means as much as the features.\n",
+            f"attributes, and {self.informativeness:.2f} of what they reveal about that attribute itself. 0 means "
+            "nothing beyond what the label itself reveals, 1 means as much as the features.\n",
         )
 
     def to_dict(self) -> dict[str, Any]:
