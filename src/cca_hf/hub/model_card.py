@@ -1,7 +1,7 @@
 """The model card: a head from the class of the model, the record of the training, and a section for each result.
 
-The card is written from the files beside a checkpoint. Every result file with a `"card"` becomes a section, so a result
-that is measured later is on the card as soon as its file is in the folder and the card is written again.
+The card is written from the files beside a checkpoint. Every result file with a `"card"` becomes a section. To add a
+result that is measured later, put its file into the folder and write the card again.
 """
 
 import json
