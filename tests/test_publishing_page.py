@@ -39,4 +39,4 @@ def test_shell(world: Path) -> None:  # noqa: F811
     models = [files for words, files in pushed.items() if words.startswith("cca push")]
     data = [files for words, files in pushed.items() if words.startswith("cca data push")]
     assert len(models) == 2 and all({"model.safetensors", "modules.json"} <= set(files) for files in models)
-    assert [("Annotations alone" in files["README.md"]) for files in data] == [False, True]
+    assert [("Annotations only" in files["README.md"]) for files in data] == [False, True]

@@ -88,12 +88,12 @@ def test_its_card_counts(data, tmp_path):
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in card.text.splitlines() if line.startswith("|")
     ]
-    assert ["split", "pictures", "groups", "colour", "heel"] in rows
+    assert ["split", "images", "groups", "colour", "heel"] in rows
     assert ["train", "12", "6", "12", "8"] in rows and ["test", "4", "2", "4", "3"] in rows
     assert ["colour", "2", "red (14), blue (6)"] in rows and ["heel", "2", "flat (8), high (6)"] in rows
     assert "- colour: blue (6)" in card.text and "- heel: flat (8), high (6)" in card.text
     assert 'load_attribute_dataset("me/shoes", attributes=["colour", "heel"], group_column="item")' in card.text
-    assert "Annotations alone" not in card.text
+    assert "Annotations only" not in card.text
 
 
 def test_annotations_alone(data, folder, tmp_path, monkeypatch):
@@ -105,21 +105,23 @@ def test_annotations_alone(data, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "me").mkdir()
     staged.rename("me/shoes")
-    folder.rename("pictures")
+    folder.rename("images")
     text = (tmp_path / "me" / "shoes" / "README.md").read_text()
     names: dict = {}
     exec(text.split("```python\n")[1].split("```")[0], names)
     for split in ("train", "validation", "test"):
         assert names["data"].labels(split).tolist() == data.labels(split).tolist()
         paths = [picture["path"] for picture in names["data"][split]["image"]]
-        assert paths == [str(tmp_path / "pictures" / split / f"{row}.png") for row in range(len(paths))]
+        assert paths == [str(tmp_path / "images" / split / f"{row}.png") for row in range(len(paths))]
 
 
 def test_annotations_of_pictures_without_names(tmp_path):
     drawn = [Picture.new("RGB", (4, 4), colour) for colour in ("red", "blue", "red", "blue")]
     rows = Dataset.from_dict({"image": drawn, "colour": ["red", "blue", "red", "blue"]}).cast_column("image", Image())
     data = load_attribute_dataset(DatasetDict({"train": rows}), ["colour"], make_splits=False)
-    with pytest.raises(ValueError, match="annotations alone need names of the pictures: some have none"):
+    with pytest.raises(
+        ValueError, match="annotations without images need a file name for each image: some images have no file name"
+    ):
         stage_dataset(data, tmp_path / "staged", "me/x", with_images=False)
     assert not (tmp_path / "staged").exists()
 

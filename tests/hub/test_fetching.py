@@ -11,7 +11,7 @@ import pytest
 import urllib3.connection
 
 from cca_hf.hub import handler
-from cca_hf.hub.handler import Limits, RequestError, RequestReader, fetch_picture, is_public
+from cca_hf.hub.handler import Limits, RequestError, RequestReader, fetch_image, is_public
 
 from .served import picture_file
 
@@ -173,26 +173,26 @@ def test_a_picture_is_fetched(hosts):
     at = f"http://127.0.0.1:{public.server_port}"
     assert reader.read(f"{at}/picture") == PICTURE
     assert reader.read(f" HTTP{at[4:]}/to?/to?/picture ") == PICTURE
-    with pytest.raises(RequestError, match="10 bytes that are no whole picture"):
+    with pytest.raises(RequestError, match="10 bytes are not a complete image"):
         reader.read(f"{at}/text")
 
 
 @pytest.mark.parametrize(
     ("path", "kind", "message"),
     [
-        ("/to?http://127.0.0.2:{port}/secret", "url_not_allowed", "'127.0.0.2' is none"),
-        ("/to?//127.0.0.2:{port}/secret", "url_not_allowed", "'127.0.0.2' is none"),
-        ("/to?http://127.0.0.1:22/", "url_not_allowed", "at port 80 or 443"),
+        ("/to?http://127.0.0.2:{port}/secret", "url_not_allowed", "'127.0.0.2' is not public"),
+        ("/to?//127.0.0.2:{port}/secret", "url_not_allowed", "'127.0.0.2' is not public"),
+        ("/to?http://127.0.0.1:22/", "url_not_allowed", "on port 80 or 443"),
         ("/to?file:///etc/passwd", "url_not_allowed", "must be http or https"),
         ("/around", "unreachable_url", "redirects more than 3 times"),
-        ("/nowhere", "unreachable_url", "HTTP 404"),
-        ("/endless", "too_large", "more than 100,000 bytes lie at the address"),
+        ("/nowhere", "unreachable_url", "HTTP status 404"),
+        ("/endless", "too_large", "the file at the URL has more than 100,000 bytes"),
     ],
 )
 def test_what_an_address_may_not_do(hosts, path, kind, message):
     public, private = hosts
     with pytest.raises(RequestError, match=message) as error:
-        fetch_picture(f"http://127.0.0.1:{public.server_port}{path.format(port=public.server_port)}", LIMITS)
+        fetch_image(f"http://127.0.0.1:{public.server_port}{path.format(port=public.server_port)}", LIMITS)
     assert error.value.kind == kind
     assert private.RequestHandlerClass.asked == []
 
@@ -201,31 +201,31 @@ def test_what_an_address_may_not_do(hosts, path, kind, message):
 def test_a_slow_host(hosts, path):
     started = time.monotonic()
     with pytest.raises(RequestError) as error:
-        fetch_picture(f"http://127.0.0.1:{hosts[0].server_port}{path}", SHORT)
+        fetch_image(f"http://127.0.0.1:{hosts[0].server_port}{path}", SHORT)
     assert error.value.kind == "unreachable_url" and time.monotonic() - started < 20  # of 50 that it would take
 
 
 def test_a_host_that_is_not_there(hosts):
     hosts[0].server_close()
-    with pytest.raises(RequestError, match="no answer from the address"):
-        fetch_picture(f"http://127.0.0.1:{hosts[0].server_port}/picture", LIMITS)
+    with pytest.raises(RequestError, match="no answer from the URL"):
+        fetch_image(f"http://127.0.0.1:{hosts[0].server_port}/picture", LIMITS)
 
 
 def test_a_name_that_changes_its_meaning(hosts, names):
     """The connection goes to the address that was checked; nobody asks for the name again."""
     public, private = hosts
     names["shop.test"] = [["127.0.0.1"], ["127.0.0.2"]]
-    assert fetch_picture(f"http://shop.test:{public.server_port}/picture", LIMITS) == PICTURE
+    assert fetch_image(f"http://shop.test:{public.server_port}/picture", LIMITS) == PICTURE
     assert names["shop.test"] == [["127.0.0.2"]] and private.RequestHandlerClass.asked == []
-    with pytest.raises(RequestError, match="'shop.test' is none"):
-        fetch_picture(f"http://shop.test:{public.server_port}/picture", LIMITS)
+    with pytest.raises(RequestError, match="'shop.test' is not public"):
+        fetch_image(f"http://shop.test:{public.server_port}/picture", LIMITS)
     assert private.RequestHandlerClass.asked == []
 
 
 def test_a_name_that_means_both(hosts, names):
     names["shop.test"] = [["127.0.0.1", "127.0.0.2"]]
-    with pytest.raises(RequestError, match="'shop.test' is none"):
-        fetch_picture(f"http://shop.test:{hosts[0].server_port}/picture", LIMITS)
+    with pytest.raises(RequestError, match="'shop.test' is not public"):
+        fetch_image(f"http://shop.test:{hosts[0].server_port}/picture", LIMITS)
     assert hosts[0].RequestHandlerClass.asked == []
 
 
@@ -234,15 +234,15 @@ def test_a_redirect_whose_name_is_private(hosts, names):
     names["shop.test"] = [["127.0.0.1"]]
     names["inside.test"] = [["127.0.0.2"]]
     port = public.server_port
-    with pytest.raises(RequestError, match="'inside.test' is none"):
-        fetch_picture(f"http://shop.test:{port}/to?http://inside.test:{port}/picture", LIMITS)
+    with pytest.raises(RequestError, match="'inside.test' is not public"):
+        fetch_image(f"http://shop.test:{port}/to?http://inside.test:{port}/picture", LIMITS)
     assert private.RequestHandlerClass.asked == []
 
 
 def test_the_host_is_told_its_name(hosts, names):
     names["shop.test"] = [["127.0.0.1"]]
     port = hosts[0].server_port
-    assert fetch_picture(f"http://shop.test:{port}/name", LIMITS) == f"shop.test:{port}".encode()
+    assert fetch_image(f"http://shop.test:{port}/name", LIMITS) == f"shop.test:{port}".encode()
 
 
 def test_certificates_are_those_of_the_name(hosts, names, tmp_path, monkeypatch):
@@ -262,11 +262,11 @@ def test_certificates_are_those_of_the_name(hosts, names, tmp_path, monkeypatch)
     for name in ("shop.test", "other.test"):
         names[name] = [["127.0.0.1"], ["127.0.0.1"]]
     url = f"https://shop.test:{server.server_port}/picture"
-    with pytest.raises(RequestError, match="no answer from the address: SSL"):  # nobody vouches for it
-        fetch_picture(url, LIMITS)
+    with pytest.raises(RequestError, match="no answer from the URL: SSL"):  # nobody vouches for it
+        fetch_image(url, LIMITS)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    assert fetch_picture(url, LIMITS) == PICTURE
-    with pytest.raises(RequestError, match="no answer from the address"):  # it is another's
-        fetch_picture(url.replace("shop", "other"), LIMITS)
+    assert fetch_image(url, LIMITS) == PICTURE
+    with pytest.raises(RequestError, match="no answer from the URL"):  # it is another's
+        fetch_image(url.replace("shop", "other"), LIMITS)
     server.shutdown()
     server.server_close()

@@ -84,36 +84,52 @@ HUGE = b"\x89PNG\r\n\x1a\n\0\0\0\r" + HEADER + zlib.crc32(HEADER).to_bytes(4, "b
 @pytest.mark.parametrize(
     ("data", "kind", "message"),
     [
-        (JPEG, "invalid_request", "an object with 'inputs' in it; got bytes"),
+        (JPEG, "invalid_request", "a request must be an object; got bytes"),
         ({}, "invalid_request", "no 'inputs'"),
-        ({"input": TEXT}, "unknown_parameter", "no 'input'. Did you mean 'inputs'? Allowed: inputs, parameters."),
+        (
+            {"input": TEXT},
+            "unknown_parameter",
+            "unknown key 'input' in the request. Did you mean 'inputs'? Allowed: inputs, parameters.",
+        ),
         ({"inputs": TEXT, "attribute": "shape"}, "unknown_parameter", "Allowed: inputs, parameters."),
-        ({"inputs": None}, "invalid_request", "inputs: a picture is base64 text, or a data: URL; got NoneType"),
-        ({"inputs": [TEXT, 3]}, "invalid_request", "inputs[1]: a picture is base64 text"),
+        ({"inputs": None}, "invalid_request", "inputs: an image must be base64 text, or a data: URL; got NoneType"),
+        ({"inputs": [TEXT, 3]}, "invalid_request", "inputs[1]: an image must be base64 text"),
         ({"inputs": {"bytes": TEXT}}, "invalid_request", "got dict"),
-        ({"inputs": []}, "invalid_request", "a list of 0 pictures; 1 to 4 are allowed"),
-        ({"inputs": [TEXT] * 5}, "too_many_pictures", "a list of 5 pictures; 1 to 4 are allowed"),
+        ({"inputs": []}, "invalid_request", "a list of 0 images; 1 to 4 are allowed"),
+        ({"inputs": [TEXT] * 5}, "too_many_pictures", "a list of 5 images; 1 to 4 are allowed"),
         ({"inputs": TEXT, "parameters": "shape"}, "invalid_request", "'parameters' must be an object; got str"),
         ({"inputs": TEXT, "parameters": {"atribute": 1}}, "unknown_parameter", "Did you mean 'attribute'?"),
-        ({"inputs": TEXT, "parameters": {"attribute": 1}}, "invalid_request", f"of {NAMES}; got int"),
+        ({"inputs": TEXT, "parameters": {"attribute": 1}}, "invalid_request", f"names from {NAMES}; got int"),
         ({"inputs": TEXT, "parameters": {"attribute": []}}, "invalid_request", "got list"),
         ({"inputs": TEXT, "parameters": {"attribute": [None]}}, "invalid_request", "got list"),
         ({"inputs": TEXT, "parameters": {"attribute": "color"}}, "unknown_attribute", "Did you mean 'colour'?"),
-        ({"inputs": TEXT, "parameters": {"attribute": "x" * 9999}}, "unknown_attribute", f"This model knows {NAMES}."),
+        (
+            {"inputs": TEXT, "parameters": {"attribute": "x" * 9999}},
+            "unknown_attribute",
+            f"The model's attributes are {NAMES}.",
+        ),
         ({"inputs": "../shoe.jpg"}, "invalid_request", "got '../shoe.jpg'"),
-        ({"inputs": "https://example.com/shoe.jpg"}, "url_not_allowed", "nothing is fetched from addresses here"),
+        (
+            {"inputs": "https://example.com/shoe.jpg"},
+            "url_not_allowed",
+            "URLs are not allowed here: an image must be base64 text",
+        ),
         ({"inputs": "file:///etc/passwd"}, "invalid_request", "got 'file:///etc/passwd'"),
         ({"inputs": "data:image/jpeg,abc"}, "invalid_request", "must be in base64; got 'data:image/jpeg'"),
-        ({"inputs": ""}, "unreadable_picture", "0 bytes that are no whole picture (JPEG, PNG"),
-        ({"inputs": b"no picture"}, "unreadable_picture", "10 bytes that are no whole picture"),
-        ({"inputs": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, "unreadable_picture", "no whole picture"),
+        ({"inputs": ""}, "unreadable_picture", "0 bytes are not a complete image in a supported format (JPEG, PNG"),
+        ({"inputs": b"no picture"}, "unreadable_picture", "10 bytes are not a complete image"),
+        (
+            {"inputs": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"},
+            "unreadable_picture",
+            "not a complete image",
+        ),
         ({"inputs": [JPEG, JPEG[:-300]]}, "unreadable_picture", "inputs[1]: "),
-        ({"inputs": picture_file(0, "PNG")[:-40]}, "unreadable_picture", "no whole picture"),
-        ({"inputs": JPEG + bytes(200_000)}, "too_large", "at most 200,000 a picture are allowed"),
-        ({"inputs": bomb()}, "too_large", "a picture of 6000 x 6000; at most 1,000,000 pixels are allowed"),
-        ({"inputs": Image.new("RGB", (2000, 600))}, "too_large", "a picture of 2000 x 600"),
+        ({"inputs": picture_file(0, "PNG")[:-40]}, "unreadable_picture", "not a complete image"),
+        ({"inputs": JPEG + bytes(200_000)}, "too_large", "at most 200,000 bytes per image are allowed"),
+        ({"inputs": bomb()}, "too_large", "an image of 6000 x 6000 pixels; at most 1,000,000 are allowed"),
+        ({"inputs": Image.new("RGB", (2000, 600))}, "too_large", "an image of 2000 x 600"),
         ({"inputs": HUGE}, "too_large", "3600000000 pixels"),
-        ({"inputs": SCANS}, "too_large", "a JPEG of 101 scans; at most 64 are allowed"),
+        ({"inputs": SCANS}, "too_large", "a JPEG with 101 scans; at most 64 are allowed"),
     ],
 )
 def test_what_is_refused(handler, data, kind, message):
@@ -134,7 +150,7 @@ def test_text_is_no_name_of_a_file(handler, tmp_path, monkeypatch):
     """Not even where it could be one: `abcd` is base64 too."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "abcd").write_bytes(JPEG)
-    with pytest.raises(RequestError, match="3 bytes that are no whole picture"):
+    with pytest.raises(RequestError, match="3 bytes are not a complete image"):
         handler({"inputs": "abcd"})
 
 
@@ -144,7 +160,7 @@ def test_a_file_is_what_was_checked():
     polyglot = b"II*\0" + b": x\nImage type: L image\nImage size (x*y): 9000*9000\n\x1a" + bytes(600)
     with Image.open(io.BytesIO(polyglot)) as image:
         assert (image.format, image.size) == ("IM", (9000, 9000))
-    with pytest.raises(RequestError, match="no whole picture"):
+    with pytest.raises(RequestError, match="not a complete image"):
         RequestReader(NAMES, Limits()).read(polyglot)
 
 

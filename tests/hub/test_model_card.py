@@ -1,15 +1,19 @@
 """The card of a run: what it says is what was measured, its code runs, and what is missing is left out."""
 
+import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from cca_hf.cli.main import main
 from cca_hf.evaluation.entanglement.measure import entanglement
+from cca_hf.evaluation.results import ResultCard, save_result
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.hub.model_card import TEMPLATE, write_model_card
 from cca_hf.training.run_record import RunRecord
@@ -49,7 +53,7 @@ def test_every_figure_is_the_measured_one(folder):
     ]:
         place = header.index(name)
         assert (own[place], chance[place]) == (f"{100 * scores:.1f}", f"{100 * levels:.1f}")
-    assert "157 pictures in train" in text and "![Training loss" in text and (folder / "training.png").exists()
+    assert "157 images in train" in text and "![Training loss" in text and (folder / "training.png").exists()
     assert "entanglement.png" not in text and "report.png" not in text  # nobody made them
     assert str(folder.parent) not in text
 
@@ -72,10 +76,10 @@ def test_its_metadata_is_what_the_hub_reads(folder):
 
 
 def test_its_code_runs(folder, tmp_path, monkeypatch):
-    """As a reader of the card would: the checkpoint by its name, two pictures of their own."""
+    """As a reader of the card would: the checkpoint by its name, two images of their own."""
     write_model_card(folder)
     random = np.random.default_rng(0)
-    for name in ("picture.jpg", "other.jpg"):
+    for name in ("image.jpg", "other.jpg"):
         Image.fromarray(random.integers(0, 256, (50, 40, 3), dtype=np.uint8)).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
@@ -103,7 +107,7 @@ def test_what_was_measured_later_is_taken_in(folder, capsys):
     assert main(["card", "--model", str(folder), "--name", "me/x", "--compare", f"one space={other}"]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "README.md")
     text = (folder / "README.md").read_text()
-    assert f"finds {found.score:.3f} of what" in text
+    assert f"finds {found.score:.3f} of what" in text and "(training.png)" in text
     assert "(entanglement.png)" in text and "(report.png)" in text
     assert "| one space |" in text and 'from_pretrained("me/x"' in text
 
@@ -113,11 +117,83 @@ def test_what_was_not_measured_is_not_told(folder, capsys):
     for name in ("run.json", "test_evaluation.json", "trainer_state.json"):
         (folder / name).unlink()
     text = write_model_card(folder).read_text()
-    for heading in ("How well it finds", "How it was trained", "Citation", "Limits", "What it knows"):
-        assert (f"## {heading}" in text) == (heading not in ("How well it finds", "How it was trained"))
-    assert "| shape |" in text and "Nothing of it has been measured" in text
+    headings = re.findall("^## (.*)$", text, flags=re.MULTILINE)
+    assert headings == ["Use", "Attributes", "Limitations", "Citation"]
+    assert "| shape |" in text and "No evaluation result is stored with this model." in text
     with pytest.raises(ValueError, match="nothing to compare with"):
         write_model_card(folder, baselines={"other": result})
+
+
+def test_results_of_version_0_1_have_the_same_card(folder):
+    text = write_model_card(folder).read_text()
+    path = folder / "test_evaluation.json"
+    content = json.loads(path.read_text())
+    assert content.pop("card")["title"] in text
+    path.write_text(json.dumps(content))  # as 0.1 wrote it
+    assert write_model_card(folder).read_text() == text
+
+
+def test_the_result_of_another_split_is_not_shown(folder):
+    """`cca evaluate --output_dir` writes `evaluation.json`, which may be of any data set."""
+    text = write_model_card(folder).read_text()
+    shutil.copy(folder / "test_evaluation.json", folder / "evaluation.json")
+    assert write_model_card(folder).read_text() == text
+
+
+def test_baselines_must_be_of_the_same_images(folder):
+    result = EvaluationResult.load_json(folder / "test_evaluation.json")
+    other = EvaluationResult(tuple(replace(each, queries=each.queries + 1) for each in result.attributes))
+    with pytest.raises(ValueError, match="cannot be compared"):
+        write_model_card(folder, baselines={"other": other})
+
+
+class ToyConfig(PreTrainedConfig):
+    model_type = "toy_classifier"
+    backbone_name = "google/vit-base-patch16-224"
+    backbone_config = None
+
+
+class ToyModel(PreTrainedModel):
+    """A model without attributes."""
+
+    config_class = ToyConfig
+    method = "a toy classifier"
+    paper_url = "https://example.com/toy"
+
+    @classmethod
+    def usage_example(cls, model_id, config):
+        return f"Load {model_id} with `AutoModel`."
+
+
+class Accuracy:
+    def to_dict(self):
+        return {"accuracy": 0.875}
+
+    def card(self):
+        return ResultCard("Accuracy", "image classification", "87.5 % are correct.", (("accuracy", "top-1", 87.5),))
+
+
+def test_a_model_without_attributes(folder, tmp_path):
+    """Its class writes the head, and its result the rest: a family needs no edit in hub/."""
+    AutoConfig.register("toy_classifier", ToyConfig, exist_ok=True)
+    AutoModel.register(ToyConfig, ToyModel, exist_ok=True)
+    toy = tmp_path / "toy"
+    ToyConfig().save_pretrained(toy)
+    replace(RunRecord.load(folder), value_counts={}, confusions={}, dataset="me/toys", dataset_on_hub=True).save(toy)
+    save_result(Accuracy(), toy / "test_evaluation.json")
+    save_result(Accuracy(), toy / "robustness.json")
+    Image.new("RGB", (8, 8)).save(toy / "robustness.png")
+    text = write_model_card(toy, model_id="me/toy").read_text()
+    assert "- **Method**: a toy classifier ([paper](https://example.com/toy))" in text
+    assert "- **Backbone**: [google/vit-base-patch16-224]" in text and "Load me/toy with" in text
+    assert re.findall("^## (.*)$", text, flags=re.MULTILINE) == ["Use", "Accuracy", "Accuracy", "Training", "Citation"]
+    assert text.count("87.5 % are correct.") == 2 and "![Accuracy](robustness.png)" in text
+    assert "attribute" not in text and "Please cite [the paper](https://example.com/toy)." in text
+    data = ModelCard(text).data
+    assert [(each.task_name, each.metric_type, each.metric_value) for each in data.eval_results] == [
+        ("image classification", "accuracy", 87.5)
+    ] * 2
+    assert data.tags == ["cca_hf", "toy_classifier"] and data.base_model == "google/vit-base-patch16-224"
 
 
 def test_single_queries_are_its_examples(folder):

@@ -132,7 +132,7 @@ def pushed(hub, run_on_hub, folder, finished, tmp_path_factory):
 def test_a_connection_that_breaks_leaves_nothing_half_written(hub, pushed):
     for name in ("upload breaks", "commit breaks"):
         assert pushed[name]["code"] == 1
-        assert re.search(r"could not push to me/shapes: .*Nothing there is half-written", pushed[name]["errors"])
+        assert re.search(r"could not push to me/shapes: .*The repository is unchanged", pushed[name]["errors"])
         assert "Traceback" not in pushed[name]["errors"]
     repository = hub.repositories["models/me/shapes"]
     assert [commit.message for commit in repository.commits] == ["initial commit", "Push the model by cca_hf"]
@@ -200,7 +200,7 @@ def test_weights_of_an_earlier_push_go(hub, pushed):
 
 def test_what_the_hub_refuses(hub, pushed):
     assert pushed["not private"]["code"] == 1
-    assert "me/open is there already, and public" in pushed["not private"]["errors"]
+    assert "me/open already exists and is public" in pushed["not private"]["errors"]
     assert pushed["no token"]["code"] == 1 and "models/me/nothing" not in hub.repositories
     assert "401" in pushed["no token"]["errors"] and "hf auth login" in pushed["no token"]["errors"]
 
@@ -272,7 +272,7 @@ def test_a_card_of_ones_own_stays(folder, tmp_path):
 def test_a_checkpoint_without_a_training(finished, tmp_path):
     CCAModel.from_pretrained(finished).save_pretrained(tmp_path / "bare")
     text = (stage_model(tmp_path / "bare", tmp_path / "staged", "me/bare") / "README.md").read_text()
-    assert "Nothing of it has been measured" in text and "How well it finds" not in text
+    assert "No evaluation result is stored with this model." in text and "How well it finds" not in text
     assert "| shape |" in text and ModelCard(text).data.eval_results is None
 
 

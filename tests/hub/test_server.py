@@ -130,30 +130,35 @@ def send(**options):
     ("request_", "status", "kind", "message"),
     [
         (send(content=JPEG[:-300], headers=IMAGE), 422, "unreadable_picture", "inputs: an image of"),
-        (send(content=b"no picture", headers=IMAGE), 422, "unreadable_picture", "no whole picture"),
+        (send(content=b"no picture", headers=IMAGE), 422, "unreadable_picture", "not a complete image"),
         (send(content=b"", headers=IMAGE), 422, "unreadable_picture", "0 bytes"),
-        (send(content=bomb(), headers=IMAGE), 413, "too_large", "6000 x 6000; at most 1,000,000 pixels"),
-        (send(content=bytes(MOST + 1), headers=IMAGE), 413, "too_large", "at most 300,000 bytes a request"),
-        (send(content=bytes(4_000_000), headers=IMAGE), 413, "too_large", "at most 300,000 bytes a request"),
+        (send(content=bomb(), headers=IMAGE), 413, "too_large", "6000 x 6000 pixels; at most 1,000,000"),
+        (send(content=bytes(MOST + 1), headers=IMAGE), 413, "too_large", "at most 300,000 bytes per request"),
+        (send(content=bytes(4_000_000), headers=IMAGE), 413, "too_large", "at most 300,000 bytes per request"),
         (send(content=(bytes(50_000) for _ in range(40)), headers=IMAGE), 413, "too_large", "at most 300,000 bytes"),
         (send(content=JPEG), 415, "unsupported_media_type", "Content-Type must be application/json, image/... or"),
         (send(files={"file": JPEG}), 415, "unsupported_media_type", "got 'multipart/form-data'"),
         (send(content=JPEG, headers=IMAGE, params={"attribute": "color"}), 400, "unknown_attribute", "'colour'?"),
-        (send(content=JPEG, headers=IMAGE, params={"size": "3"}), 400, "unknown_parameter", "no 'size'"),
+        (send(content=JPEG, headers=IMAGE, params={"size": "3"}), 400, "unknown_parameter", "unknown key 'size'"),
         (send(json={"inputs": TEXT, "parameters": {}}, params={"attribute": "shape"}), 400, "invalid_request", "both"),
         (send(json=[TEXT]), 400, "invalid_request", "got list"),
-        (send(json={"inputs": [TEXT, "shoe.jpg"]}), 400, "invalid_request", "inputs[1]: a picture is base64 text"),
-        (send(json={"inputs": "http://127.0.0.1/"}), 400, "url_not_allowed", "nothing is fetched"),
-        (send(json={"inputs": ["AAAA"] * 33}), 413, "too_many_pictures", "33 pictures; 1 to 32"),
-        (send(content=b"{", headers={"Content-Type": "application/json"}), 400, "invalid_request", "no JSON"),
-        (send(content=b"\xff", headers={"Content-Type": "application/json"}), 400, "invalid_request", "no JSON"),
+        (send(json={"inputs": [TEXT, "shoe.jpg"]}), 400, "invalid_request", "inputs[1]: an image must be base64 text"),
+        (send(json={"inputs": "http://127.0.0.1/"}), 400, "url_not_allowed", "URLs are not allowed here"),
+        (send(json={"inputs": ["AAAA"] * 33}), 413, "too_many_pictures", "33 images; 1 to 32"),
+        (send(content=b"{", headers={"Content-Type": "application/json"}), 400, "invalid_request", "not valid JSON"),
+        (
+            send(content=b"\xff", headers={"Content-Type": "application/json"}),
+            400,
+            "invalid_request",
+            "not valid JSON",
+        ),
         (
             send(content=b"[" * 200_000, headers={"Content-Type": "application/json"}),
             400,
             "invalid_request",
-            "no JSON",
+            "not valid JSON",
         ),
-        ({"method": "POST", "url": "/no"}, 404, "not_found", "there is no POST /no; there is POST / or /embed"),
+        ({"method": "POST", "url": "/no"}, 404, "not_found", "there is no POST /no; use POST / or /embed"),
         ({"method": "GET", "url": "/embed"}, 405, "method_not_allowed", "there is no GET /embed"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else str(value)[:30],
@@ -279,7 +284,7 @@ def test_too_much_at_a_time(model, monkeypatch):
 
     refused, bad, done, again = in_process(model, limits, settings, ask)
     assert (refused.status_code, refused.headers["retry-after"], refused.json()["error_type"]) == (503, "1", "busy")
-    assert "3 pictures are waiting, and no more than 3 may" in refused.json()["error"]
+    assert "3 images are waiting, and at most 3 may wait" in refused.json()["error"]
     assert (bad, done, again) == (400, [200, 200], 200)
     with pytest.raises(ValueError, match="max_waiting must be at least max_pictures, 32; got 3"):
         EmbeddingServer(model, "x", Limits(), settings)
@@ -377,7 +382,7 @@ def test_pictures_by_address(model, monkeypatch):
         assert url == "https://example.com/shoe.jpg" and let_go.wait(300)
         return JPEG
 
-    monkeypatch.setattr("cca_hf.hub.handler.fetch_picture", fetch)
+    monkeypatch.setattr("cca_hf.hub.handler.fetch_image", fetch)
 
     async def ask(server, client):
         address = {"inputs": ["https://example.com/shoe.jpg"] * 8}

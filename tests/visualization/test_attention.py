@@ -49,7 +49,7 @@ def test_one_map_for_each_attribute(model, dataset):
 
 def test_figure_names_its_parts(model, dataset, tmp_path):
     figure = plot_attention(model, dataset["test"][0]["image"])
-    assert [axes.get_title() for axes in figure.axes] == ["picture", "colour", "shape"]
+    assert [axes.get_title() for axes in figure.axes] == ["image", "colour", "shape"]
     figure.savefig(tmp_path / "attention.png")
     assert Image.open(tmp_path / "attention.png").size[0] > 400
     with pytest.raises(ValueError, match="Did you mean 'colour'"):

@@ -125,8 +125,8 @@ def test_query_and_gallery_splits(model, dataset, tmp_path):
     result = RetrievalEvaluator(dataset, "benchmark")(model)
     path = write_report(model, dataset, "benchmark", result, tmp_path, queries=2, neighbours=2, candidates=20)
     text = path.read_text(encoding="utf-8")
-    assert "30 pictures of the split" in text  # 5 queries, 25 in the gallery
-    assert "looked up among 20 pictures" in text
+    assert "30 images of the\nsplit" in text  # 5 queries, 25 in the gallery
+    assert "searched among 20 randomly drawn images" in text
 
 
 def test_results_of_other_images_are_refused_before_any_work(model, dataset, results, tmp_path):

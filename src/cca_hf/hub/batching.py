@@ -1,9 +1,9 @@
-"""Pictures of many requests at a time, embedded together.
+"""Embeds the images of many requests together.
 
-Threads read the pictures; one thread more runs the model, each time on all that has been read meanwhile, up to
-`max_batch`. Nobody waits for company: a picture that comes alone is embedded alone, and while the model is at work on
-it the next batch gathers by itself. A batch is asked under every attribute that any of its pictures is asked for,
-which costs next to nothing, and each request gets its own.
+A pool of threads reads the images. One more thread runs the model, each time on all images that have been read in the
+meantime, up to `max_batch`. No image waits for others: an image that comes alone is embedded alone, and the next batch
+gathers while the model is busy. A batch is embedded under every attribute that one of its requests needs, which costs
+little, and each request gets its own attributes.
 """
 
 import asyncio
@@ -22,23 +22,23 @@ from cca_hf.models.images import ImageInput, ImageReader
 
 
 class BusyError(Exception):
-    """More is waiting already than the server takes in."""
+    """Too many requests are waiting; the client should try again later."""
 
 
 class _Waiting(NamedTuple):
-    pixels: torch.Tensor  # (3, height, width), as it was read
+    pixels: torch.Tensor  # (3, height, width)
     attribute_ids: list[int]
     embeddings: "Future[torch.Tensor]"  # (attributes, dim)
 
 
 class Batcher:
-    """A model that coroutines share.
+    """Shares a model among coroutines.
 
     Args:
-        max_batch: pictures a pass of the model, at most.
-        max_waiting: pictures that have been taken in and not been answered, at most.
-        num_readers: threads that read pictures.
-        observe: told of each pass, in the model's thread: its pictures and seconds.
+        max_batch: maximum number of images in a forward pass.
+        max_waiting: maximum number of images that have been accepted and not answered.
+        num_readers: number of threads that read images.
+        observe: called in the model's thread after each forward pass, with its number of images and its seconds.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Batcher:
         self.waiting = 0
         self._reader = ImageReader(model.image_processor)
         self._observe = observe
-        self._readers = ThreadPoolExecutor(num_readers, thread_name_prefix="read-pictures")
+        self._readers = ThreadPoolExecutor(num_readers, thread_name_prefix="read-images")
         self._read: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._embed([self._reader.read(Image.new("RGB", (8, 8)))], list(range(len(model.config.attributes))))
@@ -64,33 +64,33 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether the model's thread is there to answer."""
+        """Whether the model's thread is running."""
         return self._thread.is_alive()
 
     async def embed(
-        self, pictures: Sequence[ImageInput], attribute_ids: list[int], readers: ThreadPoolExecutor | None = None
+        self, images: Sequence[ImageInput], attribute_ids: list[int], readers: ThreadPoolExecutor | None = None
     ) -> list[torch.Tensor | Exception]:
-        """For each picture (attributes, dim), float32 on the CPU, or why there is none.
+        """The embeddings of each image, (attributes, dim) float32 on the CPU, or the error that occurred for it.
 
         Args:
-            pictures: are taken one by one, in the threads that read them; what that raises counts as the picture's.
-            readers: other threads to read them in, where they have to be waited for.
+            images: accessed one by one in the threads that read them; an error of the access is the image's error.
+            readers: other threads that read the images, for images that are fetched from elsewhere.
 
         Raises:
-            BusyError: at once, if too much is waiting.
+            BusyError: at once, if too many images are waiting.
         """
-        if self.waiting + len(pictures) > self.max_waiting:
-            raise BusyError(f"{self.waiting} pictures are waiting, and no more than {self.max_waiting} may")
-        self.waiting += len(pictures)
+        if self.waiting + len(images) > self.max_waiting:
+            raise BusyError(f"{self.waiting} images are waiting, and at most {self.max_waiting} may wait")
+        self.waiting += len(images)
         try:
-            rows = (self._embed_one(pictures, row, attribute_ids, readers) for row in range(len(pictures)))
+            rows = (self._embed_one(images, row, attribute_ids, readers) for row in range(len(images)))
             return await asyncio.gather(*rows)
         finally:
-            self.waiting -= len(pictures)
+            self.waiting -= len(images)
 
     async def _embed_one(
         self,
-        pictures: Sequence[ImageInput],
+        images: Sequence[ImageInput],
         row: int,
         attribute_ids: list[int],
         readers: ThreadPoolExecutor | None,
@@ -98,7 +98,7 @@ class Batcher:
         embeddings: Future[torch.Tensor] = Future()
 
         def read() -> None:
-            self._read.put(_Waiting(self._reader.read(pictures[row]), attribute_ids, embeddings))
+            self._read.put(_Waiting(self._reader.read(images[row]), attribute_ids, embeddings))
 
         try:
             await asyncio.get_running_loop().run_in_executor(readers or self._readers, read)
@@ -107,27 +107,27 @@ class Batcher:
             return error
 
     def close(self) -> None:
-        """Ends the threads, when what has been taken in is answered."""
+        """Ends the threads after all accepted images are answered."""
         self._readers.shutdown()
         self._read.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
-            wanted = [each for each in batch if each.embeddings.set_running_or_notify_cancel()]
-            if not wanted:
+            batch = [waiting for waiting in batch if waiting.embeddings.set_running_or_notify_cancel()]
+            if not batch:
                 continue
             started = time.perf_counter()
-            ids = sorted({attribute for each in wanted for attribute in each.attribute_ids})
+            ids = sorted({attribute for waiting in batch for attribute in waiting.attribute_ids})
             try:
-                rows = self._embed([each.pixels for each in wanted], ids)
-            except Exception as error:  # the next batch may do better: a smaller one fits into the memory
-                for each in wanted:
-                    each.embeddings.set_exception(error)
+                rows = self._embed([waiting.pixels for waiting in batch], ids)
+            except Exception as error:  # the next batch may succeed: a smaller one fits into memory
+                for waiting in batch:
+                    waiting.embeddings.set_exception(error)
                 continue
-            self._observe(len(wanted), time.perf_counter() - started)
-            for each, row in zip(wanted, rows, strict=True):
-                each.embeddings.set_result(row[[ids.index(attribute) for attribute in each.attribute_ids]])
+            self._observe(len(batch), time.perf_counter() - started)
+            for waiting, row in zip(batch, rows, strict=True):
+                waiting.embeddings.set_result(row[[ids.index(attribute) for attribute in waiting.attribute_ids]])
 
     def _next_batch(self) -> list[_Waiting] | None:
         first = self._read.get()
@@ -140,7 +140,7 @@ class Batcher:
             except Empty:
                 break
             if following is None:
-                self._read.put(None)  # for the next turn
+                self._read.put(None)  # for the next call
                 break
             batch.append(following)
         return batch

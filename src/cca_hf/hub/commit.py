@@ -1,7 +1,7 @@
-"""A folder into a repository on the Hub in one commit: whoever loads it finds all of the folder, or what was before.
+"""Push a folder to a repository on the Hub in one commit: readers get the whole folder, or the previous state.
 
-`HfApi.upload_folder` commits large folders in several batches, so this is `HfApi.create_commit`: large files go first
-and lie unseen until the commit names them. What has arrived of an upload that failed is not sent again.
+`HfApi.upload_folder` splits a large folder into several commits, so this uses `HfApi.create_commit`: large files are
+uploaded first and are invisible until the commit refers to them. After a failure, uploaded files are not sent again.
 """
 
 import importlib.metadata
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HTTPError  # of httpx or httpx2, by its version
+from huggingface_hub.errors import HTTPError  # from httpx or httpx2, depending on its version
 
 
 class PushError(OSError):
-    """A push did not reach the Hub. Nothing there is half-written."""
+    """A push failed. The repository on the Hub is unchanged."""
 
 
 def commit_folder(
@@ -30,27 +30,29 @@ def commit_folder(
     message: str,
     replaces: Sequence[str] = (),
 ) -> str:
-    """Commits all files of `folder`, and makes the repository where there is none.
+    """Commit all files of `folder`; creates the repository if it does not exist.
 
     Args:
-        repo_id: such as `me/cca-shoes`; without an owner, of whoever the token belongs to.
-        private: make the repository private.
-        revision: a branch; made from the main one where there is none. Default: the main one.
-        token: as everywhere in huggingface_hub; default: of `hf auth login`, or `HF_TOKEN`.
-        replaces: patterns of files that go from the repository, where `folder` does not have them any more.
+        repo_id: such as `me/cca-shoes`. The owner defaults to the user of the token.
+        private: create a private repository.
+        revision: a branch, created from the main branch if it does not exist. Default: the main branch.
+        token: as in huggingface_hub. Default: the token of `hf auth login`, or `HF_TOKEN`.
+        replaces: patterns of files that are deleted from the repository if `folder` does not contain them.
 
     Returns:
-        The commit's address.
+        The URL of the commit.
 
     Raises:
-        PushError: the Hub was not reached, or refused.
-        ValueError: the repository is public although `private` was asked for, or the card's metadata are not valid.
+        PushError: if the Hub cannot be reached or refuses the push.
+        ValueError: if the repository is public although `private` is set, or the metadata of the card are not valid.
     """
     api = HfApi(token=token, library_name="cca_hf", library_version=importlib.metadata.version("cca_hf"))
-    with _told_as_push_error(repo_id):
+    with _raises_push_error(repo_id):
         repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
         if private and not api.repo_info(repo_id, repo_type=repo_type).private:
-            raise ValueError(f"{repo_id} is there already, and public: make it private on the Hub, or name another")
+            raise ValueError(
+                f"{repo_id} already exists and is public: make it private on the Hub, or choose another name"
+            )
         if revision is not None:
             api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
         added = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -70,14 +72,14 @@ def commit_folder(
 
 
 @contextmanager
-def _told_as_push_error(repo_id: str) -> Iterator[None]:
+def _raises_push_error(repo_id: str) -> Iterator[None]:
     try:
         yield
     except (OSError, HTTPError, RuntimeError) as error:
-        # a large file's upload that failed is a RuntimeError, and says why in its cause alone
-        told = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
-        reason = str(told) or type(told).__name__
+        # a failed upload of a large file is a RuntimeError; only its cause has the reason
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
+        reason = str(cause) or type(cause).__name__
         raise PushError(
-            f"could not push to {repo_id}: {reason}. Nothing there is half-written. The same command goes on: large "
-            "files that have arrived are not sent again. (A token is had by 'hf auth login', or from HF_TOKEN.)"
+            f"could not push to {repo_id}: {reason}. The repository is unchanged. Run the same command again to "
+            "continue: uploaded files are not sent again. (The token comes from 'hf auth login' or HF_TOKEN.)"
         ) from error

@@ -1,14 +1,13 @@
-"""A data set of labelled pictures as a repository on the Hub: parquet files and a card, pushed in one commit.
+"""Publish a data set of labelled images on the Hub: parquet files and a card, pushed in one commit.
 
-    README.md                               the card: splits, values, how often each is there
+    README.md                               the card: splits, values, and the number of images of each
     data/<split>-00000-of-00003.parquet     `image`, and a `ClassLabel` for each attribute
 
-Where the pictures may not be passed on, the annotations go alone: `image` is there and empty, and `file_name` says
-which picture a row is of, from the folder on that `load_attribute_dataset` is given as `image_root`.
+If the images may not be redistributed, the annotations can be pushed alone. `image` is then empty, and `file_name` is
+the path of the image below the folder that `load_attribute_dataset` gets as `image_root`.
 """
 
 import os
-import shutil
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,13 +21,13 @@ from cca_hf.data.coverage import FILE_NAME_COLUMN
 from cca_hf.data.new_folder import check_new
 from cca_hf.data.parquet_files import write_split
 from cca_hf.data.schema import IMAGE_COLUMN, AttributeDataset
-from cca_hf.models.whole_files import write_text
+from cca_hf.models.whole_files import staged, write_text
 
 from .commit import commit_folder
 
 TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
-_RARE = 10  # pictures
-# the Hub's own steps
+_RARE = 10  # images
+# size categories of the Hub
 _SIZES = {1e3: "n<1K", 1e4: "1K<n<10K", 1e5: "10K<n<100K", 1e6: "100K<n<1M", 1e7: "1M<n<10M", 1e8: "10M<n<100M"}
 
 
@@ -43,25 +42,25 @@ def push_dataset(
     licence: str | None = None,
     message: str = "Push the data set by cca_hf",
 ) -> str:
-    """Puts a data set on the Hub, with a card that counts it, in one commit.
+    """Push a data set to the Hub with its card, in one commit.
 
     Args:
         repo_id: such as `me/shoes`.
-        with_images: `False` pushes the annotations alone.
+        with_images: `False` pushes the annotations without the images.
         private, revision, token, message: see `push_model`.
-        licence: identifier of the Hub, such as `cc-by-4.0`; without one the card names none.
+        licence: identifier of the Hub, such as `cc-by-4.0`. Default: the card names no licence.
 
     Returns:
-        The commit's address.
+        The URL of the commit.
 
     Raises:
-        PushError: the Hub was not reached, or refused; the repository is as it was.
+        PushError: if the Hub cannot be reached or refuses the push; the repository is then unchanged.
         UnreadableImageError, ValueError: see [`stage_dataset`].
     """
     with TemporaryDirectory(prefix="cca-push-") as parent:
-        staged = stage_dataset(data, Path(parent) / "repository", repo_id, with_images=with_images, licence=licence)
+        folder = stage_dataset(data, Path(parent) / "repository", repo_id, with_images=with_images, licence=licence)
         return commit_folder(
-            staged,
+            folder,
             repo_id,
             repo_type="dataset",
             private=private,
@@ -80,33 +79,29 @@ def stage_dataset(
     with_images: bool = True,
     licence: str | None = None,
 ) -> Path:
-    """Writes what [`push_dataset`] pushes into a new folder: the dry run.
+    """Write the files that [`push_dataset`] pushes into a new folder: the dry run.
 
     Raises:
-        FileExistsError: if `output` holds something.
-        UnreadableImageError: for a picture that cannot be read; names it.
-        ValueError: for annotations alone of pictures that have no names of their own.
+        FileExistsError: if `output` is not empty.
+        UnreadableImageError: if an image cannot be read; names it.
+        ValueError: for annotations without images, if the images have no unique file names.
     """
     output = Path(output)
     check_new(output)
     if with_images:
         data.check_images()
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        for split, rows in (data.splits if with_images else _without_pictures(data)).items():
-            write_split(rows, output / "data", split, with_images=with_images)
-        write_text(
-            str(make_dataset_card(data, repo_id, with_images=with_images, licence=licence)), output / "README.md"
-        )
-    except BaseException:
-        shutil.rmtree(output)
-        raise
+    splits = data.splits if with_images else _without_images(data)
+    card = make_dataset_card(data, repo_id, with_images=with_images, licence=licence)
+    with staged(output) as folder:
+        for split, rows in splits.items():
+            write_split(rows, folder / "data", split, with_images=with_images)
+        write_text(str(card), folder / "README.md")
     return output
 
 
-def _without_pictures(data: AttributeDataset) -> DatasetDict:
+def _without_images(data: AttributeDataset) -> DatasetDict:
     splits = DatasetDict()
-    names = _picture_names(data)
+    names = _file_names(data)
     for split, dataset in data.splits.items():
         columns = [name for name in (IMAGE_COLUMN, FILE_NAME_COLUMN) if name in dataset.column_names]
         bare = dataset.remove_columns(columns).add_column(FILE_NAME_COLUMN, names[split])
@@ -114,43 +109,42 @@ def _without_pictures(data: AttributeDataset) -> DatasetDict:
     return splits
 
 
-def _picture_names(data: AttributeDataset) -> dict[str, list[str]]:
-    """split -> the column `file_name`, or where each picture lies below the folder that holds them all."""
-    if all(FILE_NAME_COLUMN in dataset.column_names for dataset in data.splits.values()):
-        return {
-            split: ColumnPlace(FILE_NAME_COLUMN).read(dataset).to_pylist() for split, dataset in data.splits.items()
-        }
-    paths = {
-        split: ColumnPlace(IMAGE_COLUMN, "path").read(dataset).to_pylist() for split, dataset in data.splits.items()
-    }
-    every = [path for own in paths.values() for path in own]
-    unnamed = None in every
-    if unnamed or len(set(every)) < len(every):
+def _file_names(data: AttributeDataset) -> dict[str, list[str]]:
+    """split -> the column `file_name`, or the paths of the images below their common folder."""
+    named = all(FILE_NAME_COLUMN in dataset.column_names for dataset in data.splits.values())
+    column = ColumnPlace(FILE_NAME_COLUMN) if named else ColumnPlace(IMAGE_COLUMN, "path")
+    names = {split: column.read(dataset).to_pylist() for split, dataset in data.splits.items()}
+    if named:
+        return names
+    every = [path for paths in names.values() for path in paths]
+    if None in every or len(set(every)) < len(every):
+        problem = "some images have no file name" if None in every else "some images have the same file name"
         raise ValueError(
-            f"annotations alone need names of the pictures: {'some have none' if unnamed else 'some share one'}, and "
-            f"there is no column {FILE_NAME_COLUMN!r}"
+            f"annotations without images need a file name for each image: {problem}, and the data set has no column "
+            f"{FILE_NAME_COLUMN!r}"
         )
     start = os.path.commonpath([os.path.dirname(path) for path in every])
     return {
-        split: [Path(os.path.relpath(path, start or ".")).as_posix() for path in own] for split, own in paths.items()
+        split: [Path(os.path.relpath(path, start or ".")).as_posix() for path in paths]
+        for split, paths in names.items()
     }
 
 
 def make_dataset_card(data: AttributeDataset, repo_id: str, *, with_images: bool, licence: str | None) -> DatasetCard:
-    """The card of a data set, counted from its labels."""
+    """The card of a data set, with counts of its labels."""
     name = repo_id.split("/")[-1]
     summary = data.summary()
     images = sum(split.images for split in summary.splits.values())
     labels = np.concatenate([data.labels(split) for split in data.splits])
     counts = {
-        attribute: dict(zip(values, np.bincount(own[own >= 0], minlength=len(values)).tolist(), strict=True))
-        for (attribute, values), own in zip(data.attributes.items(), labels.T, strict=True)
+        attribute: dict(zip(values, np.bincount(column[column >= 0], minlength=len(values)).tolist(), strict=True))
+        for (attribute, values), column in zip(data.attributes.items(), labels.T, strict=True)
     }
     arguments = [f'"{repo_id}"', f"attributes={list(data.attributes)}".replace("'", '"')]
     if data.group_column is not None:
         arguments.append(f'group_column="{data.group_column}"')
     if not with_images:
-        arguments.append('image_root="pictures"')
+        arguments.append('image_root="images"')
     coverage = data.coverage_of(*data.splits)
     return DatasetCard.from_template(
         DatasetCardData(
@@ -169,7 +163,7 @@ def make_dataset_card(data: AttributeDataset, repo_id: str, *, with_images: bool
         template_path=str(TEMPLATE),
         name=name,
         repo_id=repo_id,
-        pictures=f"{images:,} pictures" if with_images else f"The labels of {images:,} pictures,",
+        images=f"{images:,} images" if with_images else f"The labels of {images:,} images",
         with_images=with_images,
         attributes=list(data.attributes),
         arguments=arguments,
@@ -177,14 +171,14 @@ def make_dataset_card(data: AttributeDataset, repo_id: str, *, with_images: bool
         splits=[
             [name, f"{split.images:,}"]
             + ([] if split.groups is None else [f"{split.groups:,}"])
-            + [f"{own.labelled:,}" for own in split.attributes.values()]
+            + [f"{attribute.labelled:,}" for attribute in split.attributes.values()]
             for name, split in summary.splits.items()
         ],
-        values=[[attribute, len(own), _by_frequency(own)] for attribute, own in counts.items()],
+        values=[[attribute, len(values), _by_frequency(values)] for attribute, values in counts.items()],
         rare=[
             f"{attribute}: {_by_frequency(rare)}"
-            for attribute, own in counts.items()
-            if (rare := {value: count for value, count in own.items() if count < _RARE})
+            for attribute, values in counts.items()
+            if (rare := {value: count for value, count in values.items() if count < _RARE})
         ],
         rare_below=_RARE,
         subset=None if coverage is None else str(coverage).partition(";")[0],

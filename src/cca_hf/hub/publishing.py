@@ -1,12 +1,12 @@
-"""A trained checkpoint as a repository on the Hub: all that it needs there, made beside it, pushed in one commit.
+"""Publish a trained checkpoint on the Hub: its files are collected in a folder and pushed in one commit.
 
-    config.json  model.safetensors  preprocessor_config.json    the checkpoint, loaded and saved once more
+    config.json  model.safetensors  preprocessor_config.json    the checkpoint, loaded and saved again
     *.py  modules.json                                          its code, for transformers and sentence-transformers
     handler.py  requirements.txt                                for Inference Endpoints
-    README.md  *.png  examples/                                 the card, and what it shows
-    run.json  test_evaluation.json  ...                         what the card's figures come from
+    README.md  *.png  examples/                                 the model card and its images
+    run.json  test_evaluation.json  ...                         the figures of the card
 
-Nothing else goes: no `checkpoint-*`, no state of an optimiser, no pickles, no paths of this machine.
+Other files are left out: `checkpoint-*`, optimizer states, pickles.
 """
 
 import re
@@ -16,20 +16,17 @@ from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from transformers import AutoModel
-
 from cca_hf.data.new_folder import check_new
 from cca_hf.evaluation.retrieval.result import EvaluationResult
-from cca_hf.models.modeling_conditional import CCAPreTrainedModel
+from cca_hf.models.loading import load_model
 from cca_hf.training.arguments import CCATrainingArguments
 from cca_hf.visualization.report import EXAMPLES
 
 from .commit import commit_folder
-from .model_card import draw_training, write_model_card
+from .model_card import draw_training, read_results, write_model_card
 
-_BESIDE = ("handler.py", "requirements.txt")  # files of this folder that go under their own names
-_MEASURED = ("run.json", "test_evaluation.json", "all_results.json", "entanglement.json")
-_PICTURES = ("report.png", "entanglement.png")
+_BESIDE = ("handler.py", "requirements.txt")  # files of this folder, copied as they are
+_OF_THE_RUN = ("run.json", "all_results.json", "report.png")
 _WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")  # of an earlier push in other shards
 _SHOWN = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -45,22 +42,22 @@ def push_model(
     baselines: Mapping[str, EvaluationResult] | None = None,
     message: str = "Push the model by cca_hf",
 ) -> str:
-    """Puts a checkpoint on the Hub, with its code and its card, in one commit.
+    """Push a checkpoint to the Hub with its code and its model card, in one commit.
 
     Args:
-        folder: the output folder of a training, or what `save_pretrained` wrote.
+        folder: the output folder of a training, or a folder written by `save_pretrained`.
         repo_id: such as `me/cca-shoes`.
-        private: make the repository private; one that is there and public is left alone, with an error.
-        revision: a branch, made where there is none. Default: the main one.
-        token: default: of `hf auth login`, or `HF_TOKEN`.
+        private: create a private repository. An existing public repository is an error.
+        revision: a branch, created if it does not exist. Default: the main branch.
+        token: default: the token of `hf auth login`, or `HF_TOKEN`.
         licence, baselines: for the card, see `write_model_card`.
-        message: the commit's.
+        message: the commit message.
 
     Returns:
-        The commit's address.
+        The URL of the commit.
 
     Raises:
-        PushError: the Hub was not reached, or refused; the repository is as it was.
+        PushError: if the Hub cannot be reached or refuses the push; the repository is then unchanged.
         FileNotFoundError, ValueError: see [`stage_model`].
     """
     with TemporaryDirectory(prefix="cca-push-") as parent:
@@ -77,7 +74,7 @@ def push_model(
 
 
 def push_run(args: CCATrainingArguments) -> str:
-    """What `--push_to_hub` asks for: [`push_model`] of the output folder, as the `hub_*` arguments say."""
+    """[`push_model`] for `--push_to_hub`: pushes the output folder, with the settings of the `hub_*` arguments."""
     return push_model(
         args.output_dir,
         args.hub_model_id or Path(args.output_dir).absolute().name,
@@ -95,26 +92,28 @@ def stage_model(
     licence: str | None = None,
     baselines: Mapping[str, EvaluationResult] | None = None,
 ) -> Path:
-    """Writes what [`push_model`] pushes into a new folder: the dry run.
+    """Write the files that [`push_model`] pushes into a new folder: the dry run.
 
-    The card is the folder's own where that names `repo_id` in its code, as after `cca card --name`; otherwise it is
-    written for it.
+    The folder's `README.md` is kept if its code names `repo_id`, as after `cca card --name`. Otherwise a new card is
+    written.
 
     Raises:
-        FileNotFoundError: there is no checkpoint in `folder`, or a picture that its card shows.
-        FileExistsError: if `output` holds something.
-        ValueError: the checkpoint is of another kind, or lacks weights.
+        FileNotFoundError: if `folder` contains no checkpoint, or an image of its card is missing.
+        FileExistsError: if `output` is not empty.
+        ValueError: if the checkpoint is of another type, or lacks weights.
     """
     folder, output = Path(folder), Path(output)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"there is no checkpoint in {folder}: it has no config.json")
     check_new(output)
-    model = _load_whole(folder)
-    model.config.backbone_name = _without_place(model.config.backbone_name)
+    model = load_model(str(folder), "cpu")
+    model.config.backbone_name = _without_folder(model.config.backbone_name)
     model.save_pretrained(output)
-    for name in (*_MEASURED, *_PICTURES):
-        if (folder / name).is_file():
-            shutil.copy(folder / name, output)
+    results = read_results(folder)
+    figures = [result.image for result in results if result.image is not None]
+    for path in (*(folder / name for name in _OF_THE_RUN), *(result.path for result in results), *figures):
+        if path.is_file():
+            shutil.copy(path, output)
     draw_training(folder, output / "training.png")
     if (folder / EXAMPLES).is_dir():
         shutil.copytree(folder / EXAMPLES, output / EXAMPLES)
@@ -128,18 +127,8 @@ def stage_model(
     return output
 
 
-def _load_whole(folder: Path) -> CCAPreTrainedModel:
-    model, loaded = AutoModel.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    if not isinstance(model, CCAPreTrainedModel):
-        raise ValueError(f"{folder} holds a checkpoint of type {model.config.model_type!r}, not of CCA")
-    if loaded["missing_keys"]:
-        missing = sorted(loaded["missing_keys"])
-        raise ValueError(f"{folder} lacks {len(missing)} of the model's weights, such as {missing[0]}: not published")
-    return model
-
-
-def _without_place(backbone: str | None) -> str | None:
-    """The name alone of a backbone that was a folder: where it lay is nobody's business."""
+def _without_folder(backbone: str | None) -> str | None:
+    """The name of a backbone; of a folder its last part, because its path is private."""
     if backbone is None:
         return None
     return Path(backbone).name if Path(backbone).is_absolute() or Path(backbone).exists() else backbone
@@ -149,9 +138,9 @@ def _copy_card(card: Path, output: Path) -> None:
     for name in _SHOWN.findall(card.read_text(encoding="utf-8")):
         if "://" in name:
             continue
-        picture = card.parent / name
-        if ".." in Path(name).parts or not picture.is_file():
+        image = card.parent / name
+        if ".." in Path(name).parts or not image.is_file():
             raise FileNotFoundError(f"{card} shows {name}, which is not in {card.parent}")
         (output / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(picture, output / name)
+        shutil.copy(image, output / name)
     shutil.copy(card, output)

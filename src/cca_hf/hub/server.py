@@ -1,14 +1,14 @@
-"""A model behind HTTP: the requests of `handler.py`, the pictures of many of them in one pass of the model.
+"""A model behind HTTP: reads requests as `handler.py` does, and embeds the images of many requests together.
 
-    POST /  or  /embed     a request as JSON, or a picture as the body with ?attribute=colour&attribute=closure
+    POST /  or  /embed     a request as JSON, or an image as the body with ?attribute=colour&attribute=closure
     GET  /                 the model's attributes, and the limits
-    GET  /health           200 while the model can be asked, 503 otherwise
+    GET  /health           200 while the model answers, otherwise 503
     GET  /metrics          for Prometheus
 
-HTTP is starlette's and uvicorn's. What is ours: a body is counted while it comes in and given up when it is too large
-or too slow; what has come in and is not answered yet is bounded in pictures and in bytes, beyond which the answer is
-503 with Retry-After; every error is {"error": what was given and what is allowed, "error_type": its kind}. On SIGTERM
-no more is taken in, and what has been is answered.
+HTTP is done by starlette and uvicorn. This file adds limits: a body is counted while it arrives, and refused when it
+is too large or too slow. Accepted requests are bounded in images and in bytes; above the bounds the answer is 503 with
+Retry-After. Every error is {"error": message, "error_type": kind}. On SIGTERM the server accepts no more requests and
+answers the accepted ones.
 """
 
 import asyncio
@@ -42,9 +42,9 @@ try:
 except ImportError as error:
     raise ImportError(f'serving needs {error.name}: pip install "cca_hf[serve]"') from error
 
-_BODY_SECONDS = 60.0  # for a body to come in
-_IDLE_SECONDS = 75  # before an idle connection is closed; balancers expect it to be longer than their own 60
-_BODIES_AT_ONCE = 8  # of the largest that is allowed; many more of smaller ones
+_BODY_SECONDS = 60.0  # until a body must have arrived
+_IDLE_SECONDS = 75  # until an idle connection is closed; load balancers expect more than their own 60
+_BODIES_AT_ONCE = 8  # bodies of the maximum size; many more if they are smaller
 _MOST_CONNECTIONS = 1024
 _MOST_READERS = 8
 _FETCHERS = 16
@@ -56,13 +56,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How a server works.
+    """Settings of a server.
 
     Args:
-        max_batch: pictures a pass of the model, at most.
-        max_waiting: pictures that have been taken in and not been answered, at most.
-        max_body: bytes of a request.
-        shutdown_seconds: for what has been taken in, when the server is told to stop.
+        max_batch: maximum number of images in a forward pass.
+        max_waiting: maximum number of images that have been accepted and not answered.
+        max_body: maximum number of bytes of a request.
+        shutdown_seconds: time to answer the accepted requests when the server is stopped.
     """
 
     host: str = "127.0.0.1"
@@ -74,7 +74,7 @@ class ServerSettings:
 
 
 class _Failure(Exception):
-    """An answer other than 200 that is not about what the request says."""
+    """An error that is not about the content of the request."""
 
     def __init__(self, status: int, kind: str, message: str):
         super().__init__(message)
@@ -83,7 +83,7 @@ class _Failure(Exception):
 
 
 class EmbeddingServer:
-    """The routes, and what they share."""
+    """The routes and their shared state."""
 
     def __init__(self, model: ImageEncoder, name: str, limits: Limits, settings: ServerSettings):
         if settings.max_waiting < limits.max_pictures:
@@ -110,11 +110,11 @@ class EmbeddingServer:
             observe=self.metrics.batch_done,
         )
         self.metrics.waiting.set_function(lambda: self.batcher.waiting)
-        # they wait for others' servers, so that pictures which are here already need not wait for them
+        # separate threads wait for other servers, so that images in requests are not delayed
         self.fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch") if limits.allow_urls else None
 
     def app(self) -> Starlette:
-        """For uvicorn, or another server of ASGI applications."""
+        """The ASGI application, for uvicorn or another server."""
         return Starlette(
             routes=[
                 Route("/", self.describe, methods=["GET"]),
@@ -139,7 +139,7 @@ class EmbeddingServer:
 
     async def health(self, request: HTTPRequest) -> Response:
         alive = self.batcher.alive
-        return JSONResponse({"status": "ok" if alive else "the model's thread has ended"}, 200 if alive else 503)
+        return JSONResponse({"status": "ok" if alive else "the model's thread has stopped"}, 200 if alive else 503)
 
     async def show_metrics(self, request: HTTPRequest) -> Response:
         return Response(self.metrics.text(), media_type=prometheus.CONTENT_TYPE_LATEST)
@@ -151,29 +151,29 @@ class EmbeddingServer:
                 response = Response(await self._answer(request, body), media_type="application/json")
         except (RequestError, _Failure) as error:
             response = _error(error.status, error.kind, str(error))
-            error.__traceback__ = None  # its frames hold the body, and may hold it: a cycle that would wait for gc
+            error.__traceback__ = None  # its frames hold the body, in a cycle that only the garbage collector ends
         except BusyError as error:
-            response = _error(503, "busy", f"{error}; ask again in a second")
+            response = _error(503, "busy", f"{error}; try again in a second")
             response.headers["Retry-After"] = "1"
         except Exception:
-            logger.exception("a request could not be answered")
-            response = _error(500, "internal_error", "this is the server's mistake; its log says more")
+            logger.exception("an error occurred while answering a request")
+            response = _error(500, "internal_error", "an error occurred in the server; see its log")
         self.metrics.request_done(response.status_code, time.perf_counter() - started)
         return response
 
     async def _answer(self, http: HTTPRequest, body: bytes) -> bytes:
         request = await asyncio.to_thread(self._parse, http, body)
         ids = self.model.config.attribute_ids(request.attributes)
-        by_address = any(is_url(picture) for picture in request.pictures)
-        rows = await self.batcher.embed(request, ids, self.fetchers if by_address else None)
-        found = []
+        from_urls = any(is_url(image) for image in request.images)
+        rows = await self.batcher.embed(request, ids, self.fetchers if from_urls else None)
+        embeddings = []
         for place, row in enumerate(rows):
             if isinstance(row, UnreadableImageError):
                 raise RequestError("unreadable_picture", f"{request.place(place)}: {row}")
             if isinstance(row, Exception):
                 raise row
-            found.append(row)
-        return await asyncio.to_thread(lambda: json.dumps(request.answer(found), allow_nan=False).encode())
+            embeddings.append(row)
+        return await asyncio.to_thread(lambda: json.dumps(request.answer(embeddings), allow_nan=False).encode())
 
     def _parse(self, http: HTTPRequest, body: bytes) -> Request:
         parameters = {key: http.query_params.getlist(key) for key in http.query_params}
@@ -182,10 +182,10 @@ class EmbeddingServer:
             try:
                 data = json.loads(body)
             except (ValueError, RecursionError) as error:
-                raise RequestError("invalid_request", f"the body is no JSON: {error}") from error
+                raise RequestError("invalid_request", f"the body is not valid JSON: {error}") from error
             if parameters and isinstance(data, dict):
                 if "parameters" in data:
-                    raise RequestError("invalid_request", "give parameters in the body or in the address, not in both")
+                    raise RequestError("invalid_request", "give parameters in the body or in the URL, not in both")
                 data["parameters"] = parameters
             return self.reader.parse(data)
         if kind.startswith("image/") or kind == "application/octet-stream":
@@ -196,7 +196,7 @@ class EmbeddingServer:
     @contextlib.asynccontextmanager
     async def _body(self, request: HTTPRequest) -> AsyncIterator[bytes]:
         most = self.settings.max_body
-        too_large = f"at most {most:,} bytes a request are allowed"
+        too_large = f"at most {most:,} bytes per request are allowed"
         if int(request.headers.get("content-length", 0)) > most:
             raise RequestError("too_large", too_large)
         chunks, size = [], 0
@@ -209,12 +209,12 @@ class EmbeddingServer:
                         if size > most:
                             raise RequestError("too_large", too_large)
                         if self.bytes_held > _BODIES_AT_ONCE * most:
-                            raise BusyError(f"requests of {self.bytes_held:,} bytes are under way already")
+                            raise BusyError(f"requests of {self.bytes_held:,} bytes are being received")
                         chunks.append(chunk)
             except ClientDisconnect as error:
-                raise _Failure(400, "broken_off", "the request was not sent to its end") from error
+                raise _Failure(400, "broken_off", "the connection closed before the end of the request") from error
             except TimeoutError as error:
-                raise _Failure(408, "too_slow", f"the request was not whole after {_BODY_SECONDS:g} s") from error
+                raise _Failure(408, "too_slow", f"the request was not complete after {_BODY_SECONDS:g} s") from error
             body = b"".join(chunks)
             chunks.clear()
             yield body
@@ -223,29 +223,33 @@ class EmbeddingServer:
 
 
 class _Metrics:
-    """What /metrics shows: requests, batches, what waits, and the process's own memory and time."""
+    """The metrics of /metrics: requests, batches, waiting images, and the memory and CPU time of the process."""
 
     def __init__(self) -> None:
         self.registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=self.registry)
-        self.requests = prometheus.Counter("cca_requests", "Requests answered.", ["status"], registry=self.registry)
-        self.seconds = prometheus.Histogram("cca_request_seconds", "From head to answer.", registry=self.registry)
+        self.requests = prometheus.Counter(
+            "cca_requests", "Requests that were answered.", ["status"], registry=self.registry
+        )
+        self.seconds = prometheus.Histogram(
+            "cca_request_seconds", "Seconds from the request's headers to the answer.", registry=self.registry
+        )
         self.batches = prometheus.Histogram(
-            "cca_batch_pictures", "Pictures a pass of the model.", buckets=_BATCH_SIZES, registry=self.registry
+            "cca_batch_pictures", "Images in a forward pass.", buckets=_BATCH_SIZES, registry=self.registry
         )
         self.batch_seconds = prometheus.Counter(
-            "cca_model_seconds", "Time the model was at work.", registry=self.registry
+            "cca_model_seconds", "Seconds that the model was running.", registry=self.registry
         )
         self.waiting = prometheus.Gauge(
-            "cca_waiting_pictures", "Taken in and not answered yet.", registry=self.registry
+            "cca_waiting_pictures", "Images that were accepted and are not answered.", registry=self.registry
         )
 
     def request_done(self, status: int, seconds: float) -> None:
         self.requests.labels(str(status)).inc()
         self.seconds.observe(seconds)
 
-    def batch_done(self, pictures: int, seconds: float) -> None:
-        self.batches.observe(pictures)
+    def batch_done(self, images: int, seconds: float) -> None:
+        self.batches.observe(images)
         self.batch_seconds.inc(seconds)
 
     def text(self) -> bytes:
@@ -253,11 +257,11 @@ class _Metrics:
 
 
 def serve(model: ImageEncoder, name: str, limits: Limits, settings: ServerSettings) -> None:
-    """Serves until the process is told to stop by SIGTERM or SIGINT, and then until what was taken in is answered.
+    """Serves until SIGTERM or SIGINT, then answers the accepted requests and returns.
 
     Raises:
-        OSError: if the port cannot be had.
-        ValueError: for limits and settings that exclude each other.
+        OSError: if the port is not free.
+        ValueError: if `max_waiting` is below the number of images of a request.
     """
     server = EmbeddingServer(model, name, limits, settings)
     config = uvicorn.Config(
@@ -272,7 +276,7 @@ def serve(model: ImageEncoder, name: str, limits: Limits, settings: ServerSettin
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # uvicorn sends itself the signal once more when it has stopped; so that this is a return and no end of the process
+    # uvicorn sends the signal to the process again when it has stopped; this handler lets the function return
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:
         with socket.create_server(
@@ -290,8 +294,8 @@ def _error(status: int, kind: str, message: str) -> Response:
 
 
 async def _no_such_route(request: HTTPRequest, error: Any) -> Response:
-    told = "POST / or /embed, GET /, /health or /metrics"
-    message = f"there is no {request.method} {request.url.path[:100]}; there is {told}"
+    routes = "POST / or /embed, GET /, /health or /metrics"
+    message = f"there is no {request.method} {request.url.path[:100]}; use {routes}"
     response = _error(error.status_code, _KINDS.get(error.status_code, "invalid_request"), message)
     response.headers.update(error.headers or {})
     return response

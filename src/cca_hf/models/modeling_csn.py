@@ -21,6 +21,9 @@ class CSNModel(CCAModel):
 
     config_class = CSNConfig
     config: CSNConfig
+    display_name = "CSN"
+    method = "a conditional similarity network (CSN)"
+    paper_url = "https://arxiv.org/abs/1603.07810"
 
     display_name = "CSN"
     method = "a conditional similarity network (CSN)"

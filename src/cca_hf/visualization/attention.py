@@ -1,7 +1,7 @@
-"""Where each attribute looks: the attention of the conditional layer laid over the picture.
+"""The attention of each attribute as an overlay on the image.
 
-The picture falls back to a dim grey, and what is attended glows from violet over red to yellow: on black clothes and
-on white paper alike. Its own structure stays visible through the glow.
+The image becomes a dim grey, and attended regions glow from violet over red to yellow, which is visible on black
+clothes and on white paper. The structure of the image stays visible.
 """
 
 from collections.abc import Sequence
@@ -19,23 +19,23 @@ from .figures import INK, new_figure, quiet
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Heat 0, 1/4, ... 1: steps of rising brightness, so that the map reads in grey as well.
+# Colours of the heat 0, 1/4, ... 1, with rising brightness, so that the map is readable in grey too.
 _GLOW = np.array([(40, 20, 90), (122, 28, 132), (210, 55, 95), (250, 140, 40), (255, 236, 130)], dtype=np.float32)
 
 
 def attention_overlay(image: Image.Image, weights: NDArray, size: int = 224) -> Image.Image:
-    """The picture, dimmed, with its attended places glowing.
+    """The image, dimmed, with glowing attended regions.
 
     Args:
-        weights: (h, w) attention over the picture, of any total; the grid covers the whole picture.
+        weights: (h, w) attention, with any sum; the grid covers the whole image.
         size: the longer side of the result in pixels.
     """
     scale = size / max(image.size)
     shape = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    picture = np.asarray(image.resize(shape, Image.Resampling.LANCZOS), dtype=np.float32)
+    resized = np.asarray(image.resize(shape, Image.Resampling.LANCZOS), dtype=np.float32)
     heat = _smooth(_relative(weights), shape)
-    grey = picture.mean(axis=2, keepdims=True)
-    dimmed = 0.42 * grey + 0.08 * picture
+    grey = resized.mean(axis=2, keepdims=True)
+    dimmed = 0.42 * grey + 0.08 * resized
     steps = np.linspace(0.0, 1.0, len(_GLOW))
     glow = np.stack([np.interp(heat, steps, _GLOW[:, channel]) for channel in range(3)], axis=2)
     opacity = 0.9 * heat[:, :, None] ** 0.6
@@ -46,35 +46,35 @@ def attention_overlay(image: Image.Image, weights: NDArray, size: int = 224) -> 
 def attention_overlays(
     model: CCAModel, image: ImageInput, attributes: Sequence[str], size: int = 224
 ) -> dict[str, Image.Image]:
-    """Attribute -> the picture as that attribute sees it, the heads' mean. One pass for all of them.
+    """Attribute -> the image with the attention of that attribute, averaged over the heads. One forward pass for all.
 
     Raises:
-        ValueError: for an attribute the model does not know; names the closest.
+        ValueError: for an unknown attribute; names the closest.
     """
-    picture = load_image(image)
-    maps = model.attention_maps([picture], list(attributes))[0].mean(axis=1)  # (A, heads, h, w) -> (A, h, w)
-    return {name: attention_overlay(picture, weights, size) for name, weights in zip(attributes, maps, strict=True)}
+    loaded = load_image(image)
+    maps = model.attention_maps([loaded], list(attributes))[0].mean(axis=1)  # (A, heads, h, w) -> (A, h, w)
+    return {name: attention_overlay(loaded, weights, size) for name, weights in zip(attributes, maps, strict=True)}
 
 
 def plot_attention(
     model: CCAModel, image: ImageInput, attributes: Sequence[str] | None = None, *, columns: int = 4
 ) -> "Figure":
-    """A picture, and beside it where each attribute looks in it; all attributes unless told.
+    """An image, and the attention of each attribute on it. Default: all attributes of the model.
 
     Save it with `figure.savefig("attention.png")`. Needs matplotlib (`pip install "cca_hf[plot]"`).
 
     Raises:
-        ValueError: for an attribute the model does not know; names the closest.
-        UnreadableImageError: for a picture that cannot be read; names it.
+        ValueError: for an unknown attribute; names the closest.
+        UnreadableImageError: if the image cannot be read; names it.
     """
     names = list(model.config.attributes if attributes is None else attributes)
-    pictures = {"picture": load_image(image)} | attention_overlays(model, image, names, size=320)
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
+    images = {"image": load_image(image)} | attention_overlays(model, image, names, size=320)
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
     figure = new_figure(2.1 * columns, 2.35 * rows)
-    for place, (name, picture) in enumerate(pictures.items()):
+    for place, (name, overlay) in enumerate(images.items()):
         axes = figure.add_subplot(rows, columns, place + 1)
-        axes.imshow(picture)
+        axes.imshow(overlay)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_title(name, fontsize=10, color=INK, fontweight="bold" if place else "normal")
@@ -83,14 +83,14 @@ def plot_attention(
 
 
 def _relative(weights: NDArray) -> NDArray[np.float32]:
-    """0 where a place gets its even share or less, 1 at the peak; a map that is nearly even stays nearly dark."""
+    """0 where the attention is at most the mean, 1 at the peak. A nearly even map stays nearly dark."""
     mean = float(weights.mean())
     ratio = weights.astype(np.float32) / (mean if mean > 0 else 1.0)
     return np.clip((ratio - 1.0) / max(float(ratio.max()) - 1.0, 1.0), 0.0, 1.0)
 
 
 def _smooth(heat: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Enlarged to (width, height) without the grid showing: bicubic, then a blur of half a cell. The peak stays."""
+    """Enlarged to (width, height) without visible cells: bicubic, then a blur of half a cell. Keeps the peak."""
     enlarged = Image.fromarray(heat).resize(shape, Image.Resampling.BICUBIC)
     pixels = np.asarray(enlarged).clip(0.0, 1.0) * 255.0
     radius = 0.5 * max(shape[0] / heat.shape[1], shape[1] / heat.shape[0])

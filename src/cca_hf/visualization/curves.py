@@ -1,4 +1,4 @@
-"""The course of a training: its loss, and the mAP on validation."""
+"""The curves of a training: its loss, and the mAP on validation."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -12,13 +12,13 @@ _CURVES = (("loss", "training loss", 1.0), ("eval_map", "mAP in %, validation", 
 
 
 def points_of(history: Iterable[Mapping[str, object]], name: str) -> list[tuple[float, float]]:
-    """(epoch, figure) of what the Trainer logged under a name."""
+    """(epoch, value) of all entries that the Trainer logged under a name."""
     pairs = ((entry.get("epoch"), entry.get(name)) for entry in history)
     return [(float(x), float(y)) for x, y in pairs if isinstance(x, int | float) and isinstance(y, int | float)]
 
 
 def plot_curves(history: Iterable[Mapping[str, object]]) -> "Figure | None":
-    """Side by side, from the Trainer's `state.log_history`; None where it holds less than two points of either.
+    """Loss and mAP side by side, from the Trainer's `state.log_history`. None if both have fewer than two points.
 
     Save it with `figure.savefig("training.png", dpi=150)`. Needs matplotlib (`pip install "cca_hf[plot]"`).
     """

@@ -1,4 +1,4 @@
-"""The entanglement matrix as a heat map: a bright diagonal on a dark ground is what one hopes to see."""
+"""The entanglement matrix as a heat map. Ideally the diagonal is bright and the rest is dark."""
 
 import math
 from typing import TYPE_CHECKING
@@ -18,7 +18,9 @@ _READERS = {"linear": "linear reader", "neighbours": "nearest neighbours"}
 
 
 def plot_entanglement(result: EntanglementResult) -> "Figure":
-    """One heat map a reader: rows asked for, columns read; grey where undefined.
+    """One heat map for each reader. Row: the attribute of the embeddings. Column: the attribute that is predicted.
+
+    Undefined cells are grey.
 
     Save it with `figure.savefig("entanglement.png", dpi=150)`. Needs matplotlib (`pip install "cca_hf[plot]"`).
     """
@@ -34,8 +36,8 @@ def plot_entanglement(result: EntanglementResult) -> "Figure":
             color=INK,
         )
         if place == 0:
-            axes.set_ylabel("asked for", color=MUTED, fontsize=9)
-        axes.set_xlabel("read", color=MUTED, fontsize=9)
+            axes.set_ylabel("embeddings", color=MUTED, fontsize=9)
+        axes.set_xlabel("predicted", color=MUTED, fontsize=9)
     return figure
 
 

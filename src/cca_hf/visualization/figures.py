@@ -1,6 +1,6 @@
-"""What all figures share: matplotlib where it is installed, one look, and colours that stay apart without hue.
+"""The shared style of the figures: matplotlib if it is installed, and colours that differ in brightness too.
 
-Figures are made without pyplot: no global state, no window, safe in threads and in a Trainer.
+Figures are made without pyplot, so there is no global state and no window, and they are safe in threads.
 """
 
 from typing import TYPE_CHECKING
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 INK = "#1f2937"
 MUTED = "#6b7280"
 FAINT = "#e5e7eb"
-ACCENT = "#f59e0b"  # the model the figure is about
-BASELINES = ("#cbd5e1", "#64748b", "#334155")  # from light to dark, in the order they are given
+ACCENT = "#f59e0b"  # the model that the figure is about
+BASELINES = ("#cbd5e1", "#64748b", "#334155")  # from light to dark, in the order of the results
 
 
 def new_figure(width: float, height: float) -> "Figure":
     """An empty white figure, sizes in inches.
 
     Raises:
-        ImportError: saying what to install, where matplotlib is missing.
+        ImportError: if matplotlib is missing; says how to install it.
     """
     try:
         from matplotlib.figure import Figure
@@ -31,11 +31,11 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def quiet(axes: "Axes") -> None:
-    """No frame, no ticks, soft text: what is drawn is what is seen."""
+    """Remove frame and ticks, and soften the text."""
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, colors=MUTED, labelcolor=INK, labelsize=9)
 
 
 def colours(count: int) -> list[str]:
-    """One colour for each of `count` results, of which the last is the one that matters."""
+    """One colour for each of `count` results; the last one gets the accent colour."""
     return [BASELINES[place % len(BASELINES)] for place in range(count - 1)] + [ACCENT]

@@ -1,4 +1,4 @@
-"""The nearest pictures of a query under each attribute, side by side: the same query, another neighbourhood each."""
+"""The nearest images of a query, with a row for each attribute."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,12 +20,12 @@ UNKNOWN = "#94a3b8"
 
 
 class Neighbour(NamedTuple):
-    """A picture found for a query under one attribute."""
+    """One of the nearest images of a query under an attribute."""
 
     image: ImageInput
     similarity: float  # cosine
-    value: str  # its value of the attribute
-    relevant: bool | None  # does it share the query's value; None where the query has none
+    value: str  # of the attribute
+    relevant: bool | None  # whether it has the query's value; None if the query is not labelled
 
 
 def plot_neighbours(
@@ -35,22 +35,22 @@ def plot_neighbours(
     query_values: Mapping[str, str | None] | None = None,
     attention: Mapping[str, ImageInput] | None = None,
 ) -> "Figure":
-    """A query on the left and a row of its nearest pictures for each attribute, framed green (same value) or red.
+    """The query on the left, and a row of nearest images for each attribute, framed green (same value) or red.
 
     Save it with `figure.savefig("neighbours.png", dpi=150)`. Needs matplotlib (`pip install "cca_hf[plot]"`).
 
     Args:
-        neighbours: attribute -> its nearest pictures, the nearest first; `(image, similarity, value, relevant)` each.
-        query_values: attribute -> the query's value, written beside the attribute.
-        attention: attribute -> the query as that attribute sees it (`attention_overlays`), put before its row.
+        neighbours: attribute -> the nearest images, as `(image, similarity, value, relevant)`, the nearest first.
+        query_values: attribute -> the value of the query, shown beside the attribute.
+        attention: attribute -> the query with the attention of that attribute (`attention_overlays`), before the row.
 
     Raises:
-        ValueError: if there are no neighbours to draw.
-        UnreadableImageError: for a picture that cannot be read; names it.
+        ValueError: if there is no image to draw.
+        UnreadableImageError: if an image cannot be read; names it.
     """
     columns = max((len(row) for row in neighbours.values()), default=0)
     if not columns:
-        raise ValueError("no neighbours to draw: give at least one attribute with at least one picture")
+        raise ValueError("no neighbours to draw: give at least one attribute with at least one image")
     width = 3.4 + 1.15 * (columns + (attention is not None))
     figure = new_figure(width, max(2.6, 1.42 * len(neighbours)))
     draw_neighbours(figure, query, neighbours, query_values or {}, attention or {})
@@ -64,7 +64,7 @@ def draw_neighbours(
     query_values: Mapping[str, str | None],
     attention: Mapping[str, ImageInput],
 ) -> None:
-    """`plot_neighbours` into a figure, or a part of one, that is there already."""
+    """As `plot_neighbours`, into an existing figure or a part of one."""
     shown = 1 if attention else 0
     columns = max(len(row) for row in neighbours.values())
     grid = figure.add_gridspec(

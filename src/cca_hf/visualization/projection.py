@@ -1,7 +1,7 @@
-"""All embeddings of a split in the plane: one panel an attribute, coloured by that attribute's values.
+"""Embeddings in the plane: one panel for each attribute, coloured by the values of that attribute.
 
-t-SNE (scikit-learn) by default, UMAP where `umap-learn` is installed. Both keep neighbourhoods, not distances:
-clusters tell something, the gaps between them do not.
+The projection is t-SNE (scikit-learn), or UMAP if `umap-learn` is installed. Both preserve neighbourhoods, not
+distances: clusters are meaningful, the gaps between them are not.
 """
 
 import warnings
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Method = Literal["tsne", "umap"]
-_NAMED_VALUES = 10  # colours that can be told apart; the rarer values share a grey
+_NAMED_VALUES = 10  # colours that are easy to tell apart; rarer values share a grey
 _LEAST_IMAGES = 5
 
 
@@ -35,20 +35,20 @@ def plot_projection(
     columns: int = 3,
     seed: int = 0,
 ) -> "Figure":
-    """The embeddings under each attribute, laid out in the plane and coloured by the values of that attribute.
+    """The embeddings of each attribute in the plane, coloured by the values of that attribute.
 
     Save it with `figure.savefig("projection.png", dpi=150)`. Needs matplotlib and scikit-learn
     (`pip install "cca_hf[plot,analysis]"`).
 
     Args:
-        embeddings: (N, A, D), one for each attribute in the order of `attributes`.
-        labels: (N, A) value ids, -1 = not labelled: such a picture is not drawn under that attribute.
+        embeddings: (N, A, D), in the order of `attributes`.
+        labels: (N, A) value ids. An image with -1 (not labelled) is not drawn in that panel.
         attributes: attribute name -> value names in id order.
-        max_images: of more pictures as many are drawn by chance.
+        max_images: maximum number of images; of more, a random sample is drawn.
 
     Raises:
-        ValueError: shapes that do not fit each other, or another method.
-        ImportError: saying what to install.
+        ValueError: if the shapes do not match, or the method is unknown.
+        ImportError: if a package is missing; says how to install it.
     """
     vectors, ids = to_numpy(embeddings), to_numpy(labels)
     if vectors.ndim != 3 or vectors.shape[:2] != ids.shape or ids.shape[1] != len(attributes):
@@ -76,11 +76,11 @@ def plot_projection(
 
 
 def project(vectors: NDArray, method: Method = "tsne", *, seed: int = 0) -> NDArray[np.float32]:
-    """(n, D) -> (n, 2), by cosine.
+    """(n, D) -> (n, 2), by cosine distance.
 
     Raises:
-        ValueError: for another method.
-        ImportError: saying what to install.
+        ValueError: if the method is unknown.
+        ImportError: if a package is missing; says how to install it.
     """
     if method == "umap":
         try:
@@ -88,7 +88,7 @@ def project(vectors: NDArray, method: Method = "tsne", *, seed: int = 0) -> NDAr
         except ImportError as error:
             raise ImportError('method="umap" needs umap-learn: pip install umap-learn') from error
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a seed makes it slower
+            warnings.simplefilter("ignore")  # about the seed, which makes it slower
             return UMAP(metric="cosine", random_state=seed).fit_transform(vectors)
     if method != "tsne":
         raise ValueError(f"method must be 'tsne' or 'umap', got {method!r}")
@@ -101,7 +101,7 @@ def project(vectors: NDArray, method: Method = "tsne", *, seed: int = 0) -> NDAr
 
 
 def _scatter(axes: "Axes", points: NDArray[np.float32], labels: NDArray[np.int64], values: Sequence[str]) -> None:
-    """The most frequent values in colours of their own, with a legend; the others in grey, below them."""
+    """The most frequent values in colours, with a legend; the others in grey, behind them."""
     frequent = np.argsort(-np.bincount(labels, minlength=len(values)), kind="stable")[:_NAMED_VALUES]
     frequent = frequent[np.isin(frequent, labels)]
     rest = ~np.isin(labels, frequent)

@@ -1,20 +1,20 @@
-"""One run, to look at: `report.html`, a single page that needs nothing beside it, `report.png`, and single queries."""
+"""The report of a run: `report.html`, one page that needs no other file, `report.png`, and examples of queries."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cca_hf.data.schema import AttributeDataset
-from cca_hf.evaluation.retrieval.result import EvaluationResult
+from cca_hf.evaluation.retrieval.result import MEASURE_NAMES, EvaluationResult
 from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.models.whole_files import write_text
 
-from . import page
 from .curves import points_of
 from .figures import new_figure
 from .neighbours import draw_neighbours, plot_neighbours
-from .results import bars_height, draw_results
+from .page import render
+from .results import bars_height, comparison_rows, draw_results
 from .selection import QueryView, view_queries
 
 if TYPE_CHECKING:
@@ -22,8 +22,34 @@ if TYPE_CHECKING:
 
 EXAMPLES = "examples"  # the folder of single queries, for a model card
 _QUERIES_IN_PNG = 2  # and in that folder
-# What the Trainer logs under these names is drawn; the first of a line is there, whichever evaluation ran.
+_TILES = {
+    "map": "mAP, mean over attributes",
+    "map_macro": "mAP, mean over values",
+    "recall@1": "recall@1",
+    "r_precision": "R-precision",
+}
+# Names under which the Trainer logs; either of the two names of the validation may occur.
 _CURVES = {"loss": "Training loss", "eval_map": "mAP on validation", "validation_map": "mAP on validation"}
+
+
+class _Bars(NamedTuple):
+    """The mAP of an attribute, or their mean."""
+
+    name: str
+    chance: float
+    figures: dict[str, float]  # name of a result -> mAP
+
+
+class _Curve(NamedTuple):
+    """A line in an SVG image, with the extremes of both axes."""
+
+    title: str
+    places: list[str]  # "x,y"
+    first_epoch: float
+    last_epoch: float
+    lowest: float
+    highest: float
+    last: float
 
 
 def write_report(
@@ -43,96 +69,83 @@ def write_report(
 ) -> Path:
     """Write `report.html` (self-contained) and `report.png` into `output_dir`; returns the path of the page.
 
-    `examples/1.jpg` is the first query alone, and `examples/1-neighbours.png` what was found for it; then 2.
-
-    The page shows the figures, the nearest pictures of some queries under each attribute beside where the attribute
-    looks, and the course of the training. Needs matplotlib (`pip install "cca_hf[plot]"`).
+    The page shows the figures, the nearest images of some queries under each attribute with the attention of that
+    attribute, and the curves of the training. `examples/1.jpg` is the first query and `examples/1-neighbours.png` its
+    nearest images; then 2. Needs matplotlib (`pip install "cca_hf[plot]"`).
 
     Args:
-        split: where queries and neighbours come from, as in `RetrievalEvaluator`.
-        results: name -> result, of the same split; the last one is the model's and is drawn in its colour, those
-            before it are what it is compared with.
-        queries: how many to draw by chance, or the rows to show.
-        neighbours: pictures under each attribute.
-        candidates: how many images of the split are encoded once more and searched, at most.
+        split: the split of the queries and their neighbours, as in `RetrievalEvaluator`.
+        results: name -> result, all of the same split. The last one belongs to `model` and gets the accent colour.
+        queries: number of queries to draw at random, or the rows to show.
+        neighbours: number of images under each attribute.
+        candidates: number of images of the split to encode and search, at most.
         history: the Trainer's `state.log_history`.
 
     Raises:
-        ImportError: where matplotlib is missing; before any work is done.
-        ValueError: results that cannot be compared, or queries outside the split.
+        ImportError: if matplotlib is missing; before any work is done.
+        ValueError: if the results cannot be compared, or a query lies outside the split.
     """
     figure = new_figure(12.0, 1.0)
     named = {"model": results} if isinstance(results, EvaluationResult) else dict(results)
-    bars = page.bars(named)  # says whether the results can be compared before anything is encoded
+    bars = _bars(named)  # raises if the results cannot be compared, before anything is encoded
     views = view_queries(
         model, dataset, split, queries, neighbours=neighbours, candidates=candidates, batch_size=batch_size, seed=seed
     )
     *_, (name, result) = named.items()
-    body = [
-        _head(model, dataset, split, title, name),
-        page.tiles(result),
-        "<h2>Retrieval</h2>",
-        '<p class="note">Mean average precision in percent. Chance is what a random ranking scores.</p>',
-        bars,
-        page.details(f"All measures of {name}", page.measures_table(result)),
-        page.details(f"{name}, value by value, the hardest first", page.values_table(result)),
-        "<h2>Nearest pictures</h2>",
-        _explanation(queries, seed, candidates if _answering(dataset, split) > candidates else None),
-        *(page.query_card(view, number) for number, view in enumerate(views, start=1)),
-        *_curves(history or ()),
-        _foot(result),
-    ]
+    parts = [each for each in (split, f"{split}_query", f"{split}_gallery") if each in dataset]
+    gallery = len(dataset[split if split in dataset else f"{split}_gallery"])
+    means = ("mean", result.queries, result.overall, result.chance_overall)
+    text = render(
+        "report.html",
+        title=title,
+        split=split,
+        name=name,
+        attributes=list(dataset.attributes),
+        backbone=_backbone(model),
+        images=sum(len(dataset[each]) for each in parts),
+        result=result,
+        tiles=[(measure, label) for measure, label in _TILES.items() if measure in result.overall],
+        kinds=dict(zip(named, [f"c{place % 3}" for place in range(len(named) - 1)] + ["accent"], strict=True)),
+        bars=bars,
+        measures=list(result.attributes[0].scores),
+        measure_names=MEASURE_NAMES,
+        rows=[*((each.name, each.queries, each.scores, each.chance) for each in result.attributes), means],
+        seed=seed if isinstance(queries, int) else None,
+        candidates=candidates if gallery > candidates else None,
+        views=views,
+        curves=_curves(list(history or ())),
+    )
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     _draw(figure, views[:_QUERIES_IN_PNG], named).savefig(folder / "report.png", dpi=110)
     _write_examples(views[:_QUERIES_IN_PNG], folder / EXAMPLES)
-    path = folder / "report.html"
-    path.write_text(page.page(f"{title}: {split}", body), encoding="utf-8")
-    return path
+    return write_text(text, folder / "report.html")
 
 
-def _head(model: CCAModel, dataset: AttributeDataset, split: str, title: str, name: str) -> str:
+def _backbone(model: CCAModel) -> str:
+    """An id on the Hub, or the name alone of a folder: its path says nothing to a reader."""
     backbone = Path(model.config.backbone_name or type(model.backbone).__name__)
-    own_folder = backbone.is_absolute() or backbone.exists()  # of no interest to a reader; an id on the Hub is
-    source = backbone.name if own_folder else backbone.as_posix()
-    parts = [each for each in (split, f"{split}_query", f"{split}_gallery") if each in dataset]
-    images = sum(len(dataset[each]) for each in parts)
-    return (
-        f'<h1>{escape(title)}</h1><p class="lead">One embedding for each attribute of a picture '
-        f"({escape(', '.join(dataset.attributes))}), from one network and one pass. {escape(name)} on "
-        f"<code>{escape(source)}</code>, measured on {images:,} pictures of the split "
-        f"<code>{escape(split)}</code>.</p>"
-    )
+    return backbone.name if backbone.is_absolute() or backbone.exists() else backbone.as_posix()
 
 
-def _answering(dataset: AttributeDataset, split: str) -> int:
-    return len(dataset[split if split in dataset else f"{split}_gallery"])
+def _bars(results: Mapping[str, EvaluationResult]) -> list[_Bars]:
+    """The attributes, then their mean."""
+    rows = comparison_rows(results)[: len(next(iter(results.values())).attributes) + 1]
+    return [_Bars(name, chance, dict(zip(results, figures, strict=True))) for name, (chance, *figures) in rows]
 
 
-def _explanation(queries: int | Sequence[int], seed: int, candidates: int | None) -> str:
-    how = f"drawn by chance (seed {seed})" if isinstance(queries, int) else "chosen by hand"
-    among = "" if candidates is None else f", and looked up among {candidates:,} pictures drawn likewise"
-    return (
-        f'<p class="note">The queries are {how}{among}. Each row is the same query in the space of another attribute: '
-        "first where the attribute looks in the query, then the nearest pictures, framed green where they share the "
-        "query's value and red where they do not.</p>"
-    )
+def _curves(history: list[Mapping[str, object]]) -> list[_Curve]:
+    return [_curve(title, points) for name, title in _CURVES.items() if len(points := points_of(history, name)) > 1]
 
 
-def _curves(history: Iterable[Mapping[str, object]]) -> list[str]:
-    logs = list(history)
-    drawn = [page.curve(title, points) for name, title in _CURVES.items() if len(points := points_of(logs, name)) > 1]
-    return ["<h2>Training</h2>", f'<div class="curves">{"".join(drawn)}</div>'] if drawn else []
-
-
-def _foot(result: EvaluationResult) -> str:
-    left_out = f" Not evaluated, for want of labels: {', '.join(result.unlabelled)}." if result.unlabelled else ""
-    if result.coverage is not None:
-        left_out += f" Subset: {result.coverage}."
-    return (
-        "<footer>Every labelled picture is a query, its own near copies are no answers, the whole list is ranked by "
-        f"cosine, and ties count as the expectation over their order.{escape(left_out)} Written by cca_hf.</footer>"
-    )
+def _curve(title: str, points: Sequence[tuple[float, float]]) -> _Curve:
+    """Scaled to the 376 x 150 pixels beside the axes that the template draws."""
+    (first, *_, last), (low, *_, high) = (sorted(column) for column in zip(*points, strict=True))
+    places = [
+        f"{44 + 376 * (epoch - first) / ((last - first) or 1):.1f},{150 * (1 - (y - low) / ((high - low) or 1)):.1f}"
+        for epoch, y in points
+    ]
+    return _Curve(title, places, first, last, low, high, points[-1][1])
 
 
 def _draw(figure: "Figure", views: Sequence[QueryView], results: Mapping[str, EvaluationResult]) -> "Figure":

@@ -1,4 +1,4 @@
-"""Several results of the same split beside each other, with their common chance level: as a table, and as bars."""
+"""Results of several models on the same split, with their chance level: as a table, and as bars."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -16,9 +16,9 @@ def comparison_rows(results: Mapping[str, EvaluationResult], measure: str = "map
     """(name, [chance, result, result, ...]) for each attribute and then for each mean, as fractions.
 
     Raises:
-        ValueError: if the results are not of the same attributes and images, or have no such measure.
+        ValueError: see [`check_comparable`].
     """
-    first = _common(results, measure)
+    first = check_comparable(results, measure)
     rows = [
         (each.name, [each.chance[measure], *(result[each.name].scores[measure] for result in results.values())])
         for each in first.attributes
@@ -34,10 +34,10 @@ def comparison_rows(results: Mapping[str, EvaluationResult], measure: str = "map
 
 
 def comparison_table(results: Mapping[str, EvaluationResult], measure: str = "map", decimals: int = 1) -> str:
-    """A table for terminals, in percent: rows are attributes and means; columns are chance and the results.
+    """A table for terminals, in percent. Rows: attributes and means. Columns: chance and the results.
 
     Args:
-        results: name -> result, all of the same split, in the order of the columns.
+        results: name -> result, all of the same split.
         measure: `"map"`, `"map_macro"`, `"recall@1"`, ..., `"r_precision"`.
     """
     rows = [
@@ -52,7 +52,7 @@ def comparison_table(results: Mapping[str, EvaluationResult], measure: str = "ma
 
 
 def plot_results(results: Mapping[str, EvaluationResult], measure: str = "map") -> "Figure":
-    """Bars for each attribute and their mean, the last result in the colour that counts, chance as a line on them.
+    """Bars for each attribute and their mean. The last result has the accent colour, and a line marks chance.
 
     Save it with `figure.savefig("bars.png", dpi=150)`. Needs matplotlib (`pip install "cca_hf[plot]"`).
     """
@@ -62,14 +62,14 @@ def plot_results(results: Mapping[str, EvaluationResult], measure: str = "map") 
 
 
 def bars_height(results: Mapping[str, EvaluationResult]) -> float:
-    """Inches that `draw_results` needs."""
+    """Height in inches of [`draw_results`]."""
     rows = len(next(iter(results.values())).attributes) + 1
     return 1.2 + rows * (0.22 + 0.17 * len(results))
 
 
 def draw_results(figure: "Figure | SubFigure", results: Mapping[str, EvaluationResult], measure: str = "map") -> None:
-    """`plot_results` into a figure, or a part of one, that is there already."""
-    first = _common(results, measure)
+    """As `plot_results`, into an existing figure or a part of one."""
+    first = check_comparable(results, measure)
     rows = comparison_rows(results, measure)[: len(first.attributes) + 1]
     thickness = 0.8 / len(results)
     axes = figure.add_subplot()
@@ -107,8 +107,12 @@ def draw_results(figure: "Figure | SubFigure", results: Mapping[str, EvaluationR
     figure.legend(loc="outside upper center", ncols=len(results) + 1, frameon=False, fontsize=9, labelcolor=INK)
 
 
-def _common(results: Mapping[str, EvaluationResult], measure: str) -> EvaluationResult:
-    """The first result, after a look whether all of them speak of the same images."""
+def check_comparable(results: Mapping[str, EvaluationResult], measure: str) -> EvaluationResult:
+    """Returns the first result.
+
+    Raises:
+        ValueError: if the results are not of the same images and attributes, or one of them lacks the measure.
+    """
     if not results:
         raise ValueError("no results to compare")
     (first_name, first), *others = results.items()
@@ -120,9 +124,9 @@ def _common(results: Mapping[str, EvaluationResult], measure: str) -> Evaluation
         queries = {each.name: each.queries for each in result.attributes}
         if queries != expected:
             raise ValueError(
-                f"{first_name!r} and {name!r} cannot be compared, their queries are {expected} and {queries}"
+                f"{first_name!r} and {name!r} cannot be compared: their queries are {expected} and {queries}"
             )
-        # Chance depends on the images alone: equal chance tells that labels, groups and galleries were the same.
+        # Chance depends only on the images: equal chance shows that labels, groups and galleries were the same.
         for each in first.attributes:
             if abs(each.chance[measure] - result[each.name].chance[measure]) > 1e-9:
                 raise ValueError(

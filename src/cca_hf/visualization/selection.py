@@ -1,7 +1,7 @@
-"""What the report shows of a model: a few queries of a split, their nearest pictures, and where each attribute looks.
+"""The content of a report: a few queries of a split, their nearest images, and the attention of each attribute.
 
-The queries are drawn by chance, so that they flatter nobody; among those drawn, one that shows values not seen yet
-goes before one that repeats them.
+Queries are drawn at random, so that they are no favourable selection. Among the drawn ones, a query with values that
+are not shown yet comes before one that repeats them.
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ from .neighbours import Neighbour
 
 @dataclass(frozen=True)
 class QueryView:
-    """One query and what is shown of it, by attribute."""
+    """One query with its values, nearest images and attention, by attribute."""
 
-    index: int  # row of the split the queries come from
+    index: int  # row in the split of the queries
     image: Image.Image
     values: dict[str, str | None]
     neighbours: dict[str, list[Neighbour]]
@@ -33,12 +33,14 @@ class QueryView:
 
 
 def choose_queries(labels: NDArray[np.int64], count: int, seed: int = 0) -> list[int]:
-    """`count` rows of `labels` (images, attributes), by chance, those with many values not shown yet first."""
+    """`count` random rows of `labels` (images, attributes), those with many values not shown yet first."""
     pool = np.random.default_rng(seed).permutation(len(labels))[: 20 * count].tolist()
     chosen: list[int] = []
     seen: set[tuple[int, int]] = set()
     while pool and len(chosen) < count:
-        best = max(pool, key=lambda row: len(_labelled(labels[row]) - seen))  # the first of equals: still by chance
+        best = max(
+            pool, key=lambda row: len(_labelled(labels[row]) - seen)
+        )  # the first of equals, which is random too
         pool.remove(best)
         seen |= _labelled(labels[best])
         chosen.append(best)
@@ -56,40 +58,40 @@ def view_queries(
     batch_size: int = 64,
     seed: int = 0,
 ) -> list[QueryView]:
-    """Look up queries among the other images of the split (or `<split>_query` in `<split>_gallery`).
+    """Search a split for the neighbours of some of its images (or `<split>_gallery` for `<split>_query`).
 
-    Under an attribute only images labelled with it are found, and none of the query's group, as in the evaluation.
+    As in the evaluation, images without a label for the attribute are left out, and so is the group of the query.
 
     Args:
-        queries: how many to draw, or the rows to take.
-        neighbours: pictures under each attribute.
-        candidates: how many images to encode and search at most; of a larger split as many are drawn by chance.
+        queries: number of queries to draw at random, or the rows to show.
+        neighbours: number of images under each attribute.
+        candidates: maximum number of images to encode and search; of a larger split, a random sample.
 
     Raises:
-        ValueError: if a row lies outside the split.
+        ValueError: if a row is outside the split.
     """
     evaluator = RetrievalEvaluator(dataset, split, batch_size=batch_size)
-    asked, answering = evaluator.query_split, evaluator.gallery_split or evaluator.query_split
-    labels, groups, pictures = dataset.labels(asked), dataset.groups(asked), dataset[asked]["image"]
+    query_split, gallery_split = evaluator.query_split, evaluator.gallery_split or evaluator.query_split
+    labels, groups, images = dataset.labels(query_split), dataset.groups(query_split), dataset[query_split]["image"]
     rows = choose_queries(labels, queries, seed) if isinstance(queries, int) else list(queries)
     outside = [row for row in rows if not 0 <= row < len(labels)]
     if outside:
-        raise ValueError(f"the split {asked!r} has the rows 0 to {len(labels) - 1}, not {outside}")
-    searched = np.arange(len(dataset[answering]))
+        raise ValueError(f"the split {query_split!r} has the rows 0 to {len(labels) - 1}, not {outside}")
+    searched = np.arange(len(dataset[gallery_split]))
     if len(searched) > candidates:
         searched = np.sort(np.random.default_rng(seed).choice(searched, candidates, replace=False))
-    gallery = _Gallery.of(evaluator, model, answering, searched)
-    embeddings = evaluator.embed(model, [pictures[row] for row in rows])
+    gallery = _Gallery.of(evaluator, model, gallery_split, searched)
+    embeddings = evaluator.embed(model, [images[row] for row in rows])
     views = []
     for row, embedding in zip(rows, embeddings, strict=True):
-        excluded = searched == row if asked == answering else np.zeros(len(searched), dtype=bool)
+        excluded = searched == row if query_split == gallery_split else np.zeros(len(searched), dtype=bool)
         if groups is not None and gallery.groups is not None and groups[row] >= 0:
             excluded |= gallery.groups == groups[row]
-        picture = load_image(pictures[row])
+        image = load_image(images[row])
         views.append(
             QueryView(
                 index=row,
-                image=picture,
+                image=image,
                 values={
                     name: names[label] if label >= 0 else None
                     for (name, names), label in zip(dataset.attributes.items(), labels[row].tolist(), strict=True)
@@ -98,27 +100,27 @@ def view_queries(
                     name: gallery.nearest(column, embedding[column], labels[row, column], names, excluded, neighbours)
                     for column, (name, names) in enumerate(dataset.attributes.items())
                 },
-                attention=attention_overlays(model, picture, list(dataset.attributes)),
+                attention=attention_overlays(model, image, list(dataset.attributes)),
             )
         )
     return views
 
 
 class _Gallery(NamedTuple):
-    """The images that answer: embeddings (G, A, D), labels (G, A), groups (G,) and the pictures themselves."""
+    """The images to search: embeddings (G, A, D), labels (G, A), groups (G,) and the images themselves."""
 
     embeddings: NDArray[np.float32]
     labels: NDArray[np.int64]
     groups: NDArray[np.int64] | None
-    pictures: Sequence[ImageInput]
+    images: Sequence[ImageInput]
 
     @classmethod
     def of(cls, evaluator: RetrievalEvaluator, model: CCAModel, split: str, rows: NDArray[np.int64]) -> "_Gallery":
         dataset = evaluator.dataset
         groups = dataset.groups(split)
-        pictures = dataset[split].select(rows)["image"]
-        embeddings = evaluator.embed(model, pictures)
-        return cls(embeddings, dataset.labels(split)[rows], None if groups is None else groups[rows], pictures)
+        images = dataset[split].select(rows)["image"]
+        embeddings = evaluator.embed(model, images)
+        return cls(embeddings, dataset.labels(split)[rows], None if groups is None else groups[rows], images)
 
     def nearest(
         self,
@@ -129,13 +131,13 @@ class _Gallery(NamedTuple):
         excluded: NDArray[np.bool_],
         count: int,
     ) -> list[Neighbour]:
-        """The `count` nearest to `query` (D,) under the attribute of `column`, among those labelled with it."""
+        """The `count` images nearest to `query` (D,) under the attribute of `column`, among the labelled ones."""
         candidates = np.flatnonzero((self.labels[:, column] >= 0) & ~excluded)
         similarities = self.embeddings[candidates, column] @ query
         best = np.argsort(-similarities, kind="stable")[:count]
         return [
             Neighbour(
-                image=load_image(self.pictures[int(candidate)]),
+                image=load_image(self.images[int(candidate)]),
                 similarity=float(similarity),
                 value=values[self.labels[candidate, column]],
                 relevant=None if label < 0 else bool(self.labels[candidate, column] == label),

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cca_hf.evaluation.results import ResultCard, save_result
 from cca_hf.evaluation.text_table import format_table
-from cca_hf.models.whole_files import write_json
 
 Matrix = NDArray[np.float64]  # (A, A): the row's attribute was asked for, the column's is read
 
@@ -102,6 +102,17 @@ class EntanglementResult:
             lines.append(f"Undefined, the features tell hardly more than the label does (linear reader): {pairs}.")
         return "\n".join(lines)
 
+    def card(self) -> ResultCard:
+        """The section of a model card about this result, which must be of the test split."""
+        return ResultCard(
+            "Entanglement",
+            "entanglement of attribute embeddings",
+            f"A linear reader predicts attributes from embeddings of {self.images:,} test images. From the embeddings "
+            f"of one attribute it finds {self.score:.3f} of what the backbone's features reveal about the other "
+            f"attributes, and {self.informativeness:.2f} of what they reveal about that attribute itself. 0 means "
+            "nothing beyond what the label itself reveals, 1 means as much as the features.\n",
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain Python values, for JSON; NaN as None; `from_dict` reads it back."""
         readers = {
@@ -127,7 +138,7 @@ class EntanglementResult:
 
     def save_json(self, path: str | Path) -> Path:
         """Write `to_dict()` to `path`, whole or not at all; missing folders are made."""
-        return write_json(self.to_dict(), path)
+        return save_result(self, path)
 
     @classmethod
     def load_json(cls, path: str | Path) -> "EntanglementResult":

@@ -12,8 +12,8 @@ from types import MappingProxyType
 import numpy as np
 
 from cca_hf.data.coverage import Coverage
+from cca_hf.evaluation.results import ResultCard, save_result
 from cca_hf.evaluation.text_table import format_table, percent
-from cca_hf.models.whole_files import write_json
 
 from .metrics import AttributeRetrieval, RetrievalScores
 
@@ -174,6 +174,45 @@ class EvaluationResult:
             lines.append(f"Subset: {self.coverage}.")
         return "\n".join(lines)
 
+    def card(self, baselines: Mapping[str, "EvaluationResult"] = MappingProxyType({})) -> ResultCard:
+        """The section of a model card about this result, which must be of the test split.
+
+        Args:
+            baselines: name -> result of another model on the same split.
+        """
+        images = max(each.queries for each in self.attributes)
+        names = [each.name for each in self.attributes]
+        header = [*names, "mean", "query-weighted", "macro over values"]
+        lines = [f"| | {' | '.join(header)} |", f"|---|{'---|' * len(header)}"]
+        for title, result in {"chance": self, **baselines, "**this model**": self}.items():
+            chance = title == "chance"
+            scores = [(result[name].chance if chance else result[name].scores)["map"] for name in names]
+            means = result.chance_overall if chance else result.overall
+            figures = [*scores, means["map"], means["map_weighted"], means["map_macro"]]
+            lines.append(f"| {title} | {' | '.join(map(percent, figures))} |")
+        table = "\n".join(lines)
+        markdown = (
+            f"Evaluated once on the {images:,}-image test split, which was not used for model selection. Mean average "
+            "precision in percent: each image is a query, and the other images with its value are relevant; chance is "
+            f"the score of a random ranking.\n\n{table}\n"
+        )
+        weakest = min(self.attributes, key=lambda each: each.scores["map"] - each.chance["map"])
+        markdown += (
+            f"\nThe attribute with the smallest gain over chance is {weakest.name}: its mAP is "
+            f"{percent(weakest.scores['map'])}, and chance is {percent(weakest.chance['map'])}.\n"
+        )
+        if self.coverage is not None:
+            markdown += f"\n**Subset**: {self.coverage}. These figures are not comparable with others.\n"
+        titles = {"map": "mAP, mean of the attributes", "map_macro": "mAP, mean over values, then attributes"}
+        titles |= {f"map_{name}": f"mAP, {name}" for name in names}
+        metrics = self.metrics()
+        return ResultCard(
+            "How well it finds",
+            "attribute-conditioned image retrieval",
+            markdown,
+            tuple((metric, title, round(100 * metrics[metric], 2)) for metric, title in titles.items()),
+        )
+
     def to_dict(self) -> dict:
         """Everything as plain Python values, for JSON; `from_dict` reads it back."""
         return asdict(self) | {"metrics": self.metrics()}
@@ -190,7 +229,7 @@ class EvaluationResult:
 
     def save_json(self, path: str | Path) -> Path:
         """Write `to_dict()` to `path`, whole or not at all; missing folders are made."""
-        return write_json(self.to_dict(), path)
+        return save_result(self, path)
 
     @classmethod
     def load_json(cls, path: str | Path) -> "EvaluationResult":

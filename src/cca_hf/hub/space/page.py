@@ -6,6 +6,7 @@ Gradio draws the controls, `rows` what was found. The page asks nobody but its o
 import os
 from collections.abc import Sequence
 from html import escape
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from cca_hf.models.images import UnreadableImageError
 
 from .lookup import Lookup, Query
 from .rows import FOCUS_RESULTS, ON_LOAD, examples_html, found_html, hint_html, problem_html
-from .style import STYLE
 from .upload import MOST_BYTES, open_upload
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when it is imported
@@ -184,7 +184,7 @@ def launch_space(
         ssr_mode=False,
         footer_links=["gradio", "settings"],
         theme=_theme(),
-        css=STYLE,
+        css=resources.files("cca_hf.hub.space").joinpath("space.css").read_text(encoding="utf-8"),
     )
     return address
 
