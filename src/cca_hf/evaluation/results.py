@@ -1,0 +1,110 @@
+"""What every evaluation returns: a result with one protocol, its text on a model card, and its JSON file."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self, TypeVar
+
+from cca_hf.models.whole_files import write_json
+
+from .text_table import Table
+
+R = TypeVar("R", bound="StoredResult")
+
+
+@dataclass(frozen=True)
+class ResultCard:
+    """The section of a model card that describes one result.
+
+    Args:
+        title: heading of the section.
+        task: name of the task for the model-index of the Hub.
+        markdown: text and tables below the heading.
+        metrics: (metric type, metric name, value) for the model-index, in percent.
+    """
+
+    title: str
+    task: str
+    markdown: str
+    metrics: tuple[tuple[str, str, float], ...] = ()
+
+
+class Result(Protocol):
+    """What the Trainer, the command line and the model card need from a result, whatever the task."""
+
+    @property
+    def primary_metric(self) -> str:
+        """The name in `metrics()` by which checkpoints are compared."""
+
+    def metrics(self) -> dict[str, float]:
+        """All figures by name."""
+
+    def table(self) -> str:
+        """A table for terminals."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain Python values, for JSON."""
+
+    def card(self) -> ResultCard:
+        """The section of a model card about this result."""
+
+    def _repr_html_(self) -> str: ...
+
+
+class StoredResult(ABC):
+    """Base of the results of this package: one table for terminals and notebooks, one JSON file."""
+
+    primary_metric: ClassVar[str]
+
+    @abstractmethod
+    def metrics(self) -> dict[str, float]:
+        """All figures by name."""
+
+    @abstractmethod
+    def as_table(self, decimals: int) -> Table:
+        """Header, rows and notes of the table."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain Python values, for JSON; `from_dict` is the inverse."""
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+
+    @abstractmethod
+    def card(self) -> ResultCard:
+        """The section of a model card about this result, which must be of the test split."""
+
+    def table(self, decimals: int = 1) -> str:
+        """A table for terminals."""
+        return self.as_table(decimals).text()
+
+    def _repr_html_(self) -> str:
+        return self.as_table(decimals=2).html()
+
+    def save_json(self, path: str | Path) -> Path:
+        """Same as [`save_result`]."""
+        return save_result(self, path)
+
+    @classmethod
+    def load_json(cls, path: str | Path) -> Self:
+        """Same as [`load_result`]."""
+        return load_result(path, cls)
+
+
+def save_result(result: Result, path: str | Path) -> Path:
+    """Write a result and its card as JSON, whole or not at all; missing folders are created."""
+    return write_json({**result.to_dict(), "card": asdict(result.card())}, path)
+
+
+def load_result(path: str | Path, kind: type[R]) -> R:
+    """Read a result that [`save_result`] or version 0.1 wrote.
+
+    Args:
+        kind: `EvaluationResult`, `TripletResult` or `EntanglementResult`.
+    """
+    return kind.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
