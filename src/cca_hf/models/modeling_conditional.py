@@ -4,11 +4,12 @@ A model fills in `get_backbone_features`, `project_features`, `tokens_and_grids`
 all is about; the baselines that it is compared with (CSN, ASEN, one network per attribute) are the others.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -269,6 +270,13 @@ class CCAPreTrainedModel(ImageEncoder, PreTrainedModel):
     def fingerprint(self) -> str:
         """A hash to keep beside embeddings: of the weights, the attributes and how pictures are read."""
         return fingerprint_of(self, self.config, self.image_processor)
+
+    def in_eval_mode(self) -> Self:
+        """This model if no submodule is in training mode, else a copy in eval mode with the same parameters."""
+        if not any(module.training for module in self.modules()):
+            return self
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+        return copy.deepcopy(self, shared).eval()
 
     @torch.inference_mode()
     def _embed(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
