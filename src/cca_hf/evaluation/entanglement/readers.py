@@ -27,7 +27,7 @@ Reader = Callable[[NDArray, IntArray, IntArray, IntArray | None], IntArray]
 
 FOLDS = 5
 NEIGHBOURS = 10
-# Inverse strengths of the L2 penalty, as in scikit-learn: small ones read strong signals only, large ones weak ones too.
+# Inverse strengths of the L2 penalty, as in scikit-learn: small ones read strong signals only, large ones weak ones.
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 _MOST_ITERATIONS = 200
 
