@@ -1,7 +1,6 @@
-"""What every evaluation returns: a result with one protocol, its text on a model card, and its JSON file."""
+"""The protocol of results: figures, a table for terminals and notebooks, text on a model card, and a JSON file."""
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from cca_hf.models.whole_files import write_json
 
 from .text_table import Table
 
-R = TypeVar("R", bound="StoredResult")
+R = TypeVar("R", bound="Result")
 
 
 @dataclass(frozen=True)
@@ -32,52 +31,30 @@ class ResultCard:
 
 
 class Result(Protocol):
-    """What the Trainer, the command line and the model card need from a result, whatever the task."""
-
-    @property
-    def primary_metric(self) -> str:
-        """The name in `metrics()` by which checkpoints are compared."""
-
-    def metrics(self) -> dict[str, float]:
-        """All figures by name."""
-
-    def table(self) -> str:
-        """A table for terminals."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain Python values, for JSON."""
-
-    def card(self) -> ResultCard:
-        """The section of a model card about this result."""
-
-    def _repr_html_(self) -> str: ...
-
-
-class StoredResult(ABC):
-    """Base of the results of this package: one table for terminals and notebooks, one JSON file."""
+    """A result of any task. `primary_metric` is the name in `metrics()` by which checkpoints are compared."""
 
     primary_metric: ClassVar[str]
 
-    @abstractmethod
     def metrics(self) -> dict[str, float]:
         """All figures by name."""
+        ...
 
-    @abstractmethod
     def as_table(self, decimals: int) -> Table:
-        """Header, rows and notes of the table."""
+        """The table that `table` and a notebook show."""
+        ...
 
-    @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain Python values, for JSON; `from_dict` is the inverse."""
-
-    @classmethod
-    @abstractmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-
-    @abstractmethod
     def card(self) -> ResultCard:
         """The section of a model card about this result, which must be of the test split."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain Python values, for JSON; `from_dict` is the inverse."""
+        ...
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        ...
 
     def table(self, decimals: int = 1) -> str:
         """A table for terminals."""
@@ -102,9 +79,5 @@ def save_result(result: Result, path: str | Path) -> Path:
 
 
 def load_result(path: str | Path, kind: type[R]) -> R:
-    """Read a result that [`save_result`] or version 0.1 wrote.
-
-    Args:
-        kind: `EvaluationResult`, `TripletResult` or `EntanglementResult`.
-    """
+    """Read a result that [`save_result`] or version 0.1 wrote; `kind` is its class."""
     return kind.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))

@@ -30,9 +30,8 @@ def percent(fraction: float, decimals: int = 1) -> str:
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """A markdown table; the first row is the header."""
-    header, *body = rows
-    rule = f"|{'---|' * len(header)}"
-    return "\n".join([_markdown_row(header), rule, *map(_markdown_row, body)])
+    header, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([header, f"|{'---|' * len(rows[0])}", *body])
 
 
 def format_table(header: Sequence[str], sections: Sequence[Sequence[Sequence[str]]]) -> str:
@@ -58,7 +57,3 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 def _html_row(cells: Sequence[str]) -> str:
     first, *others = map(escape, cells)
     return f"<tr><th>{first}</th>{''.join(f'<td>{cell}</td>' for cell in others)}</tr>"
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

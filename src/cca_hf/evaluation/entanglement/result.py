@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cca_hf.evaluation.results import ResultCard, StoredResult
+from cca_hf.evaluation.results import Result, ResultCard
 from cca_hf.evaluation.text_table import Table
 
 Matrix = NDArray[np.float64]  # (A, A): row = attribute of the embeddings, column = attribute that is read
@@ -43,7 +43,7 @@ class ReaderEntanglement:
 
 
 @dataclass(frozen=True)
-class EntanglementResult(StoredResult):
+class EntanglementResult(Result):
     """How much each attribute's embeddings reveal about the other attributes.
 
     0 means no more than the attribute's own label reveals, 1 as much as the backbone's features do.
@@ -113,7 +113,6 @@ class EntanglementResult(StoredResult):
         return Table(["asked for (reader), read", *self.attributes], sections, notes)
 
     def card(self) -> ResultCard:
-        """The section of a model card about this result, which must be of the test split."""
         return ResultCard(
             "How much of the other attributes is left in each embedding",
             "disentanglement of attribute embeddings",
@@ -139,7 +138,6 @@ class EntanglementResult(StoredResult):
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "EntanglementResult":
-        """The inverse of `to_dict`."""
         readers = {
             name: ReaderEntanglement(**{field: _restored(figures) for field, figures in fields.items()})
             for name, fields in content["readers"].items()

@@ -27,11 +27,7 @@ def run_on_own_cores(work: Callable[[int], None], items: Iterable[int], num_thre
     stop, configured = threading.Event(), threading.Semaphore(0)
 
     def do_all() -> None:
-        while not stop.is_set():
-            try:
-                item = waiting.get_nowait()
-            except Empty:
-                return
+        while not stop.is_set() and (item := _next(waiting)) is not None:
             try:
                 work(item)
             except BaseException as error:
@@ -39,11 +35,9 @@ def run_on_own_cores(work: Callable[[int], None], items: Iterable[int], num_thre
                 stop.set()
 
     def compute_alone() -> None:
-        try:
-            torch.get_num_threads()  # the first call adopts the common number: it must come before the next line
-            torch.set_num_threads(1)
-        finally:
-            configured.release()
+        torch.get_num_threads()  # the first call adopts the common number: it must come before the next line
+        torch.set_num_threads(1)
+        configured.release()
         do_all()
 
     before = torch.get_num_threads()
@@ -51,11 +45,11 @@ def run_on_own_cores(work: Callable[[int], None], items: Iterable[int], num_thre
     try:
         for _ in range(num_threads):
             thread = threading.Thread(target=compute_alone)
-            try:
-                thread.start()
-            except RuntimeError:  # can't start new thread
-                break
+            thread.start()
             threads.append(thread)
+    except RuntimeError:  # can't start new thread
+        pass
+    try:
         for _ in threads:
             configured.acquire()
         torch.set_num_threads(before)
@@ -63,10 +57,15 @@ def run_on_own_cores(work: Callable[[int], None], items: Iterable[int], num_thre
             do_all()
         for thread in threads:
             thread.join()
-    finally:  # an interrupt, too, leaves no thread at work
+    finally:  # after an interrupt, too
         stop.set()
-        for thread in threads:
-            thread.join()
         torch.set_num_threads(before)
     if failures:
         raise failures[0]
+
+
+def _next(waiting: SimpleQueue[int]) -> int | None:
+    try:
+        return waiting.get_nowait()
+    except Empty:
+        return None

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cca_hf.data.coverage import Coverage
-from cca_hf.evaluation.results import ResultCard, StoredResult
+from cca_hf.evaluation.results import Result, ResultCard
 from cca_hf.evaluation.text_table import Table, markdown_table, percent
 
 from .metrics import AttributeRetrieval, RetrievalScores
@@ -66,18 +66,16 @@ class AttributeResult:
             queries=len(retrieval.queries),
             candidates=float(retrieval.num_candidates.mean()),
             queries_without_relevant=int((retrieval.num_relevant == 0).sum()),
-            scores={
-                "map": retrieval.map,
-                **{measure: each.map for measure, each in refined.items()},
-                "map_macro": retrieval.map_macro,
-                **_means(retrieval.scores),
-            },
-            chance={
-                "map": retrieval.chance_map,
-                **{measure: each.chance_map for measure, each in refined.items()},
-                "map_macro": retrieval.chance_map_macro,
-                **_means(retrieval.chance),
-            },
+            scores=_figures(
+                {"map": retrieval.map, **{measure: each.map for measure, each in refined.items()}},
+                retrieval.map_macro,
+                retrieval.scores,
+            ),
+            chance=_figures(
+                {"map": retrieval.chance_map, **{measure: each.chance_map for measure, each in refined.items()}},
+                retrieval.chance_map_macro,
+                retrieval.chance,
+            ),
             values=tuple(
                 ValueResult(value_names[value], int(counts[value]), achieved, retrieval.chance_per_value[value])
                 for value, achieved in retrieval.per_value.items()
@@ -86,7 +84,7 @@ class AttributeResult:
 
 
 @dataclass(frozen=True)
-class EvaluationResult(StoredResult):
+class EvaluationResult(Result):
     """Retrieval quality under each attribute and over all of them.
 
     `unlabelled` names the attributes without a labelled query: no figure includes them. `coverage` is set if images
@@ -198,12 +196,10 @@ class EvaluationResult(StoredResult):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain Python values, for JSON; `from_dict` is the inverse."""
         return asdict(self) | {"metrics": self.metrics()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "EvaluationResult":
-        """The inverse of `to_dict`."""
         attributes = tuple(
             AttributeResult(**(each | {"values": tuple(ValueResult(**value) for value in each["values"])}))
             for each in content["attributes"]
@@ -222,11 +218,9 @@ class EvaluationResult(StoredResult):
         return means
 
 
-def _means(scores: RetrievalScores) -> dict[str, float]:
-    return {
-        **{f"recall@{k}": float(hits.mean()) for k, hits in scores.recall.items()},
-        "r_precision": float(scores.r_precision.mean()),
-    }
+def _figures(maps: dict[str, float], map_macro: float, scores: RetrievalScores) -> dict[str, float]:
+    recall = {f"recall@{k}": float(hits.mean()) for k, hits in scores.recall.items()}
+    return {**maps, "map_macro": map_macro, **recall, "r_precision": float(scores.r_precision.mean())}
 
 
 def _card_cells(attributes: Sequence[Mapping[str, float]], overall: Mapping[str, float]) -> list[str]:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from cca_hf.evaluation.arrays import IntArray, check_finite, check_positive, to_numbers, to_numpy
-from cca_hf.evaluation.results import ResultCard, StoredResult
+from cca_hf.evaluation.results import Result, ResultCard
 from cca_hf.evaluation.text_table import Table, markdown_table, percent
 
 _CHUNK_BYTES = 64 * 2**20  # of embeddings at a time
@@ -36,7 +36,7 @@ class ConditionAccuracy:
 
 
 @dataclass(frozen=True)
-class TripletResult(StoredResult):
+class TripletResult(Result):
     """Triplet accuracy under each condition and over all of them."""
 
     conditions: tuple[ConditionAccuracy, ...]  # only those that have triplets
@@ -89,7 +89,6 @@ class TripletResult(StoredResult):
         return Table(header, [conditions, [*total, mean]], [note] if self.left_out else [])
 
     def card(self) -> ResultCard:
-        """The section of a model card about this result, which must be of the test split."""
         table = self.as_table(decimals=1)
         rows = [table.header, *(row for section in table.sections for row in section)]
         markdown = (
@@ -108,12 +107,10 @@ class TripletResult(StoredResult):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain Python values, for JSON; `from_dict` is the inverse."""
         return asdict(self) | {"metrics": self.metrics()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "TripletResult":
-        """The inverse of `to_dict`."""
         return cls(tuple(ConditionAccuracy(**each) for each in content["conditions"]), content["left_out"])
 
 
