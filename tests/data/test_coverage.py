@@ -52,7 +52,7 @@ def test_unreadable_pictures_that_are_skipped_count_as_missing(rows, built, enco
 
 
 def test_no_picture_at_all(built, rows):
-    with pytest.raises(ValueError, match="none of the 30 pictures of the split 'train' is there"):
+    with pytest.raises(ValueError, match="none of the 30 images of the split 'train' exists"):
         load_attribute_dataset(built(rows, [None] * 30), ["size"])
 
 
@@ -69,8 +69,22 @@ def test_image_root(tmp_path, rows, built, encode):
     assert data.check_images() is data
     with pytest.raises(ValueError, match=r"image_root needs .* no column 'file_name'; there are: buttons"):
         load_attribute_dataset(built(rows), ["size"], image_root=tmp_path)
-    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere with pictures"):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere with images"):
         load_attribute_dataset(annotations, ["size"], image_root=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", [None, "no\0file.jpg", "."])
+def test_names_without_a_file_are_missing_images(name, tmp_path, rows, built, encode):
+    (tmp_path / "0.jpg").write_bytes(encode(0, None))
+    annotations = built(rows, [None] * 30).add_column("file_name", ["0.jpg"] * 29 + [name])
+    data = load_attribute_dataset(DatasetDict(test=annotations), ["size"], image_root=tmp_path, make_splits=False)
+    assert data.coverage == {"test": Coverage(29, 30)}
+
+
+def test_names_that_are_no_strings(tmp_path, rows, built):
+    annotations = built(rows, [None] * 30).add_column("file_name", list(range(30)))
+    with pytest.raises(ValueError, match="'file_name' of the split 'test' must be strings, got 0"):
+        load_attribute_dataset(DatasetDict(test=annotations), ["size"], image_root=tmp_path, make_splits=False)
 
 
 def test_every_result_says_so(tmp_path):

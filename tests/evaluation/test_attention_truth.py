@@ -67,9 +67,18 @@ def test_drawn_regions_are_where_the_attributes_are():
         ({"size": np.ones((2, 4, 4))}, (2, 1, 1, 2, 2), r"no attention maps of \['size'\]"),
         ({"colour": np.ones((2, 4, 4))}, (2, 2, 1, 2, 2), r"maps must have shape \(images, 1, heads, h, w\)"),
         ({"colour": np.ones((3, 4, 4))}, (2, 1, 1, 2, 2), r"regions of 'colour' must have shape \(2, H, W\)"),
-        ({"colour": np.zeros((2, 4, 4))}, (2, 1, 1, 2, 2), "'colour' is nowhere in picture 0"),
+        ({"colour": np.zeros((2, 4, 4))}, (2, 1, 1, 2, 2), "'colour' is nowhere in image 0"),
     ],
 )
 def test_what_is_refused(regions, maps, message):
     with pytest.raises(ValueError, match=message):
         attention_shares(np.ones(maps, dtype=np.float32), regions, ["colour"])
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"), [(np.nan, "2 of 2 attention maps are not finite"), (0, "is 0 everywhere")]
+)
+def test_maps_without_attention_are_refused(weight, message):
+    maps = np.full((2, 1, 1, 2, 2), weight, dtype=np.float32)
+    with pytest.raises(ValueError, match=message):
+        attention_shares(maps, {"colour": np.ones((2, 4, 4))}, ["colour"])

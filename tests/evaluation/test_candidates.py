@@ -1,20 +1,30 @@
 """Sets of values in the ranking: several values a picture, and values it may show, against plain loops."""
 
+import sys
 from functools import partial
 
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from cca_hf.evaluation.retrieval import scoring
 from cca_hf.evaluation.retrieval.metrics import retrieval_metrics
 
 NUM_VALUES = 5
 
 
-@pytest.fixture(params=[None, "cpu"], ids=["counting", "sorting"], autouse=True)
-def both_ways(request, monkeypatch):
-    """Whatever holds here holds for candidates that are counted, and for those that PyTorch sorts on a device."""
-    monkeypatch.setitem(globals(), "retrieval_metrics", partial(retrieval_metrics, device=request.param))
+@pytest.fixture(params=["compiled", "sorting", "accelerator"], autouse=True)
+def all_ways(request, monkeypatch):
+    """Every test here holds for compiled loops, for sorting on the CPU, and for the path of an accelerator."""
+    device = None
+    if request.param == "compiled":
+        pytest.importorskip("numba", reason="the extra [fast] is not installed")
+        monkeypatch.setattr(scoring, "_FEW", 0)
+    elif request.param == "sorting":
+        monkeypatch.setitem(sys.modules, "cca_hf.evaluation.retrieval.compiled_counting", None)
+    else:
+        device = "cpu"
+    monkeypatch.setitem(globals(), "retrieval_metrics", partial(retrieval_metrics, device=device))
 
 
 def draw(images: int, seed: int):

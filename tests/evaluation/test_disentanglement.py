@@ -71,5 +71,11 @@ def test_pictures_without_all_labels_are_left_out(plant):
 def test_what_is_refused():
     with pytest.raises(ValueError, match=r"embeddings must have shape \(images, 3, dim\)"):
         disentanglement(np.zeros((10, 4)), np.zeros((10, 3), dtype=int), NAMES)
-    with pytest.raises(ValueError, match="none of the 10 pictures is labelled with all"):
+    with pytest.raises(ValueError, match="none of the 10 images is labelled with all"):
         disentanglement(np.zeros((10, 3, 4)), np.full((10, 3), -1), NAMES)
+    with pytest.raises(ValueError, match="labels must be integers .* got float64"):
+        disentanglement(np.zeros((10, 3, 4)), np.full((10, 3), np.nan), NAMES)
+    with pytest.raises(ValueError, match="10 of 10 embeddings are not finite"):
+        disentanglement(np.full((10, 3, 4), np.nan), np.zeros((10, 3), dtype=int), NAMES)
+    with pytest.raises(ValueError, match=r"groups must have shape \(10,\), got \(3,\)"):
+        disentanglement(np.zeros((10, 3, 4)), np.zeros((10, 3), dtype=int), NAMES, groups=[0, 1, 2])

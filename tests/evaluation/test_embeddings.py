@@ -98,6 +98,12 @@ def test_on_a_device(arrays, colour_sets):
         ({"attributes": {}}, "no attributes given"),
         ({"gallery": Gallery(np.ones((4, 2, 6)), np.zeros((3, 2), int))}, "gallery labels must have shape"),
         ({"groups": [1, 2]}, r"query groups must have shape \(50,\)"),
+        ({"labels": np.full((50, 2), np.nan)}, r"labels must be integers \(-1 = not labelled\), got float64"),
+        ({"labels": np.full((50, 2), None)}, "labels must be integers .* got object"),
+        ({"embeddings": None}, r"embeddings must have shape .* got \(\)"),
+        ({"embeddings": np.full((50, 2, 6), np.nan)}, "50 of 50 query embeddings are not finite"),
+        ({"ks": None}, "ks must be a list of integers, got None"),
+        ({"gallery": Gallery(np.ones((4, 2, 6)), np.zeros((4, 2), int), [0] * 4)}, "gallery_groups go together"),
     ],
 )
 def test_bad_input_says_what_was_given(arrays, change, message):
@@ -124,7 +130,7 @@ def test_table_shows_percent_and_chance(arrays):
     scores, chance = result["colour"].scores["map"], result["colour"].chance["map"]
     assert f"{100 * scores:.1f} ({100 * chance:.1f})" in colour
     assert str(result["colour"].queries) in colour
-    assert "colour: 1 queries with nothing to find count as 0." in lines
+    assert "colour: 1 queries without a relevant candidate count as 0." in lines
     assert len({len(line) for line in lines[:5]}) == 1
     assert f"{100 * scores:.2f} ({100 * chance:.2f})" in result.table(decimals=2)
 

@@ -172,11 +172,22 @@ def test_mean_off_diagonal():
     ("change", "message"),
     [
         ({"attributes": ["colour"]}, "at least two, got 1"),
-        ({"labels": np.zeros((10, 2), dtype=int)}, r"labels must have shape \(images, 3\), got \(10, 2\)"),
-        ({"embeddings": np.zeros((10, 4, 8))}, r"embeddings must have shape \(10, 3, dim\)"),
+        (
+            {"labels": np.zeros((10, 2), dtype=int)},
+            r"labels must have shape \(10, 3\) = \(images, attributes\), got \(10, 2\)",
+        ),
+        ({"embeddings": np.zeros((10, 4, 8))}, r"embeddings must have shape \(images, 3, dim\)"),
         ({"features": np.zeros((9, 8))}, r"features must have shape \(10, dim\), got \(9, 8\)"),
         ({"features": np.full((10, 8), np.nan)}, "features are not finite"),
         ({"groups": np.zeros(3, dtype=int)}, r"groups must have shape \(10,\), got \(3,\)"),
+        ({"groups": [None] * 10}, "groups must be integers .* got object"),
+        ({"labels": np.full((10, 3), np.nan)}, "labels must be integers .* got float64"),
+        ({"labels": np.full((10, 3), 0.5)}, "labels must be integers .* got float64"),
+        ({"embeddings": None}, "embeddings must be real numbers, got object"),
+        ({"embeddings": np.zeros((0, 3, 8))}, r"embeddings must have shape .* got \(0, 3, 8\)"),
+        ({"max_images": 0}, "max_images must be an integer of at least 1, got 0"),
+        ({"max_images": None}, "max_images must be an integer of at least 1, got None"),
+        ({"max_images": 2.5}, "max_images must be an integer of at least 1, got 2.5"),
     ],
 )
 def test_what_is_refused(change, message):

@@ -11,6 +11,7 @@ from transformers import ViTConfig
 
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.evaluation import BackboneEvaluator, RetrievalEvaluator, evaluate_embeddings
+from cca_hf.evaluation.entanglement.evaluator import embed_with_features
 from cca_hf.models.configuration_cca import CCAConfig
 from cca_hf.models.images import load_image
 from cca_hf.models.modeling_cca import CCAModel
@@ -166,3 +167,16 @@ def test_evaluators_run_the_real_model(dataset):
     assert metrics["map_colour"] == pytest.approx(1.0)
     assert metrics["map_shape"] < 0.8
     assert model.training
+
+
+def test_evaluators_leave_the_modes_of_the_model_as_they_are(dataset):
+    """A backbone that is held in eval mode stays there, and dropout of a model in training has no say."""
+    model = tiny_vit(hidden_dropout_prob=0.5).train()
+    model.backbone.eval()
+    modes = [module.training for module in model.modules()]
+    images = dataset["test"]["image"]
+    twice = [embed_with_features(model, images, ["colour", "shape"]).embeddings for _ in range(2)]
+    np.testing.assert_array_equal(*twice)
+    BackboneEvaluator(dataset).embed(model, images)
+    assert [module.training for module in model.modules()] == modes
+    np.testing.assert_allclose(twice[0], model.eval().encode(images, ["colour", "shape"]), atol=1e-5)

@@ -9,13 +9,22 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
+from cca_hf.evaluation.retrieval import scoring
 from cca_hf.evaluation.retrieval.metrics import AttributeRetrieval, retrieval_metrics
 
 
-@pytest.fixture(params=[None, "cpu"], ids=["counting", "sorting"], autouse=True)
-def both_ways(request, monkeypatch):
-    """Whatever holds here holds for candidates that are counted, and for those that PyTorch sorts on a device."""
-    monkeypatch.setitem(globals(), "retrieval_metrics", partial(retrieval_metrics, device=request.param))
+@pytest.fixture(params=["compiled", "sorting", "accelerator"], autouse=True)
+def all_ways(request, monkeypatch):
+    """Every test here holds for compiled loops, for sorting on the CPU, and for the path of an accelerator."""
+    device = None
+    if request.param == "compiled":
+        pytest.importorskip("numba", reason="the extra [fast] is not installed")
+        monkeypatch.setattr(scoring, "_FEW", 0)
+    elif request.param == "sorting":
+        monkeypatch.setitem(sys.modules, "cca_hf.evaluation.retrieval.compiled_counting", None)
+    else:
+        device = "cpu"
+    monkeypatch.setitem(globals(), "retrieval_metrics", partial(retrieval_metrics, device=device))
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -231,7 +240,18 @@ def test_does_not_change_its_input():
             "query_groups and gallery_groups go together",
         ),
         ({"ks": (0,)}, "at least 1"),
-        ({"chunk_size": 0}, "at least 1"),
+        ({"chunk_size": 0}, "chunk_size must be an integer of at least 1, got 0"),
+        ({"chunk_size": 2.5}, "chunk_size must be an integer of at least 1, got 2.5"),
+        ({"ks": (1.5,)}, "every k of ks must be an integer of at least 1, got 1.5"),
+        ({"ks": (None,)}, "every k of ks must be an integer of at least 1, got None"),
+        ({"ks": None}, "ks must be a list of integers, got None"),
+        ({"query_embeddings": None}, "query embeddings must be real numbers, got object"),
+        ({"query_embeddings": [["a", "b"]] * 4}, "query embeddings must be real numbers, got <U1"),
+        ({"query_embeddings": np.full((4, 2), np.inf)}, "4 of 4 query embeddings are not finite, the first is 0"),
+        ({"query_labels": None}, r"query labels must have shape \(4,\)"),
+        ({"query_labels": [0, 1, None, 1]}, "query labels must be integers .* got object"),
+        ({"query_labels": [0, 1, np.nan, 1]}, "query labels must be integers .* got float64"),
+        ({"query_groups": [0, None, 1, 1]}, "query groups must be integers .* got object"),
     ],
 )
 def test_bad_input_says_what_was_given(arguments, message):
@@ -256,6 +276,10 @@ result = retrieval_metrics(vectors[:queries], labels[:queries], vectors[queries:
 assert abs(result.map - result.chance_map) < 0.01
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
+
+
+def test_ks_may_be_an_array():
+    assert set(retrieval_metrics(np.eye(4), [0, 1, 1, 0], ks=np.array([1, 3])).scores.recall) == {1, 3}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets RLIMIT_AS")

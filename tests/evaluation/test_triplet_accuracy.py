@@ -126,7 +126,7 @@ def test_json_and_table(drawn, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"embeddings": np.ones((4, 2, 5))}, r"\(pictures, 1, dim\), the conditions being heel, or \(pictures, dim\)"),
+        ({"embeddings": np.ones((4, 2, 5))}, r"\(images, 1, dim\), the conditions being heel, or \(images, dim\)"),
         ({"embeddings": [[1.0, 2], [np.nan, 0], [1, 1], [1, 1]]}, "1 of 4 embeddings are not finite, the first is 1"),
         ({"triplets": [[0, 1]]}, r"shape \(triplets, 3\)"),
         ({"triplets": np.empty((0, 3), int)}, r"got \(0, 3\)"),
@@ -135,6 +135,9 @@ def test_json_and_table(drawn, tmp_path):
         ({"conditions": [1]}, "conditions must be integers from 0 to 0"),
         ({"conditions": [0, 0]}, r"shape \(1,\), one for each triplet"),
         ({"names": ["macro"]}, "named 'macro'"),
+        ({"embeddings": None}, "embeddings must be real numbers, got object"),
+        ({"triplets": [[0, 1, None]]}, "triplets must be integers from 0 to 3; got object"),
+        ({"conditions": [np.nan]}, "conditions must be integers from 0 to 0; got float64"),
     ],
 )
 def test_bad_input_says_what_was_given(change, message):
@@ -143,6 +146,12 @@ def test_bad_input_says_what_was_given(change, message):
         triplet_accuracy(
             **{key: np.asarray(value) if key != "names" else value for key, value in (given | change).items()}
         )
+
+
+@pytest.mark.parametrize("chunk_size", [-1, 0, 1.5])
+def test_a_bad_chunk_size(chunk_size):
+    with pytest.raises(ValueError, match=f"chunk_size must be an integer of at least 1, got {chunk_size}"):
+        triplet_accuracy(np.ones((4, 2)), [[0, 1, 2]], [0], ["heel"], chunk_size=chunk_size)
 
 
 # -- evaluator --------------------------------------------------------------------------------------------------------
@@ -238,5 +247,5 @@ def test_triplets_that_name_their_pictures(files, triplets):
         assert (result.total.triplets, result.left_out) == (2, 3)
         assert (result["red"].correct, result["green"].ties) == (1, 1)
         assert "A subset: 3 of 5 triplets were left out" in result.table()
-    with pytest.raises(ValueError, match="none of the 5 triplets has its three pictures.*'Boots/0.png'"):
+    with pytest.raises(ValueError, match="none of the 5 triplets has its three images.*'Boots/0.png'"):
         TripletEvaluator(named, pictures=partly.select([1]))

@@ -99,7 +99,7 @@ def test_its_card_counts(data, tmp_path):
 def test_annotations_alone(data, folder, tmp_path, monkeypatch):
     staged = stage_dataset(data, tmp_path / "staged", "me/shoes", with_images=False)
     assert sum(path.stat().st_size for path in staged.rglob("*")) < 20_000
-    with pytest.raises(ValueError, match="none of the 12 pictures of the split 'train' is there"):
+    with pytest.raises(ValueError, match="none of the 12 images of the split 'train' exists"):
         load_attribute_dataset(staged)
     # the snippet of its card, where the repository and the pictures are folders of those names
     monkeypatch.chdir(tmp_path)

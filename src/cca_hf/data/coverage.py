@@ -1,6 +1,6 @@
-"""Which of the pictures that a data set lists are there: a benchmark is often had in part, and figures must say so.
+"""Which of the images that a data set lists exist: many benchmarks are available in part, and results must say so.
 
-A row whose `image` is null stands for a picture that is missing. It is left out on loading, counted and reported.
+A row whose `image` is null is an image that is missing. It is left out on loading, counted and reported.
 """
 
 import logging
@@ -25,7 +25,7 @@ _ROWS_AT_ONCE = 1000
 
 @dataclass(frozen=True)
 class Coverage:
-    """How many of the listed pictures are there."""
+    """How many of the listed images exist."""
 
     found: int
     listed: int
@@ -35,68 +35,71 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """In [0, 1]."""
-        return self.found / self.listed
+        """In [0, 1]; 1 if nothing is listed."""
+        return self.found / self.listed if self.listed else 1.0
 
     def __str__(self) -> str:
         return f"{self.found:,} of {self.listed:,} images found; results are for a subset"
 
 
 def leave_out_missing(splits: DatasetDict, image_column: str) -> tuple[DatasetDict, dict[str, Coverage]]:
-    """The splits without the rows that have no picture, and the coverage of those that had any.
+    """The splits without the rows that have no image, and the coverage of the splits that had such rows.
 
     Raises:
-        ValueError: if nothing is left of a split.
+        ValueError: if no image of a split exists.
     """
     kept, coverage = DatasetDict(), {}
     for split, dataset in splits.items():
-        present = _rows_with_picture(dataset, image_column)
+        present = _rows_with_image(dataset, image_column)
         if len(present) == 0:
-            raise ValueError(f"none of the {dataset.num_rows:,} pictures of the split {split!r} is there")
+            raise ValueError(f"none of the {dataset.num_rows:,} images of the split {split!r} exists")
         kept[split] = dataset
         if len(present) < dataset.num_rows:
             kept[split] = dataset.select(present)
             coverage[split] = Coverage(len(present), dataset.num_rows)
     if coverage:
-        logger.warning("pictures are missing: %s", "; ".join(f"{split}: {own}" for split, own in coverage.items()))
+        logger.warning("images are missing: %s", "; ".join(f"{split}: {part}" for split, part in coverage.items()))
     return kept, coverage
 
 
-def with_pictures_of(splits: Mapping[str, Dataset], image_column: str, image_root: str | PathLike[str]) -> DatasetDict:
-    """The same rows with the pictures that lie under `image_root`, where their `file_name` says.
+def with_images_of(splits: Mapping[str, Dataset], image_column: str, image_root: str | PathLike[str]) -> DatasetDict:
+    """The same rows with the images below `image_root`, at the paths in their column `file_name`.
 
     Raises:
-        ValueError: if there is no column `file_name`.
-        FileNotFoundError: if there is no such folder.
+        ValueError: if there is no column `file_name`, or it does not hold strings.
+        FileNotFoundError: if the folder does not exist.
     """
     root = Path(image_root).expanduser()
     if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder {root} with pictures")
+        raise FileNotFoundError(f"there is no folder {root} with images")
     renewed = DatasetDict()
     for split, dataset in splits.items():
         if FILE_NAME_COLUMN not in dataset.column_names:
             missing = missing_message("column", [FILE_NAME_COLUMN], dataset.column_names)
-            raise ValueError(f"image_root needs the names of the pictures: {missing}")
+            raise ValueError(f"image_root needs the file names of the images: {missing}")
         names = ColumnPlace(FILE_NAME_COLUMN).read(dataset).to_pylist()
-        paths = [picture_path(root, name) for name in names]
-        pictures = [None if path is None else {"bytes": None, "path": path} for path in paths]
+        strangers = [name for name in names if not isinstance(name, str | None)]
+        if strangers:
+            raise ValueError(f"{FILE_NAME_COLUMN!r} of the split {split!r} must be strings, got {strangers[0]!r}")
+        paths = [None if name is None else image_path(root, name) for name in names]
+        images = [None if path is None else {"bytes": None, "path": path} for path in paths]
         kept = dataset.remove_columns([image_column] if image_column in dataset.column_names else [])
-        renewed[split] = kept.add_column(image_column, pictures, feature=Image(decode=False))
+        renewed[split] = kept.add_column(image_column, images, feature=Image(decode=False))
     return renewed
 
 
-def picture_path(root: Path, name: str) -> str | None:
-    """The absolute path of a file with something in it; None where there is none."""
+def image_path(root: Path, name: str) -> str | None:
+    """The absolute path of a file that is not empty; None if there is none."""
     path = os.path.abspath(os.path.join(root, name))
     try:
-        found = os.stat(path)
-    except OSError:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a null character in the name
         return None
-    return path if found.st_size and stat.S_ISREG(found.st_mode) else None
+    return path if status.st_size and stat.S_ISREG(status.st_mode) else None
 
 
-def _rows_with_picture(dataset: Dataset, image_column: str) -> np.ndarray:
-    if dataset.data.column(image_column).null_count == 0:  # known without a look at any row
+def _rows_with_image(dataset: Dataset, image_column: str) -> np.ndarray:
+    if dataset.data.column(image_column).null_count == 0:  # known without reading any row
         return np.arange(dataset.num_rows)
     batches = dataset.select_columns([image_column]).with_format("arrow").iter(_ROWS_AT_ONCE)
     present = [_is_valid(table.column(image_column)) for table in batches]

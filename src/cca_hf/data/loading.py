@@ -8,7 +8,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 from .columns import ColumnPlace, column_places, encode_labels, is_label_feature, missing_message
-from .coverage import leave_out_missing, with_pictures_of
+from .coverage import leave_out_missing, with_images_of
 from .schema import IMAGE_COLUMN, AttributeDataset
 from .sources import load_source
 from .splits import complete_splits, warn_of_shared_groups, with_usual_names
@@ -60,7 +60,7 @@ def load_attribute_dataset(
     splits = with_usual_names(load_source(source, config_name, revision))
     image_column = _find_image_column(splits, image_column)
     if image_root is not None:
-        splits = with_pictures_of(splits, image_column, image_root)
+        splits = with_images_of(splits, image_column, image_root)
     splits, coverage = leave_out_missing(splits, image_column)
     names = _attribute_names(splits, attributes, image_column)
     if group_column is not None:

@@ -1,11 +1,16 @@
-"""What every evaluation says of itself on a model card, and the file that a result is stored in."""
+"""The protocol of results: figures, a table for terminals and notebooks, text on a model card, and a JSON file."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from cca_hf.models.whole_files import write_json
+
+from .text_table import Table
+
+R = TypeVar("R", bound="Result")
 
 
 @dataclass(frozen=True)
@@ -26,15 +31,53 @@ class ResultCard:
 
 
 class Result(Protocol):
-    """What the model card needs from a result, whatever the task."""
+    """A result of any task. `primary_metric` is the name in `metrics()` by which checkpoints are compared."""
 
-    def to_dict(self) -> Mapping[str, Any]:
-        """Everything as plain Python values, for JSON."""
+    primary_metric: ClassVar[str]
+
+    def metrics(self) -> dict[str, float]:
+        """All figures by name."""
+        ...
+
+    def as_table(self, decimals: int) -> Table:
+        """The table that `table` and a notebook show."""
+        ...
 
     def card(self) -> ResultCard:
-        """The section of a model card about this result."""
+        """The section of a model card about this result, which must be of the test split."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain Python values, for JSON; `from_dict` is the inverse."""
+        ...
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        ...
+
+    def table(self, decimals: int = 1) -> str:
+        """A table for terminals."""
+        return self.as_table(decimals).text()
+
+    def _repr_html_(self) -> str:
+        return self.as_table(decimals=2).html()
+
+    def save_json(self, path: str | Path) -> Path:
+        """Same as [`save_result`]."""
+        return save_result(self, path)
+
+    @classmethod
+    def load_json(cls, path: str | Path) -> Self:
+        """Same as [`load_result`]."""
+        return load_result(path, cls)
 
 
 def save_result(result: Result, path: str | Path) -> Path:
     """Write a result and its card as JSON, whole or not at all; missing folders are created."""
     return write_json({**result.to_dict(), "card": asdict(result.card())}, path)
+
+
+def load_result(path: str | Path, kind: type[R]) -> R:
+    """Read a result that [`save_result`] or version 0.1 wrote; `kind` is its class."""
+    return kind.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))

@@ -1,6 +1,26 @@
-"""Plain tables for terminals and logs: ASCII rules, first column to the left, figures to the right."""
+"""Tables for terminals and logs (ASCII rules, numbers to the right) and the same tables for notebooks (HTML)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows in sections, with a rule between two sections, and lines of text below the table."""
+
+    header: Sequence[str]
+    sections: Sequence[Sequence[Sequence[str]]]
+    notes: Sequence[str] = ()
+
+    def text(self) -> str:
+        return "\n".join([format_table(self.header, self.sections), *self.notes])
+
+    def html(self) -> str:
+        bodies = [f"<tbody>{''.join(map(_html_row, section))}</tbody>" for section in self.sections]
+        head = "".join(f"<th>{escape(cell)}</th>" for cell in self.header)
+        notes = [f"<p>{escape(note)}</p>" for note in self.notes]
+        return "\n".join([f"<table><thead><tr>{head}</tr></thead>", *bodies, "</table>", *notes])
 
 
 def percent(fraction: float, decimals: int = 1) -> str:
@@ -8,8 +28,14 @@ def percent(fraction: float, decimals: int = 1) -> str:
     return f"{100 * fraction:.{decimals}f}"
 
 
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table; the first row is the header."""
+    header, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([header, f"|{'---|' * len(rows[0])}", *body])
+
+
 def format_table(header: Sequence[str], sections: Sequence[Sequence[Sequence[str]]]) -> str:
-    """One table of equal columns; a rule stands under the header and between the sections of rows."""
+    """A table of aligned columns, with a rule under the header and between the sections of rows."""
     rows = [row for section in sections for row in section]
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     rule = "  ".join("-" * width for width in widths)
@@ -26,3 +52,8 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
         for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
     )
     return "  ".join([first, *others]).rstrip()
+
+
+def _html_row(cells: Sequence[str]) -> str:
+    first, *others = map(escape, cells)
+    return f"<tr><th>{first}</th>{''.join(f'<td>{cell}</td>' for cell in others)}</tr>"

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
-from cca_hf.data.coverage import FILE_NAME_COLUMN, picture_path
+from cca_hf.data.coverage import FILE_NAME_COLUMN, image_path
 from cca_hf.data.schema import IMAGE_COLUMN
 from cca_hf.data.value_sets import ValueSetKind
 
@@ -87,7 +87,7 @@ def to_dataset(annotations: Annotations, attributes: Mapping[str, Sequence[str]]
     for row, pairs in enumerate(annotations.pairs):
         for attribute, value in reversed(pairs):  # the first of several is written last
             labels[attribute, row] = value
-    paths = [picture_path(root, name) for name in annotations.file_names]
+    paths = [image_path(root, name) for name in annotations.file_names]
     columns: dict[str, Sequence] = {
         IMAGE_COLUMN: [None if path is None else {"bytes": None, "path": path} for path in paths],
         **{name: labels[index] for index, name in enumerate(names)},

@@ -1,13 +1,13 @@
-"""Does an attribute look where it is? The share of its attention that falls on the part of the picture that shows it.
+"""Does an attribute look where it is? The share of its attention on the part of the image that shows it.
 
-For pictures whose parts are known (the drawn shapes; any data set with masks). Attention lies on a grid of cells, so
-the share of a map w on a region r is
+For images whose parts are known (the drawn shapes; any data set with masks). Attention is on a grid of cells, so the
+share of a map w on a region r is
 
     share = sum_cell w(cell) cover(cell) / sum_cell w(cell)
 
-with cover the part of the cell's area that the region covers. Beside it stands chance, the share of even attention:
-the region's part of the picture's area. A cell of a deep map has seen its neighbours, too (its receptive field is
-larger than the cell), so that looking beside a small region is not yet looking elsewhere.
+with cover the fraction of the cell's area that the region covers. Chance is the share of uniform attention: the
+region's fraction of the image area. A cell of a deep map has a receptive field larger than the cell, so attention
+beside a small region may still come from it.
 """
 
 from collections.abc import Mapping
@@ -16,38 +16,40 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cca_hf.evaluation.arrays import check_finite
 from cca_hf.evaluation.text_table import format_table, percent
 
 
 @dataclass(frozen=True)
 class AttentionShare:
-    """Of one attribute, as means over the pictures; fractions."""
+    """Means over the images for one attribute; fractions."""
 
     name: str
     share: float
     chance: float
-    spread: float  # standard deviation of `share` over the pictures
-    above_chance: float  # share of the pictures whose attention is on the region more than chance
+    spread: float  # standard deviation of `share` over the images
+    above_chance: float  # share of the images with more attention on the region than chance
 
 
 def attention_shares(
     maps: NDArray[np.float32], regions: Mapping[str, NDArray], attributes: list[str]
 ) -> list[AttentionShare]:
-    """One for each attribute.
+    """The share of each attribute that has regions.
 
     Args:
-        maps: (N, A, heads, h, w) as `CCAModel.attention_maps` gives them, in the order of `attributes`.
-        regions: attribute -> (N, H, W) where the attribute is, 0 or False where not; any resolution. H and W are the
-            whole picture. An attribute without regions is left out.
+        maps: (N, A, heads, h, w) as `CCAModel.attention_maps` returns them, in the order of `attributes`.
+        regions: attribute -> (N, H, W), True or 1 where the attribute is; any resolution, but of the whole image. An
+            attribute without regions is left out.
 
     Raises:
-        ValueError: shapes that do not belong together, an empty region, or an attribute that has no map.
+        ValueError: if shapes do not fit, a region or a map is empty, a map is not finite, or an attribute has no map.
     """
-    strangers = [name for name in regions if name not in attributes]
-    if strangers:
-        raise ValueError(f"there are no attention maps of {strangers}, only of {attributes}")
+    unknown = [name for name in regions if name not in attributes]
+    if unknown:
+        raise ValueError(f"there are no attention maps of {unknown}, only of {attributes}")
     if maps.ndim != 5 or maps.shape[1] != len(attributes):
         raise ValueError(f"maps must have shape (images, {len(attributes)}, heads, h, w), got {maps.shape}")
+    check_finite("attention maps", maps)
     shares = []
     for name, region in regions.items():
         if region.ndim != 3 or len(region) != len(maps):
@@ -56,8 +58,11 @@ def attention_shares(
         cover = cell_cover(region, weights.shape[1:])
         chance = cover.mean(axis=(1, 2))
         if not chance.all():
-            raise ValueError(f"{name!r} is nowhere in picture {int(np.argmin(chance))}: its region is empty")
-        share = (weights * cover).sum(axis=(1, 2)) / weights.sum(axis=(1, 2))
+            raise ValueError(f"{name!r} is nowhere in image {int(np.argmin(chance))}: its region is empty")
+        total = weights.sum(axis=(1, 2))
+        if not total.all():
+            raise ValueError(f"the attention map of {name!r} in image {int(np.argmin(total))} is 0 everywhere")
+        share = (weights * cover).sum(axis=(1, 2)) / total
         shares.append(
             AttentionShare(
                 name, float(share.mean()), float(chance.mean()), float(share.std()), float((share > chance).mean())
@@ -67,7 +72,7 @@ def attention_shares(
 
 
 def cell_cover(region: NDArray, grid: tuple[int, int]) -> NDArray[np.float64]:
-    """(N, H, W) -> (N, h, w): the part of each cell's area that is covered; cells may cut through pixels."""
+    """(N, H, W) -> (N, h, w): the covered fraction of each cell's area; cells may cut through pixels."""
     height, width = region.shape[1:]
     rows, columns = _overlaps(height, grid[0]), _overlaps(width, grid[1])  # (h, H), (w, W), in pixels
     covered = np.einsum("hy,nyx,wx->nhw", rows, region.astype(np.float64), columns, optimize=True)
@@ -86,12 +91,12 @@ def shares_table(shares: list[AttentionShare]) -> str:
         ]
         for each in shares
     ]
-    header = ["attention in % of", "on its region", "chance", "ratio", "pictures above chance"]
+    header = ["attention in % of", "on its region", "chance", "ratio", "images above chance"]
     return format_table(header, [rows])
 
 
 def _overlaps(pixels: int, cells: int) -> NDArray[np.float64]:
-    """(cells, pixels) how much of each pixel, by length, lies in each cell of a row of `cells` equal ones."""
+    """(cells, pixels) the length of each pixel that is in each of `cells` equal cells of a row."""
     edges = np.linspace(0, pixels, cells + 1)
     start, end = np.arange(pixels), np.arange(pixels) + 1
     return np.clip(np.minimum(edges[1:, None], end) - np.maximum(edges[:-1, None], start), 0, None)

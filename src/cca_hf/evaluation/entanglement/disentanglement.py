@@ -1,19 +1,20 @@
-"""The standard supervised figures of disentanglement, for pictures whose factors are known: DCI, MIG and MIG-sup.
+"""The standard supervised figures of disentanglement, for images whose factors are known: DCI, MIG and MIG-sup.
 
-The code of a picture is its A conditional embeddings side by side; the factors are its A attributes. The units of the
-code are each of its A x D *dimensions*, as published, or each of the A *subspaces*: D dimensions that were made to say
-the same cannot be complete, nor leave a gap between the best two of them, however well the subspaces are kept apart.
+The code of an image is its A conditional embeddings side by side; the factors are its A attributes. The units of the
+code are its A x D *dimensions*, as published, or its A *subspaces*. D dimensions that are trained to say the same can
+neither be complete nor leave a gap between the best two of them, however well the subspaces are separated.
 
-- DCI (Eastwood and Williams, ICLR 2018), with R_ij the importance of unit i to a random forest that reads factor j; a
-  subspace's is the sum over its dimensions. Disentanglement, sum_i rho_i (1 - H(R_i. / sum R_i.)): a unit serves one
-  factor, weighted by rho_i, its part of all importance. Completeness, mean_j (1 - H(R_.j / sum R_.j)): a factor is
-  served by one unit. Entropies in units of their maximum. Informativeness: the forest's accuracy on unseen pictures.
+- DCI (Eastwood and Williams, ICLR 2018), with R_ij the importance of unit i to a random forest that reads factor j.
+  The importance of a subspace is the sum over its dimensions. Disentanglement, sum_i rho_i (1 - H(R_i. / sum R_i.)): a
+  unit serves one factor, weighted by rho_i, its share of all importance. Completeness, mean_j (1 - H(R_.j / sum
+  R_.j)): a factor is served by one unit. Entropies in units of their maximum. Informativeness: the forest's accuracy
+  on unseen images.
 - MIG (Chen et al., NeurIPS 2018): mean over factors of the gap between the mutual information with the best two units,
   in units of the factor's entropy. MIG-sup (Li et al., ICLR 2020): mean over units of the gap between its best two
-  factors. Of a dimension in 20 bins, as in disentanglement_lib; of a subspace by what logistic regression reads there.
+  factors. A dimension is divided into 20 bins, as in disentanglement_lib; a subspace is read by logistic regression.
 
-Own code, for want of a library that takes arrays: `disentanglement-lib` stands on TensorFlow 1, `disent` on
-torchvision, lightning and a generator of pictures, `latte-metrics` was given up before a release.
+No library takes arrays: `disentanglement-lib` needs TensorFlow 1, `disent` needs torchvision, lightning and a
+generator of images, and `latte-metrics` was abandoned before a release.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from cca_hf.evaluation.retrieval.candidates import to_numpy
+from cca_hf.evaluation.arrays import check_finite, to_group_ids, to_ids, to_numbers
 from cca_hf.evaluation.text_table import format_table
 
 from .readers import make_folds, read_linear
@@ -35,7 +36,7 @@ _TREES = 50
 
 @dataclass(frozen=True)
 class Disentanglement:
-    """Fractions; 1 is best. Of DCI and of the information gaps, with dimensions or with subspaces as units."""
+    """DCI and the information gaps, with dimensions or with subspaces as units. Fractions; 1 is best."""
 
     disentanglement: float
     completeness: float
@@ -46,7 +47,7 @@ class Disentanglement:
 
 @dataclass(frozen=True)
 class DisentanglementResult:
-    """The figures with both kinds of units, and what they were computed from: (units, factors) each."""
+    """The figures with both kinds of units, and the number of images they were computed from."""
 
     dimensions: Disentanglement
     subspaces: Disentanglement
@@ -75,28 +76,27 @@ def disentanglement(
 ) -> DisentanglementResult:
     """DCI, MIG and MIG-sup of conditional embeddings; see the head of the file.
 
-    They say what they should where the attributes are independent factors of the pictures, all of them labelled.
+    The figures are meaningful if the attributes are independent factors of the images and all of them are labelled.
 
     Args:
         embeddings: (N, A, D), one for each attribute in the order of `attributes`.
-        labels: (N, A) value ids; pictures with a -1 are left out.
-        groups: (N,) ids of near copies, which never stand on both sides of a reader; -1 = none.
+        labels: (N, A) value ids; images with a -1 are left out.
+        groups: (N,) ids of near copies, which are always on the same side of a reader; -1 = none.
 
     Raises:
-        ValueError: shapes that do not fit each other, or no picture with all labels.
-        ImportError: where scikit-learn is missing.
+        ValueError: if shapes do not fit, embeddings are not finite, or no image has all labels.
+        ImportError: if scikit-learn is missing.
     """
-    vectors, ids = to_numpy(embeddings).astype(np.float32), to_numpy(labels).astype(np.int64)
     count = len(tuple(attributes))
-    if ids.ndim != 2 or ids.shape[1] != count or vectors.ndim != 3 or vectors.shape[:2] != ids.shape:
-        raise ValueError(
-            f"embeddings must have shape (images, {count}, dim) and labels (images, {count}); "
-            f"got {vectors.shape} and {ids.shape}"
-        )
+    vectors = to_numbers("embeddings", embeddings).astype(np.float32)
+    if vectors.ndim != 3 or vectors.shape[1] != count:
+        raise ValueError(f"embeddings must have shape (images, {count}, dim), got {vectors.shape}")
+    check_finite("embeddings", vectors)
+    ids = to_ids("labels", labels, (len(vectors), count), " = (images, attributes)")
+    members = to_group_ids(groups, len(vectors))
     complete = (ids >= 0).all(axis=1)
     if not complete.any():
-        raise ValueError(f"none of the {len(ids)} pictures is labelled with all attributes")
-    members = np.full(len(ids), -1) if groups is None else to_numpy(groups).astype(np.int64)
+        raise ValueError(f"none of the {len(ids)} images is labelled with all attributes")
     vectors, ids, members = vectors[complete], ids[complete], members[complete]
     folds = make_folds(members, seed)
     dim = vectors.shape[2]
@@ -151,8 +151,8 @@ def _forest_importance(
         from sklearn.ensemble import RandomForestClassifier
     except ImportError as error:
         raise ImportError('DCI needs scikit-learn: pip install "cca_hf[analysis]"') from error
-    # Every split may take any dimension: one that must choose among a few by chance would lend importance to those
-    # that tell nothing, and a code without a flaw would score 0.87.
+    # Every split may take any dimension. A random choice among a few would lend importance to dimensions without
+    # information, and a perfect code would score 0.87.
     importance, accuracy = [], []
     train, test = folds != 0, folds == 0
     for column in labels.T:
@@ -170,7 +170,7 @@ def _in_bins(code: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def _information(code: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
-    """Mutual information in nats; of a column with itself its entropy."""
+    """Mutual information in nats; the entropy, if both columns are the same."""
     from sklearn.metrics import mutual_info_score
 
     return float(mutual_info_score(code, labels))

@@ -1,4 +1,4 @@
-"""From a model and a split to an EntanglementResult: the embeddings, and what they were made of, in one pass."""
+"""From a model and a split to an EntanglementResult: the embeddings and the backbone's features, in one pass."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from transformers.utils.logging import tqdm
 
 from cca_hf.data.schema import AttributeDataset
-from cca_hf.evaluation.retrieval.evaluator import check_attributes
+from cca_hf.evaluation.retrieval.evaluator import check_attributes, query_and_gallery
 from cca_hf.models.encoding import pixel_batches
 from cca_hf.models.images import ImageInput
 from cca_hf.models.modeling_conditional import CCAPreTrainedModel
@@ -18,8 +18,8 @@ from .measure import entanglement
 from .result import EntanglementResult
 
 
-class ConditionedPictures(NamedTuple):
-    """Embeddings (N, A, D), L2-normalised, and the features (N, F) that no condition has touched."""
+class ConditionedImages(NamedTuple):
+    """Embeddings (N, A, D), L2-normalised, and the unconditioned features (N, F) of the backbone."""
 
     embeddings: NDArray[np.float32]
     features: NDArray[np.float32]
@@ -39,13 +39,13 @@ def measure_entanglement(
     """[`entanglement`] of a split that the model was not trained on, or of `<split>_query` and `<split>_gallery`.
 
     Raises:
-        KeyError: if there is no such split; the message names those there are.
+        KeyError: if the split does not exist; the message names the existing ones.
         ValueError: if the model does not know an attribute of the data set, or there are less than two.
-        ImportError: where scikit-learn is missing.
-        UnreadableImageError: for a picture that cannot be read; names it.
+        ImportError: if scikit-learn is missing.
+        UnreadableImageError: if an image cannot be read; the message names it.
     """
     check_attributes(model, dataset.attributes)
-    parts = [split] if split in dataset or f"{split}_query" not in dataset else [f"{split}_query", f"{split}_gallery"]
+    parts = [part for part in query_and_gallery(dataset, split) if part is not None]
     labels = np.concatenate([dataset.labels(part) for part in parts])
     groups = [group for part in parts if (group := dataset.groups(part)) is not None]
     embedded = [
@@ -79,33 +79,28 @@ def embed_with_features(
     batch_size: int = 64,
     num_workers: int | None = None,
     show_progress: bool | None = None,
-) -> ConditionedPictures:
-    """Embeddings under `attributes` beside what the backbone gave to be asked.
+) -> ConditionedImages:
+    """Embeddings under `attributes`, and the backbone's features that the conditional layer attends to.
 
-    The features are the mean over the cells of each level that the model asks, and before it the tokens that have no
-    place (CLS).
+    The features are, for each level, the prefix tokens that have no place (CLS) and the mean over the cells.
 
     Raises:
-        ValueError: for an attribute that the model does not know.
-        UnreadableImageError: for a picture that cannot be read; names it.
+        ValueError: if the model does not know an attribute.
+        UnreadableImageError: if an image cannot be read; the message names it.
     """
+    model = model.in_eval_mode()
     ids = torch.tensor(model.config.attribute_ids(list(attributes)), device=model.device)
     prefix = model.config.num_prefix_tokens
     show = len(images) > batch_size if show_progress is None else show_progress
-    was_training = model.training
-    model.eval()
     embeddings, features = [], []
-    try:
-        with tqdm(total=len(images), desc="Encoding", unit="picture", disable=not show) as progress:
-            for batch in pixel_batches(model, images, batch_size=batch_size, num_workers=num_workers):
-                count = len(batch.rows)
-                levels = model.get_backbone_features(batch.values[:count])
-                asked = model(backbone_features=levels, attribute_ids=ids.expand(count, -1)).embeddings
-                embeddings.append(asked.float().cpu())
-                # (B, cells, channels) -> (B, prefix * channels) and (B, channels), side by side for all levels
-                parts = [(cells[:, :prefix].flatten(1), cells[:, prefix:].mean(dim=1)) for cells in levels]
-                features.append(torch.cat([part for pair in parts for part in pair], dim=1).float().cpu())
-                progress.update(count)
-    finally:
-        model.train(was_training)
-    return ConditionedPictures(torch.cat(embeddings).numpy(), torch.cat(features).numpy())
+    with tqdm(total=len(images), desc="Encoding", unit="image", disable=not show) as progress:
+        for batch in pixel_batches(model, images, batch_size=batch_size, num_workers=num_workers):
+            count = len(batch.rows)
+            levels = model.get_backbone_features(batch.values[:count])
+            output = model(backbone_features=levels, attribute_ids=ids.expand(count, -1))
+            embeddings.append(output.embeddings.float().cpu())
+            # (B, cells, channels) -> (B, prefix * channels) and (B, channels), side by side for all levels
+            parts = [(cells[:, :prefix].flatten(1), cells[:, prefix:].mean(dim=1)) for cells in levels]
+            features.append(torch.cat([part for pair in parts for part in pair], dim=1).float().cpu())
+            progress.update(count)
+    return ConditionedImages(torch.cat(embeddings).numpy(), torch.cat(features).numpy())

@@ -1,18 +1,18 @@
-"""Entanglement: how much of attribute b do the embeddings conditioned on attribute a tell?
+"""Entanglement: how much do the embeddings conditioned on attribute a reveal about attribute b?
 
-A simple reader (`readers.py`) reads b from the embeddings under a, for pictures that it has not seen, and is told a's
-value beside them. Its balanced accuracy E_ab is set between two others,
+A simple reader (`readers.py`) reads b from the embeddings under a, for images that it has not seen, and knows the
+value of a. Its balanced accuracy E_ab is compared with two others,
 
     M_ab = (E_ab - F_ab) / (U_ab - F_ab)
 
-F_ab: what a's value alone tells of b, since attributes may be correlated in the labels. U_ab: what the unconditioned
-features and a's value tell. So 0 is an embedding that holds nothing of b beyond its own attribute, and 1 one that has
-kept all that the features held. On the diagonal nothing is told and F is chance. Where U_ab - F_ab < 0.1 there is
-nothing to be entangled with: M_ab is undefined and part of no mean. M_ab is not clipped: where there is nothing to
-read it falls on either side of 0, and the mean stays unbiased.
+F_ab: of a reader that knows the value of a alone, because attributes may be correlated in the labels. U_ab: of a
+reader of the unconditioned features that knows the value of a. 0 means that the embedding reveals no more about b than
+a's own label does, 1 that it has kept everything that the features reveal. On the diagonal the readers know no value
+and F is chance. If U_ab - F_ab < 0.1, there is nothing to measure: M_ab is undefined and no mean includes it. M_ab is
+not clipped: without entanglement it falls on either side of 0, and the mean stays unbiased.
 
-The *entanglement score* is the mean off the diagonal, the diagonal is the *informativeness*: above 1 where training
-taught more than the features held. `docs/entanglement.md` says how to read it.
+The *entanglement score* is the mean off the diagonal. The mean of the diagonal is the *informativeness*, above 1 if
+training taught more than the features held. `docs/entanglement.md` explains how to read them.
 """
 
 import logging
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from cca_hf.evaluation.retrieval.candidates import to_numpy
+from cca_hf.evaluation.arrays import check_finite, check_positive, to_group_ids, to_ids, to_numbers
 
 from .readers import (
     FOLDS,
@@ -38,7 +38,7 @@ from .readers import (
 )
 from .result import EntanglementResult, ReaderEntanglement, mean_off_diagonal
 
-# labels (N,) and the known values (N,) -> guesses (N,), of which the mean is taken
+# labels (N,) and the known values (N,) -> guesses (N,), one or several, whose accuracies are averaged
 _Guess = Callable[[NDArray[np.int64], NDArray[np.int64]], list[NDArray[np.int64]]]
 
 logger = logging.getLogger(__name__)
@@ -46,8 +46,8 @@ logger = logging.getLogger(__name__)
 LEAST_RANGE = 0.1  # of balanced accuracy, between floor and ceiling
 LEAST_IMAGES = 2 * FOLDS  # of a value that is read
 _BOOTSTRAP_SAMPLES = 200
-_CHANCE_DRAWS = 8  # of neighbours by chance, for the floor of that reader
-_WIDEST = 256  # dimensions of the features that the linear reader is given
+_CHANCE_DRAWS = 8  # random neighbourhoods for the floor of that reader
+_WIDEST = 256  # dimensions of the features for the linear reader
 
 
 def entanglement(
@@ -60,39 +60,40 @@ def entanglement(
     max_images: int = 3000,
     seed: int = 0,
 ) -> EntanglementResult:
-    """Reads every attribute from the embeddings under every attribute; see the head of the file.
+    """Read every attribute from the embeddings under every attribute; see the head of the file.
 
     Args:
         embeddings: (N, A, D), one for each attribute in the order of `attributes`; or (N, D), the same for all.
-        labels: (N, A) value ids, -1 = not labelled. A pair of attributes is measured on the pictures that have both;
+        labels: (N, A) value ids, -1 = not labelled. A pair of attributes is measured on the images that have both;
             values with fewer than `LEAST_IMAGES` of them are not read.
         attributes: attribute names, or attribute name -> value names.
-        features: (N, F) what is known of the pictures unconditionally; `embed_with_features` gives it.
-        groups: (N,) ids of near copies, which never stand on both sides of a reader; -1 = none.
-        max_images: of more pictures as many are drawn by chance, whole groups; the cost grows with their number.
+        features: (N, F) unconditioned features of the images, as `embed_with_features` returns them.
+        groups: (N,) ids of near copies, which are always on the same side of a reader; -1 = none.
+        max_images: a larger set is reduced to a random sample of whole groups; the cost grows with the images.
 
     Raises:
-        ValueError: shapes that do not fit each other, less than two attributes, or vectors that are not finite.
-        ImportError: where scikit-learn is missing.
+        ValueError: if shapes do not fit, there are less than two attributes, vectors are not finite, or `max_images`
+            is below 1.
+        ImportError: if scikit-learn is missing.
     """
     names = tuple(attributes)
-    pictures = _Pictures.checked(embeddings, labels, features, groups, len(names))
-    pictures = pictures.at_most(max_images, seed)
-    folds = make_folds(pictures.groups, seed)
-    samples = _bootstrap(pictures.groups, seed)
-    narrow = pictures._replace(features=_principal_components(pictures.features))
+    check_positive("max_images", max_images)
+    images = _Images.checked(embeddings, labels, features, groups, len(names)).at_most(max_images, seed)
+    folds = make_folds(images.groups, seed)
+    samples = _bootstrap(images.groups, seed)
+    narrow = images._replace(features=_principal_components(images.features))
     readers = {
         "linear": _measure(narrow, folds, samples, read_linear, lambda b, a: [guess_from_label(b, folds, a)]),
-        "neighbours": _measure(pictures, folds, samples, read_neighbours, _by_chance(folds, seed)),
+        "neighbours": _measure(images, folds, samples, read_neighbours, _by_chance(folds, seed)),
     }
-    values = {name: len(_read_values(pictures.labels[:, column])) for column, name in enumerate(names)}
+    values = {name: len(_read_values(images.labels[:, column])) for column, name in enumerate(names)}
     for name, count in values.items():
         if count < 2:
-            logger.warning("%r has %d values with %d pictures or more: it cannot be read", name, count, LEAST_IMAGES)
-    return EntanglementResult(names, readers, len(pictures.labels), values)
+            logger.warning("%r has %d values with %d images or more: it cannot be read", name, count, LEAST_IMAGES)
+    return EntanglementResult(names, readers, len(images.labels), values)
 
 
-class _Pictures(NamedTuple):
+class _Images(NamedTuple):
     """Embeddings (N, A, D) or (N, D), labels (N, A), features (N, F), groups (N,) with -1 = none."""
 
     embeddings: NDArray
@@ -103,30 +104,25 @@ class _Pictures(NamedTuple):
     @classmethod
     def checked(
         cls, embeddings: object, labels: object, features: object, groups: object | None, attributes: int
-    ) -> "_Pictures":
-        vectors, ids, unconditioned = to_numpy(embeddings), to_numpy(labels), to_numpy(features)
-        count = len(ids)
+    ) -> "_Images":
         if attributes < 2:
             raise ValueError(f"entanglement is between attributes: give at least two, got {attributes}")
-        if ids.shape != (count, attributes):
-            raise ValueError(f"labels must have shape (images, {attributes}), got {ids.shape}")
-        if vectors.ndim not in (2, 3) or len(vectors) != count or vectors.ndim == 3 and vectors.shape[1] != attributes:
+        vectors, unconditioned = to_numbers("embeddings", embeddings), to_numbers("features", features)
+        count = len(vectors) if vectors.ndim in (2, 3) else 0
+        if not count or vectors.ndim == 3 and vectors.shape[1] != attributes:
             raise ValueError(
-                f"embeddings must have shape ({count}, {attributes}, dim), or ({count}, dim) for one space; "
+                f"embeddings must have shape (images, {attributes}, dim), or (images, dim) for one space; "
                 f"got {vectors.shape}"
             )
+        ids = to_ids("labels", labels, (count, attributes), " = (images, attributes)")
         if unconditioned.ndim != 2 or len(unconditioned) != count:
             raise ValueError(f"features must have shape ({count}, dim), got {unconditioned.shape}")
-        for name, array in (("embeddings", vectors), ("features", unconditioned)):
-            if not np.isfinite(array).all():
-                raise ValueError(f"{name} are not finite")
-        members = np.full(count, -1) if groups is None else to_numpy(groups)
-        if members.shape != (count,):
-            raise ValueError(f"groups must have shape ({count},), got {members.shape}")
-        return cls(vectors, ids.astype(np.int64), unconditioned, members.astype(np.int64))
+        check_finite("embeddings", vectors)
+        check_finite("features", unconditioned)
+        return cls(vectors, ids, unconditioned, to_group_ids(groups, count))
 
-    def at_most(self, count: int, seed: int) -> "_Pictures":
-        """Whole groups by chance, as many as fit into `count` pictures, in their old order."""
+    def at_most(self, count: int, seed: int) -> "_Images":
+        """A random sample of whole groups, as many as fit into `count` images, in their old order."""
         if len(self.labels) <= count:
             return self
         member, sizes = members(self.groups)
@@ -134,47 +130,45 @@ class _Pictures(NamedTuple):
         drawn = np.zeros(len(sizes), dtype=bool)
         drawn[order[np.cumsum(sizes[order]) <= count]] = True
         rows = np.flatnonzero(drawn[member])
-        return _Pictures(*(array[rows] for array in self))
+        return _Images(*(array[rows] for array in self))
 
     def under(self, attribute: int) -> NDArray:
         """(N, D)"""
         return self.embeddings if self.embeddings.ndim == 2 else self.embeddings[:, attribute]
 
-    def to_read(self, asked: int, read: int) -> NDArray[np.int64]:
-        """(N,) labels of `read`, -1 for pictures without a label of `asked` or with a value too rare."""
-        labels = np.where(self.labels[:, asked] >= 0, self.labels[:, read], -1)
+    def to_read(self, row: int, column: int) -> NDArray[np.int64]:
+        """(N,) labels of attribute `column`, -1 for images without a label of `row` and for rare values."""
+        labels = np.where(self.labels[:, row] >= 0, self.labels[:, column], -1)
         return np.where(np.isin(labels, _read_values(labels)), labels, -1)
 
 
 def _measure(
-    pictures: _Pictures, folds: NDArray[np.int64], samples: NDArray[np.float64], read: Reader, guess: _Guess
+    images: _Images, folds: NDArray[np.int64], samples: NDArray[np.float64], read: Reader, guess: _Guess
 ) -> ReaderEntanglement:
-    """`read` on every pair; `guess` are the readers of the row's value alone, whose mean is the floor."""
-    count = pictures.labels.shape[1]
-    figures = np.full((3, 1 + len(samples), count, count), math.nan)  # of all pictures, then of each bootstrap sample
+    """`read` on every pair of attributes; the mean accuracy of `guess`, from the row's value alone, is the floor."""
+    count = images.labels.shape[1]
+    figures = np.full((3, 1 + len(samples), count, count), math.nan)  # of all images, then of each bootstrap sample
     weights = np.concatenate([np.ones((1, samples.shape[1])), samples])
-    for asked in range(count):
-        for column in range(count):
-            labels = pictures.to_read(asked, column)
-            values = len(_read_values(labels))
-            if values < 2:
-                continue
-            known = None if asked == column else pictures.labels[:, asked]
-            floor = np.full(len(labels), 1 / values)
-            if known is not None:
-                floor = np.mean([told == labels for told in guess(labels, known)], axis=0)
-            right = (
-                read(pictures.under(asked), labels, folds, known) == labels,
-                floor,
-                read(pictures.features, labels, folds, known) == labels,
-            )
-            for place, each in enumerate(right):
-                figures[place, :, asked, column] = balanced_accuracy(each, labels, weights)
+    for row, column in np.ndindex(count, count):
+        labels = images.to_read(row, column)
+        values = len(_read_values(labels))
+        if values < 2:
+            continue
+        known = None if row == column else images.labels[:, row]
+        floor = np.full(len(labels), 1 / values)
+        if known is not None:
+            floor = np.mean([guesses == labels for guesses in guess(labels, known)], axis=0)
+        right = (
+            read(images.under(row), labels, folds, known) == labels,
+            floor,
+            read(images.features, labels, folds, known) == labels,
+        )
+        for place, each in enumerate(right):
+            figures[place, :, row, column] = balanced_accuracy(each, labels, weights)
     accuracy, floors, ceiling = figures
     measurable = ceiling[0] - floors[0] >= LEAST_RANGE  # False where NaN
     matrices = np.full_like(accuracy, math.nan)
-    parts = accuracy - floors, ceiling - floors
-    matrices[:, measurable] = parts[0][:, measurable] / parts[1][:, measurable]
+    matrices[:, measurable] = (accuracy - floors)[:, measurable] / (ceiling - floors)[:, measurable]
     return ReaderEntanglement(
         accuracy=accuracy[0],
         floor=floors[0],
@@ -186,10 +180,10 @@ def _measure(
 
 
 def _principal_components(features: NDArray) -> NDArray[np.float32]:
-    """(N, F) -> (N, at most _WIDEST), without a look at any label.
+    """(N, F) -> (N, at most _WIDEST), independent of the labels.
 
-    A linear reader of a thousand pictures reads these better than the thousands of channels that a backbone may have
-    (on `set_cards` 1.00 against 0.99), which makes the ceiling, and takes a tenth of the time.
+    With a thousand images a linear reader reads these better than the thousands of channels of a backbone (on
+    `set_cards` 1.00 against 0.99), so that the ceiling is higher, in a tenth of the time.
     """
     centred = np.asarray(features, dtype=np.float32) - features.mean(axis=0, dtype=np.float32)
     if centred.shape[1] <= _WIDEST:
@@ -199,7 +193,7 @@ def _principal_components(features: NDArray) -> NDArray[np.float32]:
 
 
 def _by_chance(folds: NDArray[np.int64], seed: int) -> _Guess:
-    """Neighbours drawn by chance among the pictures that share the known value: what that value alone votes for."""
+    """Random neighbours among the images that share the known value: the votes that follow from that value alone."""
     random = np.random.default_rng(seed)
 
     def guess(labels: NDArray[np.int64], known: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -210,12 +204,12 @@ def _by_chance(folds: NDArray[np.int64], seed: int) -> _Guess:
 
 
 def _bootstrap(groups: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
-    """(samples, N) how often each picture is in each bootstrap sample; groups are drawn whole."""
+    """(samples, N) how often each image is in each bootstrap sample; groups are drawn whole."""
     member, sizes = members(groups)
     shares = np.full(len(sizes), 1 / len(sizes))
     return np.random.default_rng(seed).multinomial(len(sizes), shares, _BOOTSTRAP_SAMPLES)[:, member].astype(float)
 
 
 def _read_values(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The values with pictures enough to be read."""
+    """The values with enough images to be read."""
     return np.flatnonzero(np.bincount(labels[labels >= 0]) >= LEAST_IMAGES)

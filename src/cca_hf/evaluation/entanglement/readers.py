@@ -1,17 +1,17 @@
-"""Simple readers: how well can a value be told from vectors, for pictures that the reader has not seen?
+"""Simple readers: how well can a value be predicted from vectors, for images that the reader has not seen?
 
-Two of them, judged by *balanced* accuracy (the mean over the values of the share read right), so that no frequent
-value hides the others, and a reader that knows nothing scores 1 / values:
+Both are judged by *balanced* accuracy (the mean over the values of the share read right), so that a frequent value
+does not hide the others and a reader that knows nothing scores 1 / values:
 
-- linear: multinomial logistic regression on standardised vectors, values balanced, its penalty chosen on a part of the
-  training pictures;
-- k nearest neighbours by cosine, as a search sees the vectors, each vote weighted by the rarity of its value.
+- linear: multinomial logistic regression on standardised vectors, with balanced values and a penalty chosen on a part
+  of the training images;
+- k nearest neighbours by cosine, the way a search uses the vectors, each vote weighted by the rarity of its value.
 
-Either may be told another attribute's value beside the vector (`known`): the linear reader gets it as one-hot columns,
-the neighbours are those that share it. What it then reads beyond what it was told is conditional probing (Hewitt et
-al. 2021, https://arxiv.org/abs/2109.09234). `guess_from_label` is told that value and nothing else.
+Both can know the value of another attribute (`known`): the linear reader gets it as one-hot columns, and the
+neighbours are those that share it. The information they read beyond that value is conditional probing (Hewitt et al.
+2021, https://arxiv.org/abs/2109.09234). `guess_from_label` knows that value and nothing else.
 
-Every picture is read once, by readers that learned from the other folds; pictures of a group share a fold.
+Every image is read once, by a reader that was trained on the other folds; images of a group share a fold.
 """
 
 import warnings
@@ -20,58 +20,57 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
+from cca_hf.evaluation.arrays import FloatArray, IntArray
+
 # vectors (N, D), labels (N,), folds (N,), known (N,) or None -> guesses (N,); see `read_linear`
 Reader = Callable[[NDArray, IntArray, IntArray, IntArray | None], IntArray]
 
 FOLDS = 5
 NEIGHBOURS = 10
-# Inverse strengths of the L2 penalty, as scikit-learn counts them: the first read only what is plain, the last amplify
-# faint traces.
+# Inverse strengths of the L2 penalty, as in scikit-learn: small ones read strong signals only, large ones weak ones.
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 _MOST_ITERATIONS = 200
 
 
 def make_folds(groups: IntArray, seed: int) -> IntArray:
-    """(N,) the fold of each picture, by chance; pictures of one group share it, -1 = a group of its own."""
+    """(N,) a random fold for each image; images of a group share it, -1 = a group of its own."""
     member, sizes = members(groups)
     return np.random.default_rng(seed).permutation(len(sizes))[member] % FOLDS
 
 
 def members(groups: IntArray) -> tuple[IntArray, IntArray]:
-    """(N,) the place of each picture's group among all groups, and the groups' sizes; -1 = a group of its own."""
+    """(N,) the place of each image's group among all groups, and the groups' sizes; -1 = a group of its own."""
     own = np.where(groups < 0, groups.max(initial=-1) + 1 + np.arange(len(groups)), groups)
     _, member, sizes = np.unique(own, return_inverse=True, return_counts=True)
     return member, sizes
 
 
 def balanced_accuracy(right: NDArray, labels: IntArray, weights: FloatArray | None = None) -> FloatArray:
-    """Mean over the values of the share of their pictures that were read right.
+    """Mean over the values of the share of their images that were read right.
 
     Args:
-        right: (N,), 1 = right, 0 = wrong, or the probability of it; not looked at where the label is -1.
+        right: (N,), 1 = right, 0 = wrong, or the probability of right; ignored where the label is -1.
         labels: (N,) value ids, -1 = not labelled.
-        weights: (B, N) how often each picture counts, for B results at once; values without a picture are left out.
+        weights: (B, N) how often each image counts, for B results at once; values without an image are left out.
 
     Returns:
         (B,); without weights (1,).
     """
-    asked = labels >= 0
-    _, value = np.unique(labels[asked], return_inverse=True)
+    labelled = labels >= 0
+    _, value = np.unique(labels[labelled], return_inverse=True)
     of_value = np.eye(value.max(initial=-1) + 1)[value]  # (n, values)
-    counted = np.ones((1, len(value))) if weights is None else weights[:, asked]
+    counted = np.ones((1, len(value))) if weights is None else weights[:, labelled]
     totals = counted @ of_value  # (B, values)
-    shares = (counted * right[asked]) @ of_value / np.where(totals > 0, totals, np.nan)
+    shares = (counted * right[labelled]) @ of_value / np.where(totals > 0, totals, np.nan)
     return np.nanmean(shares, axis=1)
 
 
 def read_linear(vectors: NDArray, labels: IntArray, folds: IntArray, known: IntArray | None = None) -> IntArray:
-    """What logistic regression reads.
+    """The values that logistic regression predicts.
 
     Args:
         vectors: (N, D).
-        labels: (N,) value ids, -1 = not labelled: neither learned from nor read.
+        labels: (N,) value ids, -1 = not labelled: neither trained on nor read.
         folds: (N,), from `make_folds`.
         known: (N,) value ids, at least 0 where there is a label.
 
@@ -79,7 +78,7 @@ def read_linear(vectors: NDArray, labels: IntArray, folds: IntArray, known: IntA
         (N,) value ids, -1 where the label is -1.
 
     Raises:
-        ImportError: saying what to install, where scikit-learn is missing.
+        ImportError: if scikit-learn is missing; the message says what to install.
     """
     rows = np.asarray(vectors, dtype=np.float32)
     if known is not None:
@@ -95,7 +94,7 @@ def read_linear(vectors: NDArray, labels: IntArray, folds: IntArray, known: IntA
 
 
 def read_neighbours(vectors: NDArray, labels: IntArray, folds: IntArray, known: IntArray | None = None) -> IntArray:
-    """What the `NEIGHBOURS` nearest pictures by cosine vote for; as `read_linear`."""
+    """The values that the `NEIGHBOURS` nearest images by cosine vote for; as `read_linear`."""
     rows = np.asarray(vectors, dtype=np.float32)
     rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     guesses = np.full(len(labels), -1)
@@ -109,7 +108,7 @@ def read_neighbours(vectors: NDArray, labels: IntArray, folds: IntArray, known: 
 
 
 def guess_from_label(labels: IntArray, folds: IntArray, known: IntArray) -> IntArray:
-    """What is guessed best from the known value alone: the value it is most over-represented in; as `read_linear`."""
+    """The best guess from the known value alone: the value in which it is most over-represented; as `read_linear`."""
     guesses = np.full(len(labels), -1)
     for fold in range(FOLDS):
         train, test = (labels >= 0) & (folds != fold), (labels >= 0) & (folds == fold)
@@ -122,10 +121,10 @@ def guess_from_label(labels: IntArray, folds: IntArray, known: IntArray) -> IntA
 def _choose_strength(
     rows: NDArray[np.float32], labels: IntArray, folds: IntArray, known: IntArray | None
 ) -> float | None:
-    """The one that reads best on the second fold what it learned from all but the first two; of equals the smallest.
+    """The strength that reads best on the second fold after training on all but the first two; the smallest of equals.
 
-    None if what is known tells more without the vectors. Once for all folds: a choice for each would triple the time,
-    and moves nothing that the spread would show.
+    None if the known value alone reads better. One choice for all folds: a choice for each would triple the time and
+    change nothing beyond the spread.
     """
     train, held_out = (labels >= 0) & (folds > 1), (labels >= 0) & (folds == 1)
     truth = labels[held_out]
@@ -147,13 +146,13 @@ def _fit_and_guess(
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
         raise ImportError('the linear reader needs scikit-learn: pip install "cca_hf[analysis]"') from error
-    if len(np.unique(labels[train])) < 2:  # nothing to tell apart
+    if len(np.unique(labels[train])) < 2:  # nothing to distinguish
         return np.full(int(test.sum()), labels[train][0] if train.any() else -1)
     mean, spread = rows[train].mean(axis=0), rows[train].std(axis=0)
     scale = np.where(spread > 0, spread, 1.0)
     reader = LogisticRegression(C=strength, class_weight="balanced", max_iter=_MOST_ITERATIONS)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # stopped early it is a linear reader all the same
+        warnings.simplefilter("ignore", ConvergenceWarning)  # stopped early, it still is a linear reader
         reader.fit((rows[train] - mean) / scale, labels[train])
     return reader.predict((rows[test] - mean) / scale)
 

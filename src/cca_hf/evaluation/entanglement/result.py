@@ -1,35 +1,33 @@
-"""The result of an entanglement measurement: one matrix a reader, its mean off the diagonal, and how sure they are."""
+"""The result of an entanglement measurement: a matrix for each reader, its mean off the diagonal, and their spread."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cca_hf.evaluation.results import ResultCard, save_result
-from cca_hf.evaluation.text_table import format_table
+from cca_hf.evaluation.results import Result, ResultCard
+from cca_hf.evaluation.text_table import Table
 
-Matrix = NDArray[np.float64]  # (A, A): the row's attribute was asked for, the column's is read
+Matrix = NDArray[np.float64]  # (A, A): row = attribute of the embeddings, column = attribute that is read
 
 
 @dataclass(frozen=True)
 class ReaderEntanglement:
-    """What one reader found. Rows: the attribute whose embeddings are read; columns: the attribute that is read.
+    """Figures of one reader. Rows: the attribute of the embeddings; columns: the attribute that is read from them.
 
-    `accuracy`, `floor` and `ceiling` are balanced accuracies: of the reader on the embeddings, of one that has the
-    row's value alone (on the diagonal: nothing), and of the reader on the unconditioned features. Off the diagonal all
-    three are told the row's value. NaN where the column cannot be read at all.
+    `accuracy`, `floor` and `ceiling` are balanced accuracies: of the reader on the embeddings, of a reader that knows
+    the row's value alone (on the diagonal: nothing), and of the reader on the unconditioned features. Off the diagonal
+    all three know the row's value. NaN where the column cannot be read at all.
     """
 
     accuracy: Matrix
     floor: Matrix
     ceiling: Matrix
     matrix: Matrix  # (accuracy - floor) / (ceiling - floor), NaN where the two are too close
-    spread: Matrix  # standard deviation of `matrix` over bootstrap samples of the pictures
+    spread: Matrix  # standard deviation of `matrix` over bootstrap samples of the images
     score_spread: float
 
     @property
@@ -45,13 +43,18 @@ class ReaderEntanglement:
 
 
 @dataclass(frozen=True)
-class EntanglementResult:
-    """How much of the other attributes each attribute's embeddings tell: 0 nothing, 1 as much as the features do."""
+class EntanglementResult(Result):
+    """How much each attribute's embeddings reveal about the other attributes.
+
+    0 means no more than the attribute's own label reveals, 1 as much as the backbone's features do.
+    """
 
     attributes: tuple[str, ...]
     readers: dict[str, ReaderEntanglement]  # "linear", "neighbours"
     images: int
-    values: dict[str, int]  # attribute -> values with enough pictures to be read
+    values: dict[str, int]  # attribute -> values with enough images to be read
+
+    primary_metric: ClassVar[str] = "entanglement"
 
     @property
     def score(self) -> float:
@@ -65,12 +68,14 @@ class EntanglementResult:
 
     @property
     def undefined(self) -> list[tuple[str, str]]:
-        """(asked, read) pairs that are part of no mean: the features tell hardly more than the label alone."""
+        """(row, column) attributes that no mean includes: the features reveal hardly more than the label alone."""
         missing = np.argwhere(np.isnan(self.readers["linear"].matrix)).tolist()
         return [(self.attributes[row], self.attributes[column]) for row, column in missing]
 
     def metrics(self) -> dict[str, float]:
-        """`entanglement`, `informativeness` and the first one's `entanglement_spread`, each also `..._neighbours`."""
+        """`entanglement`, `entanglement_spread` and `informativeness`, and the same of the second reader with
+        `_neighbours` after the first word.
+        """
         figures: dict[str, float] = {}
         for name, reader in self.readers.items():
             tail = "" if name == "linear" else f"_{name}"
@@ -82,39 +87,43 @@ class EntanglementResult:
         return figures
 
     def table(self, decimals: int = 2) -> str:
-        """A table for terminals: one section a reader, rows asked for, columns read, `-` where undefined."""
-        sections = []
-        for reader_name, reader in self.readers.items():
-            rows = [
+        """A table for terminals."""
+        return super().table(decimals)
+
+    def as_table(self, decimals: int) -> Table:
+        """A section for each reader; rows = embeddings, columns = attribute that is read, `-` where undefined."""
+        sections = [
+            [
                 [f"{name} ({reader_name})", *(_cell(figure, decimals) for figure in figures)]
                 for name, figures in zip(self.attributes, reader.matrix, strict=True)
             ]
-            sections.append(rows)
-        lines = [format_table(["asked for (reader), read", *self.attributes], sections)]
-        for reader_name, reader in self.readers.items():
-            lines.append(
-                f"{reader_name}: entanglement {_cell(reader.score, decimals + 1)} "
-                f"(+- {_cell(reader.score_spread, decimals + 1)}), the mean off the diagonal; "
-                f"informativeness {_cell(reader.informativeness, decimals + 1)}, the mean on it."
-            )
+            for reader_name, reader in self.readers.items()
+        ]
+        notes = [
+            f"{name}: entanglement {_cell(reader.score, decimals + 1)} "
+            f"(+- {_cell(reader.score_spread, decimals + 1)}), the mean off the diagonal; "
+            f"informativeness {_cell(reader.informativeness, decimals + 1)}, the mean on it."
+            for name, reader in self.readers.items()
+        ]
         if self.undefined:
-            pairs = ", ".join(f"{read} from {asked}" for asked, read in self.undefined)
-            lines.append(f"Undefined, the features tell hardly more than the label does (linear reader): {pairs}.")
-        return "\n".join(lines)
+            pairs = ", ".join(f"{read} from {row}" for row, read in self.undefined)
+            notes.append(
+                f"Undefined, because the features reveal hardly more than the label (linear reader): {pairs}."
+            )
+        return Table(["asked for (reader), read", *self.attributes], sections, notes)
 
     def card(self) -> ResultCard:
-        """The section of a model card about this result, which must be of the test split."""
         return ResultCard(
-            "Entanglement",
-            "entanglement of attribute embeddings",
-            f"A linear reader predicts attributes from embeddings of {self.images:,} test images. From the embeddings "
-            f"of one attribute it finds {self.score:.3f} of what the backbone's features reveal about the other "
-            f"attributes, and {self.informativeness:.2f} of what they reveal about that attribute itself. 0 means "
-            "nothing beyond what the label itself reveals, 1 means as much as the features.\n",
+            "How much of the other attributes is left in each embedding",
+            "disentanglement of attribute embeddings",
+            f"On {self.images:,} test images, a linear reader of the embeddings finds {self.score:.3f} of what the "
+            "backbone's features reveal about the other attributes, and "
+            f"{self.informativeness:.2f} of what they reveal about the embeddings' own attribute. "
+            "(0: no more than the labels share; 1: as much as the features.)\n",
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain Python values, for JSON; NaN as None; `from_dict` reads it back."""
+        """Everything as plain Python values, for JSON, with None for NaN; `from_dict` is the inverse."""
         readers = {
             name: {field: _plain(figures) for field, figures in vars(reader).items()}
             for name, reader in self.readers.items()
@@ -129,21 +138,11 @@ class EntanglementResult:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "EntanglementResult":
-        """The inverse of `to_dict`."""
         readers = {
             name: ReaderEntanglement(**{field: _restored(figures) for field, figures in fields.items()})
             for name, fields in content["readers"].items()
         }
         return cls(tuple(content["attributes"]), readers, content["images"], dict(content["values"]))
-
-    def save_json(self, path: str | Path) -> Path:
-        """Write `to_dict()` to `path`, whole or not at all; missing folders are made."""
-        return save_result(self, path)
-
-    @classmethod
-    def load_json(cls, path: str | Path) -> "EntanglementResult":
-        """The inverse of `save_json`."""
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 def mean_off_diagonal(matrix: Matrix) -> float:

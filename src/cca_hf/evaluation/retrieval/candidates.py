@@ -1,39 +1,28 @@
-"""Who is ranked for a query and which of them count: labels, groups, and sets of values, as arrays side by side.
+"""Which images are ranked for a query, and which of them are relevant: labels, groups and sets of values.
 
-Usually a candidate is relevant if its label is the query's. Two refinements for pictures of which one label says too
-little: pictures that show several values of an attribute (relevant = a value is shared), and candidates that *may*
-show the query's value (neither relevant nor wrong: taken out of the ranking).
+Usually a candidate is relevant if its label is the label of the query. Two refinements serve images whose single label
+says too little: images that show several values of an attribute (relevant = a value is shared), and candidates that
+*may* show the value of the query (neither relevant nor wrong: taken out of the ranking).
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from .ranking import IntArray
-
-BoolArray = NDArray[np.bool_]
-
-
-def to_numpy(array: object) -> NDArray:
-    """`array` on the CPU as numpy; half-precision tensors as float32, since numpy knows no bfloat16."""
-    if isinstance(array, torch.Tensor):
-        array = array.detach().cpu()
-        return (array.float() if array.is_floating_point() else array).numpy()
-    return np.asarray(array)
+from cca_hf.evaluation.arrays import BoolArray, IntArray, check_finite, to_ids, to_numbers, to_numpy
 
 
 class Side(NamedTuple):
-    """The queries or the gallery: normalised embeddings (n, D), labels (n,), groups (n,) with -1 = none.
+    """The queries or the gallery under one attribute: normalised embeddings (n, D), labels (n,), groups (n,) or None.
 
-    `shown` and `maybe` are (n, V): the values that each picture shows, its label among them, and those it may show.
+    `shown` and `maybe` are (n, V): the values that each image shows, including its label, and those it may show.
     """
 
     embeddings: NDArray[np.float32]
     labels: IntArray
-    groups: IntArray
+    groups: IntArray | None = None
     shown: BoolArray | None = None
     maybe: BoolArray | None = None
 
@@ -47,20 +36,18 @@ class Side(NamedTuple):
         shown: object | None = None,
         maybe: object | None = None,
     ) -> "Side":
-        vectors = to_numpy(embeddings).astype(np.float32)  # a copy: normalised in place below
+        """Check the arrays and normalise the embeddings; `side` names them in error messages."""
+        vectors = to_numbers(f"{side} embeddings", embeddings).astype(np.float32)  # a copy, normalised in place below
         if vectors.ndim != 2:
             raise ValueError(f"{side} embeddings must have shape (images, dim), got {vectors.shape}")
-        if not np.isfinite(vectors).all():
-            bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-            raise ValueError(f"{len(bad)} of {len(vectors)} {side} embeddings are not finite, the first is {bad[0]}")
+        check_finite(f"{side} embeddings", vectors)
         # Zero vectors stay zero: similar to nothing, tied with everything.
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-        ids = _ids(f"{side} labels", labels, len(vectors))
-        members = np.full(len(vectors), -1) if groups is None else _ids(f"{side} groups", groups, len(vectors))
+        shape = (len(vectors),)
         return cls(
             vectors,
-            ids,
-            members,
+            to_ids(f"{side} labels", labels, shape, ", one for each embedding"),
+            None if groups is None else to_ids(f"{side} groups", groups, shape, ", one for each embedding"),
             None if shown is None else _value_sets(f"{side} values", shown, len(vectors)),
             None if maybe is None else _value_sets("maybe values", maybe, len(vectors)),
         )
@@ -69,14 +56,16 @@ class Side(NamedTuple):
         return Side(*(None if array is None else array[index] for array in self))  # type: ignore[arg-type]
 
     def with_every_row_grouped(self) -> "Side":
-        fresh = self.groups.max(initial=-1) + 1 + np.arange(len(self.groups))
-        return self._replace(groups=np.where(self.groups < 0, fresh, self.groups))
+        """Images without a group get one of their own."""
+        count = len(self.labels)
+        groups = np.full(count, -1) if self.groups is None else self.groups
+        return self._replace(groups=np.where(groups < 0, groups.max(initial=-1) + 1 + np.arange(count), groups))
 
 
 class Relevance:
     """Which columns of a gallery are relevant to each query, and which are neither relevant nor wrong.
 
-    All rows must be labelled, and the gallery sorted by label: then those of one label are one slice.
+    All rows must be labelled and the gallery sorted by label, so that the columns of one label are one slice.
     """
 
     def __init__(self, queries: Side, gallery: Side) -> None:
@@ -84,7 +73,7 @@ class Relevance:
         self.labels = queries.labels
         self.first = np.searchsorted(gallery.labels, queries.labels, side="left")
         self.last = np.searchsorted(gallery.labels, queries.labels, side="right")
-        # Of the gallery's sets, values first: a query reads the few rows of its own values.
+        # The sets of the gallery are transposed, because a query reads the few rows of its own values.
         self.maybe = None if gallery.maybe is None else np.ascontiguousarray(gallery.maybe.T)
         self.shown_by_query = self.shown = None
         given = queries.shown if gallery.shown is None else gallery.shown
@@ -93,17 +82,17 @@ class Relevance:
             self.shown = np.ascontiguousarray(_with_labels(gallery, given.shape[1]).T)
 
     def columns(self, query: int) -> slice | IntArray:
-        """The relevant columns: the label is the query's, or, where sets of values are given, a value is shared."""
+        """The relevant columns: the label is the query's or, where sets of values are given, a value is shared."""
         if self.shown is None or self.shown_by_query is None:
             return slice(self.first[query], self.last[query])
         return np.flatnonzero(self.shown[self.shown_by_query[query]].any(axis=0))
 
     def undecided(self, start: int, relevant: Sequence[slice | IntArray]) -> BoolArray | None:
-        """(queries, columns): those that may show the label of the query, unless they are `relevant` to it anyway.
+        """(queries, columns): candidates that may show the label of the query and are not `relevant` anyway.
 
         Args:
             start: the first of the queries.
-            relevant: for each of them, its `columns`.
+            relevant: the `columns` of each of them.
         """
         if self.maybe is None:
             return None
@@ -116,12 +105,16 @@ class Relevance:
 class Exclusions:
     """Which gallery columns each query must not see: those of its own group."""
 
-    def __init__(self, query_groups: IntArray, gallery_groups: IntArray) -> None:
-        self.order = np.argsort(gallery_groups, kind="stable")
-        in_order = gallery_groups[self.order]
-        self.first = np.searchsorted(in_order, query_groups, side="left")
-        last = np.searchsorted(in_order, query_groups, side="right")
-        self.counts: IntArray = np.where(query_groups < 0, 0, last - self.first)
+    def __init__(self, queries: Side, gallery: Side) -> None:
+        if queries.groups is None or gallery.groups is None:
+            self.order, self.first = np.arange(0), np.zeros(len(queries.labels), dtype=np.int64)
+            self.counts = self.first
+            return
+        self.order = np.argsort(gallery.groups, kind="stable")
+        in_order = gallery.groups[self.order]
+        self.first = np.searchsorted(in_order, queries.groups, side="left")
+        last = np.searchsorted(in_order, queries.groups, side="right")
+        self.counts = np.where(queries.groups < 0, 0, last - self.first)
 
     def pairs(self, start: int, stop: int) -> tuple[IntArray, IntArray]:
         """(rows within the chunk, gallery columns) of every excluded pair of the queries start:stop."""
@@ -130,17 +123,6 @@ class Exclusions:
         return np.repeat(np.arange(stop - start), counts), self.order[
             np.repeat(self.first[start:stop], counts) + within
         ]
-
-
-def _ids(name: str, ids: object, length: int) -> IntArray:
-    array = to_numpy(ids)
-    if array.shape != (length,):
-        raise ValueError(f"{name} must have shape ({length},), one for each embedding, got {array.shape}")
-    if length and not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"{name} must be integers (-1 = none), got {array.dtype}")
-    if array.min(initial=0) < -1:
-        raise ValueError(f"{name} must be -1 (none) or at least 0, got {array.min()}")
-    return array.astype(np.int64)
 
 
 def _value_sets(name: str, sets: object, length: int) -> BoolArray:
@@ -154,7 +136,7 @@ def _value_sets(name: str, sets: object, length: int) -> BoolArray:
 
 
 def _with_labels(side: Side, num_values: int) -> BoolArray:
-    """(n, V): the values shown, of which the label is one."""
+    """(n, V): the values shown, including the label."""
     shown = np.zeros((len(side.labels), num_values), dtype=bool) if side.shown is None else side.shown.copy()
     shown[np.arange(len(shown)), side.labels] = True
     return shown

@@ -1,21 +1,23 @@
-"""Counting and scoring as machine-code loops: the same figures, several times sooner. Needs numba, the extra [fast].
+"""Counting and scoring in compiled loops: the same figures, several times faster. Needs numba, the extra [fast].
 
-A place is where a similarity stands among the relevant ones of its query: how many of these are below it. The counts
-over places hold all that a ranking is scored by. Bins of similarity give almost every candidate its place by one
-look-up; only those that share a bin with a relevant one are compared with it. Python's lock is let go of.
+The place of a similarity is the number of relevant similarities of its query that are below it. The counts of
+candidates per place determine all scores of a ranking. Bins of similarity give almost every candidate its place by one
+look-up; only candidates that share a bin with a relevant one are compared with it. The loops release Python's lock.
 """
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from .ranking import FloatArray, IntArray, QueryScores
+from cca_hf.evaluation.arrays import FloatArray, IntArray
 
-_BINS_PER_RELEVANT = 32  # measured on 100,000 candidates: fewer leave more to compare, more leave the cache
+from .ranking import QueryScores
+
+_BINS_PER_RELEVANT = 32  # measured on 100,000 candidates: fewer bins leave more to compare, more bins exceed the cache
 _FEWEST_BINS, _MOST_BINS = 2**12, 2**16  # a bin fits 16 bits
-_LEAST_SPAN = np.float32(1e-30)  # of similarities: cut into bins it would still be a number
+_LEAST_SPAN = np.float32(1e-30)  # of similarities: a smaller one would overflow when divided into bins
 
-_one, _two = np.uintp(1), np.uintp(2)  # unsigned, as indices are here: a signed one may mean one from the end
+_one, _two = np.uintp(1), np.uintp(2)  # indices are unsigned here, because a signed one may count from the end
 
 
 @njit("Tuple((f4, f4, i8))(f4[::1])", nogil=True, cache=True)
@@ -33,7 +35,7 @@ def _scale(relevant):  # type: ignore[no-untyped-def]
 
 @njit("u2(f4, f4, f4, i8)", nogil=True, cache=True)
 def _bin_of(value, bottom, factor, num_bins):  # type: ignore[no-untyped-def]
-    """The first bin is for what is below all relevant ones. Each step keeps the order, rounding included."""
+    """The first bin is for similarities below all relevant ones. Each step keeps the order, including rounding."""
     zero, last = np.float32(0), np.float32(num_bins - 1)
     scaled = (value - bottom) * factor + np.float32(1)
     scaled = scaled if scaled > zero else zero
@@ -44,7 +46,7 @@ def _bin_of(value, bottom, factor, num_bins):  # type: ignore[no-untyped-def]
 def _sort_into_bins(relevant, in_order, bottom, factor, num_bins, codes, taken):  # type: ignore[no-untyped-def]
     """A bin's code: twice the place of its lowest similarity, and one more if relevant ones are in it.
 
-    `taken` is for working in: (2 R + 1,).
+    `taken` is scratch memory, (2 R + 1,).
     """
     codes[: num_bins + 1] = 0
     for value in relevant:
@@ -63,7 +65,7 @@ def _sort_into_bins(relevant, in_order, bottom, factor, num_bins, codes, taken):
     while start < len(relevant):
         bin_of_it = np.uintp(_bin_of(in_order[start], bottom, factor, num_bins))
         stop = np.int64(codes[bin_of_it + _one] >> np.uint32(1))
-        if stop - start > 16:  # far more than are there, unless nearly all similarities are alike
+        if stop - start > 16:  # only if nearly all similarities are alike
             in_order[start:stop].sort()
         else:
             for i in range(start + 1, stop):
@@ -85,7 +87,9 @@ def _count(candidates, in_order, bottom, factor, num_bins, codes, bins, shared, 
     for i in range(len(candidates)):
         code = np.uintp(codes[np.uintp(bins[i])])
         counts[code] += np.uint32(1)
-        shared[num_shared] = i  # no branch: none could be foreseen. Where the code is even it is written over.
+        shared[num_shared] = (
+            i  # without a branch, which no CPU could predict: where the code is even, the next one overwrites it
+        )
         num_shared += code & _one
     counts[1::2] = 0
     for i in shared[:num_shared]:
@@ -110,7 +114,7 @@ def _score(relevant, counts, harmonic, scores):  # type: ignore[no-untyped-def]
     """As `ranking.score_ranks`; the names are those of the head of ranking.py."""
     count = len(relevant)
     precision, r_precision, stop, big_b = 0.0, 0.0, count, np.int64(counts[2 * count])
-    while stop > 0:  # relevant ones that are equal, from the best on
+    while stop > 0:  # equal relevant ones together, from the best on
         start = stop - 1
         while start > 0 and relevant[start - 1] == relevant[stop - 1]:
             start -= 1
@@ -153,12 +157,12 @@ def _score_rows(similarities, relevant, stops, harmonic, scores):  # type: ignor
 def score_rows(
     similarities: NDArray[np.float32], relevant: NDArray[np.float32], stops: IntArray, harmonic: FloatArray
 ) -> FloatArray:
-    """As `counting.score_by_counting`.
+    """As `scoring.score_queries`.
 
     Args:
         similarities: (Q, N), -inf for candidates that are taken out.
-        relevant: those of the candidates that are relevant, one query after the other; none of them -inf.
-        stops: (Q,) where those of each query end.
+        relevant: similarities of the relevant candidates, one query after the other, without -inf.
+        stops: (Q,) where the relevant ones of each query end.
         harmonic: H_0 ... H_N at least.
     """
     scores = np.zeros((len(similarities), len(QueryScores._fields)))

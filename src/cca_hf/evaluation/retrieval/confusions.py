@@ -1,4 +1,4 @@
-"""Which values are taken for which: what the nearest picture shows, where it does not show the query's value."""
+"""Which values are confused: the value of the nearest image, where it is not the value of the query."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .candidates import to_numpy
+from .candidates import Exclusions
 from .embeddings import Gallery
 
 _CHUNK = 1024  # queries
@@ -16,7 +16,7 @@ _CHUNK = 1024  # queries
 
 @dataclass(frozen=True)
 class Confusion:
-    """Of `queries` pictures of `value`, the nearest other picture shows `taken_for` for the given share."""
+    """For a share of the `queries` images of `value`, the nearest other image shows `taken_for`."""
 
     value: str
     taken_for: str
@@ -33,42 +33,34 @@ def nearest_confusions(
     gallery: Gallery | None = None,
     most: int = 3,
 ) -> dict[str, list[Confusion]]:
-    """The most frequent confusions of each attribute, by number of pictures, the most frequent first.
+    """The most frequent confusions of each attribute, by number of images, the most frequent first.
 
     Args:
-        embeddings, labels, attributes, groups, gallery: as in `evaluate_embeddings`, with an embedding for each
-            attribute. A picture and its near copies are no answer to itself; what is not labelled takes no
-            part.
-        most: of each attribute.
+        embeddings, labels, attributes, groups, gallery: as in `evaluate_embeddings`. An image and its near copies are
+            no candidates for itself; images without a label take no part.
+        most: number of confusions per attribute.
     """
-    itself = gallery is None
-    embeddings, labels = to_numpy(embeddings), to_numpy(labels)
-    answers = Gallery(embeddings, labels, groups) if gallery is None else gallery
-    their_embeddings, their_labels = to_numpy(answers.embeddings), to_numpy(answers.labels)
-    found = {}
+    queries = Gallery(embeddings, labels, groups).checked("", attributes)
+    candidates = queries if gallery is None else Gallery(*gallery).checked("gallery ", attributes)
+    confusions = {}
     for column, (name, values) in enumerate(attributes.items()):
-        asked = np.flatnonzero(labels[:, column] >= 0)
-        answering = np.flatnonzero(their_labels[:, column] >= 0)
-        candidates = their_embeddings[answering, column]
-        shown = their_labels[answering, column]
+        sides = [images.under("query", column, name) for images in (queries, candidates)]
+        if gallery is None:
+            sides = [side.with_every_row_grouped() for side in sides]
+        query, answering = (side.rows(np.flatnonzero(side.labels >= 0)) for side in sides)
+        excluded = Exclusions(query, answering)
         pairs: Counter[tuple[int, int]] = Counter()
-        for start in range(0, len(asked), _CHUNK):
-            rows = asked[start : start + _CHUNK]
-            similarities = embeddings[rows, column] @ candidates.T
-            if itself:
-                similarities[rows[:, None] == answering] = -np.inf
-            if groups is not None and answers.groups is not None:
-                own, theirs = np.asarray(groups)[rows, None], np.asarray(answers.groups)[answering]
-                similarities[(own == theirs) & (own != -1)] = -np.inf
-            if not similarities.size:
-                continue
-            answered = similarities.max(axis=1) > -np.inf
-            nearest = shown[similarities.argmax(axis=1)[answered]]
-            pairs.update(zip(labels[rows[answered], column].tolist(), nearest.tolist(), strict=True))
-        queries = Counter(labels[asked, column].tolist())
+        for start in range(0, len(query.labels) if len(answering.labels) else 0, _CHUNK):
+            rows = query.embeddings[start : start + _CHUNK]
+            similarities = rows @ answering.embeddings.T
+            similarities[excluded.pairs(start, start + len(rows))] = -np.inf
+            answered = np.flatnonzero(similarities.max(axis=1) > -np.inf)
+            nearest = answering.labels[similarities.argmax(axis=1)[answered]]
+            pairs.update(zip(query.labels[start + answered].tolist(), nearest.tolist(), strict=True))
+        counts = np.bincount(query.labels, minlength=len(values)).tolist()
         wrong = sorted(((pair, count) for pair, count in pairs.items() if pair[0] != pair[1]), key=lambda x: -x[1])
-        found[name] = [
-            Confusion(values[value], values[taken], queries[value], count / queries[value])
+        confusions[name] = [
+            Confusion(values[value], values[taken], counts[value], count / counts[value])
             for (value, taken), count in wrong[:most]
         ]
-    return found
+    return confusions

@@ -1,6 +1,6 @@
-"""From embeddings and labels to an EvaluationResult: the maths under every attribute, without a model or its data.
+"""From embeddings and labels to an EvaluationResult: retrieval under every attribute, without a model or its data.
 
-`RetrievalEvaluator` embeds a split and calls it, and so does the Trainer with what it gathered.
+`RetrievalEvaluator` calls it with the embeddings of a split, and the Trainer with the embeddings that it gathered.
 """
 
 import logging
@@ -15,9 +15,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from cca_hf.data.schema import AttributeDataset
+from cca_hf.evaluation.arrays import to_numpy
 
-from .candidates import to_numpy
-from .metrics import AttributeRetrieval, retrieval_metrics
+from .candidates import Side
+from .metrics import AttributeRetrieval, retrieve
 from .result import AttributeResult, EvaluationResult
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ _RESERVED = ("weighted", "macro", "ignore_maybe", "multi_label")
 
 
 class Gallery(NamedTuple):
-    """The images that answer, where the queries are a set of their own."""
+    """Images on either side of a retrieval, under all attributes: the candidates, or the queries themselves."""
 
     embeddings: NDArray | torch.Tensor  # (G, A, D), or (G, D) where all attributes share one embedding
     labels: NDArray | torch.Tensor  # (G, A), -1 = not labelled
@@ -38,9 +39,52 @@ class Gallery(NamedTuple):
     def of_split(
         cls, data: AttributeDataset, split: str, embeddings: NDArray | torch.Tensor, labels: NDArray | torch.Tensor
     ) -> "Gallery":
-        """With the groups and the sets of values that the data set has of the split."""
+        """With the groups and the sets of values of the split in the data set."""
         sets = {"all_values": data.value_sets(split, "all"), "maybe_values": data.value_sets(split, "maybe")}
         return cls(embeddings, labels, data.groups(split), **sets)
+
+    def checked(self, side: str, attributes: Mapping[str, Sequence[str]]) -> "Gallery":
+        """The same in numpy, after a check of every shape and label; `side` goes before the names in messages."""
+        embeddings, labels = to_numpy(self.embeddings), to_numpy(self.labels)
+        if embeddings.ndim not in (2, 3) or embeddings.ndim == 3 and embeddings.shape[1] != len(attributes):
+            raise ValueError(
+                f"{side}embeddings must have shape (images, {len(attributes)}, dim), the attributes being "
+                f"{', '.join(attributes)}, or (images, dim) for one space; got {embeddings.shape}"
+            )
+        expected = (len(embeddings), len(attributes))
+        if labels.shape != expected:
+            raise ValueError(f"{side}labels must have shape (images, attributes) = {expected}, got {labels.shape}")
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"{side}labels must be integers (-1 = not labelled), got {labels.dtype}")
+        for column, (name, values) in enumerate(attributes.items()):
+            highest = labels[:, column].max(initial=-1)
+            if highest >= len(values):
+                raise ValueError(
+                    f"{side}labels of {name!r} go up to {highest}, but it has {len(values)} values (from 0)"
+                )
+        for kind, sets in (("all_values", self.all_values), ("maybe_values", self.maybe_values)):
+            for name, shown in sets.items():
+                if name not in attributes:
+                    raise ValueError(f"{side}{kind} of {name!r}, which is none of {', '.join(attributes)}")
+                expected = (len(labels), len(attributes[name]))
+                if np.shape(shown) != expected:
+                    raise ValueError(
+                        f"{side}{kind} of {name!r} must have shape (images, values) = {expected}, "
+                        f"got {np.shape(shown)}"
+                    )
+        return self._replace(embeddings=embeddings, labels=labels)
+
+    def under(self, side: str, column: int, name: str) -> Side:
+        """The images under one attribute, ready to be ranked."""
+        embeddings = self.embeddings if self.embeddings.ndim == 2 else self.embeddings[:, column]
+        return Side.of(
+            side,
+            embeddings,
+            self.labels[:, column],
+            self.groups,
+            self.all_values.get(name),
+            self.maybe_values.get(name),
+        )
 
 
 def evaluate_embeddings(
@@ -57,44 +101,44 @@ def evaluate_embeddings(
 ) -> EvaluationResult:
     """Retrieval under every attribute: leave-one-out, or against a gallery.
 
-    Where sets of values are given, `map_multi_label` (a candidate that shares any value is relevant) and
-    `map_ignore_maybe` (a candidate that may show the query's label is taken out) stand beside the protocol's `map`.
-    An attribute without sets of its own has in them what it has in `map`.
+    Where sets of values are given, the result also has `map_multi_label` (a candidate that shares any value is
+    relevant) and `map_ignore_maybe` (a candidate that may show the query's label is taken out). For an attribute
+    without sets, both equal `map`.
 
     Args:
         embeddings: (N, A, D), one for each attribute in the order of `attributes`; or (N, D), the same for all.
         labels: (N, A) value ids, -1 = not labelled.
         attributes: attribute name -> value names in id order.
-        groups: (N,) ids of near copies, which are no answer to each other; -1 = none.
-        all_values, maybe_values: attribute -> (N, values) booleans, the values that an image shows (its label is one
-            in any case) and those that it may show, as `AttributeDataset.value_sets` reads them. Of the second only
-            the candidates' count: with a gallery, its own.
+        groups: (N,) ids of near copies, which are not candidates for each other; -1 = none.
+        all_values, maybe_values: attribute -> (N, values) booleans, the values that an image shows (always including
+            its label) and those that it may show, as `AttributeDataset.value_sets` reads them. Only the
+            `maybe_values` of the candidates are used; with a gallery, its own.
         gallery: the candidates, in the same shapes.
-        device: of an accelerator that ranks them; see [`retrieval_metrics`].
+        device: an accelerator that ranks them; see [`retrieval_metrics`].
 
     Raises:
-        ValueError: shapes that do not fit each other, labels outside the values, attribute names that would give two
-            metrics one name ("weighted", "macro", "macro_...", ...), or no labelled query under any attribute.
+        ValueError: if shapes do not fit, labels are no values, an attribute has a reserved name, which would give two
+            metrics one name ("weighted", "macro", "macro_...", ...), or no query is labelled under any attribute.
     """
     _check_names(attributes)
-    queries = _checked("", Gallery(embeddings, labels, groups, all_values, maybe_values), attributes)
-    answers = None if gallery is None else _checked("gallery ", Gallery(*gallery), attributes)
-    candidates = queries if answers is None else answers
+    queries = Gallery(embeddings, labels, groups, all_values, maybe_values).checked("", attributes)
+    candidates = queries if gallery is None else Gallery(*gallery).checked("gallery ", attributes)
     maybe, several = {*candidates.maybe_values}, {*queries.all_values, *candidates.all_values}
     results, unlabelled = [], []
     for column, (name, values) in enumerate(attributes.items()):
         if not (queries.labels[:, column] >= 0).any():
             unlabelled.append(name)
             continue
-        retrieve = partial(_retrieve, queries, answers, column, name, ks, device)
-        protocol = retrieve()
+        sides = [queries.under("query", column, name)]
+        if gallery is not None:
+            sides.append(candidates.under("gallery", column, name))
+        rank = partial(_retrieve, sides, ks, device)
+        protocol = rank()
         refined = {}
         if maybe:
-            own = retrieve(ignore_maybe=True) if name in maybe else protocol
-            refined["map_ignore_maybe"] = own
+            refined["map_ignore_maybe"] = rank(maybe=True) if name in maybe else protocol
         if several:
-            own = retrieve(multi_label=True) if name in several else protocol
-            refined["map_multi_label"] = own
+            refined["map_multi_label"] = rank(shown=True) if name in several else protocol
         results.append(AttributeResult.from_retrieval(name, values, protocol, refined))
     if not results:
         raise ValueError(
@@ -112,9 +156,9 @@ def evaluate_splits(
     splits: Sequence[str],
     device: torch.device,
 ) -> EvaluationResult:
-    """[`evaluate_embeddings`] of what `Gallery.of_split` made, with the coverage of the `splits` it was made of.
+    """[`evaluate_embeddings`] of what `Gallery.of_split` returned, with the coverage of the `splits` it came from.
 
-    The embeddings were made on `device`: where that is an accelerator, it ranks them as well.
+    The embeddings were computed on `device`. If it is an accelerator, it ranks them too.
     """
     result = evaluate_embeddings(
         queries.embeddings,
@@ -130,62 +174,18 @@ def evaluate_splits(
 
 
 def _retrieve(
-    queries: Gallery,
-    answers: Gallery | None,
-    column: int,
-    name: str,
+    sides: Sequence[Side],
     ks: Sequence[int],
     device: torch.device | str | None,
     *,
-    ignore_maybe: bool = False,
-    multi_label: bool = False,
+    shown: bool = False,
+    maybe: bool = False,
 ) -> AttributeRetrieval:
-    """Under the attribute of one column."""
-    maybe_values = queries.maybe_values if answers is None else answers.maybe_values
-    return retrieval_metrics(
-        _of_attribute(queries.embeddings, column),
-        queries.labels[:, column],
-        None if answers is None else _of_attribute(answers.embeddings, column),
-        None if answers is None else answers.labels[:, column],
-        query_groups=queries.groups,
-        gallery_groups=None if answers is None else answers.groups,
-        query_values=queries.all_values.get(name) if multi_label else None,
-        gallery_values=answers.all_values.get(name) if multi_label and answers is not None else None,
-        maybe_values=maybe_values.get(name) if ignore_maybe else None,
-        ks=ks,
-        device=device,
-    )
-
-
-def _of_attribute(embeddings: NDArray | torch.Tensor, column: int) -> NDArray | torch.Tensor:
-    return embeddings if embeddings.ndim == 2 else embeddings[:, column]
-
-
-def _checked(side: str, images: Gallery, attributes: Mapping[str, Sequence[str]]) -> Gallery:
-    """The same with numpy labels, after a look at every shape and label."""
-    embeddings, labels = images.embeddings, to_numpy(images.labels)
-    if embeddings.ndim not in (2, 3) or embeddings.ndim == 3 and embeddings.shape[1] != len(attributes):
-        raise ValueError(
-            f"{side}embeddings must have shape (images, {len(attributes)}, dim), the attributes being "
-            f"{', '.join(attributes)}, or (images, dim) for one space; got {tuple(embeddings.shape)}"
-        )
-    expected = (len(embeddings), len(attributes))
-    if labels.shape != expected:
-        raise ValueError(f"{side}labels must have shape (images, attributes) = {expected}, got {labels.shape}")
-    for column, (name, values) in enumerate(attributes.items()):
-        highest = labels[:, column].max(initial=-1)
-        if highest >= len(values):
-            raise ValueError(f"{side}labels of {name!r} go up to {highest}, but it has {len(values)} values (from 0)")
-    for kind, sets in (("all_values", images.all_values), ("maybe_values", images.maybe_values)):
-        for name, shown in sets.items():
-            if name not in attributes:
-                raise ValueError(f"{side}{kind} of {name!r}, which is none of {', '.join(attributes)}")
-            if np.shape(shown) != (len(labels), len(attributes[name])):
-                raise ValueError(
-                    f"{side}{kind} of {name!r} must have shape (images, values) = "
-                    f"{(len(labels), len(attributes[name]))}, got {np.shape(shown)}"
-                )
-    return images._replace(labels=labels)
+    """Retrieval under one attribute, by the labels alone or with one kind of the sets of values."""
+    queries, *galleries = [
+        side._replace(shown=side.shown if shown else None, maybe=side.maybe if maybe else None) for side in sides
+    ]
+    return retrieve(queries, galleries[0] if galleries else None, ks=ks, device=device)
 
 
 def _check_names(attributes: Mapping[str, Sequence[str]]) -> None:
@@ -195,5 +195,5 @@ def _check_names(attributes: Mapping[str, Sequence[str]]) -> None:
     if taken:
         raise ValueError(
             f"attributes must not be named {', '.join(map(repr, taken))}: map_{', map_'.join(_RESERVED)} and those "
-            "of each attribute are metrics of their own; rename the column"
+            "of each attribute are separate metrics; rename the column"
         )

@@ -1,7 +1,7 @@
 """From a model and a data set to an EvaluationResult.
 
-`RetrievalEvaluator` embeds a split with a model; `BackboneEvaluator` is the baseline below every CCA: the same
-backbone, never asked anything.
+`RetrievalEvaluator` embeds a split with a model; `BackboneEvaluator` measures the baseline of every CCA: the same
+backbone without a condition.
 """
 
 import logging
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from transformers.utils.logging import tqdm
 
 from cca_hf.data.schema import AttributeDataset
+from cca_hf.evaluation.arrays import to_numpy
 from cca_hf.models.backbones import extract_features
 from cca_hf.models.encoding import pixel_batches
 from cca_hf.models.images import ImageInput
 from cca_hf.models.modeling_cca import CCAModel
 
-from .candidates import to_numpy
 from .embeddings import Gallery, evaluate_splits
 from .result import EvaluationResult
 
@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 class RetrievalEvaluator:
     """Embeds a split with a model and measures retrieval under every attribute of the data set.
 
-    A split is evaluated leave-one-out; where the data set has `<split>_query` and `<split>_gallery` in its place, the
-    gallery answers the queries. The data set's groups are excluded as near copies.
+    A split is evaluated leave-one-out. If the data set has `<split>_query` and `<split>_gallery` instead, the queries
+    are ranked against the gallery. Images of the query's group are near copies and no candidates.
 
     Example:
 
@@ -52,32 +52,28 @@ class RetrievalEvaluator:
     ) -> None:
         """
         Raises:
-            KeyError: if there is no such split; the message names those there are.
+            KeyError: if the split does not exist; the message names the existing ones.
             ValueError: if a split to evaluate is empty.
         """
         self.dataset = dataset
         self.batch_size = batch_size
         self.show_progress = show_progress
         self.num_workers = num_workers
-        self.query_split = split
-        self.gallery_split: str | None = None
-        if split not in dataset and f"{split}_query" in dataset:
-            self.query_split, self.gallery_split = f"{split}_query", f"{split}_gallery"
-        for name in (self.query_split, self.gallery_split):
-            if name is not None and not len(dataset[name]):
+        self.query_split, self.gallery_split = query_and_gallery(dataset, split)
+        for name in self._splits:
+            if not len(dataset[name]):
                 raise ValueError(f"the split {name!r} is empty: there is nothing to evaluate")
 
     def __call__(self, model: CCAModel) -> EvaluationResult:
         """
         Raises:
             ValueError: if the model does not know an attribute of the data set, or none of its values.
-            UnreadableImageError: for a picture that cannot be read; names it.
+            UnreadableImageError: if an image cannot be read; the message names it.
         """
         check_attributes(model, self.dataset.attributes)
         gallery = None if self.gallery_split is None else self._embedded(model, self.gallery_split)
         queries = self._embedded(model, self.query_split)
-        splits = [split for split in (self.query_split, self.gallery_split) if split is not None]
-        return evaluate_splits(self.dataset, queries, gallery, splits, model.device)
+        return evaluate_splits(self.dataset, queries, gallery, self._splits, model.device)
 
     def embed(self, model: CCAModel, images: Sequence[ImageInput]) -> NDArray[np.float32]:
         """(images, attributes, dim), the attributes in the order of the data set."""
@@ -90,62 +86,68 @@ class RetrievalEvaluator:
         )
         return to_numpy(embeddings)
 
+    @property
+    def _splits(self) -> list[str]:
+        return [split for split in (self.query_split, self.gallery_split) if split is not None]
+
     def _embedded(self, model: CCAModel, split: str) -> Gallery:
         embeddings = self.embed(model, self.dataset[split]["image"])
         return Gallery.of_split(self.dataset, split, embeddings, self.dataset.labels(split))
 
 
 class BackboneEvaluator(RetrievalEvaluator):
-    """The baseline without a condition: one embedding for every attribute, the mean of the backbone's own output.
+    """The baseline without a condition: one embedding for every attribute, the mean of the backbone's output.
 
-    Give it a fresh `CCAModel.from_backbone(...)`: it measures what the backbone knew before any training. The
-    untrained projections between backbone and conditional layer take no part. Of a ViT the output is that of the last
-    layer but one, the same tokens that the conditional layer asks.
+    With a fresh `CCAModel.from_backbone(...)` it measures the backbone before any training. The untrained projections
+    between backbone and conditional layer are not used. For a ViT the output is that of the last layer but one, the
+    same tokens that the conditional layer attends to.
     """
 
     @torch.inference_mode()
     def embed(self, model: CCAModel, images: Sequence[ImageInput]) -> NDArray[np.float32]:
         """(images, dim)"""
-        batches = pixel_batches(model, images, batch_size=self.batch_size, num_workers=self.num_workers)
+        model = model.in_eval_mode()
         show = len(images) > self.batch_size if self.show_progress is None else self.show_progress
-        was_training = model.training
-        model.eval()
-        try:
-            rows = []
-            with tqdm(total=len(images), desc="Encoding (backbone)", unit="picture", disable=not show) as progress:
-                for batch in batches:
-                    # (B, N, C) of a transformer or (B, C, h, w) of a convolutional network
-                    features = extract_features(model.backbone, batch.values, (), model.interpolates_positions)[-1]
-                    means = features.float().mean(dim=1 if features.ndim == 3 else (2, 3))
-                    rows.append(means[: len(batch.rows)].cpu())
-                    progress.update(len(batch.rows))
-        finally:
-            model.train(was_training)
+        rows = []
+        with tqdm(total=len(images), desc="Encoding (backbone)", unit="image", disable=not show) as progress:
+            for batch in pixel_batches(model, images, batch_size=self.batch_size, num_workers=self.num_workers):
+                # (B, N, C) of a transformer or (B, C, h, w) of a convolutional network
+                features = extract_features(model.backbone, batch.values, (), model.interpolates_positions)[-1]
+                means = features.float().mean(dim=1 if features.ndim == 3 else (2, 3))
+                rows.append(means[: len(batch.rows)].cpu())
+                progress.update(len(batch.rows))
         return torch.cat(rows).numpy()
 
 
-def check_attributes(model: CCAModel, attributes: Mapping[str, Sequence[str]]) -> None:
-    """Whether a model can be asked for these attributes: it must know each, and at least one value of each.
+def query_and_gallery(dataset: AttributeDataset, split: str) -> tuple[str, str | None]:
+    """The splits that make up `split`: itself, or `<split>_query` and `<split>_gallery`."""
+    if split not in dataset and f"{split}_query" in dataset:
+        return f"{split}_query", f"{split}_gallery"
+    return split, None
 
-    Values the model was not trained on are fair questions (retrieval asks for likeness, not for names) and are only
-    reported; values without a single one in common mean another data set under the same column name.
+
+def check_attributes(model: CCAModel, attributes: Mapping[str, Sequence[str]]) -> None:
+    """Check that a model knows every attribute and at least one value of each.
+
+    Values the model was not trained on are only reported, because retrieval compares images and does not name values.
+    If no value is shared, the column belongs to another data set.
 
     Raises:
-        ValueError: naming the attribute, and the closest one the model has or both lists of values.
+        ValueError: if an attribute is unknown (the message names the closest one) or no value is shared.
     """
     for name, values in attributes.items():
         model.config.attribute_id(name)
         known = (model.config.attribute_values or {}).get(name)
         if not known:
             continue
-        strange = [value for value in values if value not in known]
-        if len(strange) == len(values):
+        unknown = [value for value in values if value not in known]
+        if len(unknown) == len(values):
             raise ValueError(
                 f"the model and the data set have no value of {name!r} in common: the model was trained on "
                 f"{_shortened(known)}, the data set has {_shortened(values)}"
             )
-        if strange:
-            logger.warning("%r has values that the model was not trained on: %s", name, _shortened(strange))
+        if unknown:
+            logger.warning("%r has values that the model was not trained on: %s", name, _shortened(unknown))
 
 
 def _shortened(values: Sequence[str], most: int = 8) -> str:

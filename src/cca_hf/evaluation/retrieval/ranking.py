@@ -1,4 +1,4 @@
-"""What a ranking is worth when equal similarities may come in any order: exact expectations, no sampling.
+"""Scores of a ranking where equal similarities may come in any order: exact expectations, no sampling.
 
 A query has N candidates, R of them relevant. Where m candidates share one similarity, B candidates stand above them,
 b of these relevant, and r of the m are relevant, every order of the m is equally likely. Position j of the m then
@@ -15,12 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+from cca_hf.evaluation.arrays import FloatArray, IntArray
 
 
 class QueryScores(NamedTuple):
-    """What a query achieved; its recall follows from the last three."""
+    """Scores of one query; its recall follows from the last three fields."""
 
     average_precision: float
     r_precision: float
@@ -49,12 +48,12 @@ def count_above(sorted_values: NDArray, values: NDArray) -> IntArray:
 
 
 def score_ranks(relevant: NDArray, above: IntArray, through: IntArray, harmonic: FloatArray) -> QueryScores:
-    """Of one query.
+    """Scores of one query.
 
     Args:
         relevant: (R,) similarities of the relevant candidates, ascending.
-        above: (R,) for each of them, the candidates strictly above it (B).
-        through: (R,) for each of them, the candidates not below it (B + m).
+        above: (R,) the number of candidates strictly above each of them (B).
+        through: (R,) the number of candidates not below each of them (B + m).
         harmonic: H_0 ... H_N at least.
     """
     if not len(relevant):

@@ -1,19 +1,18 @@
-"""The result of an evaluation: every figure of every attribute with its chance level, and the means over attributes.
+"""The result of a retrieval evaluation: every figure of every attribute with its chance level, and the means.
 
-All figures are fractions in [0, 1]; only `table()` speaks percent.
+All figures are fractions in [0, 1]; only tables and cards show percent.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import MappingProxyType
+from typing import Any, ClassVar
 
 import numpy as np
 
 from cca_hf.data.coverage import Coverage
-from cca_hf.evaluation.results import ResultCard, save_result
-from cca_hf.evaluation.text_table import format_table, percent
+from cca_hf.evaluation.results import Result, ResultCard
+from cca_hf.evaluation.text_table import Table, markdown_table, percent
 
 from .metrics import AttributeRetrieval, RetrievalScores
 
@@ -23,7 +22,7 @@ MEASURE_NAMES = {
     "map_multi_label": "mAP, multi-label",
     "map_macro": "macro mAP",
     "r_precision": "R-precision",
-}  # of the others the name says it
+}  # the names of other measures need no translation
 _WEIGHTED = ("map", "map_ignore_maybe", "map_multi_label")  # with a query-weighted mean beside the plain one
 
 
@@ -41,16 +40,16 @@ class ValueResult:
 class AttributeResult:
     """One attribute. `scores` and `chance` hold the same measures: map, map_macro, recall@k..., r_precision.
 
-    Where the data set says more of a picture than one value, map_ignore_maybe or map_multi_label follow map.
+    Where the data set has sets of values for an image, map_ignore_maybe or map_multi_label follow map.
     """
 
     name: str
     queries: int
     candidates: float  # mean per query, after exclusions
-    queries_without_relevant: int  # their average precision is 0 whatever the model does
+    queries_without_relevant: int  # their average precision is 0 for any model
     scores: dict[str, float]
     chance: dict[str, float]
-    values: tuple[ValueResult, ...]  # those that any query shows
+    values: tuple[ValueResult, ...]  # those of the queries
 
     @classmethod
     def from_retrieval(
@@ -67,18 +66,16 @@ class AttributeResult:
             queries=len(retrieval.queries),
             candidates=float(retrieval.num_candidates.mean()),
             queries_without_relevant=int((retrieval.num_relevant == 0).sum()),
-            scores={
-                "map": retrieval.map,
-                **{measure: each.map for measure, each in refined.items()},
-                "map_macro": retrieval.map_macro,
-                **_means(retrieval.scores),
-            },
-            chance={
-                "map": retrieval.chance_map,
-                **{measure: each.chance_map for measure, each in refined.items()},
-                "map_macro": retrieval.chance_map_macro,
-                **_means(retrieval.chance),
-            },
+            scores=_figures(
+                {"map": retrieval.map, **{measure: each.map for measure, each in refined.items()}},
+                retrieval.map_macro,
+                retrieval.scores,
+            ),
+            chance=_figures(
+                {"map": retrieval.chance_map, **{measure: each.chance_map for measure, each in refined.items()}},
+                retrieval.chance_map_macro,
+                retrieval.chance,
+            ),
             values=tuple(
                 ValueResult(value_names[value], int(counts[value]), achieved, retrieval.chance_per_value[value])
                 for value, achieved in retrieval.per_value.items()
@@ -87,16 +84,18 @@ class AttributeResult:
 
 
 @dataclass(frozen=True)
-class EvaluationResult:
+class EvaluationResult(Result):
     """Retrieval quality under each attribute and over all of them.
 
-    `unlabelled` names the attributes that no query is labelled with: they are part of no figure. `coverage` is there
-    where pictures were missing: the figures are then those of a subset, and not to be compared with others.
+    `unlabelled` names the attributes without a labelled query: no figure includes them. `coverage` is set if images
+    were missing: the figures are then those of a subset and not comparable with others.
     """
 
     attributes: tuple[AttributeResult, ...]
     unlabelled: tuple[str, ...] = ()
     coverage: Coverage | None = None
+
+    primary_metric: ClassVar[str] = "map"
 
     def __getitem__(self, name: str) -> AttributeResult:
         for attribute in self.attributes:
@@ -106,27 +105,28 @@ class EvaluationResult:
 
     @property
     def queries(self) -> int:
-        """Queries of all attributes together: an image asks once under each attribute it is labelled with."""
+        """Queries of all attributes together: an image is one query under each attribute it is labelled with."""
         return sum(attribute.queries for attribute in self.attributes)
 
     @property
     def overall(self) -> dict[str, float]:
         """Plain means over the attributes (map_macro: over values, then attributes), and map_weighted over queries.
 
-        Of map_ignore_maybe and map_multi_label both means too.
+        map_ignore_maybe and map_multi_label have both means too.
         """
         return self._overall([attribute.scores for attribute in self.attributes])
 
     @property
     def chance_overall(self) -> dict[str, float]:
-        """What a random ranking reaches of `overall`."""
+        """`overall` of a random ranking."""
         return self._overall([attribute.chance for attribute in self.attributes])
 
     def metrics(self) -> dict[str, float]:
-        """All figures by name: `map`, `map_weighted`, `map_macro`, `recall@k`, `r_precision`, each of them but
-        `map_weighted` also per attribute (`map_<attribute>`, `map_macro_<attribute>`, ...), and all of these once more
-        as `chance_...`. Fractions in [0, 1]. `map_ignore_maybe` and `map_multi_label` likewise, where they are;
-        `coverage` is there if pictures were missing.
+        """All figures by name, as fractions in [0, 1].
+
+        `map`, `map_weighted`, `map_macro`, `recall@k` and `r_precision`; all but `map_weighted` also per attribute
+        (`map_<attribute>`, ...); and all of these for a random ranking (`chance_...`). `map_ignore_maybe` and
+        `map_multi_label` likewise, if the data set has sets of values. `coverage`, if images were missing.
         """
         metrics = dict(self.overall)
         if self.coverage is not None:
@@ -137,42 +137,34 @@ class EvaluationResult:
             chance |= {f"{measure}_{attribute.name}": value for measure, value in attribute.chance.items()}
         return metrics | {f"chance_{name}": value for name, value in chance.items()}
 
-    def table(self, decimals: int = 1) -> str:
-        """A table for terminals, in percent, the chance level in brackets behind every figure."""
+    def as_table(self, decimals: int) -> Table:
+        """Figures in percent, each with its chance level in brackets."""
         measures = list(self.attributes[0].scores)
         overall, chance = self.overall, self.chance_overall
 
-        def cells(scores: dict[str, float], levels: dict[str, float]) -> list[str]:
-            return [f"{percent(scores[name], decimals)} ({percent(levels[name], decimals)})" for name in measures]
+        def cell(name: str, scores: dict[str, float], levels: dict[str, float]) -> str:
+            return f"{percent(scores[name], decimals)} ({percent(levels[name], decimals)})"
 
-        weighted = [
-            f"{percent(overall[f'{name}_weighted'], decimals)} ({percent(chance[f'{name}_weighted'], decimals)})"
-            if name in _WEIGHTED
-            else ""
-            for name in measures
+        attributes = [
+            [each.name, f"{each.queries:,}", *(cell(name, each.scores, each.chance) for name in measures)]
+            for each in self.attributes
         ]
-        lines = [
-            format_table(
-                ["% (chance)", "queries", *(MEASURE_NAMES.get(measure, measure) for measure in measures)],
-                [
-                    [[each.name, f"{each.queries:,}", *cells(each.scores, each.chance)] for each in self.attributes],
-                    [
-                        ["mean", "", *cells(overall, chance)],
-                        ["query-weighted", f"{self.queries:,}", *weighted],
-                    ],
-                ],
-            )
+        weighted = [cell(f"{name}_weighted", overall, chance) if name in _WEIGHTED else "" for name in measures]
+        means = [
+            ["mean", "", *(cell(name, overall, chance) for name in measures)],
+            ["query-weighted", f"{self.queries:,}", *weighted],
         ]
-        for each in self.attributes:
-            if each.queries_without_relevant:
-                lines.append(
-                    f"{each.name}: {each.queries_without_relevant:,} queries with nothing to find count as 0."
-                )
+        notes = [
+            f"{each.name}: {each.queries_without_relevant:,} queries without a relevant candidate count as 0."
+            for each in self.attributes
+            if each.queries_without_relevant
+        ]
         if self.unlabelled:
-            lines.append(f"Not evaluated, no query is labelled with it: {', '.join(self.unlabelled)}.")
+            notes.append(f"Not evaluated, because no query is labelled with it: {', '.join(self.unlabelled)}.")
         if self.coverage is not None:
-            lines.append(f"Subset: {self.coverage}.")
-        return "\n".join(lines)
+            notes.append(f"Subset: {self.coverage}.")
+        header = ["% (chance)", "queries", *(MEASURE_NAMES.get(measure, measure) for measure in measures)]
+        return Table(header, [attributes, means], notes)
 
     def card(self, baselines: Mapping[str, "EvaluationResult"] = MappingProxyType({})) -> ResultCard:
         """The section of a model card about this result, which must be of the test split.
@@ -182,59 +174,38 @@ class EvaluationResult:
         """
         images = max(each.queries for each in self.attributes)
         names = [each.name for each in self.attributes]
-        header = [*names, "mean", "query-weighted", "macro over values"]
-        lines = [f"| | {' | '.join(header)} |", f"|---|{'---|' * len(header)}"]
-        for title, result in {"chance": self, **baselines, "**this model**": self}.items():
-            chance = title == "chance"
-            scores = [(result[name].chance if chance else result[name].scores)["map"] for name in names]
-            means = result.chance_overall if chance else result.overall
-            figures = [*scores, means["map"], means["map_weighted"], means["map_macro"]]
-            lines.append(f"| {title} | {' | '.join(map(percent, figures))} |")
-        table = "\n".join(lines)
+        rows = [["", *names, "mean", "query-weighted", "macro over values"]]
+        rows.append(["chance", *_card_cells([each.chance for each in self.attributes], self.chance_overall)])
+        for title, result in {**baselines, "**this model**": self}.items():
+            rows.append([title, *_card_cells([result[name].scores for name in names], result.overall)])
         markdown = (
             f"Evaluated once on the {images:,}-image test split, which was not used for model selection. Mean average "
             "precision in percent: each image is a query, and the other images with its value are relevant; chance is "
-            f"the score of a random ranking.\n\n{table}\n"
-        )
-        weakest = min(self.attributes, key=lambda each: each.scores["map"] - each.chance["map"])
-        markdown += (
-            f"\nThe attribute with the smallest gain over chance is {weakest.name}: its mAP is "
-            f"{percent(weakest.scores['map'])}, and chance is {percent(weakest.chance['map'])}.\n"
+            f"the score of a random ranking.\n\n{markdown_table(rows)}\n"
         )
         if self.coverage is not None:
             markdown += f"\n**Subset**: {self.coverage}. These figures are not comparable with others.\n"
-        titles = {"map": "mAP, mean of the attributes", "map_macro": "mAP, mean over values, then attributes"}
-        titles |= {f"map_{name}": f"mAP, {name}" for name in names}
+        figures = {"map": "mAP, mean of the attributes", "map_macro": "mAP, mean over values, then attributes"}
+        figures |= {f"map_{name}": f"mAP, {name}" for name in names}
         metrics = self.metrics()
         return ResultCard(
             "How well it finds",
             "attribute-conditioned image retrieval",
             markdown,
-            tuple((metric, title, round(100 * metrics[metric], 2)) for metric, title in titles.items()),
+            tuple((metric, title, round(100 * metrics[metric], 2)) for metric, title in figures.items()),
         )
 
-    def to_dict(self) -> dict:
-        """Everything as plain Python values, for JSON; `from_dict` reads it back."""
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"metrics": self.metrics()}
 
     @classmethod
-    def from_dict(cls, content: dict) -> "EvaluationResult":
-        """The inverse of `to_dict`."""
+    def from_dict(cls, content: Mapping[str, Any]) -> "EvaluationResult":
         attributes = tuple(
             AttributeResult(**(each | {"values": tuple(ValueResult(**value) for value in each["values"])}))
             for each in content["attributes"]
         )
-        coverage = content.get("coverage")  # results of earlier versions have none
+        coverage = content.get("coverage")  # results of early versions have none
         return cls(attributes, tuple(content["unlabelled"]), None if coverage is None else Coverage(**coverage))
-
-    def save_json(self, path: str | Path) -> Path:
-        """Write `to_dict()` to `path`, whole or not at all; missing folders are made."""
-        return save_result(self, path)
-
-    @classmethod
-    def load_json(cls, path: str | Path) -> "EvaluationResult":
-        """The inverse of `save_json`."""
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
     def _overall(self, per_attribute: list[dict[str, float]]) -> dict[str, float]:
         queries = [attribute.queries for attribute in self.attributes]
@@ -247,8 +218,11 @@ class EvaluationResult:
         return means
 
 
-def _means(scores: RetrievalScores) -> dict[str, float]:
-    return {
-        **{f"recall@{k}": float(hits.mean()) for k, hits in scores.recall.items()},
-        "r_precision": float(scores.r_precision.mean()),
-    }
+def _figures(maps: dict[str, float], map_macro: float, scores: RetrievalScores) -> dict[str, float]:
+    recall = {f"recall@{k}": float(hits.mean()) for k, hits in scores.recall.items()}
+    return {**maps, "map_macro": map_macro, **recall, "r_precision": float(scores.r_precision.mean())}
+
+
+def _card_cells(attributes: Sequence[Mapping[str, float]], overall: Mapping[str, float]) -> list[str]:
+    means = (overall[name] for name in ("map", "map_weighted", "map_macro"))
+    return [percent(figure) for figure in (*(each["map"] for each in attributes), *means)]

@@ -1,37 +1,34 @@
-"""Triplet accuracy: of ready triplets, how many anchors lie nearer to the close picture than to the far one.
+"""Triplet accuracy: the share of triplets whose anchor is nearer to the close image than to the far image.
 
-Protocol of CSN and its successors on Zappos50K: a triplet counts if sim(anchor, close) > sim(anchor, far), the cosine
-similarity of embeddings conditioned on the triplet's condition. A tie is wrong, so an embedding that is the same for
-every picture scores 0, and a random one 1/2. Overall is the micro average, over all triplets; beside it the plain mean
-over the conditions.
+Protocol of CSN and its successors on Zappos50K: a triplet is correct if sim(anchor, close) > sim(anchor, far), where
+sim is the cosine similarity of embeddings conditioned on the triplet's condition. A tie is wrong, so that an embedding
+that is the same for every image scores 0, and a random one 1/2. The overall figure is the micro average over all
+triplets; the plain mean over the conditions is reported beside it.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from cca_hf.evaluation.text_table import format_table, percent
-from cca_hf.models.whole_files import write_json
-
-from .candidates import to_numpy
-from .ranking import IntArray
+from cca_hf.evaluation.arrays import IntArray, check_finite, check_positive, to_numbers, to_numpy
+from cca_hf.evaluation.results import Result, ResultCard
+from cca_hf.evaluation.text_table import Table, markdown_table, percent
 
 _CHUNK_BYTES = 64 * 2**20  # of embeddings at a time
 
 
 @dataclass(frozen=True)
 class ConditionAccuracy:
-    """The triplets of one condition."""
+    """Counts of one condition."""
 
     name: str
     triplets: int
     correct: int
-    ties: int  # among the wrong ones
+    ties: int  # included in the wrong ones
 
     @property
     def accuracy(self) -> float:
@@ -39,11 +36,13 @@ class ConditionAccuracy:
 
 
 @dataclass(frozen=True)
-class TripletResult:
+class TripletResult(Result):
     """Triplet accuracy under each condition and over all of them."""
 
-    conditions: tuple[ConditionAccuracy, ...]  # those that any triplet is of
-    left_out: int = 0  # triplets of which a picture is missing
+    conditions: tuple[ConditionAccuracy, ...]  # only those that have triplets
+    left_out: int = 0  # triplets with a missing image
+
+    primary_metric: ClassVar[str] = "triplet_accuracy"
 
     def __getitem__(self, name: str) -> ConditionAccuracy:
         for condition in self.conditions:
@@ -62,9 +61,10 @@ class TripletResult:
         )
 
     def metrics(self) -> dict[str, float]:
-        """`triplet_accuracy` over all triplets, `triplet_accuracy_macro` (the plain mean over the conditions),
-        `triplet_accuracy_<condition>`, and `triplet_ties`, the share of ties. Fractions in [0, 1]. `coverage` is there
-        if triplets were left out.
+        """All figures by name, as fractions in [0, 1].
+
+        `triplet_accuracy` over all triplets, `triplet_accuracy_macro` (the plain mean over the conditions),
+        `triplet_accuracy_<condition>` and `triplet_ties`, the share of ties. `coverage`, if triplets were left out.
         """
         metrics = {
             "triplet_accuracy": self.total.accuracy,
@@ -76,39 +76,42 @@ class TripletResult:
             metrics["coverage"] = self.total.triplets / (self.total.triplets + self.left_out)
         return metrics
 
-    def table(self, decimals: int = 1) -> str:
-        """A table for terminals, in percent."""
-
-        def row(each: ConditionAccuracy) -> list[str]:
-            return [each.name, f"{each.triplets:,}", percent(each.accuracy, decimals), f"{each.ties:,}"]
-
-        mean = percent(self.metrics()["triplet_accuracy_macro"], decimals)
-        table = format_table(
-            ["condition", "triplets", "accuracy in % (chance 50)", "ties (wrong)"],
-            [[row(each) for each in self.conditions], [row(self.total), ["mean", "", mean, ""]]],
+    def as_table(self, decimals: int) -> Table:
+        """Accuracies in percent."""
+        conditions, total = (
+            [[each.name, f"{each.triplets:,}", percent(each.accuracy, decimals), f"{each.ties:,}"] for each in part]
+            for part in (self.conditions, [self.total])
         )
-        if not self.left_out:
-            return table
+        mean = ["mean", "", percent(self.metrics()["triplet_accuracy_macro"], decimals), ""]
+        header = ["condition", "triplets", "accuracy in % (chance 50)", "ties (wrong)"]
         listed = self.total.triplets + self.left_out
-        return f"{table}\nA subset: {self.left_out:,} of {listed:,} triplets were left out, they lack a picture."
+        note = f"A subset: {self.left_out:,} of {listed:,} triplets were left out because an image is missing."
+        return Table(header, [conditions, [*total, mean]], [note] if self.left_out else [])
 
-    def to_dict(self) -> dict:
-        """Everything as plain Python values, for JSON; `from_dict` reads it back."""
+    def card(self) -> ResultCard:
+        table = self.as_table(decimals=1)
+        rows = [table.header, *(row for section in table.sections for row in section)]
+        markdown = (
+            f"Evaluated once on {self.total.triplets:,} test triplets, which were not used for model selection: the "
+            "share of triplets whose anchor is nearer to the close image than to the far image.\n\n"
+            f"{markdown_table(rows)}\n"
+        )
+        metrics = self.metrics()
+        figures = {"triplet_accuracy": "triplet accuracy, all triplets"}
+        figures |= {f"triplet_accuracy_{each.name}": f"triplet accuracy, {each.name}" for each in self.conditions}
+        return ResultCard(
+            "Triplet accuracy",
+            "attribute-conditioned triplet prediction",
+            "\n".join([markdown, *(f"**{note}**\n" for note in table.notes)]),
+            tuple((metric, title, round(100 * metrics[metric], 2)) for metric, title in figures.items()),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"metrics": self.metrics()}
 
     @classmethod
-    def from_dict(cls, content: dict) -> "TripletResult":
-        """The inverse of `to_dict`."""
+    def from_dict(cls, content: Mapping[str, Any]) -> "TripletResult":
         return cls(tuple(ConditionAccuracy(**each) for each in content["conditions"]), content["left_out"])
-
-    def save_json(self, path: str | Path) -> Path:
-        """Write `to_dict()` to `path`, whole or not at all; missing folders are made."""
-        return write_json(self.to_dict(), path)
-
-    @classmethod
-    def load_json(cls, path: str | Path) -> "TripletResult":
-        """The inverse of `save_json`."""
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 def triplet_accuracy(
@@ -119,30 +122,33 @@ def triplet_accuracy(
     *,
     chunk_size: int | None = None,
 ) -> TripletResult:
-    """Scores triplets of pictures that are embedded already, each picture once.
+    """Score triplets of images that are embedded already, each image once.
 
     Args:
         embeddings: (N, C, D), one for each condition in the order of `names`; or (N, D), the same for all. Normalised
             here, so similarity is the cosine.
         triplets: (T, 3) rows of `embeddings`: anchor, close, far.
         conditions: (T,) ids of `names`.
-        chunk_size: triplets at a time; by default as many as fit 64 MiB of embeddings.
+        chunk_size: triplets at a time; by default as many as fit into 64 MiB of embeddings.
 
     Raises:
-        ValueError: on shapes that do not fit, rows or conditions that do not exist, embeddings that are not finite,
-            a condition called "macro", or without triplets.
+        ValueError: if shapes do not fit, rows or conditions do not exist, embeddings are not finite, a condition is
+            called "macro", or there are no triplets.
     """
-    vectors, rows, asked = to_numpy(embeddings), to_numpy(triplets), to_numpy(conditions)
-    _check(vectors, rows, asked, names)
+    vectors, rows = to_numbers("embeddings", embeddings), to_numpy(triplets)
+    condition_ids = to_numpy(conditions)
+    _check(vectors, rows, condition_ids, names)
+    if chunk_size is not None:
+        check_positive("chunk_size", chunk_size)
     chunk_size = chunk_size or max(1, _CHUNK_BYTES // (3 * 8 * max(vectors.shape[-1], 1)))
     margins = np.concatenate(
         [
-            _margins(vectors, rows[start : start + chunk_size], asked[start : start + chunk_size])
+            _margins(vectors, rows[start : start + chunk_size], condition_ids[start : start + chunk_size])
             for start in range(0, len(rows), chunk_size)
         ]
     )
     counts, correct, ties = (
-        np.bincount(asked[which], minlength=len(names)).tolist()
+        np.bincount(condition_ids[which], minlength=len(names)).tolist()
         for which in (margins > -np.inf, margins > 0, margins == 0)
     )
     return TripletResult(
@@ -154,12 +160,12 @@ def triplet_accuracy(
     )
 
 
-def _margins(vectors: NDArray, rows: IntArray, asked: IntArray) -> NDArray[np.float64]:
+def _margins(vectors: NDArray, rows: IntArray, condition_ids: IntArray) -> NDArray[np.float64]:
     """(T,) sim(anchor, close) - sim(anchor, far), exactly 0 where close and far are copies."""
     anchor, close, far = (
-        _normalised(vectors[column] if vectors.ndim == 2 else vectors[column, asked]) for column in rows.T
+        _normalised(vectors[column] if vectors.ndim == 2 else vectors[column, condition_ids]) for column in rows.T
     )
-    # The difference first: two sums may round differently, a difference of copies cannot.
+    # Subtract first: two sums may round differently, a difference of copies cannot.
     return np.einsum("td,td->t", anchor, close - far)
 
 
@@ -169,23 +175,23 @@ def _normalised(vectors: NDArray) -> NDArray[np.float64]:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float64).tiny)
 
 
-def _check(vectors: NDArray, rows: NDArray, asked: NDArray, names: Sequence[str]) -> None:
+def _check(vectors: NDArray, rows: NDArray, condition_ids: NDArray, names: Sequence[str]) -> None:
     if "macro" in names:
-        raise ValueError("a condition must not be named 'macro': triplet_accuracy_macro is a metric of its own")
+        raise ValueError("a condition must not be named 'macro': triplet_accuracy_macro is a separate metric")
     if vectors.ndim not in (2, 3) or vectors.ndim == 3 and vectors.shape[1] != len(names):
         raise ValueError(
-            f"embeddings must have shape (pictures, {len(names)}, dim), the conditions being {', '.join(names)}, "
-            f"or (pictures, dim) for one space; got {vectors.shape}"
+            f"embeddings must have shape (images, {len(names)}, dim), the conditions being {', '.join(names)}, "
+            f"or (images, dim) for one space; got {vectors.shape}"
         )
     if rows.ndim != 2 or rows.shape[1] != 3 or not len(rows):
         raise ValueError(f"triplets must have shape (triplets, 3): anchor, close, far; got {rows.shape}")
-    if asked.shape != (len(rows),):
-        raise ValueError(f"conditions must have shape ({len(rows)},), one for each triplet; got {asked.shape}")
-    for what, ids, allowed in (("triplets", rows, len(vectors)), ("conditions", asked, len(names))):
-        if not np.issubdtype(ids.dtype, np.integer) or not 0 <= ids.min() <= ids.max() < allowed:
+    if condition_ids.shape != (len(rows),):
+        raise ValueError(f"conditions must have shape ({len(rows)},), one for each triplet; got {condition_ids.shape}")
+    for what, ids, allowed in (("triplets", rows, len(vectors)), ("conditions", condition_ids, len(names))):
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"{what} must be integers from 0 to {allowed - 1}; got {ids.dtype}")
+        if not 0 <= ids.min() <= ids.max() < allowed:
             raise ValueError(
                 f"{what} must be integers from 0 to {allowed - 1}; got {ids.dtype} from {ids.min()} to {ids.max()}"
             )
-    if not np.isfinite(vectors).all():
-        broken = ~np.isfinite(vectors.reshape(len(vectors), -1)).all(axis=1)
-        raise ValueError(f"{broken.sum()} of {len(vectors)} embeddings are not finite, the first is {broken.argmax()}")
+    check_finite("embeddings", vectors)

@@ -16,13 +16,13 @@ from .triplet_accuracy import TripletResult, triplet_accuracy
 
 
 class TripletEvaluator:
-    """Embeds each picture of a triplet data set once, under all conditions, and measures the triplet accuracy.
+    """Embeds each image of a triplet data set once, under all conditions, and measures the triplet accuracy.
 
     Args:
         triplets: with the columns `condition`, `anchor`, `positive` (close) and `negative` (far).
-        conditions: take the triplets of these only. Default: all.
-        pictures: where the triplets hold file names in place of pictures, a data set with the columns `image` and
-            `file_name`. Triplets of a picture that is missing there are left out, and counted.
+        conditions: use only triplets of these conditions. Default: all.
+        pictures: if the triplets hold file names instead of images, a data set with the columns `image` and
+            `file_name`. Triplets with an image that is missing there are left out and counted.
 
     Example:
 
@@ -46,30 +46,30 @@ class TripletEvaluator:
     ) -> None:
         """
         Raises:
-            ValueError: a column, a condition or a picture is missing, or there are no triplets.
+            ValueError: if a column, a condition or an image is missing, or there are no triplets.
         """
         triplets = to_triplet_dataset(triplets)
         names = triplets.features[CONDITION_COLUMN].names
-        asked = integers(ColumnPlace(CONDITION_COLUMN).read(triplets))
-        found = [name for place, name in enumerate(names) if (asked == place).any()]
+        ids = integers(ColumnPlace(CONDITION_COLUMN).read(triplets))
+        present = [name for place, name in enumerate(names) if (ids == place).any()]
         if conditions is not None:
-            unknown = [name for name in conditions if name not in found]
+            unknown = [name for name in conditions if name not in present]
             if unknown:
-                raise ValueError(missing_message("triplets of the condition", unknown, found))
-            wanted = np.isin(asked, [names.index(name) for name in conditions])
-            triplets, asked = triplets.select(np.flatnonzero(wanted)), asked[wanted]
-        self.conditions = found if conditions is None else list(conditions)
+                raise ValueError(missing_message("triplets of the condition", unknown, present))
+            selected = np.isin(ids, [names.index(name) for name in conditions])
+            triplets, ids = triplets.select(np.flatnonzero(selected)), ids[selected]
+        self.conditions = present if conditions is None else list(conditions)
         places = {names.index(name): place for place, name in enumerate(self.conditions)}
-        self.asked = np.array([places[each] for each in asked.tolist()])
-        self.pictures, self.rows = distinct_pictures(triplets, pictures)
+        self.condition_ids = np.array([places[each] for each in ids.tolist()])
+        self.images, self.rows = distinct_pictures(triplets, pictures)
         whole = np.flatnonzero(self.rows.min(axis=1) >= 0)
         self.left_out = len(self.rows) - len(whole)
         if not len(whole):
             raise ValueError(
-                f"none of the {self.left_out:,} triplets has its three pictures; the first one's anchor is "
+                f"none of the {self.left_out:,} triplets has its three images; the first one's anchor is "
                 f"{triplets[0][TRIPLET_COLUMNS[0]]['path']!r}"
             )
-        self.asked, self.rows = self.asked[whole], self.rows[whole]
+        self.condition_ids, self.rows = self.condition_ids[whole], self.rows[whole]
         self.batch_size = batch_size
         self.show_progress = show_progress
         self.num_workers = num_workers
@@ -78,14 +78,14 @@ class TripletEvaluator:
         """
         Raises:
             ValueError: if the model does not know a condition; the message names the closest attribute.
-            UnreadableImageError: for a picture that cannot be read; names it.
+            UnreadableImageError: if an image cannot be read; the message names it.
         """
         embeddings = model.encode(
-            self.pictures[IMAGE_COLUMN],
+            self.images[IMAGE_COLUMN],
             self.conditions,
             batch_size=self.batch_size,
             show_progress=self.show_progress,
             num_workers=self.num_workers,
         )
-        result = triplet_accuracy(embeddings, self.rows, self.asked, self.conditions)
+        result = triplet_accuracy(embeddings, self.rows, self.condition_ids, self.conditions)
         return replace(result, left_out=self.left_out)

@@ -1,0 +1,56 @@
+"""Arrays as they are given (numpy, torch, lists), checked: every fault is a ValueError that says what was given."""
+
+from numbers import Integral
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+def to_numpy(array: object) -> NDArray:
+    """`array` on the CPU as numpy; half-precision tensors as float32, because numpy has no bfloat16."""
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        return (array.float() if array.is_floating_point() else array).numpy()
+    return np.asarray(array)
+
+
+def to_numbers(name: str, array: object) -> NDArray:
+    """As [`to_numpy`], for real numbers. `check_finite` is a step of its own, after the check of the shape."""
+    numbers = to_numpy(array)
+    if numbers.dtype.kind not in "buif":
+        raise ValueError(f"{name} must be real numbers, got {numbers.dtype}")
+    return numbers
+
+
+def check_finite(name: str, vectors: NDArray) -> None:
+    """Raise if one of the (n, ...) vectors is infinite or NaN."""
+    broken = ~np.isfinite(vectors).all(axis=tuple(range(1, vectors.ndim)))
+    if broken.any():
+        raise ValueError(f"{broken.sum()} of {len(vectors)} {name} are not finite, the first is {broken.argmax()}")
+
+
+def to_ids(name: str, array: object, shape: tuple[int, ...], explanation: str = "") -> IntArray:
+    """Ids of labels or groups, where -1 means none."""
+    ids = to_numpy(array)
+    if ids.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}{explanation}, got {ids.shape}")
+    if ids.size and not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"{name} must be integers (-1 = none), got {ids.dtype}")
+    if ids.min(initial=0) < -1:
+        raise ValueError(f"{name} must be -1 (none) or at least 0, got {ids.min()}")
+    return ids.astype(np.int64)
+
+
+def to_group_ids(groups: object | None, count: int) -> IntArray:
+    """(count,) ids of near copies; -1 throughout where there are no groups."""
+    return np.full(count, -1) if groups is None else to_ids("groups", groups, (count,))
+
+
+def check_positive(name: str, number: object) -> None:
+    if not isinstance(number, Integral) or number < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {number!r}")
