@@ -1,16 +1,26 @@
-"""The flags of `scripts/train.py` and `cca train`: as flags, or in one JSON or YAML file, or both."""
+"""The flags of `cca train` and `scripts/train.py`: on the command line, in a JSON or YAML file, or both."""
 
 import json
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import yaml  # type: ignore[import-untyped]
-from transformers import HfArgumentParser
 
-from cca_hf.training.arguments import CCATrainingArguments
+from .flags import flag_names, help_text, meant_by
+
+if TYPE_CHECKING:  # torch and transformers are imported when the flags are known to be right
+    from cca_hf.training.arguments import CCATrainingArguments
+
+_SETTINGS_FILES = (".json", ".yaml", ".yml")
+_NUMBER = re.compile(r"-\.?\d")
+
+
+class CommandLineError(ValueError):
+    """Flags or a settings file that cannot be understood."""
 
 
 @dataclass
@@ -94,51 +104,84 @@ class DataArguments:
     )
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, CCATrainingArguments]:
-    """Reads flags; a first argument ending in `.json`, `.yaml` or `.yml` is a file of the same names.
-
-    Flags after the file win over it. Ends the process with a message, as `argparse` does, on `--help`, an unknown name
-    (naming the closest) or a value that is not allowed.
+def parse_arguments(argv: Sequence[str] | None = None) -> "tuple[ModelArguments, DataArguments, CCATrainingArguments]":
+    """[`read_arguments`] for a script: an error is printed, and ends the process with code 2.
 
     Args:
         argv: without the program's name; default `sys.argv[1:]`.
     """
-    # transformers types its first argument as dataclass *types*
-    parser = HfArgumentParser([ModelArguments, DataArguments, CCATrainingArguments], allow_abbrev=False)
-    given = list(_program_arguments() if argv is None else argv)
-    known = [option for action in parser._actions for option in action.option_strings]
-    if given and Path(given[0]).suffix in (".json", ".yaml", ".yml"):
+    try:
+        return read_arguments(sys.argv[1:] if argv is None else argv)
+    except CommandLineError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def read_arguments(words: Sequence[str]) -> "tuple[ModelArguments, DataArguments, CCATrainingArguments]":
+    """Reads flags; dashes in a flag count as underscores.
+
+    A first word that ends in `.json`, `.yaml` or `.yml` is a settings file of the same names; the flags after it
+    override it. `--help` and `--help_all` print the flags and end the process.
+
+    Raises:
+        CommandLineError: an unknown flag (the message names the one that may be meant), a flag that is missing, or a
+            value that is not allowed.
+    """
+    given = list(words)
+    if {"--help", "-h", "--help_all", "--help-all"} & {*given}:
+        print(help_text(everything="--help_all" in given or "--help-all" in given))
+        raise SystemExit(0)
+    if given and not given[0].startswith("-"):
+        file = Path(given.pop(0))
+        if file.suffix not in _SETTINGS_FILES:
+            raise CommandLineError(f"{str(file)!r} is no flag and no settings file ({', '.join(_SETTINGS_FILES)})")
         try:
-            given = flags_of_file(Path(given[0])) + given[1:]
+            given = flags_of_file(file) + given
         except (OSError, ValueError) as error:
-            parser.error(str(error))
-    for flag in given:
-        name = flag.split("=")[0]
-        if flag.startswith("--") and name not in known:
-            closest = get_close_matches(name, known, n=1)
-            parser.error(f"unknown argument {name}" + (f": did you mean {closest[0]}?" if closest else ""))
+            raise CommandLineError(str(error)) from error
+    given = [_checked(word) if word.startswith("-") and not _NUMBER.match(word) else word for word in given]
+
+    from transformers import HfArgumentParser
+
+    from cca_hf.training.arguments import CCATrainingArguments
+
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:  # argparse would print a hundred lines of usage before it
+            raise CommandLineError(message)
+
+    # transformers types its first argument as dataclass *types*
+    parser = Parser([ModelArguments, DataArguments, CCATrainingArguments], allow_abbrev=False, add_help=False)
+    for action in parser._actions:  # messages name a flag once, not a second time with dashes
+        action.option_strings = action.option_strings[:1]
     try:
         model_args, data_args, training_args = parser.parse_args_into_dataclasses(given, look_for_args_file=False)
     except ValueError as error:
-        parser.error(str(error))
+        raise CommandLineError(str(error)) from error
     return model_args, data_args, training_args
 
 
-def _program_arguments() -> list[str]:
-    import sys
-
-    return sys.argv[1:]
+def _checked(word: str) -> str:
+    """A flag with underscores for dashes."""
+    flag, equals, value = word.partition("=")
+    name = flag.lstrip("-").replace("-", "_")
+    if not flag.startswith("--") or name not in flag_names():
+        meant = meant_by(name)
+        raise CommandLineError(f"unknown argument {flag}" + (f": did you mean --{meant}?" if meant else ""))
+    return f"--{name}{equals}{value}"
 
 
 def flags_of_file(path: Path) -> list[str]:
-    """A JSON or YAML file as flags, so that it is checked like them. None means: not given.
+    """The names and values of a JSON or YAML file as flags, which are then checked like flags. A null is left out.
 
     Raises:
-        OSError: if it cannot be read.
-        ValueError: if it does not hold names and values.
+        OSError: if the file cannot be read.
+        ValueError: if the file does not hold names and values.
     """
     text = path.read_text(encoding="utf-8")
-    content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    try:
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold names and values, got {type(content).__name__}")
     flags: list[str] = []
