@@ -17,7 +17,9 @@ from .options import (
     Repo,
     Revision,
     UsageError,
+    option,
     stdout_kept_clean,
+    switch,
 )
 
 if TYPE_CHECKING:
@@ -56,30 +58,29 @@ class Triplets(StrEnum):
 @app.command(cls=Command)
 def prepare(
     benchmark: Annotated[Prepared, typer.Argument(metavar="NAME", help="fashionai, darn, deepfashion or zappos50k.")],
-    root: Annotated[Path, typer.Option("--root", metavar="FOLDER", help="Folder with the unpacked download.")],
-    output: Annotated[Path, typer.Option("--output", metavar="FOLDER", help="A new folder for the data set.")],
+    root: Annotated[Path, option("root", "FOLDER", "Folder with the unpacked download.")],
+    output: Annotated[Path, option("output", "FOLDER", "A new folder for the data set.")],
     asen_splits: Annotated[
         Path | None,
-        typer.Option(
-            "--asen_splits",
-            metavar="FOLDER",
-            help="ASEN's split files (the folder with meta.json): the queries and galleries that papers report on.",
+        option(
+            "asen_splits",
+            "FOLDER",
+            "ASEN's split files (the folder with meta.json): the queries and galleries that papers report on.",
         ),
     ] = None,
     annotations_only: Annotated[
-        bool, typer.Option("--annotations_only", help="Write the paths of the images instead of the images.")
+        bool, switch("annotations_only", "Write the paths of the images instead of the images.")
     ] = False,
     triplets: Annotated[
         Triplets | None,
-        typer.Option(
-            "--triplets",
-            metavar="KIND",
-            help="zappos50k only: 'lists' (default) reads CSN's files, 'sample' draws from the metadata, or 'none'.",
+        option(
+            "triplets",
+            "KIND",
+            "zappos50k only: 'lists' (default) reads CSN's files, 'sample' draws from the metadata, or 'none'.",
         ),
     ] = None,
     seed: Annotated[
-        int | None,
-        typer.Option("--seed", metavar="NUMBER", help="zappos50k only: seed for '--triplets sample'. Default: 0."),
+        int | None, option("seed", "NUMBER", "zappos50k only: seed for '--triplets sample'. Default: 0.")
     ] = None,
 ) -> None:
     """Convert a benchmark to one data set of parquet files, for --dataset or for the Hub.
@@ -95,9 +96,9 @@ def prepare(
     """
     is_zappos = benchmark is Prepared.ZAPPOS50K
     given = {"--asen_splits": asen_splits} if is_zappos else {"--triplets": triplets, "--seed": seed}
-    for option, value in given.items():
+    for name, value in given.items():
         if value is not None:
-            raise UsageError(f"{option} is not for {benchmark.value}")
+            raise UsageError(f"{name} is not for {benchmark.value}")
     with stdout_kept_clean():
         from cca_hf.data.benchmarks.prepare import prepare_benchmark
 
@@ -130,23 +131,14 @@ def _load(benchmark: Prepared, root: Path, asen_splits: Path | None, triplets: T
 @app.command(cls=Command)
 def download(
     benchmark: Annotated[Downloaded, typer.Argument(metavar="NAME", help="darn.")],
-    urls: Annotated[
-        Path,
-        typer.Option("--urls", metavar="FILE", help="The benchmark's list: lines '<folder>/<name> <url>'."),
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", metavar="FOLDER", help="Folder for pic/<folder>/<name>.jpg and dead_links.tsv.")
-    ],
-    size: Annotated[
-        int,
-        typer.Option("--size", metavar="PIXELS", min=1, help="Shorter side; a smaller image keeps its size."),
-    ] = 320,
-    workers: Annotated[int, typer.Option("--workers", metavar="NUMBER", min=1, help="Parallel downloads.")] = 16,
+    urls: Annotated[Path, option("urls", "FILE", "The benchmark's list: lines '<folder>/<name> <url>'.")],
+    output: Annotated[Path, option("output", "FOLDER", "Folder for pic/<folder>/<name>.jpg and dead_links.tsv.")],
+    size: Annotated[int, option("size", "PIXELS", "Shorter side; a smaller image keeps its size.", min=1)] = 320,
+    workers: Annotated[int, option("workers", "NUMBER", "Parallel downloads.", min=1)] = 16,
     timeout: Annotated[
-        float,
-        typer.Option("--timeout", metavar="SECONDS", help="Give up on an address that sends nothing for this long."),
+        float, option("timeout", "SECONDS", "Give up on an address that sends nothing for this long.")
     ] = 20.0,
-    retry_dead: Annotated[bool, typer.Option("--retry_dead", help="Try the links in dead_links.tsv again.")] = False,
+    retry_dead: Annotated[bool, switch("retry_dead", "Try the links in dead_links.tsv again.")] = False,
 ) -> None:
     """Download the images of a list whose addresses still answer. An interrupted download is resumed.
 
@@ -172,16 +164,14 @@ def push(
     repo: Repo,
     attributes: Annotated[
         list[str] | None,
-        typer.Option(
-            "--attributes", metavar="NAME ...", help="Attribute columns. Default: every column that is a ClassLabel."
-        ),
+        option("attributes", "NAME ...", "Attribute columns. Default: every column that is a ClassLabel."),
     ] = None,
     group_column: GroupColumn = None,
     annotations_only: Annotated[
         bool,
-        typer.Option(
-            "--annotations_only",
-            help="Leave the images out, if they must not be redistributed; the column file_name names them.",
+        switch(
+            "annotations_only",
+            "Leave the images out, if they must not be redistributed; the column file_name names them.",
         ),
     ] = False,
     private: Private = False,

@@ -3,36 +3,26 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from .options import Device, OptionalModel, UsageError, load_model, model_of_index, stdout_kept_clean
+from .options import Device, OptionalModel, UsageError, load_model, model_of_index, option, stdout_kept_clean, switch
 
 
 def demo(
     store: Annotated[
-        str | None,
-        typer.Option("--store", metavar="PLACE", help="The index, as for 'cca index'. Default: drawn shapes."),
+        str | None, option("store", "PLACE", "The index, as for 'cca index'. Default: drawn shapes.")
     ] = None,
     model: OptionalModel = None,
     folder: Annotated[
-        Path,
-        typer.Option("--folder", metavar="FOLDER", help="Without --store: folder for the shapes and their model."),
+        Path, option("folder", "FOLDER", "Without --store: folder for the shapes and their model.")
     ] = Path("demo"),
-    title: Annotated[str | None, typer.Option("--title", metavar="TEXT", help="Title of the page.")] = None,
+    title: Annotated[str | None, option("title", "TEXT", "Title of the page.")] = None,
     export: Annotated[
-        Path | None,
-        typer.Option("--export", metavar="FOLDER", help="Write a repository for a Space instead of opening a page."),
+        Path | None, option("export", "FOLDER", "Write a repository for a Space instead of opening a page.")
     ] = None,
     host: Annotated[
-        str | None,
-        typer.Option(
-            "--host", metavar="ADDRESS", help="Who can open the page; 0.0.0.0 is everybody. Default: this machine."
-        ),
+        str | None, option("host", "ADDRESS", "Who can open the page; 0.0.0.0 is everybody. Default: this machine.")
     ] = None,
-    port: Annotated[
-        int | None, typer.Option("--port", metavar="NUMBER", help="Default: the first free port from 7860.")
-    ] = None,
-    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    port: Annotated[int | None, option("port", "NUMBER", "Default: the first free port from 7860.")] = None,
+    open_browser: Annotated[bool, switch("open", "Open the page in a browser.")] = False,
     device: Device = None,
 ) -> None:
     """Open a page: choose or upload an image, and see what is similar under each attribute, and the attention maps.

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict
 
-import typer
-
 from .options import (
     Attributes,
     Device,
@@ -25,8 +23,10 @@ from .options import (
     UsageError,
     load_encoder,
     load_model,
+    option,
     resolved,
     stdout_kept_clean,
+    switch,
 )
 
 
@@ -73,60 +73,42 @@ class Runtime(StrEnum):
 def embed(
     model: Encoder,
     output_dir: Annotated[
-        Path,
-        typer.Option(
-            "--output_dir", metavar="FOLDER", help="Where the parquet files go. An interrupted run is resumed."
-        ),
+        Path, option("output_dir", "FOLDER", "Where the parquet files go. An interrupted run is resumed.")
     ],
     images: Images = None,
     dataset: OptionalDataset = None,
     split: Split = None,
-    image_column: Annotated[
-        str, typer.Option("--image_column", metavar="NAME", help="Column of the data set with the images.")
-    ] = "image",
+    image_column: Annotated[str, option("image_column", "NAME", "Column of the data set with the images.")] = "image",
     id_column: IdColumn = None,
     columns: Annotated[
-        list[str] | None,
-        typer.Option("--columns", metavar="NAME ...", help="Columns of the data set to store next to the embeddings."),
+        list[str] | None, option("columns", "NAME ...", "Columns of the data set to store next to the embeddings.")
     ] = None,
     attributes: Attributes = None,
-    dtype: Annotated[
-        Numbers, typer.Option("--dtype", help="Number type of the embeddings in the files.")
-    ] = Numbers.FLOAT32,
+    dtype: Annotated[Numbers, option("dtype", None, "Number type of the embeddings in the files.")] = Numbers.FLOAT32,
     precision: PrecisionOption = Precision.AUTO,
     batch_size: Annotated[
         int | None,
-        typer.Option(
-            "--batch_size",
-            metavar="NUMBER",
-            min=1,
-            help="Images in one pass of the model. Default: 32; with ray, as many as fit.",
+        option(
+            "batch_size", "NUMBER", "Images in one pass of the model. Default: 32; with ray, as many as fit.", min=1
         ),
     ] = None,
     shard_size: Annotated[
-        int,
-        typer.Option("--shard_size", metavar="NUMBER", min=1, help="Images in a file, a multiple of --batch_size."),
+        int, option("shard_size", "NUMBER", "Images in a file, a multiple of --batch_size.", min=1)
     ] = 4096,
     num_workers: NumWorkers = None,
     on_unreadable: Annotated[
-        OnUnreadable,
-        typer.Option("--on_unreadable", help="Stop at an image that cannot be read, or skip it."),
+        OnUnreadable, option("on_unreadable", None, "Stop at an image that cannot be read, or skip it.")
     ] = OnUnreadable.ERROR,
     device: Device = None,
     engine: Annotated[
-        Engine, typer.Option("--engine", help="loop: this process. ray: workers on this machine or a Ray cluster.")
+        Engine, option("engine", None, "loop: this process. ray: workers on this machine or a Ray cluster.")
     ] = Engine.LOOP,
     ray_workers: Annotated[
-        int | None,
-        typer.Option(
-            "--ray_workers", metavar="NUMBER", min=1, help="Default: one worker for each GPU, or for each machine."
-        ),
+        int | None, option("ray_workers", "NUMBER", "Default: one worker for each GPU, or for each machine.", min=1)
     ] = None,
     store: Annotated[
         str | None,
-        typer.Option(
-            "--store", metavar="PLACE", help="Also add the embeddings to this index, as 'cca index --embeddings' does."
-        ),
+        option("store", "PLACE", "Also add the embeddings to this index, as 'cca index --embeddings' does."),
     ] = None,
 ) -> None:
     """Encode a catalogue of images into parquet files: each row has an id and one embedding per attribute.
@@ -216,14 +198,14 @@ def export(
     model: Model,
     output_dir: OutputDir,
     runtime: Annotated[
-        Runtime, typer.Option("--runtime", help="Where the model will run: ONNX Runtime or OpenVINO.")
+        Runtime, option("runtime", None, "Where the model will run: ONNX Runtime or OpenVINO.")
     ] = Runtime.ONNX,
     attributes: Attributes = None,
     attribute_input: Annotated[
-        bool, typer.Option("--attribute_input", help="Give the graph an input for the attributes to encode.")
+        bool, switch("attribute_input", "Give the graph an input for the attributes to encode.")
     ] = False,
     int8: Annotated[
-        bool, typer.Option("--int8", help="8-bit weights for ONNX Runtime: faster on a CPU, a quarter of the size.")
+        bool, switch("int8", "8-bit weights for ONNX Runtime: faster on a CPU, a quarter of the size.")
     ] = False,
 ) -> None:
     """Write a model and all its attributes as one graph, for a runtime without PyTorch's overhead.

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from .options import (
     Attributes,
     BatchSize,
@@ -17,7 +15,9 @@ from .options import (
     NumWorkers,
     UsageError,
     load_model,
+    option,
     stdout_kept_clean,
+    switch,
 )
 
 
@@ -27,49 +27,43 @@ def evaluate(
     attributes: Attributes = None,
     split: Annotated[
         str,
-        typer.Option(
-            "--split",
-            metavar="NAME",
-            help="Every image of NAME is a query, and the others are its gallery. If the data set has NAME_query and "
-            "NAME_gallery instead, these are used.",
+        option(
+            "split",
+            "NAME",
+            "Each image of NAME is a query against all others; or NAME_query is searched in NAME_gallery.",
         ),
     ] = "test",
     group_column: GroupColumn = None,
     split_seed: Annotated[
         int | None,
-        typer.Option(
-            "--split_seed",
-            metavar="NUMBER",
-            help="Seed for cutting a split that the data set does not have. Default: that of the training.",
+        option(
+            "split_seed",
+            "NUMBER",
+            "Seed for cutting a split that the data set does not have. Default: that of the training.",
         ),
     ] = None,
     config_name: Annotated[
-        str | None,
-        typer.Option(
-            "--config_name", metavar="NAME", help="Configuration of a data set that has several, such as triplets."
-        ),
+        str | None, option("config_name", "NAME", "Configuration of a data set that has several, such as triplets.")
     ] = None,
     batch_size: BatchSize = 64,
     num_workers: NumWorkers = None,
     device: Device = None,
     output_dir: Annotated[
         Path | None,
-        typer.Option(
-            "--output_dir", metavar="FOLDER", help="Write evaluation.json and evaluation.png to this folder."
+        option(
+            "output_dir",
+            "FOLDER",
+            "Folder for evaluation.json, evaluation.png and the files of --report and --entanglement.",
         ),
     ] = None,
     report: Annotated[
-        bool,
-        typer.Option(
-            "--report", help="Also write report.html, report.png and examples/: nearest images and attention maps."
-        ),
+        bool, switch("report", "Also write report.html, report.png and examples/: nearest images and attention maps.")
     ] = False,
     entanglement: Annotated[
         bool,
-        typer.Option(
-            "--entanglement",
-            help="Also measure how much each attribute's embeddings reveal about the other attributes. With "
-            "--output_dir, write entanglement.json and entanglement.png.",
+        switch(
+            "entanglement",
+            "Also measure how much each attribute's embeddings reveal about the other attributes.",
         ),
     ] = False,
     as_json: Json = False,

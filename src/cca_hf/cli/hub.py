@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from .options import (
     DryRun,
     Licence,
@@ -14,6 +12,7 @@ from .options import (
     Repo,
     Revision,
     named_values,
+    option,
     stdout_kept_clean,
 )
 
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
 
 Compare = Annotated[
     list[str] | None,
-    typer.Option(
-        "--compare",
-        metavar="NAME=FOLDER ...",
-        help="Output folders of other trainings on the same data, to show next to this one on the card.",
+    option(
+        "compare",
+        "NAME=FOLDER ...",
+        "Output folders of other trainings on the same data, to show next to this one on the card.",
     ),
 ]
 
@@ -33,8 +32,7 @@ Compare = Annotated[
 def card(
     model: ModelFolder,
     name: Annotated[
-        str | None,
-        typer.Option("--name", metavar="ID", help="Id of the model on the Hub. Default: the name of the folder."),
+        str | None, option("name", "ID", "Id of the model on the Hub. Default: the name of the folder.")
     ] = None,
     compare: Compare = None,
     licence: Licence = None,

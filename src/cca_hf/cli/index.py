@@ -19,8 +19,10 @@ from .options import (
     Split,
     UsageError,
     load_encoder,
+    option,
     resolved,
     stdout_kept_clean,
+    switch,
 )
 
 app = typer.Typer(name="index", cls=Group, invoke_without_command=True, rich_markup_mode=None)
@@ -30,27 +32,21 @@ app = typer.Typer(name="index", cls=Group, invoke_without_command=True, rich_mar
 def index(
     context: typer.Context,
     store: Annotated[
-        str | None,
-        typer.Option(
-            "--store", metavar="PLACE", help="A folder, s3://..., or http://host:6333/collection on a Qdrant server."
-        ),
+        str | None, option("store", "PLACE", "A folder, s3://..., or http://host:6333/collection on a Qdrant server.")
     ] = None,
     model: OptionalEncoder = None,
     images: Images = None,
     dataset: OptionalDataset = None,
     embeddings: Annotated[
-        Path | None,
-        typer.Option("--embeddings", metavar="FOLDER", help="Output folder of 'cca embed'; no image is read again."),
+        Path | None, option("embeddings", "FOLDER", "Output folder of 'cca embed'; no image is read again.")
     ] = None,
     split: Split = None,
     id_column: IdColumn = None,
     columns: Annotated[
-        list[str] | None,
-        typer.Option("--columns", metavar="NAME ...", help="Columns to filter by and to show. Default: all."),
+        list[str] | None, option("columns", "NAME ...", "Columns to filter by and to show. Default: all.")
     ] = None,
     only_new: Annotated[
-        bool,
-        typer.Option("--only_new", help="Skip items that the index already has, to resume after an interruption."),
+        bool, switch("only_new", "Skip items that the index already has, to resume after an interruption.")
     ] = False,
     batch_size: BatchSize = 32,
     device: Device = None,

@@ -52,14 +52,14 @@ def _one_value_each(command: Any, context: Any, words: list[str]) -> list[str]:
             continue
         name, equals, value = word.partition("=")
         name = "--" + name[2:].replace("-", "_")
-        option = options.get(name)
-        if option is None or option.is_flag or equals:
+        parameter = options.get(name)
+        if parameter is None or parameter.is_flag or equals:
             rewritten.append(name + equals + value)
             continue
         values = list(takewhile(lambda each: not each.startswith("--"), rest))
         if not values:
             raise typer.BadParameter("the option needs a value", ctx=context, param_hint=f"'{name}'")
-        taken = values if option.multiple else values[:1]
+        taken = values if parameter.multiple else values[:1]
         rewritten += [f"{name}={each}" for each in taken]
         del rest[: len(taken)]
     return rewritten
@@ -77,57 +77,59 @@ class Precision(StrEnum):
     FLOAT16 = "float16"
 
 
-def _option(name: str, metavar: str | None, text: str, **limits: Any) -> Any:
+def option(name: str, metavar: str | None, text: str, **limits: Any) -> Any:
+    """An option with a value, for `Annotated`."""
     return typer.Option(f"--{name}", metavar=metavar, help=text, **limits)
 
 
-_dataset = _option("dataset", "ID_OR_FOLDER", "Data set: an id on the Hub or a folder.")
+def switch(name: str, text: str) -> Any:
+    """An option without a value."""
+    return typer.Option(f"--{name}", help=text)
 
-Model = Annotated[str, _option("model", "ID_OR_FOLDER", "Checkpoint: an id on the Hub or a folder.")]
-_encoder = _option("model", "ID_OR_FOLDER", "Checkpoint: an id on the Hub or a folder. It can be an exported model.")
+
+_dataset = option("dataset", "ID_OR_FOLDER", "Data set: an id on the Hub or a folder.")
+
+Model = Annotated[str, option("model", "ID_OR_FOLDER", "Checkpoint: an id on the Hub or a folder.")]
+_encoder = option("model", "ID_OR_FOLDER", "Checkpoint: an id on the Hub or a folder. It can be an exported model.")
 Encoder = Annotated[str, _encoder]
 OptionalEncoder = Annotated[str | None, _encoder]
 OptionalModel = Annotated[
-    str | None, _option("model", "ID_OR_FOLDER", "Checkpoint. Default: the one that the index was made with.")
+    str | None, option("model", "ID_OR_FOLDER", "Checkpoint. Default: the one that the index was made with.")
 ]
-ModelFolder = Annotated[Path, _option("model", "FOLDER", "Output folder of a training, or a saved checkpoint.")]
+ModelFolder = Annotated[Path, option("model", "FOLDER", "Output folder of a training, or a saved checkpoint.")]
 Dataset = Annotated[str, _dataset]
 OptionalDataset = Annotated[str | None, _dataset]
-Images = Annotated[Path | None, _option("images", "FOLDER", "Every image in this folder and in the folders below it.")]
-OutputDir = Annotated[Path, _option("output_dir", "FOLDER", "Folder for the files that are written.")]
+Images = Annotated[Path | None, option("images", "FOLDER", "Every image in this folder and in the folders below it.")]
+OutputDir = Annotated[Path, option("output_dir", "FOLDER", "Folder for the files that are written.")]
 Attributes = Annotated[
-    list[str] | None, _option("attributes", "NAME ...", "Attributes to use. Default: all of the model's.")
+    list[str] | None, option("attributes", "NAME ...", "Attributes to use. Default: all of the model's.")
 ]
-Split = Annotated[str | None, _option("split", "NAME", "Split of the data set, if it has several.")]
+Split = Annotated[str | None, option("split", "NAME", "Split of the data set, if it has several.")]
 IdColumn = Annotated[
-    str | None, _option("id_column", "NAME", "Column with the unique id of each image. Default: the row number.")
+    str | None, option("id_column", "NAME", "Column with the unique id of each image. Default: the row number.")
 ]
 GroupColumn = Annotated[
     str | None,
-    _option(
-        "group_column",
-        "NAME",
-        "Column that near copies share, such as an item number. They do not count as neighbours.",
-    ),
+    option("group_column", "NAME", "Column that near copies share, such as an item number. They are no neighbours."),
 ]
-BatchSize = Annotated[int, _option("batch_size", "NUMBER", "Images in one pass of the model.", min=1)]
-NumWorkers = Annotated[int | None, _option("num_workers", "NUMBER", "Threads that read images.", min=0)]
+BatchSize = Annotated[int, option("batch_size", "NUMBER", "Images in one pass of the model.", min=1)]
+NumWorkers = Annotated[int | None, option("num_workers", "NUMBER", "Threads that read images.", min=0)]
 Device = Annotated[
     str | None,
-    _option("device", "NAME", "cpu, cuda, cuda:1, mps, ... Default: the accelerator, if the machine has one."),
+    option("device", "NAME", "cpu, cuda, cuda:1, mps, ... Default: the accelerator, if the machine has one."),
 ]
 PrecisionOption = Annotated[
-    Precision, _option("precision", None, "Number type of the computation; auto is the type the model was saved in.")
+    Precision, option("precision", None, "Number type of the computation; auto is the type the model was saved in.")
 ]
-Json = Annotated[bool, _option("json", None, "Print JSON instead of text.")]
-Repo = Annotated[str, _option("repo", "ID", "Repository on the Hub, such as me/shoes.")]
-Private = Annotated[bool, _option("private", None, "Make the repository private.")]
+Json = Annotated[bool, switch("json", "Print JSON instead of text.")]
+Repo = Annotated[str, option("repo", "ID", "Repository on the Hub, such as me/shoes.")]
+Private = Annotated[bool, switch("private", "Make the repository private.")]
 Revision = Annotated[
-    str | None, _option("revision", "BRANCH", "Branch to push to; it is created if missing. Default: the main branch.")
+    str | None, option("revision", "BRANCH", "Branch to push to; it is created if missing. Default: the main branch.")
 ]
-Message = Annotated[str, _option("message", "TEXT", "Commit message.")]
-DryRun = Annotated[Path | None, _option("dry_run", "FOLDER", "Write the files to this new folder and push nothing.")]
-Licence = Annotated[str | None, _option("license", "ID", "Licence to name on the card, such as apache-2.0.")]
+Message = Annotated[str, option("message", "TEXT", "Commit message.")]
+DryRun = Annotated[Path | None, option("dry_run", "FOLDER", "Write the files to this new folder and push nothing.")]
+Licence = Annotated[str | None, option("license", "ID", "Licence to name on the card, such as apache-2.0.")]
 
 
 # ---- What the commands do before their one call ----

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from .options import (
     Device,
     Json,
@@ -15,6 +13,7 @@ from .options import (
     load_encoder,
     model_of_index,
     named_values,
+    option,
     stdout_kept_clean,
 )
 
@@ -25,42 +24,28 @@ _SHOWN_COLUMNS = 6
 
 
 def search(
-    store: Annotated[str, typer.Option("--store", metavar="PLACE", help="The index, as for 'cca index'.")],
-    image: Annotated[
-        list[str] | None, typer.Option("--image", metavar="FILE ...", help="Image files or addresses to search with.")
-    ] = None,
-    item: Annotated[
-        list[str] | None, typer.Option("--item", metavar="ID ...", help="Items of the index to search with.")
-    ] = None,
+    store: Annotated[str, option("store", "PLACE", "The index, as for 'cca index'.")],
+    image: Annotated[list[str] | None, option("image", "FILE ...", "Image files or addresses to search with.")] = None,
+    item: Annotated[list[str] | None, option("item", "ID ...", "Items of the index to search with.")] = None,
     value: Annotated[
         list[str] | None,
-        typer.Option(
-            "--value",
-            metavar="NAME=VALUE ...",
-            help="Values to search for. With --image or --item, they replace the values of the query ('this one, but "
-            "red').",
+        option(
+            "value",
+            "NAME=VALUE ...",
+            "Values to search for. With --image or --item, they replace its own values ('this one, but red').",
         ),
     ] = None,
     attribute: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--attribute", metavar="NAME ...", help="Attributes to search under, one result each. Default: all."
-        ),
+        list[str] | None, option("attribute", "NAME ...", "Attributes to search under, one result each. Default: all.")
     ] = None,
     weights: Annotated[
-        list[str] | None,
-        typer.Option("--weights", metavar="NAME=WEIGHT ...", help="One result for a weighted mixture of attributes."),
+        list[str] | None, option("weights", "NAME=WEIGHT ...", "One result for a weighted mixture of attributes.")
     ] = None,
     where: Annotated[
-        str | None,
-        typer.Option(
-            "--where", metavar="FILTER", help="Only items that match, such as \"price < 50 and colour != 'red'\"."
-        ),
+        str | None, option("where", "FILTER", "Only items that match, such as \"price < 50 and colour != 'red'\".")
     ] = None,
-    top: Annotated[int, typer.Option("--top", metavar="NUMBER", min=1, help="Items in a result.")] = 10,
-    html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with the images of the items.")
-    ] = None,
+    top: Annotated[int, option("top", "NUMBER", "Items in a result.", min=1)] = 10,
+    html: Annotated[Path | None, option("html", "FILE", "Write a page with the images of the items.")] = None,
     as_json: Json = False,
     model: OptionalModel = None,
     device: Device = None,

@@ -3,62 +3,40 @@
 from dataclasses import replace
 from typing import Annotated
 
-import typer
-
-from .options import Device, Encoder, Precision, PrecisionOption, load_encoder, stdout_kept_clean
+from .options import Device, Encoder, Precision, PrecisionOption, load_encoder, option, stdout_kept_clean, switch
 
 
 def serve(
     model: Encoder,
-    host: Annotated[
-        str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on; 0.0.0.0 is every network.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option("--port", metavar="NUMBER", min=0, max=65535, help="Port to listen on; 0 is any free one.")
-    ] = 8000,
-    max_batch: Annotated[
-        int, typer.Option("--max_batch", metavar="NUMBER", min=1, help="Most images in one pass of the model.")
-    ] = 32,
+    host: Annotated[str, option("host", "ADDRESS", "Address to listen on; 0.0.0.0 is every network.")] = "127.0.0.1",
+    port: Annotated[int, option("port", "NUMBER", "Port to listen on; 0 is any free one.", min=0, max=65535)] = 8000,
+    max_batch: Annotated[int, option("max_batch", "NUMBER", "Most images in one pass of the model.", min=1)] = 32,
     max_waiting: Annotated[
         int,
-        typer.Option(
-            "--max_waiting",
-            metavar="NUMBER",
+        option(
+            "max_waiting",
+            "NUMBER",
+            "Most images that are received and not answered yet; beyond this, the answer is 503.",
             min=1,
-            help="Most images that are received and not answered yet; beyond this, the answer is 503.",
         ),
     ] = 256,
-    max_body: Annotated[int, typer.Option("--max_body", metavar="BYTES", min=1, help="Largest request.")] = 20_000_000,
+    max_body: Annotated[int, option("max_body", "BYTES", "Largest request.", min=1)] = 20_000_000,
     max_pictures: Annotated[
         int | None,
-        typer.Option(
-            "--max_pictures",
-            metavar="NUMBER",
-            min=1,
-            help="Most images in a request. Default: $CCA_MAX_PICTURES, or 32.",
-        ),
+        option("max_pictures", "NUMBER", "Most images in a request. Default: $CCA_MAX_PICTURES, or 32.", min=1),
     ] = None,
     max_bytes: Annotated[
-        int | None,
-        typer.Option(
-            "--max_bytes", metavar="BYTES", min=1, help="Largest image file. Default: $CCA_MAX_BYTES, or 10,000,000."
-        ),
+        int | None, option("max_bytes", "BYTES", "Largest image file. Default: $CCA_MAX_BYTES, or 10,000,000.", min=1)
     ] = None,
     max_pixels: Annotated[
         int | None,
-        typer.Option(
-            "--max_pixels",
-            metavar="NUMBER",
-            min=1,
-            help="Most pixels in an image. Default: $CCA_MAX_PIXELS, or 25,000,000.",
-        ),
+        option("max_pixels", "NUMBER", "Most pixels in an image. Default: $CCA_MAX_PIXELS, or 25,000,000.", min=1),
     ] = None,
     allow_urls: Annotated[
         bool | None,
-        typer.Option(
-            "--allow_urls",
-            help="Download images that a request names by http addresses, from public hosts only. Default: "
-            "$CCA_ALLOW_URLS, or not.",
+        switch(
+            "allow_urls",
+            "Download images from http addresses in a request, of public hosts only. Default: $CCA_ALLOW_URLS.",
         ),
     ] = None,
     device: Device = None,

@@ -25,54 +25,55 @@ class CommandLineError(ValueError):
 
 @dataclass
 class ModelArguments:
-    """What is trained. Fields left at None take what suits the backbone, see `CCAConfig`."""
+    """The model to train. A field that is None takes the default for the backbone, see `CCAConfig`."""
 
     backbone: str | None = field(
-        default=None, metadata={"help": "Pretrained vision backbone: an id on the Hub or a local folder."}
+        default=None, metadata={"help": "Pretrained vision model: an id on the Hub or a local folder."}
     )
     backbone_config: str | None = field(
         default=None,
         metadata={
-            "help": "Instead of --backbone, train one from scratch: its configuration, with a model_type such as vit, "
-            "as JSON, as a JSON file, or as an id on the Hub or a folder."
+            "help": "Train a backbone from scratch, with this configuration: JSON with a model_type such as vit, a "
+            "JSON file, an id on the Hub or a folder. Instead of --backbone."
         },
     )
     backbone_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the backbone."})
     condition_embedding: Literal["one_hot", "lookup", "text", "none"] = field(
         default="one_hot",
         metadata={
-            "help": "How an attribute becomes a query; text: by what it is called, see --text_encoder; none: one "
-            "space for all attributes, the baseline."
+            "help": "How an attribute becomes the query of the attention. text: from its name, see --text_encoder. "
+            "none: one space for all attributes, the baseline."
         },
     )
     text_encoder: str | None = field(
         default=None,
-        metadata={"help": "Text model that embeds the attributes' names: an id on the Hub or a folder."},
+        metadata={"help": "Text model that encodes the names of the attributes: an id on the Hub or a folder."},
     )
     attribute_sentences: str | None = field(
         default=None,
-        metadata={"help": "JSON file of sentences by attribute name, to be embedded in the place of the names."},
+        metadata={"help": "JSON file, attribute -> sentence, to encode instead of the names."},
     )
     residual: Literal["image", "condition", "none"] | None = field(
-        default=None, metadata={"help": "What the attended values are added to. Default: what suits the backbone."}
+        default=None,
+        metadata={"help": "What is added to the output of the attention. Default: depends on the backbone."},
     )
     embedding_dim: int | None = field(default=None, metadata={"help": "Width of the embeddings."})
     attribute_subspaces: bool = field(
         default=False,
         metadata={
-            "help": "When training has ended, project each attribute's embeddings on what tells its own values apart; "
-            "it takes the other attributes out of them."
+            "help": "After training, project the embeddings of each attribute on the directions that separate its "
+            "values. This removes the other attributes from them."
         },
     )
     hidden_size: int | None = field(
-        default=None, metadata={"help": "Width of the conditional layer where it stands on top of the backbone."}
+        default=None, metadata={"help": "Width of the conditional layer on top of the backbone."}
     )
     feature_levels: list[int] | None = field(
-        default=None, metadata={"help": "Hidden states of the backbone that are asked beside its output."}
+        default=None, metadata={"help": "Hidden states of the backbone to attend to, besides its output."}
     )
-    image_size: int | None = field(default=None, metadata={"help": "Height and width of the pictures, in pixels."})
+    image_size: int | None = field(default=None, metadata={"help": "Height and width of the images, in pixels."})
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "eager, sdpa, flash_attention_2, flex_attention."}
+        default=None, metadata={"help": "eager, sdpa, flash_attention_2 or flex_attention."}
     )
 
     def __post_init__(self) -> None:
@@ -86,7 +87,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """What it is trained on."""
+    """The data set to train on."""
 
     dataset: str = field(metadata={"help": "An id on the Hub or a local folder; see load_attribute_dataset."})
     attributes: list[str] | None = field(
@@ -94,13 +95,21 @@ class DataArguments:
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set."})
-    image_column: str | None = field(default=None, metadata={"help": "Default: image, or the only one there is."})
-    group_column: str | None = field(
-        default=None, metadata={"help": "Column that near copies share: an item's number. They are no neighbours."}
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column with the images. Default: image, or the only column of images."}
     )
-    split_seed: int = field(default=0, metadata={"help": "Of the splits that are made where the source has none."})
+    group_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column that near copies share, such as an item number. They stay in one split, and do not count "
+            "as neighbours."
+        },
+    )
+    split_seed: int = field(
+        default=0, metadata={"help": "Seed for cutting the splits that the data set does not have."}
+    )
     on_unreadable: Literal["error", "skip"] = field(
-        default="error", metadata={"help": "Stop at unreadable images before training, or go on without them."}
+        default="error", metadata={"help": "Stop before training if an image cannot be read, or skip the image."}
     )
 
 
