@@ -21,7 +21,7 @@ MAY_USE = {
     "search": {"models", "data", "evaluation", "embedding"},
     "visualization": {"models", "data", "evaluation"},
     "training": {"models", "data", "evaluation"},
-    "recipes": {"models", "data", "evaluation", "training"},
+    "recipes": {"models", "data", "evaluation", "search", "visualization", "training"},
     "hub": {"models", "data", "evaluation", "visualization", "search", "training", "recipes"},
 }
 MAY_USE["cli"] = set(MAY_USE)

@@ -179,6 +179,32 @@ def test_train_writes_model_results_and_report(shoes, tmp_path, capsys):
     assert CCAModel.from_pretrained(out).config.attributes == ["colour", "shape"]
 
 
+COMMANDS = ["train", "evaluate", "embed", "export", "index", "index move", "search", "card", "push"]
+COMMANDS += ["data prepare", "data download", "data push", "serve", "demo"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_each_command(command, capsys):
+    """Each flag once, with underscores; an example; plain words."""
+    assert run(*command.split(), "--help") == 0
+    text = capsys.readouterr().out
+    flags = [line.split()[0].rstrip(":") for line in text.splitlines() if line.startswith("  --")]
+    assert flags and len(set(flags)) == len(flags) and not [flag for flag in flags if "-" in flag[2:]]
+    assert f"  cca {command} " in text and "Example" in text
+    if command != "train":  # its texts stand in the dataclasses
+        assert "picture" not in text.lower().replace("max_pictures", "")
+
+
+@pytest.mark.parametrize("flags", [["--output-dir", "--num-workers"], ["--output_dir", "--num_workers"]])
+def test_dashes_and_underscores_are_the_same(flags, shoes, checkpoint, tmp_path, capsys):
+    words = [word for pair in zip(flags, [tmp_path / "out", 0], strict=True) for word in pair]
+    assert run("evaluate", "--model", checkpoint, "--dataset", shoes, *words, "--json") == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert EvaluationResult.load_json(tmp_path / "out" / "evaluation.json").metrics() == metrics
+    assert run("embed", "--model", checkpoint, "--dataset", shoes, f"{flags[0]}={tmp_path}", "--id-columm", "a") == 2
+    assert "--id_column" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [[], ["evaluate"], ["train"]])
 def test_help_shows_what_to_type(command, capsys):
     assert run(*command, "--help") == 0
@@ -205,6 +231,7 @@ def test_all_flags_of_training(capsys):
 
 
 MODEL, DATA = "{checkpoint}", "{shoes}"
+NEEDS_VALUE = "Invalid value for '--attributes': the option needs a value. See 'cca evaluate --help'"
 TRIPLETS = ["--dataset", "{prepared}", "--config_name", "triplets"]
 
 
@@ -214,6 +241,16 @@ TRIPLETS = ["--dataset", "{prepared}", "--config_name", "triplets"]
         (["evalute"], 2, "cca: error: No such command 'evalute'"),
         (["evaluate"], 2, "cca evaluate: error: Missing option '--model'"),
         (["evaluate", "--modle", "x"], 2, "--modle"),
+        (["evaluate", "--model", MODEL, "--dataset", DATA, "--attributes", "--split", "test"], 2, NEEDS_VALUE),
+        (["evaluate", "--model", MODEL, *TRIPLETS, "--attributes", "--split", "test"], 2, NEEDS_VALUE),
+        (["evaluate", "--model", MODEL, "--dataset", DATA, "--attributes"], 2, NEEDS_VALUE),
+        (["evaluate", "--model", "--dataset", DATA], 2, "'--model': the option needs a value"),
+        (["evaluate", "--model", MODEL, "--dataset", DATA, "shape"], 2, "unexpected extra argument"),
+        (["evaluate", "--model", "{broken}", "--dataset", DATA], 1, "header"),
+        (["card", "--model", "x", "--compare", "one"], 2, "--compare takes NAME=...; got 'one'"),
+        (["train", "--lr", "1"], 2, "cca train: error: unknown argument --lr: did you mean --learning_rate?"),
+        (["train", "shoes"], 2, "'shoes' is no flag and no settings file"),
+        (["evaluate", "--model", MODEL, "--dataset", "{unsplit}"], 1, "has no 'test' split, and the checkpoint"),
         (["evaluate", "--model", "a", "--dataset", "b", "--batch_size", "0"], 2, "Invalid value for '--batch_size'"),
         (["evaluate", "--model", "a", "--dataset", "b", "--report"], 2, "--report needs --output_dir"),
         (["train", "--datset", "x"], 2, "cca train: error: unknown argument --datset: did you mean --dataset?"),
@@ -237,6 +274,11 @@ def test_errors_are_one_line(words, code, message, shoes, prepared, checkpoint, 
     ViTConfig(**TINY_VIT).save_pretrained(tmp_path / "vit")
     places = {"{checkpoint}": checkpoint, "{shoes}": shoes, "{vit}": tmp_path / "vit", "{tmp}": tmp_path / "out"}
     places["{prepared}"] = prepared
+    places["{broken}"] = shutil.copytree(checkpoint, tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"no weights")
+    places["{unsplit}"] = tmp_path / "unsplit"
+    places["{unsplit}"].mkdir()
+    shutil.copy(shoes / "train-00000-of-00001.parquet", places["{unsplit}"] / "train.parquet")
     assert run(*(places.get(word, word) for word in words)) == code
     printed, said = capfd.readouterr()
     assert printed == ""

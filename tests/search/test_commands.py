@@ -108,6 +108,21 @@ def test_search_by_picture_item_and_value(store, tmp_path, capsys):
         assert wish["query"] == "item 1003, but colour blue"
 
 
+def test_ids_below_zero(shoes, checkpoint, tmp_path, capsys):
+    data = Dataset.from_parquet(str(shoes / "test-00000-of-00001.parquet"), cache_dir=str(tmp_path / "cache"))
+    (tmp_path / "shoes").mkdir()
+    data = data.remove_columns("sku").add_column("sku", [-row for row in range(ITEMS)])
+    data.to_parquet(tmp_path / "shoes" / "test.parquet")
+    place = tmp_path / "index"
+    words = ["--model", checkpoint, "--dataset", tmp_path / "shoes", "--id-column", "sku", "--store", place]
+    assert run("index", *words, "--columns", "price") == 0
+    for item in (["--item", -3], ["--item=-3"]):
+        (result,) = found(capsys, "--store", place, *item, "--attribute", "colour", "--top", 3)
+        assert result["query"] == "item -3" and len(result["found"]) == 3
+    results = found(capsys, "--store", place, "--item", -3, -4, 0, "--attribute", "colour", "--top", 3)
+    assert [each["query"] for each in results] == ["item -3", "item -4", "item 0"]
+
+
 def test_the_table(store, capsys):
     capsys.readouterr()
     assert run("search", "--store", store, "--value", "colour=red", "--top", 2) == 0
@@ -157,7 +172,7 @@ def test_embeddings_that_are_made_already(shoes, checkpoint, store, tmp_path, ca
             assert same.columns == {name: hit.columns[name] for name in ("colour", "price")}
     capsys.readouterr()
     assert run("search", "--store", place, "--item", 1007, "--html", tmp_path / "page.html") == 1
-    assert "does not say where the picture of item" in capsys.readouterr().err
+    assert "does not say where the image of item" in capsys.readouterr().err
 
 
 def test_move_to_the_other_engine_and_on_after_an_interruption(store, tmp_path, capsys, monkeypatch):
@@ -228,6 +243,10 @@ def test_move_to_the_other_engine_and_on_after_an_interruption(store, tmp_path, 
         (["search", "--store", "{store}", "--value", "colour=rd"], 1, "did you mean 'red'?"),
         (["search", "--store", "{store}", "--image", "{tmp}/none.jpg"], 1, "cannot be read as an image"),
         (["index", "move", "{tmp}/none", "{tmp}/new"], 1, "there is no index at"),
+        (["search", "--store", "{store}", "--item", "--top", "3"], 2, "'--item': the option needs a value"),
+        (["search", "--store", "--item", "3"], 2, "'--store': the option needs a value"),
+        (["search", "--store", "{store}", "--item", "1", "--top", "-3"], 2, "Invalid value for '--top'"),
+        (["search", "--stroe", "{store}"], 2, "--store"),
         (["index", "mvoe", "a", "b"], 2, "No such command 'mvoe'"),
     ],
 )  # fmt: skip

@@ -137,10 +137,7 @@ def test_the_script_under_accelerate(run_python, shapes_folder, tmp_path, reposi
     done = run_python(*launch, repository / "scripts" / "train.py", settings, "--output_dir", tmp_path / "out")
     assert not (tmp_path / "elsewhere").exists()
     assert "query-weighted" in done.stdout
-    assert (
-        f"To look at: {tmp_path / 'out' / 'report.html'}" in done.stdout
-        and (tmp_path / "out" / "report.html").exists()
-    )
+    assert f"report: {tmp_path / 'out' / 'report.html'}" in done.stdout and (tmp_path / "out" / "report.html").exists()
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert {"test_map", "test_chance_map", "test_map_background", "train_runtime"} <= results.keys()
     assert CCAModel.from_pretrained(tmp_path / "out").config.attributes == ["shape", "colour", "background"]

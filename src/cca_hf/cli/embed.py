@@ -1,4 +1,4 @@
-"""`cca embed` and `cca export`: a trained model at work."""
+"""`cca embed` and `cca export`: embeddings of many images, and a model for another runtime."""
 
 import json
 import os
@@ -7,13 +7,31 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict
 
-import typer
-
-from .options import Precision, load_encoder, load_model, stdout_kept_clean
+from .options import (
+    Attributes,
+    Device,
+    Encoder,
+    IdColumn,
+    Images,
+    Model,
+    NumWorkers,
+    OptionalDataset,
+    OutputDir,
+    Precision,
+    PrecisionOption,
+    Split,
+    UsageError,
+    load_encoder,
+    load_model,
+    option,
+    resolved,
+    stdout_kept_clean,
+    switch,
+)
 
 
 class Numbers(StrEnum):
-    """What embeddings are written as."""
+    """Number types of embeddings in files."""
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
@@ -21,7 +39,7 @@ class Numbers(StrEnum):
 
 
 class OnUnreadable(StrEnum):
-    """What to do with a picture that cannot be read."""
+    """What to do with an image that cannot be read."""
 
     ERROR = "error"
     SKIP = "skip"
@@ -34,8 +52,8 @@ class Engine(StrEnum):
     RAY = "ray"
 
 
-class _Asked(TypedDict):
-    """What both engines are asked for."""
+class _Settings(TypedDict):
+    """The arguments that both engines take."""
 
     attributes: list[str] | None
     dtype: Literal["float32", "float16", "int8"]
@@ -52,82 +70,51 @@ class Runtime(StrEnum):
     OPENVINO = "openvino"
 
 
-_Model = Annotated[
-    str,
-    typer.Option("--model", metavar="ID_OR_FOLDER", help="Checkpoint on the Hub or in a folder, exported or not."),
-]
-_Attributes = Annotated[
-    list[str] | None,
-    typer.Option("--attributes", metavar="NAME ...", help="One or more words. Default: all of the model's."),
-]
-
-
 def embed(
-    model: _Model,
+    model: Encoder,
     output_dir: Annotated[
-        Path, typer.Option("--output_dir", metavar="FOLDER", help="For the shards; an unfinished one is gone on with.")
+        Path, option("output_dir", "FOLDER", "Where the parquet files go. An interrupted run is resumed.")
     ],
-    images: Annotated[
-        Path | None, typer.Option("--images", metavar="FOLDER", help="Every picture in it, and in the folders in it.")
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option("--dataset", metavar="ID_OR_FOLDER", help="In place of --images: a data set with pictures."),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option("--split", metavar="NAME", help="Of the data set, if it has several.")
-    ] = None,
-    image_column: Annotated[str, typer.Option("--image_column", metavar="NAME", help="Of the data set.")] = "image",
-    id_column: Annotated[
-        str | None,
-        typer.Option("--id_column", metavar="NAME", help="What names a picture. Default: the number of its row."),
-    ] = None,
+    images: Images = None,
+    dataset: OptionalDataset = None,
+    split: Split = None,
+    image_column: Annotated[str, option("image_column", "NAME", "Column of the data set with the images.")] = "image",
+    id_column: IdColumn = None,
     columns: Annotated[
-        list[str] | None,
-        typer.Option("--columns", metavar="NAME ...", help="Columns of the data set to keep beside the embeddings."),
+        list[str] | None, option("columns", "NAME ...", "Columns of the data set to store next to the embeddings.")
     ] = None,
-    attributes: _Attributes = None,
-    dtype: Annotated[Numbers, typer.Option("--dtype", help="Of the embeddings in the files.")] = Numbers.FLOAT32,
-    precision: Annotated[
-        Precision,
-        typer.Option("--precision", help="The model computes in it. auto: as it was saved."),
-    ] = Precision.AUTO,
+    attributes: Attributes = None,
+    dtype: Annotated[Numbers, option("dtype", None, "Number type of the embeddings in the files.")] = Numbers.FLOAT32,
+    precision: PrecisionOption = Precision.AUTO,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch_size", metavar="NUMBER", min=1, help="Pictures a pass. Default: 32; ray: what fits."),
+        option(
+            "batch_size", "NUMBER", "Images in one pass of the model. Default: 32; with ray, as many as fit.", min=1
+        ),
     ] = None,
     shard_size: Annotated[
-        int,
-        typer.Option("--shard_size", metavar="NUMBER", min=1, help="Pictures a file, a multiple of --batch_size."),
+        int, option("shard_size", "NUMBER", "Images in a file, a multiple of --batch_size.", min=1)
     ] = 4096,
-    num_workers: Annotated[
-        int | None,
-        typer.Option("--num_workers", metavar="NUMBER", min=0, help="Threads that read pictures, see encode."),
-    ] = None,
+    num_workers: NumWorkers = None,
     on_unreadable: Annotated[
-        OnUnreadable,
-        typer.Option("--on_unreadable", help="What to do with a picture that cannot be read: stop, or leave it out."),
+        OnUnreadable, option("on_unreadable", None, "Stop at an image that cannot be read, or skip it.")
     ] = OnUnreadable.ERROR,
-    device: Annotated[
-        str | None,
-        typer.Option("--device", metavar="NAME", help="cpu, cuda, mps, ... Default: the accelerator there is."),
-    ] = None,
+    device: Device = None,
     engine: Annotated[
-        Engine, typer.Option("--engine", help="loop: this process. ray: workers on this machine or a Ray cluster.")
+        Engine, option("engine", None, "loop: this process. ray: workers on this machine or a Ray cluster.")
     ] = Engine.LOOP,
     ray_workers: Annotated[
-        int | None,
-        typer.Option("--ray_workers", metavar="NUMBER", min=1, help="Default: one for each GPU, or each machine."),
+        int | None, option("ray_workers", "NUMBER", "Default: one worker for each GPU, or for each machine.", min=1)
     ] = None,
     store: Annotated[
         str | None,
-        typer.Option("--store", metavar="PLACE", help="Index them there as well, as 'cca index --embeddings' does."),
+        option("store", "PLACE", "Also add the embeddings to this index, as 'cca index --embeddings' does."),
     ] = None,
 ) -> None:
-    """Embed a catalogue into parquet files: an id and one embedding for each attribute a row.
+    """Encode a catalogue of images into parquet files: each row has an id and one embedding per attribute.
 
-    Killed and started again, it goes on where it was. Under 'accelerate launch' or 'torchrun' the processes share the
-    work. Prints, as JSON, what is in the folder when it (the first of the processes) is done.
+    An interrupted run is resumed by the same command. With 'accelerate launch' or 'torchrun', the processes share the
+    work. When the (first) process has finished, it prints as JSON what the folder contains.
 
     \b
     Examples:
@@ -137,30 +124,30 @@ def embed(
       RAY_ADDRESS=auto cca embed --engine ray --model out --images catalogue/ --output_dir embeddings
       cca embed --engine ray --model out --images catalogue/ --output_dir embeddings --store catalogue.index
     """
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if (images is None) == (dataset is None):
-        raise typer.BadParameter("give either --images or --dataset")
+        raise UsageError("give either --images or --dataset")
     if images is not None and (split or id_column or columns):
-        raise typer.BadParameter("--split, --id_column and --columns are for a --dataset; plain files have none")
+        raise UsageError("--split, --id_column and --columns are for a --dataset; image files have none")
     if engine is Engine.LOOP and ray_workers is not None:
-        raise typer.BadParameter("--ray_workers is for --engine ray")
-    if engine is Engine.RAY and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise typer.BadParameter("--engine ray starts its own workers; run it without a launcher")
-    if store is not None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise typer.BadParameter("an index takes one writer: run 'cca index --embeddings' when all processes are done")
+        raise UsageError("--ray_workers is for --engine ray")
+    if engine is Engine.RAY and several:
+        raise UsageError("--engine ray starts its own workers; run it without a launcher")
+    if store is not None and several:
+        raise UsageError("an index takes one writer: run 'cca index --embeddings' when all processes have finished")
     with stdout_kept_clean():
         from cca_hf.embedding.catalogue import Catalogue
         from cca_hf.embedding.job import embed_catalogue
 
-        place = str(Path(model).resolve()) if Path(model).exists() else model
         if images is not None:
-            # workers of Ray start in another folder
+            # the workers of Ray start in another working directory
             catalogue = Catalogue.from_folder(images.resolve() if engine is Engine.RAY else images)
         else:
             catalogue = Catalogue.from_dataset(
                 dataset or "", split=split, image_column=image_column, id_column=id_column, columns=columns or ()
             )
         rank, num_ranks, device = _place_among_processes(device)
-        asked: _Asked = {
+        settings: _Settings = {
             "attributes": attributes,
             "dtype": dtype.value,
             "shard_size": shard_size,
@@ -171,9 +158,9 @@ def embed(
         if engine is Engine.RAY:
             from cca_hf.embedding.ray_engine import embed_catalogue_on_ray
 
-            loading = partial(load_encoder, place, device, precision.value)
+            loading = partial(load_encoder, resolved(model), device, precision.value)
             done = embed_catalogue_on_ray(
-                loading, catalogue, output_dir.resolve(), batch_size=batch_size, ray_workers=ray_workers, **asked
+                loading, catalogue, output_dir.resolve(), batch_size=batch_size, ray_workers=ray_workers, **settings
             )
         else:
             done = embed_catalogue(
@@ -183,21 +170,21 @@ def embed(
                 batch_size=batch_size or 32,
                 rank=rank,
                 num_ranks=num_ranks,
-                **asked,
+                **settings,
             )
         if store is not None:
             from cca_hf.search.filling import fill_index
             from cca_hf.search.sources import EmbeddedSource
 
-            fill_index(store, EmbeddedSource(output_dir, place))
+            fill_index(store, EmbeddedSource(output_dir, resolved(model)))
     if rank == 0:
-        told = {"folder": str(output_dir), "pictures": done.num_items, "done": done.items}
-        told |= {} if store is None else {"store": store}
-        print(json.dumps({**told, "unreadable": done.unreadable}, indent=2, ensure_ascii=False))
+        counts = {"folder": str(output_dir), "pictures": done.num_items, "done": done.items}
+        counts |= {} if store is None else {"store": store}
+        print(json.dumps({**counts, "unreadable": done.unreadable}, indent=2, ensure_ascii=False))
 
 
 def _place_among_processes(device: str | None) -> tuple[int, int, str | None]:
-    """Rank, number of ranks, device. Their launchers tell it; as no two have to talk, that is all there is to it."""
+    """Rank, number of ranks and device, from the variables of the launcher. The processes do not communicate."""
     rank, num_ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if num_ranks > 1 and device is None:
         import torch
@@ -208,22 +195,22 @@ def _place_among_processes(device: str | None) -> tuple[int, int, str | None]:
 
 
 def export(
-    model: _Model,
-    output_dir: Annotated[Path, typer.Option("--output_dir", metavar="FOLDER", help="For the exported model.")],
+    model: Model,
+    output_dir: OutputDir,
     runtime: Annotated[
-        Runtime, typer.Option("--runtime", help="What will run it: ONNX Runtime or OpenVINO.")
+        Runtime, option("runtime", None, "Where the model will run: ONNX Runtime or OpenVINO.")
     ] = Runtime.ONNX,
-    attributes: _Attributes = None,
+    attributes: Attributes = None,
     attribute_input: Annotated[
-        bool, typer.Option("--attribute_input", help="The graph is told which attributes to answer.")
+        bool, switch("attribute_input", "Give the graph an input for the attributes to encode.")
     ] = False,
     int8: Annotated[
-        bool, typer.Option("--int8", help="8-bit weights, for ONNX Runtime: faster on a CPU, a quarter of the size.")
+        bool, switch("int8", "8-bit weights for ONNX Runtime: faster on a CPU, a quarter of the size.")
     ] = False,
 ) -> None:
-    """Write a model as one graph, all its attributes in it, for a runtime without PyTorch's overhead.
+    """Write a model and all its attributes as one graph, for a runtime without PyTorch's overhead.
 
-    The folder takes the place of a checkpoint in 'cca embed' and in ExportedModel.from_pretrained.
+    Use the folder in place of a checkpoint in 'cca embed' and in ExportedModel.from_pretrained.
 
     \b
     Examples:

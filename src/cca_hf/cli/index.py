@@ -1,72 +1,61 @@
-"""`cca index`: a catalogue into a search index, and an index to another place."""
+"""`cca index`: images or embeddings into a search index, and an index to another place."""
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from .options import load_encoder, spread_lists, stdout_kept_clean
+from .options import (
+    BatchSize,
+    Command,
+    Device,
+    Group,
+    IdColumn,
+    Images,
+    Json,
+    OptionalDataset,
+    OptionalEncoder,
+    Split,
+    UsageError,
+    load_encoder,
+    option,
+    resolved,
+    stdout_kept_clean,
+    switch,
+)
 
-
-class _SpreadGroup(TyperGroup):
-    """As `SpreadLists`, for a command that has commands of its own."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, spread_lists(args))
-
-
-app = typer.Typer(name="index", cls=_SpreadGroup, invoke_without_command=True, rich_markup_mode=None)
+app = typer.Typer(name="index", cls=Group, invoke_without_command=True, rich_markup_mode=None)
 
 
 @app.callback()
 def index(
     context: typer.Context,
     store: Annotated[
-        str | None,
-        typer.Option(
-            "--store", metavar="PLACE", help="A folder, s3://..., or http://host:6333/collection on a Qdrant server."
-        ),
+        str | None, option("store", "PLACE", "A folder, s3://..., or http://host:6333/collection on a Qdrant server.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="ID_OR_FOLDER", help="Checkpoint on the Hub or in a folder.")
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option("--images", metavar="FOLDER", help="Every picture in it, and in the folders in it; or"),
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", metavar="ID_OR_FOLDER", help="a data set with pictures; or")
-    ] = None,
+    model: OptionalEncoder = None,
+    images: Images = None,
+    dataset: OptionalDataset = None,
     embeddings: Annotated[
-        Path | None,
-        typer.Option("--embeddings", metavar="FOLDER", help="what 'cca embed' wrote: no picture is read again."),
+        Path | None, option("embeddings", "FOLDER", "Output folder of 'cca embed'; no image is read again.")
     ] = None,
-    split: Annotated[
-        str | None, typer.Option("--split", metavar="NAME", help="Of the data set, if it has several.")
-    ] = None,
-    id_column: Annotated[
-        str | None,
-        typer.Option("--id_column", metavar="NAME", help="What names an item. Default: the number of its row."),
-    ] = None,
+    split: Split = None,
+    id_column: IdColumn = None,
     columns: Annotated[
-        list[str] | None,
-        typer.Option("--columns", metavar="NAME ...", help="Columns to filter by and to show. Default: all."),
+        list[str] | None, option("columns", "NAME ...", "Columns to filter by and to show. Default: all.")
     ] = None,
     only_new: Annotated[
-        bool, typer.Option("--only_new", help="Leave items that are in the index alone: go on after an interruption.")
+        bool, switch("only_new", "Skip items that the index already has, to resume after an interruption.")
     ] = False,
-    batch_size: Annotated[int, typer.Option("--batch_size", metavar="NUMBER", min=1, help="Pictures a pass.")] = 32,
-    device: Annotated[
-        str | None,
-        typer.Option("--device", metavar="NAME", help="cpu, cuda, mps, ... Default: the accelerator there is."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what is in the index as JSON.")] = False,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    as_json: Json = False,
 ) -> None:
-    """Embed a catalogue, or take its embeddings, and index them. Items that are there already are written over.
+    """Add images or embeddings to an index. An item that the index already has is replaced.
 
-    A column named like an attribute lets 'cca search --value colour=red' find without a picture.
+    Give one of --images, --dataset and --embeddings. A column with the name of an attribute enables
+    'cca search --value colour=red', which needs no image.
 
     \b
     Examples:
@@ -77,53 +66,52 @@ def index(
     if context.invoked_subcommand is not None:
         return
     if store is None:
-        raise typer.BadParameter("--store is missing: where the index is, or is to be")
+        raise UsageError("--store is missing: the place of the index, which is created if it does not exist")
     if sum(source is not None for source in (images, dataset, embeddings)) != 1:
-        raise typer.BadParameter("give one of --images, --dataset and --embeddings")
+        raise UsageError("give one of --images, --dataset and --embeddings")
     if model is None and embeddings is None:
-        raise typer.BadParameter("--images and --dataset need the --model that embeds them")
+        raise UsageError("--images and --dataset need the --model that encodes them")
     if dataset is None and (split or id_column):
-        raise typer.BadParameter("--split and --id_column are for a --dataset")
+        raise UsageError("--split and --id_column are for a --dataset")
     with stdout_kept_clean():
         from cca_hf.embedding.catalogue import Catalogue
         from cca_hf.search.filling import fill_index
         from cca_hf.search.sources import EmbeddedSource, ItemSource, PictureSource
 
         source: ItemSource
-        name = str(Path(model).resolve()) if model is not None and Path(model).exists() else model or ""
+        name = "" if model is None else resolved(model)
         if embeddings is not None:
             source = EmbeddedSource(embeddings, name, columns=columns)
-        else:
+        elif images is not None:
+            catalogue = Catalogue.from_folder(images.resolve())
             encoder = load_encoder(name, device)
-            if images is not None:
-                catalogue = Catalogue.from_folder(images.resolve())
-                source = PictureSource(catalogue, encoder, name, columns=columns, batch_size=batch_size)
-            else:
-                source = PictureSource.from_dataset(
-                    dataset or "",
-                    encoder,
-                    name,
-                    split=split,
-                    id_column=id_column,
-                    columns=columns,
-                    batch_size=batch_size,
-                )
+            source = PictureSource(catalogue, encoder, name, columns=columns, batch_size=batch_size)
+        else:
+            source = PictureSource.from_dataset(
+                dataset or "",
+                load_encoder(name, device),
+                name,
+                split=split,
+                id_column=id_column,
+                columns=columns,
+                batch_size=batch_size,
+            )
         items, schema = fill_index(store, source, only_new=only_new)
     if as_json:
-        told = {"store": store, "items": items, "attributes": list(schema.attributes), "columns": schema.columns}
-        print(json.dumps({**told, "made_by": str(schema.checkpoint)}, indent=2, ensure_ascii=False))
+        contents = {"store": store, "items": items, "attributes": list(schema.attributes), "columns": schema.columns}
+        print(json.dumps({**contents, "made_by": str(schema.checkpoint)}, indent=2, ensure_ascii=False))
         return
-    print(f"{store}: {items:,} items, an embedding of each under {', '.join(schema.attributes)}")
+    print(f"{store}: {items:,} items, each with one embedding for {', '.join(schema.attributes)}")
     print(f"columns to filter by: {', '.join(schema.columns) or 'none'}")
-    print(f"next: cca search --store {store} --image PICTURE --attribute {schema.attributes[0]}")
+    print(f"next: cca search --store {store} --image FILE --attribute {schema.attributes[0]}")
 
 
-@app.command()
+@app.command(cls=Command)
 def move(
-    source: Annotated[str, typer.Argument(metavar="FROM", help="The index that is.")],
-    target: Annotated[str, typer.Argument(metavar="TO", help="Where it is to be, on the same engine or the other.")],
+    source: Annotated[str, typer.Argument(metavar="FROM", help="The existing index.")],
+    target: Annotated[str, typer.Argument(metavar="TO", help="Its new place, on the same engine or the other.")],
 ) -> None:
-    """Stream an index to another place. Interrupted, it goes on when started again. What is at FROM stays there.
+    """Copy an index to another place. An interrupted copy is resumed by the same command. FROM is kept.
 
     \b
     Examples:
@@ -135,4 +123,4 @@ def move(
 
         copied = copy_index(source, target)
     print(f"{target}: {copied:,} items")
-    print(f"{source} is as it was; delete it when you are content with the copy")
+    print(f"{source} is unchanged; delete it when you have checked the copy")

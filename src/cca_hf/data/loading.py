@@ -67,6 +67,7 @@ def load_attribute_dataset(
         _check_present("group column", [group_column], splits)
     values = attributes if isinstance(attributes, Mapping) else {}
     splits, found = _to_schema(splits, names, values, image_column, group_column)
+    uncut = splits
     if make_splits:
         given = "train" if "train" in splits else next(iter(splits))
         splits = complete_splits(splits, group_column, split_seed)
@@ -74,7 +75,8 @@ def load_attribute_dataset(
             coverage = dict.fromkeys(splits, coverage[given]) | coverage
     if group_column is not None:
         warn_of_shared_groups(splits, group_column)
-    data = AttributeDataset(splits=splits, attributes=found, group_column=group_column, coverage=coverage)
+    cut = tuple(split for split, dataset in splits.items() if dataset is not uncut.get(split))
+    data = AttributeDataset(splits, found, group_column, coverage, cut_splits=cut)
     _check_labels(data)
     return data
 

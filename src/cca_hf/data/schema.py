@@ -28,12 +28,14 @@ class AttributeDataset:
         attributes: attribute -> the names of its values, in the order of their ids.
         group_column: near copies share a value of this column (an item's number); None if there is no such column.
         coverage: of the splits of which pictures are missing, how many are there.
+        cut_splits: the splits that `load_attribute_dataset` cut from the training images, and what it left of these.
     """
 
     splits: DatasetDict
     attributes: dict[str, list[str]]
     group_column: str | None = None
     coverage: dict[str, Coverage] = field(default_factory=dict)
+    cut_splits: tuple[str, ...] = ()
 
     def __getitem__(self, split: str) -> Dataset:
         if split not in self.splits:

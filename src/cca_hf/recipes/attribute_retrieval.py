@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,9 @@ def run_training(
     model = make_model(model_args, data)
     trainer = CCATrainer(model, training_args, data)
     test_images = trainer.images_of("test")  # its absence is an error now, not after training
+    record = RunRecord.of(data, asdict(data_args), training_args) if training_args.should_save else None
+    if record is not None:
+        record.save(training_args.output_dir)  # checkpoints can be evaluated before the training ends
 
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     if model.config.attribute_subspaces:
@@ -83,11 +86,10 @@ def run_training(
     trainer.save_state()
     result = trainer.evaluation_result
     output_dir = Path(training_args.output_dir)
-    if result is not None:
+    if result is not None and record is not None:
         result.save_json(output_dir / "test_evaluation.json")
         confusions = trainer.confusions_of(test_images, predicted)
-        seconds = outcome.metrics["train_runtime"]
-        RunRecord.of(data, data_args.dataset, training_args, seconds, confusions).save(output_dir)
+        replace(record, seconds=outcome.metrics["train_runtime"], confusions=confusions).save(output_dir)
         print(f"\nRetrieval on the test split ({output_dir})\n{result.table()}")
     return TrainingRun(
         model=trainer.accelerator.unwrap_model(trainer.model),

@@ -1,68 +1,79 @@
-"""The flags of `scripts/train.py` and `cca train`: as flags, or in one JSON or YAML file, or both."""
+"""The flags of `cca train` and `scripts/train.py`: on the command line, in a JSON or YAML file, or both."""
 
 import json
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import yaml  # type: ignore[import-untyped]
-from transformers import HfArgumentParser
 
-from cca_hf.training.arguments import CCATrainingArguments
+from .flags import flag_names, help_text, meant_by
+
+if TYPE_CHECKING:  # torch and transformers are imported when the flags are known to be right
+    from cca_hf.training.arguments import CCATrainingArguments
+
+_SETTINGS_FILES = (".json", ".yaml", ".yml")
+_NUMBER = re.compile(r"-\.?\d")
+
+
+class CommandLineError(ValueError):
+    """Flags or a settings file that cannot be understood."""
 
 
 @dataclass
 class ModelArguments:
-    """What is trained. Fields left at None take what suits the backbone, see `CCAConfig`."""
+    """The model to train. A field that is None takes the default for the backbone, see `CCAConfig`."""
 
     backbone: str | None = field(
-        default=None, metadata={"help": "Pretrained vision backbone: an id on the Hub or a local folder."}
+        default=None, metadata={"help": "Pretrained vision model: an id on the Hub or a local folder."}
     )
     backbone_config: str | None = field(
         default=None,
         metadata={
-            "help": "Instead of --backbone, train one from scratch: its configuration, with a model_type such as vit, "
-            "as JSON, as a JSON file, or as an id on the Hub or a folder."
+            "help": "Train a backbone from scratch, with this configuration: JSON with a model_type such as vit, a "
+            "JSON file, an id on the Hub or a folder. Instead of --backbone."
         },
     )
     backbone_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the backbone."})
     condition_embedding: Literal["one_hot", "lookup", "text", "none"] = field(
         default="one_hot",
         metadata={
-            "help": "How an attribute becomes a query; text: by what it is called, see --text_encoder; none: one "
-            "space for all attributes, the baseline."
+            "help": "How an attribute becomes the query of the attention. text: from its name, see --text_encoder. "
+            "none: one space for all attributes, the baseline."
         },
     )
     text_encoder: str | None = field(
         default=None,
-        metadata={"help": "Text model that embeds the attributes' names: an id on the Hub or a folder."},
+        metadata={"help": "Text model that encodes the names of the attributes: an id on the Hub or a folder."},
     )
     attribute_sentences: str | None = field(
         default=None,
-        metadata={"help": "JSON file of sentences by attribute name, to be embedded in the place of the names."},
+        metadata={"help": "JSON file, attribute -> sentence, to encode instead of the names."},
     )
     residual: Literal["image", "condition", "none"] | None = field(
-        default=None, metadata={"help": "What the attended values are added to. Default: what suits the backbone."}
+        default=None,
+        metadata={"help": "What is added to the output of the attention. Default: depends on the backbone."},
     )
     embedding_dim: int | None = field(default=None, metadata={"help": "Width of the embeddings."})
     attribute_subspaces: bool = field(
         default=False,
         metadata={
-            "help": "When training has ended, project each attribute's embeddings on what tells its own values apart; "
-            "it takes the other attributes out of them."
+            "help": "After training, project the embeddings of each attribute on the directions that separate its "
+            "values. This removes the other attributes from them."
         },
     )
     hidden_size: int | None = field(
-        default=None, metadata={"help": "Width of the conditional layer where it stands on top of the backbone."}
+        default=None, metadata={"help": "Width of the conditional layer on top of the backbone."}
     )
     feature_levels: list[int] | None = field(
-        default=None, metadata={"help": "Hidden states of the backbone that are asked beside its output."}
+        default=None, metadata={"help": "Hidden states of the backbone to attend to, besides its output."}
     )
-    image_size: int | None = field(default=None, metadata={"help": "Height and width of the pictures, in pixels."})
+    image_size: int | None = field(default=None, metadata={"help": "Height and width of the images, in pixels."})
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "eager, sdpa, flash_attention_2, flex_attention."}
+        default=None, metadata={"help": "eager, sdpa, flash_attention_2 or flex_attention."}
     )
 
     def __post_init__(self) -> None:
@@ -76,7 +87,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """What it is trained on."""
+    """The data set to train on."""
 
     dataset: str = field(metadata={"help": "An id on the Hub or a local folder; see load_attribute_dataset."})
     attributes: list[str] | None = field(
@@ -84,61 +95,102 @@ class DataArguments:
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set."})
-    image_column: str | None = field(default=None, metadata={"help": "Default: image, or the only one there is."})
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column with the images. Default: image, or the only column of images."}
+    )
     group_column: str | None = field(
-        default=None, metadata={"help": "Column that near copies share: an item's number. They are no neighbours."}
+        default=None,
+        metadata={
+            "help": "Column that near copies share, such as an item number. They stay in one split, and do not count "
+            "as neighbours."
+        },
     )
-    split_seed: int = field(default=0, metadata={"help": "Of the splits that are made where the source has none."})
+    split_seed: int = field(
+        default=0, metadata={"help": "Seed for cutting the splits that the data set does not have."}
+    )
     on_unreadable: Literal["error", "skip"] = field(
-        default="error", metadata={"help": "Stop at unreadable images before training, or go on without them."}
+        default="error", metadata={"help": "Stop before training if an image cannot be read, or skip the image."}
     )
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, CCATrainingArguments]:
-    """Reads flags; a first argument ending in `.json`, `.yaml` or `.yml` is a file of the same names.
-
-    Flags after the file win over it. Ends the process with a message, as `argparse` does, on `--help`, an unknown name
-    (naming the closest) or a value that is not allowed.
+def parse_arguments(argv: Sequence[str] | None = None) -> "tuple[ModelArguments, DataArguments, CCATrainingArguments]":
+    """[`read_arguments`] for a script: an error is printed, and ends the process with code 2.
 
     Args:
         argv: without the program's name; default `sys.argv[1:]`.
     """
-    # transformers types its first argument as dataclass *types*
-    parser = HfArgumentParser([ModelArguments, DataArguments, CCATrainingArguments], allow_abbrev=False)
-    given = list(_program_arguments() if argv is None else argv)
-    known = [option for action in parser._actions for option in action.option_strings]
-    if given and Path(given[0]).suffix in (".json", ".yaml", ".yml"):
+    try:
+        return read_arguments(sys.argv[1:] if argv is None else argv)
+    except CommandLineError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def read_arguments(words: Sequence[str]) -> "tuple[ModelArguments, DataArguments, CCATrainingArguments]":
+    """Reads flags; dashes in a flag count as underscores.
+
+    A first word that ends in `.json`, `.yaml` or `.yml` is a settings file of the same names; the flags after it
+    override it. `--help` and `--help_all` print the flags and end the process.
+
+    Raises:
+        CommandLineError: an unknown flag (the message names the one that may be meant), a flag that is missing, or a
+            value that is not allowed.
+    """
+    given = list(words)
+    if {"--help", "-h", "--help_all", "--help-all"} & {*given}:
+        print(help_text(everything="--help_all" in given or "--help-all" in given))
+        raise SystemExit(0)
+    if given and not given[0].startswith("-"):
+        file = Path(given.pop(0))
+        if file.suffix not in _SETTINGS_FILES:
+            raise CommandLineError(f"{str(file)!r} is no flag and no settings file ({', '.join(_SETTINGS_FILES)})")
         try:
-            given = flags_of_file(Path(given[0])) + given[1:]
+            given = flags_of_file(file) + given
         except (OSError, ValueError) as error:
-            parser.error(str(error))
-    for flag in given:
-        name = flag.split("=")[0]
-        if flag.startswith("--") and name not in known:
-            closest = get_close_matches(name, known, n=1)
-            parser.error(f"unknown argument {name}" + (f": did you mean {closest[0]}?" if closest else ""))
+            raise CommandLineError(str(error)) from error
+    given = [_checked(word) if word.startswith("-") and not _NUMBER.match(word) else word for word in given]
+
+    from transformers import HfArgumentParser
+
+    from cca_hf.training.arguments import CCATrainingArguments
+
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:  # argparse would print a hundred lines of usage before it
+            raise CommandLineError(message)
+
+    # transformers types its first argument as dataclass *types*
+    parser = Parser([ModelArguments, DataArguments, CCATrainingArguments], allow_abbrev=False, add_help=False)
+    for action in parser._actions:  # messages name a flag once, not a second time with dashes
+        action.option_strings = action.option_strings[:1]
     try:
         model_args, data_args, training_args = parser.parse_args_into_dataclasses(given, look_for_args_file=False)
     except ValueError as error:
-        parser.error(str(error))
+        raise CommandLineError(str(error)) from error
     return model_args, data_args, training_args
 
 
-def _program_arguments() -> list[str]:
-    import sys
-
-    return sys.argv[1:]
+def _checked(word: str) -> str:
+    """A flag with underscores for dashes."""
+    flag, equals, value = word.partition("=")
+    name = flag.lstrip("-").replace("-", "_")
+    if not flag.startswith("--") or name not in flag_names():
+        meant = meant_by(name)
+        raise CommandLineError(f"unknown argument {flag}" + (f": did you mean --{meant}?" if meant else ""))
+    return f"--{name}{equals}{value}"
 
 
 def flags_of_file(path: Path) -> list[str]:
-    """A JSON or YAML file as flags, so that it is checked like them. None means: not given.
+    """The names and values of a JSON or YAML file as flags, which are then checked like flags. A null is left out.
 
     Raises:
-        OSError: if it cannot be read.
-        ValueError: if it does not hold names and values.
+        OSError: if the file cannot be read.
+        ValueError: if the file does not hold names and values.
     """
     text = path.read_text(encoding="utf-8")
-    content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    try:
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold names and values, got {type(content).__name__}")
     flags: list[str] = []

@@ -1,5 +1,6 @@
-"""What a later reader asks of a run, beside its figures: `run.json`, from which the model card is written."""
+"""`run.json`: how a model was trained, for the model card and for a later evaluation of the checkpoint."""
 
+import hashlib
 import json
 import platform
 from collections.abc import Mapping
@@ -11,15 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from datasets import Dataset
+from transformers.utils import cached_file
 
-from cca_hf.data.schema import AttributeDataset
+from cca_hf.data.schema import IMAGE_COLUMN, AttributeDataset
 from cca_hf.evaluation.retrieval.confusions import Confusion
 from cca_hf.models.whole_files import write_json
 
 from .arguments import CCATrainingArguments
 
 FILE_NAME = "run.json"
-# of transformers' arguments, those that say how the weights came about
+# the arguments of transformers that decide what the weights become
 _THEIRS = (
     "num_train_epochs",
     "max_steps",
@@ -36,23 +39,37 @@ _THEIRS = (
     "seed",
     "data_seed",
 )
-_PLACES = ("cache_tokens", "cpu_threads")  # ours, of the machine and not of the recipe
+_PLACES = ("cache_tokens", "cpu_threads")  # arguments that describe the machine, not the recipe
+# how the data set was loaded, besides its name
+_LOADED_WITH = (
+    "attributes",
+    "dataset_config",
+    "dataset_revision",
+    "image_column",
+    "group_column",
+    "split_seed",
+    "on_unreadable",
+)
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One training: on what, how, where, and what it confuses.
+    """The data, the settings and the machine of one training, and the values that the model confuses.
 
     Args:
         dataset: id on the Hub, or the name of a folder.
-        dataset_on_hub: whether it is an id.
-        splits: images of each split.
-        value_counts: attribute -> value -> images of the training split.
-        settings: the recipe, by the names of the flags.
-        hardware: what it ran on.
-        versions: of Python, torch, transformers.
-        seconds: of the training alone.
-        confusions: attribute -> which values are most often taken for which, on the test split.
+        dataset_on_hub: whether `dataset` is an id.
+        splits: number of images in each split.
+        value_counts: attribute -> value -> number of training images.
+        settings: the training arguments, by the names of their flags.
+        hardware: the processor or GPU, and how many processes.
+        versions: of Python, torch and transformers.
+        seconds: duration of the training alone; 0 until it has finished.
+        confusions: attribute -> the values that are most often confused with each other on the test split.
+        data: how the data set was loaded: the flags `attributes`, `dataset_config`, `dataset_revision`,
+            `image_column`, `group_column`, `split_seed` and `on_unreadable`, and `cut_splits`: for each split that was
+            cut from the training images, and for the rest of these, the digest of its rows. Empty in a file that
+            version 0.1 wrote.
     """
 
     dataset: str
@@ -62,19 +79,14 @@ class RunRecord:
     settings: dict[str, Any]
     hardware: str
     versions: dict[str, str]
-    seconds: float
+    seconds: float = 0.0
     confusions: dict[str, list[Confusion]] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls,
-        data: AttributeDataset,
-        dataset: str,
-        args: CCATrainingArguments,
-        seconds: float,
-        confusions: Mapping[str, list[Confusion]],
-    ) -> "RunRecord":
-        """Of a training that has just ended in this process; `dataset` is what `load_attribute_dataset` was given."""
+    def of(cls, data: AttributeDataset, loaded_with: Mapping[str, Any], args: CCATrainingArguments) -> "RunRecord":
+        """The record of a training that begins in this process; `loaded_with` are the fields of `DataArguments`."""
+        dataset = loaded_with["dataset"]
         folder = Path(dataset).exists()
         labels = data.labels("train")
         counts = {
@@ -85,10 +97,11 @@ class RunRecord:
             each.name for each in fields(transformers.TrainingArguments)
         }
         settings = args.to_dict()  # plain values
+        digests = {split: rows_digest(data[split]) for split in data.cut_splits}
         return cls(
-            dataset=Path(dataset).resolve().name if folder else dataset,
+            dataset=_name(dataset),
             dataset_on_hub=not folder,
-            splits={split: dataset.num_rows for split, dataset in data.splits.items()},
+            splits={split: rows.num_rows for split, rows in data.splits.items()},
             value_counts=counts,
             settings={name: settings[name] for name in (*_THEIRS, *sorted(own - {*_PLACES}))},
             hardware=_hardware(args),
@@ -97,26 +110,64 @@ class RunRecord:
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
             },
-            seconds=seconds,
-            confusions=dict(confusions),
+            data={name: loaded_with[name] for name in _LOADED_WITH} | {"cut_splits": digests},
         )
 
     def save(self, folder: str | PathLike[str]) -> Path:
-        """As `run.json`."""
+        """Writes `run.json`."""
         return write_json(asdict(self), Path(folder) / FILE_NAME)
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> "RunRecord":
-        """The inverse of `save`.
+        """Reads the `run.json` of a folder.
 
         Raises:
-            FileNotFoundError: if there is none.
+            FileNotFoundError: if the folder has none.
         """
         content = json.loads((Path(folder) / FILE_NAME).read_text(encoding="utf-8"))
         content["confusions"] = {
             name: [Confusion(**each) for each in pairs] for name, pairs in content["confusions"].items()
         }
         return cls(**content)
+
+    @classmethod
+    def of_checkpoint(cls, name: str) -> "RunRecord | None":
+        """The record of the training that made a checkpoint; None if it is not known.
+
+        Args:
+            name: an id on the Hub, the output folder of a training, or a `checkpoint-*` folder in it.
+        """
+        folder = Path(name)
+        if folder.exists():
+            places = [folder, folder.resolve().parent] if folder.resolve().name.startswith("checkpoint-") else [folder]
+        else:
+            file = cached_file(name, FILE_NAME, _raise_exceptions_for_missing_entries=False)
+            places = [] if file is None else [Path(file).parent]
+        found = [place for place in places if (place / FILE_NAME).is_file()]
+        return cls.load(found[0]) if found else None
+
+    def describes(self, dataset: str) -> bool:
+        """Whether the training loaded this data set, and the record says how."""
+        return bool(self.data) and (self.dataset, self.dataset_on_hub) == (_name(dataset), not Path(dataset).exists())
+
+
+def rows_digest(images: Dataset) -> str:
+    """A digest of the images of a split and their order.
+
+    An image counts by its bytes. If it is a file, it counts by its name and its folder's name, so that the data set
+    can move.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for batch in images.select_columns([IMAGE_COLUMN]).with_format("arrow").iter(batch_size=100):
+        for image in batch.column(IMAGE_COLUMN).to_pylist():
+            content = image["bytes"] or "/".join(Path(str(image["path"])).parts[-2:]).encode()
+            digest.update(hashlib.blake2b(content, digest_size=16).digest())
+    return digest.hexdigest()
+
+
+def _name(dataset: str) -> str:
+    """The id, or the name of the folder: the path on this machine is nobody's business."""
+    return Path(dataset).resolve().name if Path(dataset).exists() else dataset
 
 
 def _hardware(args: CCATrainingArguments) -> str:
@@ -128,7 +179,7 @@ def _hardware(args: CCATrainingArguments) -> str:
 
 
 def processor_name() -> str:
-    """What the machine calls its processor; nothing says it on all systems."""
+    """The name of the processor, as the system reports it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]

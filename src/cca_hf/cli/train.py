@@ -1,0 +1,74 @@
+"""`cca train`: a data set and a backbone in, a trained and evaluated checkpoint out."""
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperCommand
+
+from .options import UsageError
+
+if TYPE_CHECKING:
+    from cca_hf.recipes.command_line import DataArguments, ModelArguments
+    from cca_hf.training.arguments import CCATrainingArguments
+
+
+class Training(TyperCommand):
+    """Leaves all words but `--help` to the recipe, and lists the recipe's flags in the help."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--help" in args:
+            return super().parse_args(ctx, ["--help"])
+        ctx.args = list(args)
+        return ctx.args
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        from cca_hf.recipes.flags import help_text
+
+        formatter.write(f"\n{help_text(everything=False)}\n")
+
+
+def train(context: typer.Context) -> None:
+    """Train a model, evaluate the best checkpoint once on the test split, and write a report and a model card.
+
+    The most used flags are --dataset, --attributes, --backbone and --output_dir. If the data set has no validation or
+    test split, it is cut from the training images. Flags can also stand in a YAML or JSON file.
+
+    \b
+    Examples:
+      cca train --dataset me/shoes --attributes colour closure \\
+          --backbone google/vit-base-patch16-224-in21k --output_dir out
+      cca train settings.yaml --num_train_epochs 30 --resume_from_checkpoint last
+      cca train settings.yaml --push_to_hub --hub_model_id me/cca-shoes
+
+    On several GPUs: accelerate launch scripts/train.py with the same flags.
+    """
+    from cca_hf.recipes.command_line import CommandLineError, read_arguments
+
+    try:
+        arguments = read_arguments(context.args)
+    except CommandLineError as error:
+        raise UsageError(str(error), ctx=context) from error
+    train_and_report(*arguments)
+
+
+def train_and_report(
+    model_args: "ModelArguments", data_args: "DataArguments", training_args: "CCATrainingArguments"
+) -> None:
+    """Trains, then writes the report and the model card, and pushes the model if `push_to_hub` is set."""
+    from cca_hf.hub.model_card import write_model_card
+    from cca_hf.hub.publishing import push_run
+    from cca_hf.recipes.attribute_retrieval import run_training
+    from cca_hf.recipes.evaluation import can_draw, report_name
+    from cca_hf.visualization.report import write_report
+
+    draws = can_draw(needed=False)
+    run = run_training(model_args, data_args, training_args)
+    if run.result is None:  # only the main process has the result
+        return
+    if draws:
+        results = {report_name(run.model): run.result}
+        page = write_report(run.model, run.data, "test", results, run.output_dir, history=run.history)
+        print(f"report: {page}")
+    print(f"model card: {write_model_card(run.output_dir)}")
+    if training_args.push_to_hub:
+        print(f"pushed: {push_run(training_args)}")

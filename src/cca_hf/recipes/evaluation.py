@@ -1,0 +1,222 @@
+"""Evaluation of a trained checkpoint on a data set, with the splits and the columns of its training."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+
+from cca_hf.data.columns import column_places
+from cca_hf.data.loading import load_attribute_dataset
+from cca_hf.data.schema import AttributeDataset
+from cca_hf.data.sources import load_source
+from cca_hf.data.splits import HELD_OUT, with_usual_names
+from cca_hf.data.triplet_pictures import load_triplets
+from cca_hf.data.triplets import holds_triplets
+from cca_hf.evaluation.entanglement.evaluator import measure_entanglement
+from cca_hf.evaluation.entanglement.result import EntanglementResult
+from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
+from cca_hf.evaluation.retrieval.result import EvaluationResult
+from cca_hf.evaluation.retrieval.triplet_accuracy import TripletResult
+from cca_hf.evaluation.retrieval.triplet_evaluator import TripletEvaluator
+from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.training.run_record import RunRecord, rows_digest
+from cca_hf.visualization.figures import new_figure
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of [`evaluate_checkpoint`]."""
+
+    results: tuple[EvaluationResult | TripletResult | EntanglementResult, ...]
+
+    def metrics(self) -> dict[str, float | None]:
+        """The metrics of all results, as fractions; None where a metric is not defined."""
+        metrics = {name: figure for result in self.results for name, figure in result.metrics().items()}
+        return {name: None if math.isnan(figure) else figure for name, figure in metrics.items()}
+
+    def table(self) -> str:
+        """The tables of all results."""
+        return "\n\n".join(result.table() for result in self.results)
+
+
+def evaluate_checkpoint(
+    model: CCAModel,
+    checkpoint: str,
+    dataset: str,
+    attributes: Sequence[str] | None = None,
+    split: str = "test",
+    *,
+    group_column: str | None = None,
+    split_seed: int | None = None,
+    config_name: str | None = None,
+    output_dir: Path | None = None,
+    report: bool = False,
+    entanglement: bool = False,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+) -> Evaluation:
+    """Measures retrieval, or the triplet accuracy if the data set consists of ready triplets.
+
+    Args:
+        model: the loaded checkpoint.
+        checkpoint: the id or folder it was loaded from, see [`RunRecord.of_checkpoint`].
+        dataset: an id on the Hub or a folder.
+        attributes: default: all of the model's, or all conditions of the triplets.
+        group_column, split_seed, config_name: default: those of the training, see [`load_evaluation_data`].
+        output_dir: where to write `evaluation.json` and, with matplotlib, `evaluation.png`.
+        report: also write `report.html`, `report.png` and `examples/` there.
+        entanglement: also measure the entanglement, and write `entanglement.json` and `entanglement.png` there.
+
+    Raises:
+        KeyError, ValueError: for a split, attribute or column that does not exist, and see [`load_evaluation_data`].
+        ImportError: if the report needs matplotlib, or the entanglement scikit-learn, and it is missing.
+    """
+    draws = output_dir is not None and can_draw(needed=report)
+    if holds_triplets(_load_source(dataset, config_name, _recorded(checkpoint, dataset))):
+        if report or entanglement or group_column is not None or split_seed is not None:
+            raise ValueError(
+                f"{dataset} holds ready triplets: there is no --report, --entanglement, --group_column or "
+                "--split_seed for them"
+            )
+        triplets, images = load_triplets(dataset, split, config_name)
+        accuracy = TripletEvaluator(
+            triplets, attributes, pictures=images, batch_size=batch_size, num_workers=num_workers
+        )(model)
+        if output_dir is not None:
+            accuracy.save_json(output_dir / "evaluation.json")
+        return Evaluation((accuracy,))
+
+    data = load_evaluation_data(
+        dataset,
+        attributes or model.config.attributes,
+        split,
+        checkpoint,
+        group_column=group_column,
+        split_seed=split_seed,
+        config_name=config_name,
+    )
+    result = RetrievalEvaluator(data, split, batch_size=batch_size, num_workers=num_workers)(model)
+    results: list[EvaluationResult | EntanglementResult] = [result]
+    if output_dir is not None:
+        result.save_json(output_dir / "evaluation.json")
+        if draws:
+            from cca_hf.visualization.results import plot_results
+
+            plot_results({"model": result}).savefig(output_dir / "evaluation.png", dpi=150)
+        if report:
+            from cca_hf.visualization.report import write_report
+
+            write_report(model, data, split, {report_name(model): result}, output_dir, batch_size=batch_size)
+    if entanglement:
+        measured = measure_entanglement(model, data, split, batch_size=batch_size, num_workers=num_workers)
+        results.append(measured)
+        if output_dir is not None:
+            measured.save_json(output_dir / "entanglement.json")
+            if draws:
+                from cca_hf.visualization.entanglement import plot_entanglement
+
+                plot_entanglement(measured).savefig(output_dir / "entanglement.png", dpi=150)
+    return Evaluation(tuple(results))
+
+
+def load_evaluation_data(
+    dataset: str,
+    attributes: Sequence[str],
+    split: str,
+    checkpoint: str,
+    *,
+    group_column: str | None = None,
+    split_seed: int | None = None,
+    config_name: str | None = None,
+) -> AttributeDataset:
+    """Loads a data set so that no image of a held-out split is one that the checkpoint was trained on.
+
+    If the checkpoint was trained on this data set, its training's configuration, revision, columns and split seed are
+    used, as `run.json` records them. A split that the training cut is cut again, and compared with the recorded
+    digest of its rows. A split that the data set has itself is used as it is.
+
+    Raises:
+        ValueError: if the split has to be cut and its images may have been trained on: the training of the checkpoint
+            is not known, an argument contradicts it, or the data set has changed since.
+        KeyError: if the split does not exist; the message names those that do.
+    """
+    recorded = _recorded(checkpoint, dataset)
+    given = {"group_column": group_column, "split_seed": split_seed, "dataset_config": config_name}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = {**recorded, **given}
+    source = with_usual_names(_load_source(dataset, config_name, recorded))
+    columns = {column for rows in source.values() for column in column_places(rows.features)}
+    cut = recorded.get("cut_splits", {})
+    must_cut = split in HELD_OUT and split not in source and f"{split}_query" not in source
+    if split in cut:
+        for name, value in given.items():
+            if value != recorded[name]:
+                raise ValueError(
+                    f"{checkpoint} was trained with {_flag(name, recorded[name])}, which decides which images its "
+                    f"{split!r} split holds; with {_flag(name, value)} the split would hold training images. Leave "
+                    f"the flag out"
+                )
+    elif must_cut and not given.keys() & {"group_column", "split_seed"} and ("train" in source or len(source) == 1):
+        raise ValueError(
+            f"{dataset} has no {split!r} split, and the checkpoint {checkpoint} does not record how its training "
+            f"split this data set: a {split!r} split that is cut now may hold images that the model was trained on. "
+            "If the model was trained on this data set, repeat the --split_seed (0 unless it was given) and the "
+            "--group_column of that training. If not, --split_seed 0 cuts a split"
+        )
+    groups = settings.get("group_column")
+    data = load_attribute_dataset(
+        source,
+        attributes,
+        group_column=groups if groups in columns or "group_column" in given else None,
+        image_column=recorded.get("image_column"),
+        make_splits=must_cut or split in cut,
+        split_seed=settings.get("split_seed") or 0,
+    )
+    if split in cut:
+        if recorded["on_unreadable"] == "skip":
+            data = data.check_images("skip")
+        if rows_digest(data[split]) != cut[split]:
+            raise ValueError(
+                f"{dataset} has changed since {checkpoint} was trained on it: the {split!r} split that is cut now "
+                f"differs from the one of the training, and may hold images that the model was trained on"
+            )
+    return data
+
+
+def _recorded(checkpoint: str, dataset: str) -> dict[str, Any]:
+    """How the training of the checkpoint loaded the data set; empty if that is not known."""
+    record = RunRecord.of_checkpoint(checkpoint)
+    return record.data if record is not None and record.describes(dataset) else {}
+
+
+def _load_source(dataset: str, config_name: str | None, recorded: dict[str, Any]) -> DatasetDict:
+    return load_source(dataset, config_name or recorded.get("dataset_config"), recorded.get("dataset_revision"))
+
+
+def _flag(name: str, value: object) -> str:
+    flag = {"dataset_config": "config_name"}.get(name, name)
+    return f"no --{flag}" if value is None else f"--{flag} {value}"
+
+
+def report_name(model: CCAModel) -> str:
+    """The name of a model in a report."""
+    name = model.display_name
+    return "one space" if name == "CCA" and model.config.condition_embedding == "none" else name
+
+
+def can_draw(*, needed: bool) -> bool:
+    """Whether matplotlib is installed; a warning before the work begins, or an error if figures are needed."""
+    try:
+        new_figure(1, 1)
+    except ImportError as error:
+        if needed:
+            raise
+        logger.warning("no figures will be written: %s", error)
+        return False
+    return True

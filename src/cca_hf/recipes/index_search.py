@@ -1,0 +1,146 @@
+"""Searches in an index by several images or items and under several attributes, and their results as a page."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cca_hf.search import AttributeIndex, Hit
+from cca_hf.search.pictures import PICTURE, find_pictures
+
+if TYPE_CHECKING:  # a search by item needs no torch
+    from cca_hf.models.encoding import ImageEncoder
+
+_WIDEST = 28  # characters of a column's value
+
+
+class Answer(NamedTuple):
+    """The items that are most similar to one query under one attribute, or under a mixture of several.
+
+    Args:
+        query, attribute: names to show.
+        attributes: the attributes of the mixture, or the one attribute.
+        hits: the most similar first.
+        image, item: the query, if it is an image or an item.
+    """
+
+    query: str
+    attribute: str
+    attributes: Sequence[str]
+    hits: Sequence[Hit]
+    image: str | None = None
+    item: str | None = None
+
+
+def search_index(
+    store: str,
+    *,
+    encoder: "ImageEncoder | None" = None,
+    images: Sequence[str] = (),
+    items: Sequence[str] = (),
+    values: Mapping[str, str] | None = None,
+    attributes: Sequence[str] = (),
+    weights: Mapping[str, float] | None = None,
+    where: str | None = None,
+    top: int = 10,
+) -> list[Answer]:
+    """One answer for each query and attribute; one for each query with `weights`, or with `values` and no attributes.
+
+    Args:
+        encoder: encodes the `images`.
+        images, items: the queries; without them the `values` are the only query.
+        values: attribute -> value to search for, instead of the query's own.
+        attributes: default: all of the index.
+
+    Raises:
+        KeyError, ValueError: see [`AttributeIndex.search`].
+    """
+    values = values or {}
+    wish = ", ".join(f"{name} {value}" for name, value in values.items())
+    but = f", but {wish}" if wish else ""
+    answers = []
+    with AttributeIndex.open(store, encoder) as index:
+        queries: list[tuple[dict[str, Any], dict[str, Any]]]  # arguments of an answer, and of a search
+        if images and encoder is not None:
+            embeddings = encoder.encode(list(images), list(index.schema.attributes))
+            queries = [
+                ({"query": f"{Path(image).name}{but}", "image": image}, {"embedding": embedding})
+                for image, embedding in zip(images, embeddings, strict=True)
+            ]
+        elif items:
+            queries = [({"query": f"item {item}{but}", "item": item}, {"item": item}) for item in items]
+        else:
+            queries = [({"query": wish}, {})]
+        if values and not weights and not attributes:  # one mixture, as the index makes it
+            weights = dict.fromkeys(index.schema.attributes if images or items else values, 1.0)
+        spaces: list[tuple[str, Sequence[str], dict[str, Any]]]
+        if weights:
+            mixture = ", ".join(name if weight == 1 else f"{name} x {weight:g}" for name, weight in weights.items())
+            spaces = [(mixture, list(weights), {"weights": weights})]
+        else:
+            spaces = [(name, [name], {"attribute": name}) for name in attributes or index.schema.attributes]
+        typed = _typed(index, values) or None
+        for answer, query in queries:
+            for name, mixed, space in spaces:
+                hits = index.search(**query, **space, top=top, where=where, values=typed)
+                answers.append(Answer(attribute=name, attributes=mixed, hits=hits, **answer))
+    return answers
+
+
+def _typed(index: AttributeIndex, values: Mapping[str, str]) -> dict[str, str | int | bool]:
+    """The values in the types of their columns."""
+    typed: dict[str, str | int | bool] = {}
+    for name, text in values.items():
+        kind = index.schema.columns.get(name)
+        if kind == "integer" and text.lstrip("-").isdigit():
+            typed[name] = int(text)
+        elif kind == "boolean" and text.lower() in ("true", "false"):
+            typed[name] = text.lower() == "true"
+        else:
+            typed[name] = text
+    return typed
+
+
+def write_answers(answers: Sequence[Answer], path: Path, *, store: str, where: str | None = None) -> Path:
+    """Writes a page with the images of the queries and of the hits, and returns its path.
+
+    Raises:
+        ValueError: if the index does not say where the image of an item is.
+    """
+    from cca_hf.visualization.search_page import FoundPicture, SearchedQuery, SearchRow, write_search_page
+
+    places = {hit.item_id: hit.columns.get(PICTURE) for answer in answers for hit in answer.hits}
+    items = {answer.item for answer in answers if answer.item is not None}
+    with AttributeIndex.open(store) as index:
+        places |= {hit.item_id: hit.columns.get(PICTURE) for hit in index.get(sorted(items - places.keys()))}
+    lost = [item for item, place in places.items() if place is None]
+    if lost:
+        raise ValueError(
+            f"the index does not say where the image of item {lost[0]} is: --html needs a column {PICTURE!r} of "
+            "paths or addresses, which 'cca index --images' and '--dataset' write"
+        )
+    images = dict(zip(places, find_pictures([str(place) for place in places.values()]), strict=True))
+    shown = []
+    for query, rows in groupby(answers, key=lambda answer: (answer.query, answer.image, answer.item)):
+        name, image, item = query
+        found = [
+            SearchRow(
+                answer.attribute,
+                [FoundPicture(images[hit.item_id], f"{hit.similarity:.2f}", _title(hit)) for hit in answer.hits],
+            )
+            for answer in rows
+        ]
+        shown.append(SearchedQuery(name, image or (None if item is None else images[item]), found))
+    facts = {"index": store} | ({"where": where} if where else {})
+    return write_search_page(shown, path, title="Found by attribute", facts=facts)
+
+
+def _title(hit: Hit) -> str:
+    known = [f"{name}: {cell(value)}" for name, value in hit.columns.items() if name != PICTURE and value is not None]
+    return ", ".join([f"item {hit.item_id}", f"similarity {hit.similarity:.3f}", *known])
+
+
+def cell(value: object) -> str:
+    """The value of a column as short text."""
+    text = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= _WIDEST else text[: _WIDEST - 3] + "..."
