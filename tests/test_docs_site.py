@@ -32,7 +32,7 @@ def test_every_public_name_has_its_place(site: Path) -> None:
     assert {f"cca_hf.{name}" for name in cca_hf.__all__} <= shown
     assert {"cca_hf.CCAModel.encode", "cca_hf.CCAModel.from_backbone", "cca_hf.AttributeIndex.search"} <= shown
     settings = (site / "api" / "training.html").read_text(encoding="utf-8")
-    assert "<code>hard_negatives_images</code>" in settings and "per_device_train_batch_size" in settings
+    assert "<code>collapse_patience</code>" in settings and "per_device_train_batch_size" in settings
 
 
 def test_every_command_is_shown(site: Path) -> None:

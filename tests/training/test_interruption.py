@@ -17,15 +17,14 @@ from .conftest import child_environment
 from .processes.interrupted import run
 
 
-@pytest.mark.parametrize("hard_negatives", ["none", "images"])
-def test_kill_and_resume_end_with_bitwise_the_same_weights(hard_negatives, shapes_folder, tmp_path, repository):
+def test_kill_and_resume_end_with_bitwise_the_same_weights(shapes_folder, tmp_path, repository):
     """Killed within an epoch, resumed, killed while writing a checkpoint, resumed: as if nothing had happened."""
-    undisturbed = run(shapes_folder, tmp_path / "undisturbed", hard_negatives=hard_negatives)
+    undisturbed = run(shapes_folder, tmp_path / "undisturbed")
     assert undisturbed.state.global_step == 20  # of 30: stopped early, so the count has to survive the kills too
 
     output = tmp_path / "out"
     script = repository / "tests" / "training" / "processes" / "interrupted.py"
-    command = [sys.executable, str(script), str(shapes_folder), str(output), "--hard-negatives", hard_negatives]
+    command = [sys.executable, str(script), str(shapes_folder), str(output)]
     environment = child_environment(repository)
     errors = tmp_path / "errors.txt"
     with (
@@ -38,7 +37,6 @@ def test_kill_and_resume_end_with_bitwise_the_same_weights(hard_negatives, shape
                 break
     assert child.returncode == -signal.SIGKILL, errors.read_text()
     assert last_checkpoint(output) == output / "checkpoint-12"
-    assert (output / "checkpoint-12" / "hard_negatives.npz").exists() == (hard_negatives != "none")
 
     killed = subprocess.run([*command, "--resume", "--die-while-saving", "16"], env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()

@@ -199,7 +199,7 @@ def evaluate(
     with stdout_kept_clean():
         from cca_hf.data.loading import load_attribute_dataset
         from cca_hf.data.sources import load_source
-        from cca_hf.data.triplet_pictures import load_triplets
+        from cca_hf.data.triplet_images import load_triplets
         from cca_hf.data.triplets import holds_triplets
         from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
         from cca_hf.evaluation.retrieval.triplet_evaluator import TripletEvaluator

@@ -94,18 +94,6 @@ class CCATrainingArguments(TrainingArguments):
             "rare values, fewer the frequent ones."
         },
     )
-    hard_negatives: Literal["none", "values", "images"] = field(
-        default="none",
-        metadata={
-            "help": "From the second epoch on, draw together what the model confuses in the whole training set: "
-            "values with those that are like them, or images with those of the value that they lie near. Measured on "
-            "fashion_products it wins nothing, see docs/recipe.md."
-        },
-    )
-    hard_negatives_images: int = field(
-        default=10_000,
-        metadata={"help": "Training images, at most, that are embedded before each epoch to find them."},
-    )
     horizontal_flip: float = field(
         default=0.5, metadata={"help": "Probability of a flip; 0 where left and right are what an attribute is about."}
     )
@@ -216,8 +204,6 @@ class CCATrainingArguments(TrainingArguments):
             _check("micro_batch_size", self.micro_batch_size, self.micro_batch_size >= 1, "at least 1")
         if self.cpu_threads is not None:
             _check("cpu_threads", self.cpu_threads, self.cpu_threads >= 1, "at least 1")
-        images = self.hard_negatives_images
-        _check("hard_negatives_images", images, images >= 2, "at least 2")
         _check("horizontal_flip", self.horizontal_flip, 0 <= self.horizontal_flip <= 1, "between 0 and 1")
         _check("crop_scale", self.crop_scale, 0 < self.crop_scale <= 1, "above 0 and at most 1")
         _check("crop_ratio", self.crop_ratio, self.crop_ratio >= 1, "at least 1")

@@ -36,7 +36,6 @@ from .checkpoints import (
     remove_leftovers,
 )
 from .distributed import gather_with_gradient
-from .hard_negatives import HardNegativeMining
 from .losses import ConditionalLossOutput, explicit_triplet_loss
 from .memory import keep_freed_memory
 from .monitor import LossMonitor
@@ -96,8 +95,6 @@ class CCATrainer(WholeCheckpointTrainer):
             raise ValueError("loss is for labelled pictures; ready triplets have the triplet loss")
         if args.cache_tokens is not None and triplets is not None:
             raise ValueError("cache_tokens is for labelled pictures, not for ready triplets")
-        if args.hard_negatives != "none" and triplets is not None:
-            raise ValueError("hard_negatives are for labelled pictures; ready triplets are taken as they are")
         settle_backbone(model, args)
         self.publish = publish
         self.data = data
@@ -134,10 +131,6 @@ class CCATrainer(WholeCheckpointTrainer):
         self.model_accepts_loss_kwargs = False
         self._tell_sampler_the_epoch = TellSamplerTheEpoch()
         self.add_callback(self._tell_sampler_the_epoch)
-        self._mining: HardNegativeMining | None = None
-        if args.hard_negatives != "none":
-            self._mining = HardNegativeMining(args, data, self._embed_training_images)
-            self.add_callback(self._mining)
         for theirs, brief in ((ProgressCallback, BriefProgress), (PrinterCallback, BriefPrinter)):
             if self.pop_callback(theirs) is not None:  # a notebook has another one
                 self.add_callback(brief)
@@ -175,8 +168,6 @@ class CCATrainer(WholeCheckpointTrainer):
                 seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             )
             self._tell_sampler_the_epoch.sampler = batches
-            if self._mining is not None:
-                self._mining.sampler = batches
             loader = DataLoader(self.train_dataset, batch_sampler=batches, **loading)
         else:
             order = RandomSampler(self.train_dataset)
@@ -206,8 +197,6 @@ class CCATrainer(WholeCheckpointTrainer):
         if resume_from_checkpoint:
             check_same_attributes(resume_from_checkpoint, self.model.config)
             self.loss.load(resume_from_checkpoint)
-            if self._mining is not None:
-                self._mining.load(resume_from_checkpoint)
         if self.args.should_save:
             remove_leftovers(self.args.output_dir)
         if self.args.device.type == "cpu":
@@ -282,12 +271,10 @@ class CCATrainer(WholeCheckpointTrainer):
         super().log(logs, start_time)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """With the random states go hard negatives and what the loss has learned: to go on within an epoch."""
+        """Saves what the loss has learned beside the random states."""
         super()._save_rng_state(output_dir)
         if self.args.should_save:
             self.loss.save(output_dir)
-            if self._mining is not None:
-                self._mining.save(output_dir)
 
     def _embed_training_images(self, rows: np.ndarray) -> np.ndarray:
         """(rows, attributes, dim) float32, of the pictures as they are; the same on all processes."""

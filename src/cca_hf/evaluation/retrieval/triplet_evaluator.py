@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from cca_hf.data.columns import ColumnPlace, integers, missing_message
 from cca_hf.data.schema import IMAGE_COLUMN
-from cca_hf.data.triplet_pictures import distinct_pictures
+from cca_hf.data.triplet_images import distinct_pictures
 from cca_hf.data.triplets import CONDITION_COLUMN, TRIPLET_COLUMNS, to_triplet_dataset
 from cca_hf.models.modeling_cca import CCAModel
 

@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from cca_hf.data.triplet_pictures import distinct_pictures
+from cca_hf.data.triplet_images import distinct_pictures
 from cca_hf.data.triplets import to_triplet_dataset
 from cca_hf.models.images import load_image
 
