@@ -192,7 +192,7 @@ class Benchmark:
         trainer.save_model()
         result = trainer.evaluation_result
         assert result is not None  # one process
-        trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+        trained = sum(p.numel() for group in trainer.optimizer.param_groups for p in group["params"])
         write_json({"result": result.to_dict(), "trained": trained, "seconds": seconds}, done)
         return Trained(trainer.model, result, trained, seconds)
 

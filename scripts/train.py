@@ -1,14 +1,14 @@
-"""Trains CCA on a data set with attribute columns, measures the best checkpoint once on the test split, and shows it.
+"""Trains CCA on a data set with attribute columns, evaluates the best checkpoint once on test, and writes a report.
 
     accelerate launch scripts/train.py --dataset me/shoes --attributes colour heel_height closure \
         --backbone google/vit-base-patch16-224-in21k --output_dir out
 
-The single space that CCA is compared with, on the same budget:
+The baseline, one space for all attributes, on the same budget:
 
     accelerate launch scripts/train.py --dataset me/shoes --attributes colour heel_height closure \
         --backbone google/vit-base-patch16-224-in21k --condition_embedding none --output_dir out-one-space
 
-Attributes asked by what they are called, see docs/text_conditions.md:
+Attributes given by their names, see docs/text_conditions.md:
 
     accelerate launch scripts/train.py --dataset me/shoes --attributes colour heel_height closure \
         --backbone google/vit-base-patch16-224-in21k --condition_embedding text \
@@ -20,11 +20,11 @@ A small ViT from scratch:
         '{"model_type": "vit", "hidden_size": 192, "num_hidden_layers": 7, "num_attention_heads": 3,
           "intermediate_size": 768, "patch_size": 8, "image_size": 96}'
 
-The same flags from a file, some of them changed; an interrupted run goes on:
+The same flags from a file, with a change, and an interrupted run resumed:
 
     accelerate launch scripts/train.py settings.yaml --num_train_epochs 30 --resume_from_checkpoint last
 
-Onto the Hub when it is done, in one commit, see docs/publishing.md:
+To push the result to the Hub in one commit, see docs/publishing.md:
 
     accelerate launch scripts/train.py settings.yaml --push_to_hub --hub_model_id me/cca-shoes --hub_private_repo true
 
@@ -37,27 +37,29 @@ All flags: `python scripts/train.py --help`.
 
 import os
 
-# Threads that wait sleep: spinning, they would slow each other down many times over as soon as anything runs beside.
+# Waiting threads sleep: if they spun, they would slow down every other process of the machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is imported
 
 from cca_hf.hub.model_card import write_model_card  # noqa: E402
 from cca_hf.hub.publishing import push_run  # noqa: E402
 from cca_hf.recipes.attribute_retrieval import parse_arguments, run_training  # noqa: E402
+from cca_hf.training.process import prepare_process  # noqa: E402
 from cca_hf.visualization.report import write_report  # noqa: E402
 
 
 def main() -> None:
     model_args, data_args, training_args = parse_arguments()
+    prepare_process(training_args.device, training_args.cpu_threads)
     run = run_training(model_args, data_args, training_args)
-    if run.result is None:  # the main process alone has it
+    if run.result is None:  # only the main process has the result
         return
     name = "one space" if run.model.config.condition_embedding == "none" else "CCA"
     try:
         page = write_report(run.model, run.data, "test", {name: run.result}, run.output_dir, history=run.history)
-    except ImportError as error:  # all else is done and saved
+    except ImportError as error:  # everything else is saved
         print(f"no report.html: {error}")
     else:
-        print(f"To look at: {page}")
+        print(f"Report: {page}")
     print(f"Model card: {write_model_card(run.output_dir)}")
     if training_args.push_to_hub:
         print(f"Pushed: {push_run(training_args)}")

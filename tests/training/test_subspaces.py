@@ -12,8 +12,8 @@ from cca_hf.evaluation.entanglement.measure import entanglement
 from cca_hf.models.attribute_subspaces import AttributeSubspaces
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.recipes.attribute_retrieval import DataArguments, ModelArguments, run_training
+from cca_hf.recipes.attribute_trainer import CCATrainer
 from cca_hf.training.subspaces import discriminant_projection, fit_subspaces
-from cca_hf.training.trainer import CCATrainer
 
 from .conftest import TINY_VIT
 

@@ -273,8 +273,10 @@ def train(context: typer.Context) -> None:
     Several GPUs: accelerate launch scripts/train.py with the same flags.
     """
     from cca_hf.recipes.attribute_retrieval import run_training
+    from cca_hf.training.process import prepare_process
 
     model_args, data_args, training_args = _parse_training(context.args)
+    prepare_process(training_args.device, training_args.cpu_threads)
     figures = _check_figures(needed=False)
     run = run_training(model_args, data_args, training_args)
     if run.result is not None and figures:  # the main process alone has the result

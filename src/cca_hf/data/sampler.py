@@ -96,7 +96,7 @@ class AttributeBatchSampler(Sampler[list[SampleKey]]):
 
     @property
     def sampler(self) -> "AttributeBatchSampler":
-        """This object: accelerate looks here for `set_epoch` after it has wrapped a batch sampler for several ranks."""
+        """This object: accelerate looks here for `set_epoch` when it has wrapped a batch sampler for several ranks."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
@@ -123,7 +123,7 @@ class AttributeBatchSampler(Sampler[list[SampleKey]]):
             yield [SampleKey(index, seed) for index, seed in zip(batch.tolist(), seeds.tolist(), strict=True)]
 
     def _batches_per_attribute(self) -> np.ndarray:
-        """(attributes,) how many batches of an epoch are built for each; enough to draw as many images as there are."""
+        """(attributes,) batches of an epoch for each attribute; in sum enough to draw as many images as there are."""
         drawn = np.array([values.give_triplets for values in self._values])
         if not drawn.any():
             raise ValueError("no attribute has a value with two images and another value beside it")

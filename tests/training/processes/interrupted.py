@@ -15,8 +15,8 @@ from transformers import TrainerCallback, ViTConfig
 
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.recipes.attribute_trainer import CCATrainer
 from cca_hf.training.arguments import CCATrainingArguments
-from cca_hf.training.trainer import CCATrainer
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "patch_size": 8}
 

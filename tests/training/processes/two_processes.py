@@ -16,10 +16,10 @@ from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.sampler import AttributeBatchSampler
 from cca_hf.evaluation.retrieval.embeddings import evaluate_embeddings
 from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.recipes.attribute_task import make_criterion
+from cca_hf.recipes.attribute_trainer import CCATrainer
 from cca_hf.training.arguments import CCATrainingArguments
-from cca_hf.training.objective import Objective
 from cca_hf.training.per_attribute_loss import PerAttributeLoss
-from cca_hf.training.trainer import CCATrainer
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "patch_size": 8}
 
@@ -71,13 +71,14 @@ def check_gradients(data, output_dir: Path, *, arc_face: bool = False, **loss) -
     alone = make_model(data.attributes).train()
     stream = AttributeBatchSampler(data.labels("train"), batch_size=8, images_per_value=2, seed=args.seed)
     batches = iter(stream)
-    joined = trainer._train_collator(trainer.train_dataset.__getitems__(next(batches) + next(batches)))
+    joined = trainer.task.batches.collator(trainer.train_dataset.__getitems__(next(batches) + next(batches)))
     every = torch.arange(len(data.attributes)).expand(16, -1)
-    objective = Objective(args, [len(values) for values in data.attributes.values()], alone.config.hidden_size)
+    objective = make_criterion(args, data.attributes, alone.config.hidden_size)
     if arc_face:
         objective = arc_faces(data, seed=0).settle(data.attributes, VIT["hidden_size"])
     expected = objective(alone(joined["pixel_values"], every).embeddings, joined["labels"]).loss
     expected.backward()
+    objective.optimizer_step()
     for together, by_one in zip(trainer.loss.parameters(), objective.parameters(), strict=True):
         torch.testing.assert_close(together, by_one, atol=1e-6, rtol=1e-5)
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
