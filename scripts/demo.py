@@ -3,9 +3,9 @@
     python scripts/demo.py                        # writes demo/report.html
     python scripts/demo.py --images 1200 --epochs 4 --output_dir /tmp/demo
 
-Draws a data set of shapes with five attributes. Trains a small CCA on it from scratch, and the same backbone on the same
-budget with one embedding space for all attributes. Evaluates both on the test split, loads the saved checkpoint through
-transformers' pipeline, and writes a report.
+Draws a data set of shapes with five attributes. Trains a small CCA on it from scratch, and the same backbone with the
+same budget for one embedding space of all attributes. Evaluates both on the test split, loads the saved checkpoint
+through transformers' pipeline, and writes a report.
 """
 
 import argparse
@@ -64,9 +64,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=float, default=EPOCHS, help="epochs of each training (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the images and the trainings (%(default)s)")
     parser.add_argument("--picture", type=Path, help="also draw the figure of the README into this file")
-    parser.add_argument(
-        "--picture_query", type=int, default=0, help="row of the test image that is the query of that figure"
-    )
+    parser.add_argument("--picture_query", type=int, default=0, help="row of the test image that is its query")
     return parser.parse_args()
 
 

@@ -8,6 +8,8 @@ from datasets import DatasetDict
 from cca_hf import RetrievalEvaluator
 from cca_hf.recipes.attribute_trainer import CCATrainer
 
+from .conftest import EPOCH
+
 
 @pytest.fixture
 def make_trainer(make_model, make_args, shapes):
@@ -65,7 +67,7 @@ def test_the_constructor_takes_data_sets(make_trainer, shapes):
         assert len(trainer.train_dataset) == 80
         assert of_prefix(trainer.evaluate(), "eval", expected) == pytest.approx(expected, abs=1e-6)
     trainer.train()
-    assert trainer.state.global_step == 5  # 80 images in batches of 16
+    assert 0 < trainer.state.global_step < EPOCH  # half of the images make fewer batches
 
 
 def test_several_evaluation_data_sets(make_trainer, shapes):

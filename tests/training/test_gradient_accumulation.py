@@ -1,4 +1,4 @@
-"""Weights of the loss learn with the model: one step for each step of the model's optimizer, and none if it is skipped."""
+"""Weights of the loss learn with the model: one step for each of its steps, and none if that is skipped."""
 
 import pytest
 import torch

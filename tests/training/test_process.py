@@ -1,6 +1,5 @@
 """Settings of a process that trains on a CPU: only programs change them."""
 
-import ctypes
 import json
 import os
 import subprocess
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from cca_hf.recipes.attribute_retrieval import DataArguments, ModelArguments, run_training
-from cca_hf.training.process import prepare_process
+from cca_hf.training.process import set_threads
 
 from .conftest import TINY_VIT
 
@@ -45,15 +44,23 @@ def test_threads(wanted, environment, threads):
 
 
 def test_training_leaves_the_process_alone(make_args, shapes_folder, monkeypatch):
-    """Threads and memory belong to the program: the recipe, which a notebook calls as well, changes neither."""
-
-    def refuse(*_):
-        pytest.fail("a library call changed a setting of the whole process")
-
-    monkeypatch.setattr(torch, "set_num_threads", refuse)
-    monkeypatch.setattr(ctypes, "CDLL", refuse)
-    args = make_args(cpu_threads=2, max_steps=1, freeze_backbone=True, cache_tokens=f"{shapes_folder}-cache")
+    """The number of threads belongs to the program: the recipe, which a notebook calls as well, leaves it."""
+    wanted = []
+    monkeypatch.setattr(torch, "set_num_threads", wanted.append)
     model_args = ModelArguments(backbone_config=json.dumps({"model_type": "vit", **TINY_VIT}))
-    assert run_training(model_args, DataArguments(str(shapes_folder)), args).result is not None
-    with pytest.raises(pytest.fail.Exception, match="whole process"):
-        prepare_process(torch.device("cpu"), 2)
+    run_training(model_args, DataArguments(str(shapes_folder)), make_args(cpu_threads=2, max_steps=1))
+    assert wanted == []
+    set_threads(2)
+    assert wanted == [2]
+
+
+def test_only_programs_prepare_the_process(repository):
+    """Memory and threads are set in one file, which no library function uses."""
+    source = repository / "src" / "cca_hf"
+    settings = ("mallopt(", "set_num_threads(", "training.process", "from .process")
+    users = [
+        path.relative_to(source).as_posix()
+        for path in sorted(source.rglob("*.py"))
+        if any(name in path.read_text(encoding="utf-8") for name in settings)
+    ]
+    assert [user for user in users if not user.startswith("cli/")] == ["training/process.py"]

@@ -12,7 +12,7 @@ from cca_hf.recipes.attribute_trainer import CCATrainer
 
 from .conftest import TINY_VIT
 
-SHORT = {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+SHORT = {"max_steps": 1, "warmup_steps": 0, "eval_strategy": "no", "save_strategy": "no"}
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_an_interrupted_training_leaves_nothing_frozen(make_model, make_args, sh
     model = make_model()
     trainer = CCATrainer(model, make_args(freeze_backbone=True, **SHORT), shapes)
 
-    def stop(*_):
+    def stop(*_, **__):
         assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
         raise KeyboardInterrupt
 

@@ -97,7 +97,7 @@ def test_unlabelled_pictures_and_lone_values(make_model, caplog):
     assert subspaces.projections[0].numpy() == pytest.approx(projection, abs=1e-6)
     assert subspaces.offsets[0].numpy() == pytest.approx(offset, abs=1e-6)
     assert subspaces.projections[1].equal(torch.eye(6)) and not subspaces.offsets[1].any()
-    assert "Attribute 1 has less than two values" in caplog.text
+    assert "Attribute 1 has fewer than two values" in caplog.text
 
 
 def test_the_recipe_fits_and_saves_them(make_args, shapes_folder, tmp_path):

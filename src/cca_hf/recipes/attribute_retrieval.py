@@ -85,7 +85,8 @@ def run_training(
     trainer.save_model()
     trainer.save_metrics("train", outcome.metrics)
 
-    measured = measure(trainer.unwrapped_model(), test, trainer.accelerator)
+    trained = trainer.unwrapped_model().eval()
+    measured = measure(trained, test, trainer.accelerator)
     trainer.log(dict(measured.metrics))
     trainer.save_metrics("test", measured.metrics)
     trainer.save_state()
@@ -96,7 +97,7 @@ def run_training(
         RunRecord.of(data, data_args.dataset, trainer.args, seconds, measured.confusions).save(output_dir)
         print(f"\nRetrieval on the test split ({output_dir})\n{measured.result.table()}")
     return TrainingRun(
-        model=trainer.unwrapped_model(),
+        model=trained,
         data=data,
         result=measured.result,
         metrics={**outcome.metrics, **measured.metrics},

@@ -59,7 +59,7 @@ def make_label_task(
     )
     criterion = make_criterion(args, data.attributes, dim) if loss is None else loss
     if isinstance(criterion, PerAttributeLoss):
-        criterion.settle(data.attributes, dim, args.device)
+        criterion.settle(data.attributes, dim)
     return Task(
         Batches(images, collator, batch_sampler),
         LabelLoss(criterion, list(data.attributes), args.micro_batch_size),

@@ -95,6 +95,7 @@ class CCATrainer(TaskTrainer):
         else:
             cache = None
             if args.cache_tokens is not None:
+                model.to(args.device)
                 with frozen(frozen_parameters):
                     cache = _make_token_cache(args, args.cache_tokens, model, data)
             dim = model.config.embedding_dim or model.config.hidden_size
@@ -193,7 +194,7 @@ def _make_token_cache(args: CCATrainingArguments, folder: str, model: CCAModel, 
     """The token cache of a folder, in the precision of the training."""
     return TokenCache(
         folder,
-        model.to(args.device),
+        model,
         data,
         dtype=args.cache_dtype,
         flipped=args.horizontal_flip > 0,

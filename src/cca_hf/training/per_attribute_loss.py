@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .distributed import average_over_processes, copy_from_first_process
+from .distributed import average_over_processes
 from .losses import ConditionalLossOutput, at_least_fp32, cosine_similarities, with_figures
 from .mining import count_active, pair_masks
 from .own_weights import OwnWeights
@@ -67,12 +67,12 @@ class PerAttributeLoss(OwnWeights):
     def settle(
         self, attributes: Mapping[str, Sequence[str]], dim: int, device: torch.device | str = "cpu"
     ) -> "PerAttributeLoss":
-        """Assigns a loss to each attribute, tries it on a few numbers, and moves it. `CCATrainer` calls this.
+        """Assigns a loss to each attribute, and tries it on a few numbers. `CCATrainer` calls this.
 
         Args:
             attributes: the values of each attribute, by name.
             dim: width of the embeddings.
-            device: where the embeddings will be.
+            device: where the losses move.
 
         Raises:
             ValueError: if the names are not those of the attributes, if a loss that learns or remembers something is
@@ -95,7 +95,6 @@ class PerAttributeLoss(OwnWeights):
         self.losses = nn.ModuleList(losses)
         self.to(device)
         parameters = self._learned()
-        copy_from_first_process(parameters)
         if parameters:
             self.optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
         return self

@@ -27,6 +27,7 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOu
 
 from .callbacks import BriefPrinter, BriefProgress, SetEpoch
 from .checkpoints import TrainingFailedError, WholeCheckpointTrainer, last_checkpoint, remove_leftovers
+from .distributed import copy_from_first_process
 from .monitor import LossMonitor
 from .parameters import frozen, split_backbone_and_head, undecayed_parameters
 from .task import LossOutput, Result, Task
@@ -77,6 +78,7 @@ class TaskTrainer(WholeCheckpointTrainer):
             args.metric_for_best_model, args.greater_is_better = evaluator.primary_metric, True
         self.task = task
         self.loss = task.loss.to(args.device)
+        copy_from_first_process(list(self.loss.parameters()))
         self.evaluator = evaluator
         self.head_learning_rate = head_learning_rate
         self.frozen_parameters = list(frozen_parameters)
