@@ -1,11 +1,11 @@
-"""The whole of cca_hf in a few minutes, on two cores, without data or network (`make demo`).
+"""A tour of cca_hf in a few minutes, on two cores, without data or network (`make demo`).
 
     python scripts/demo.py                        # writes demo/report.html
     python scripts/demo.py --images 1200 --epochs 4 --output_dir /tmp/demo
 
-Draws a data set of shapes with five attributes; trains a small CCA on it from scratch; trains the same backbone on the
-same budget with one embedding space for everything; measures both on the test split; saves, loads the checkpoint again
-through transformers' pipeline as anybody would, and writes a report to look at.
+Draws a data set of shapes with five attributes. Trains a small CCA on it from scratch, and the same backbone with the
+same budget for one embedding space of all attributes. Evaluates both on the test split, loads the saved checkpoint
+through transformers' pipeline, and writes a report.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from cca_hf import plot_neighbours, write_report
 from cca_hf.data.shapes import SHAPE_ATTRIBUTES
 from cca_hf.recipes.attribute_retrieval import TrainingRun
 from cca_hf.recipes.shapes import EPOCHS, NUM_IMAGES, draw_shapes, train_on_shapes
+from cca_hf.training.process import prepare_process
 from cca_hf.visualization.results import comparison_table
 from cca_hf.visualization.selection import view_queries
 
@@ -26,21 +27,22 @@ ATTRIBUTES = list(SHAPE_ATTRIBUTES)
 
 def main() -> None:
     options = parse_options()
+    prepare_process()
     started = time.monotonic()
 
-    say(f"1/5  Drawing {options.images:,} pictures")
+    say(f"1/5  Drawing {options.images:,} images")
     shapes = options.output_dir / "shapes"
     draw_shapes(shapes, num_images=options.images, seed=options.seed)
 
-    say("2/5  Training CCA: one space for each attribute")
+    say("2/5  Training CCA: one embedding space per attribute")
     trained = {"epochs": options.epochs, "seed": options.seed}
     cca = train_on_shapes(shapes, options.output_dir / "cca", **trained)
 
-    say("3/5  Training one space for everything: the same backbone, data and budget")
+    say("3/5  Training one space for all attributes: same backbone, data and budget")
     one_space = train_on_shapes(shapes, options.output_dir / "one-space", one_space=True, **trained)
 
-    say("4/5  Loading the checkpoint again, through transformers' pipeline")
-    ask_pipeline(cca)
+    say("4/5  Loading the saved checkpoint through transformers' pipeline")
+    try_pipeline(cca)
 
     say("5/5  Drawing the report")
     results = {"one space": one_space.result, "CCA": cca.result}
@@ -48,21 +50,21 @@ def main() -> None:
         cca.model, cca.data, "test", results, options.output_dir, history=cca.history, title="cca_hf on drawn shapes"
     )
     if options.picture:
-        draw_picture(cca, options.picture, options.picture_query)
+        draw_figure(cca, options.picture, options.picture_query)
 
-    say(f"Done in {time.monotonic() - started:.0f} s. Retrieval on {len(cca.data['test']):,} test pictures:")
+    say(f"Done in {time.monotonic() - started:.0f} s. Retrieval on {len(cca.data['test']):,} test images:")
     print(comparison_table(results))
-    print(f"\nLook at {report}\nSearch with pictures of your own: cca demo --folder {options.output_dir}")
+    print(f"\nReport: {report}\nTo search with your own images: cca demo --folder {options.output_dir}")
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("demo"), help="where everything goes (%(default)s)")
-    parser.add_argument("--images", type=int, default=NUM_IMAGES, help="pictures to draw (%(default)s)")
-    parser.add_argument("--epochs", type=float, default=EPOCHS, help="of each training (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the pictures and the trainings (%(default)s)")
-    parser.add_argument("--picture", type=Path, help="also draw the README's picture, into this file")
-    parser.add_argument("--picture_query", type=int, default=0, help="the test picture that it asks with")
+    parser.add_argument("--output_dir", type=Path, default=Path("demo"), help="folder for all output (%(default)s)")
+    parser.add_argument("--images", type=int, default=NUM_IMAGES, help="number of images to draw (%(default)s)")
+    parser.add_argument("--epochs", type=float, default=EPOCHS, help="epochs of each training (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the images and the trainings (%(default)s)")
+    parser.add_argument("--picture", type=Path, help="also draw the figure of the README into this file")
+    parser.add_argument("--picture_query", type=int, default=0, help="row of the test image that is its query")
     return parser.parse_args()
 
 
@@ -70,8 +72,8 @@ def say(text: str) -> None:
     print(f"\n{text}", flush=True)
 
 
-def ask_pipeline(run: TrainingRun) -> None:
-    """Finds the nearest test picture of one query under each attribute, from the saved checkpoint alone."""
+def try_pipeline(run: TrainingRun) -> None:
+    """Finds the nearest test image of one query under each attribute, with the saved checkpoint alone."""
     embed = pipeline("image-feature-extraction", model=str(run.output_dir), trust_remote_code=True)
     labels = run.data.labels("test")
     names = [values for values in run.data.attributes.values()]
@@ -88,7 +90,7 @@ def ask_pipeline(run: TrainingRun) -> None:
         print(f"  nearest by {attribute:<10} {described(nearest + 1)}")
 
 
-def draw_picture(run: TrainingRun, path: Path, query: int) -> None:
+def draw_figure(run: TrainingRun, path: Path, query: int) -> None:
     (view,) = view_queries(run.model, run.data, "test", [query], neighbours=6)
     figure = plot_neighbours(view.image, view.neighbours, query_values=view.values, attention=view.attention)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,13 +23,13 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors; a 
     from .models.images import UnreadableImageError as UnreadableImageError
     from .models.modeling_cca import CCAModel as CCAModel
     from .models.pipeline_cca import CCAPipeline as CCAPipeline
+    from .recipes.attribute_trainer import CCATrainer as CCATrainer
     from .runtimes.export import export_model as export_model
     from .runtimes.exported import ExportedModel as ExportedModel
     from .search.index import AttributeIndex as AttributeIndex
     from .training.arguments import CCATrainingArguments as CCATrainingArguments
     from .training.losses import ConditionalTripletLoss as ConditionalTripletLoss
     from .training.per_attribute_loss import PerAttributeLoss as PerAttributeLoss
-    from .training.trainer import CCATrainer as CCATrainer
     from .visualization.attention import plot_attention as plot_attention
     from .visualization.neighbours import plot_neighbours as plot_neighbours
     from .visualization.report import write_report as write_report
@@ -41,7 +41,7 @@ _MODULE_OF_NAME = {
     "CCAConfig": "models.configuration_cca",
     "CCAModel": "models.modeling_cca",
     "CCAPipeline": "models.pipeline_cca",
-    "CCATrainer": "training.trainer",
+    "CCATrainer": "recipes.attribute_trainer",
     "CCATrainingArguments": "training.arguments",
     "ConditionalTripletLoss": "training.losses",
     "EvaluationResult": "evaluation.retrieval.result",

@@ -23,7 +23,7 @@ class Keys(Dataset):
 
 accelerator = Accelerator(cpu=True)
 labels = np.stack([np.arange(120) % 6, np.arange(120) // 7], axis=1)
-sampler = AttributeBatchSampler(labels, batch_size=8, images_per_value=2, batches_per_epoch=15)
+sampler = AttributeBatchSampler(labels, batch_size=8, images_per_value=2)
 loader = accelerator.prepare(DataLoader(Keys(), batch_sampler=sampler, collate_fn=torch.stack))
 result = {
     "processes": accelerator.num_processes,

@@ -24,7 +24,7 @@ def test_two_ranks_share_the_stream(tmp_path, repository):
     assert result.returncode == 0, result.stderr
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
     labels = np.stack([np.arange(120) % 6, np.arange(120) // 7], axis=1)
-    sampler = AttributeBatchSampler(labels, batch_size=8, images_per_value=2, batches_per_epoch=15)
+    sampler = AttributeBatchSampler(labels, batch_size=8, images_per_value=2)
     for rank, drawn in enumerate(ranks):
         assert (drawn["processes"], drawn["length"]) == (2, 8)
         for epoch in range(2):

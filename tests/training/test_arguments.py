@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from transformers import SchedulerType
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
 
 from cca_hf.recipes.command_line import parse_arguments
 from cca_hf.training.arguments import CCATrainingArguments
@@ -94,3 +96,22 @@ def test_without_evaluation_there_is_no_best_checkpoint():
     assert not args.load_best_model_at_end
     with pytest.raises(ValueError, match="early_stopping_patience needs an evaluation"):
         CCATrainingArguments("out", eval_strategy="no", early_stopping_patience=3)
+
+
+@pytest.mark.parametrize("no", ["no", IntervalStrategy.NO])
+def test_no_evaluation_as_a_string_or_as_transformers_own(no):
+    args = CCATrainingArguments("out", eval_strategy=no, save_strategy=SaveStrategy.EPOCH)
+    assert args.eval_strategy is IntervalStrategy.NO and not args.load_best_model_at_end
+    with pytest.raises(ValueError, match="early_stopping_patience needs an evaluation"):
+        CCATrainingArguments("out", eval_strategy=no, early_stopping_patience=3)
+
+
+def test_other_enums_of_transformers():
+    args = CCATrainingArguments(
+        "out",
+        eval_strategy=IntervalStrategy.STEPS,
+        save_strategy=SaveStrategy.STEPS,
+        hub_strategy=HubStrategy.END,
+        lr_scheduler_type=SchedulerType.LINEAR,
+    )
+    assert args.load_best_model_at_end and args.lr_scheduler_type is SchedulerType.LINEAR

@@ -6,8 +6,8 @@ from accelerate.state import AcceleratorState
 from torch._dynamo.utils import counters
 
 from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.recipes.attribute_trainer import CCATrainer
 from cca_hf.training.checkpoints import last_checkpoint
-from cca_hf.training.trainer import CCATrainer
 
 from .conftest import EPOCH
 

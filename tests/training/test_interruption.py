@@ -6,26 +6,28 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from cca_hf.training.checkpoints import last_checkpoint
+from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.recipes.attribute_trainer import CCATrainer
+from cca_hf.training.checkpoints import last_checkpoint, remove_leftovers
 
-from .conftest import child_environment
+from .conftest import EPOCH, child_environment
 from .processes.interrupted import run
 
 
-@pytest.mark.parametrize("hard_negatives", ["none", "images"])
-def test_kill_and_resume_end_with_bitwise_the_same_weights(hard_negatives, shapes_folder, tmp_path, repository):
+def test_kill_and_resume_end_with_bitwise_the_same_weights(shapes_folder, tmp_path, repository):
     """Killed within an epoch, resumed, killed while writing a checkpoint, resumed: as if nothing had happened."""
-    undisturbed = run(shapes_folder, tmp_path / "undisturbed", hard_negatives=hard_negatives)
+    undisturbed = run(shapes_folder, tmp_path / "undisturbed")
     assert undisturbed.state.global_step == 20  # of 30: stopped early, so the count has to survive the kills too
 
     output = tmp_path / "out"
     script = repository / "tests" / "training" / "processes" / "interrupted.py"
-    command = [sys.executable, str(script), str(shapes_folder), str(output), "--hard-negatives", hard_negatives]
+    command = [sys.executable, str(script), str(shapes_folder), str(output)]
     environment = child_environment(repository)
     errors = tmp_path / "errors.txt"
     with (
@@ -38,7 +40,6 @@ def test_kill_and_resume_end_with_bitwise_the_same_weights(hard_negatives, shape
                 break
     assert child.returncode == -signal.SIGKILL, errors.read_text()
     assert last_checkpoint(output) == output / "checkpoint-12"
-    assert (output / "checkpoint-12" / "hard_negatives.npz").exists() == (hard_negatives != "none")
 
     killed = subprocess.run([*command, "--resume", "--die-while-saving", "16"], env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
@@ -149,9 +150,45 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(shapes_folder, tmp_path, repo
     assert "the disk is full" in error
 
 
-def test_a_full_disk_leaves_an_earlier_final_model(make_model, make_args, shapes, tmp_path, monkeypatch):
-    from cca_hf.training.trainer import CCATrainer
+@pytest.mark.parametrize("renames", [1, 2])
+def test_a_kill_while_a_checkpoint_is_replaced_loses_neither(
+    renames, make_model, make_args, shapes, tmp_path, monkeypatch
+):
+    """A run that goes the same way again replaces its checkpoints: killed before or after the second rename."""
+    args = make_args(eval_strategy="no")
+    CCATrainer(make_model(), args, shapes).train()
+    checkpoint = tmp_path / "out" / f"checkpoint-{EPOCH}"
+    (checkpoint / "the first").touch()
+    rename, done = Path.rename, []
 
+    def rename_and_die(self, target):
+        if len(done) == renames:
+            raise SystemExit
+        done.append(target)
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", rename_and_die)
+        patched.setattr(shutil, "rmtree", _die_after(renames, done, shutil.rmtree))
+        with pytest.raises(SystemExit):
+            CCATrainer(make_model(), args, shapes).train()
+    assert last_checkpoint(tmp_path / "out") == checkpoint
+    assert (checkpoint / "the first").exists() == (renames == 1)
+    remove_leftovers(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [checkpoint.name]
+    assert CCAModel.from_pretrained(checkpoint).config.attributes == list(shapes.attributes)
+
+
+def _die_after(renames, done, function):
+    def called(*args, **kwargs):
+        if len(done) == renames == 2:
+            raise SystemExit
+        return function(*args, **kwargs)
+
+    return called
+
+
+def test_a_full_disk_leaves_an_earlier_final_model(make_model, make_args, shapes, tmp_path, monkeypatch):
     trainer = CCATrainer(make_model(), make_args(), shapes)
     trainer.save_model(str(tmp_path / "model"))
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}

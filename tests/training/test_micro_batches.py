@@ -6,7 +6,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import MobileNetV2Config
 
 from cca_hf import CCAModel
-from cca_hf.training.trainer import CCATrainer
+from cca_hf.recipes.attribute_trainer import CCATrainer
 
 from .conftest import EPOCH
 from .test_trainer import ReadyTriplets
@@ -86,7 +86,8 @@ def test_dropout_is_the_same_both_times(make_trainer, make_model):
     every = torch.arange(5).expand(BATCH, -1)
     parts = zip(batch["pixel_values"].split(5), every.split(5), strict=True)
     embeddings = torch.cat([model(pictures, ids).embeddings for pictures, ids in parts])
-    make_trainer(model).loss(embeddings, batch["labels"]).loss.backward()  # proxies that have not learned yet
+    criterion = make_trainer(model).loss.criterion  # with proxies that have not learned yet
+    criterion(embeddings, batch["labels"]).loss.backward()
     assert_same(found, {name: p.grad for name, p in model.named_parameters()})
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from cca_hf.recipes.attribute_trainer import CCATrainer
 from cca_hf.training.losses import ConditionalTripletLoss
 from cca_hf.training.per_attribute_loss import FILE_NAME, PerAttributeLoss
-from cca_hf.training.trainer import CCATrainer
 
 from .conftest import EPOCH
 
@@ -91,6 +91,7 @@ def test_weights_learn_by_the_gradient_of_one_joint_loss(batch, case):
     optimizer = torch.optim.Adam(weights, lr=0.05)
     (2 * expected).backward()  # the sum over the attributes
     optimizer.step()
+    loss.optimizer_step()
     learned = [weight for name in ("colour", "shape") for weight in given[name].parameters()]
     for mine, theirs in zip(learned, weights, strict=True):
         torch.testing.assert_close(mine, theirs)
@@ -153,17 +154,17 @@ def test_what_cannot_be(make_model, make_args, shapes, tmp_path):
     with pytest.raises(ValueError, match="at least 0, got -1"):
         PerAttributeLoss(losses.ContrastiveLoss(), learning_rate=-1)
     for shared in (losses.ArcFaceLoss(4, DIM), losses.CrossBatchMemory(losses.ContrastiveLoss(), DIM)):
-        with pytest.raises(ValueError, match=rf"each attribute needs one for itself.*{type(shared).__name__}\(\.\.\."):
+        with pytest.raises(ValueError, match=rf"which attributes cannot share.*{type(shared).__name__}\(\.\.\."):
             PerAttributeLoss(shared).settle(ATTRIBUTES, DIM)
     with pytest.raises(ValueError, match=r"given for \['colour'\], the data has \['colour', 'shape', 'brand'\]"):
         PerAttributeLoss({"colour": losses.ContrastiveLoss()}).settle(ATTRIBUTES, DIM)
     for made in (lambda _: losses.ArcFaceLoss(2, DIM), lambda values: losses.ProxyAnchorLoss(len(values), 9)):
-        with pytest.raises(ValueError, match="'colour', .* does not take embeddings of 8 numbers with 3 values"):
+        with pytest.raises(ValueError, match="'colour', .* does not accept embeddings of 8 numbers with 3 values"):
             PerAttributeLoss(one_each(made)).settle(ATTRIBUTES, DIM)
     with pytest.raises(ValueError, match="must return one number"):
         PerAttributeLoss(torch.nn.CosineSimilarity(dim=0)).settle({"colour": ["red"] * 8}, 4)
     args = make_args(eval_strategy="no")
-    with pytest.raises(ValueError, match="loss is for labelled pictures"):
+    with pytest.raises(ValueError, match="loss is for images with labels"):
         CCATrainer(make_model(), args, shapes, triplets=[], loss=PerAttributeLoss(losses.ContrastiveLoss()))
 
 

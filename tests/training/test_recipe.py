@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import ViTConfig
 
+from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
 from cca_hf.models.images import UnreadableImageError
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.recipes.attribute_retrieval import DataArguments, ModelArguments, run_training
@@ -41,6 +42,20 @@ def test_it_trains_measures_once_and_saves_everything(make_args, shapes_folder, 
     assert json.loads((tmp_path / "out" / "test_evaluation.json").read_text())["metrics"] == run.result.metrics()
     printed = capsys.readouterr().out
     assert run.result.table() in printed
+
+
+@pytest.mark.parametrize("case", ["bfloat16", "kept features"])
+def test_the_final_figures_are_those_of_the_saved_checkpoint(case, make_args, shapes_folder, tmp_path):
+    """They are computed from the images in the precision that is saved, whatever the training computed in."""
+    changes = {"bf16": True}
+    if case == "kept features":
+        changes |= {"freeze_backbone": True, "cache_tokens": str(tmp_path / "cache"), "cache_dtype": "bfloat16"}
+    args = make_args(num_train_epochs=2, head_learning_rate=3e-3, **changes)
+    run = run_training(ModelArguments(backbone_config=VIT, image_size=24), DataArguments(str(shapes_folder)), args)
+    expected = RetrievalEvaluator(run.data, "test")(CCAModel.from_pretrained(tmp_path / "out")).metrics()
+    assert run.result.metrics() == pytest.approx(expected, abs=1e-6)
+    assert {name: run.metrics[f"test_{name}"] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert RetrievalEvaluator(run.data, "test")(run.model).metrics() == pytest.approx(expected, abs=1e-6)
 
 
 def run_state(tmp_path) -> dict:

@@ -12,8 +12,8 @@ from cca_hf.evaluation.entanglement.measure import entanglement
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.models.modeling_conditional import AttributeSubspaces
 from cca_hf.recipes.attribute_retrieval import DataArguments, ModelArguments, run_training
+from cca_hf.recipes.attribute_trainer import CCATrainer
 from cca_hf.training.subspaces import discriminant_projection, fit_subspaces
-from cca_hf.training.trainer import CCATrainer
 
 from .conftest import TINY_VIT
 
@@ -97,7 +97,7 @@ def test_unlabelled_pictures_and_lone_values(make_model, caplog):
     assert subspaces.projections[0].numpy() == pytest.approx(projection, abs=1e-6)
     assert subspaces.offsets[0].numpy() == pytest.approx(offset, abs=1e-6)
     assert subspaces.projections[1].equal(torch.eye(6)) and not subspaces.offsets[1].any()
-    assert "Attribute 1 has less than two values" in caplog.text
+    assert "Attribute 1 has fewer than two values" in caplog.text
 
 
 def test_the_recipe_fits_and_saves_them(make_args, shapes_folder, tmp_path):

@@ -16,8 +16,8 @@ from cca_hf import CCAModel, RetrievalEvaluator
 from cca_hf.data.sampler import SampleKey
 from cca_hf.data.transforms import TrainingTransform
 from cca_hf.models.images import decode_image
+from cca_hf.recipes.attribute_trainer import CCATrainer
 from cca_hf.training.token_cache import TokenCache
-from cca_hf.training.trainer import CCATrainer
 
 from .conftest import EPOCH
 
@@ -93,7 +93,7 @@ def test_both_sides_of_an_image_are_kept(make_model, make_cache, shapes, pads):
 def test_what_is_there_is_not_computed_again(make_cache, shapes, monkeypatch, capsys):
     make_cache().images_of("train")
     said = capsys.readouterr().out
-    assert "157 pictures x 2 x" in said and "MB" in said
+    assert "157 images x 2 x" in said and "MB" in said
     monkeypatch.setattr(TokenCache, "_blocks", lambda *_: pytest.fail("computed again"))
     make_cache().images_of("train")
     assert capsys.readouterr().out == ""
@@ -198,14 +198,14 @@ def test_a_disk_that_is_too_small_is_found_out_first(make_cache, folder, monkeyp
 def test_features_too_large_for_half_precision(make_model, make_cache, folder):
     model = make_model()
     model.backbone.embeddings.cls_token.data.fill_(1e6)
-    with pytest.raises(ValueError, match=r"features of up to 1e\+06 do not fit into float16: take bfloat16"):
+    with pytest.raises(ValueError, match=r"features of up to 1e\+06 do not fit into float16: use bfloat16"):
         make_cache(model, dtype="float16").images_of("train")
     make_cache(model, dtype="bfloat16").images_of("train")
     assert (folder / "train.json").exists()
 
 
 def test_a_backbone_that_learns_has_no_cache(make_model, shapes, folder):
-    with pytest.raises(ValueError, match=r"for a frozen backbone; in this one learns embeddings\.cls_token"):
+    with pytest.raises(ValueError, match=r"needs a frozen backbone; in this one embeddings\.cls_token learns"):
         TokenCache(folder, make_model(), shapes)
     with_statistics = CCAModel.from_backbone(
         MobileNetV2Config(depth_multiplier=0.35, image_size=32), shapes.attributes, freeze_backbone=True

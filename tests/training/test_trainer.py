@@ -9,11 +9,12 @@ from datasets import ClassLabel, DatasetDict, List
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from cca_hf.data.torch_dataset import QueriesAndGallery
 from cca_hf.evaluation.retrieval.embeddings import Gallery, evaluate_embeddings
 from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.recipes.attribute_trainer import CCATrainer
 from cca_hf.training.checkpoints import TrainingFailedError, last_checkpoint
 from cca_hf.training.losses import ConditionalSoftTripletLoss, ConditionalTripletLoss, explicit_triplet_loss
-from cca_hf.training.trainer import CCATrainer, QueriesAndGallery
 
 from .conftest import EPOCH
 
@@ -198,7 +199,6 @@ def test_accumulated_batches_count_as_their_mean(make_trainer):
         eval_strategy="no",
         save_strategy="no",
         max_grad_norm=0,
-        proxy_weight=0.0,  # proxies learn between the two
     )
     first, second = batches_of(trainer, 0)[:2]
     model = trainer.model.train()
@@ -221,12 +221,12 @@ def test_accumulated_batches_count_as_their_mean(make_trainer):
 
 
 def test_the_loss_follows_the_arguments(make_trainer):
-    objective = make_trainer(temperature=0.3, margin=0.1).loss
-    soft = objective.of_pairs
+    objective = make_trainer(temperature=0.3, margin=0.1).loss.criterion
+    soft = objective.pairs
     assert isinstance(soft, ConditionalSoftTripletLoss) and (soft.temperature, soft.margin) == (0.3, 0.1)
     assert objective.proxies.temperature == 0.3 and objective.proxy_weight == 1
-    objective = make_trainer(loss="triplet", mining="hardest", margin=0.5, proxy_weight=0.0).loss
-    triplet = objective.of_pairs
+    objective = make_trainer(loss="triplet", mining="hardest", margin=0.5, proxy_weight=0.0).loss.criterion
+    triplet = objective.pairs
     assert isinstance(triplet, ConditionalTripletLoss) and (triplet.mining, triplet.margin) == ("hardest", 0.5)
     assert objective.proxies is None
 

@@ -52,6 +52,8 @@ def test_only_training_moves_them(batch):
         proxies(*batch)
     assert proxies.vectors.equal(before)
     proxies(*batch)
+    assert proxies.vectors.equal(before)
+    proxies.optimizer_step()
     moved = (proxies.vectors != before).any(-1)
     assert moved[proxies.known].all() and not moved[~proxies.known].any()
 
@@ -65,6 +67,7 @@ def test_they_come_to_stand_for_their_values(batch):
     proxies = ValueProxies([5], 8)
     for _ in range(200):
         proxies(embeddings, labels)
+        proxies.optimizer_step()
     cosines = torch.nn.functional.normalize(proxies.vectors[0].detach(), dim=-1) @ middles.T
     assert cosines.argmax(1).tolist() == [0, 1, 2, 3, 4]
 
@@ -81,14 +84,15 @@ def test_an_attribute_without_labels_costs_nothing(batch):
 
 def test_a_checkpoint_goes_on(batch, tmp_path):
     straight, first, resumed = (ValueProxies(NUM_VALUES, 8, seed=seed) for seed in (0, 0, 1))
-    for _ in range(3):
-        first(*batch)
+    for proxies, steps in ((first, 3), (straight, 6)):
+        for _ in range(steps):
+            proxies(*batch)
+            proxies.optimizer_step()
     first.save(tmp_path)
     resumed.load(tmp_path)
     for _ in range(3):
         resumed(*batch)
-    for _ in range(6):
-        straight(*batch)
+        resumed.optimizer_step()
     assert resumed.vectors.equal(straight.vectors)
 
 

@@ -45,8 +45,10 @@ def demo(
         from cca_hf.hub.space.page import TITLE
         from cca_hf.hub.space.shapes import index_shapes, train_shapes
         from cca_hf.search import AttributeIndex
+        from cca_hf.training.process import prepare_process
 
         if store is None:
+            prepare_process()
             cca = load_model(str(train_shapes(folder)), device)
             store = str(index_shapes(folder, cca))
         else:

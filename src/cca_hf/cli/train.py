@@ -59,8 +59,10 @@ def train_and_report(
     from cca_hf.hub.publishing import push_run
     from cca_hf.recipes.attribute_retrieval import run_training
     from cca_hf.recipes.evaluation import can_draw, report_name
+    from cca_hf.training.process import prepare_process
     from cca_hf.visualization.report import write_report
 
+    prepare_process(training_args.device, training_args.cpu_threads)
     draws = can_draw(needed=False)
     run = run_training(model_args, data_args, training_args)
     if run.result is None:  # only the main process has the result

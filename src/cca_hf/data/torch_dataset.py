@@ -31,6 +31,7 @@ class AttributeImages(Dataset[AttributeExample]):
     """
 
     def __init__(self, data: AttributeDataset, split: str, transform: TrainingTransform | None = None) -> None:
+        self.data = data
         self.split = split
         self.labels = torch.from_numpy(data.labels(split))
         self.transform = transform

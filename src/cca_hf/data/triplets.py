@@ -1,6 +1,6 @@
-"""Ready triplets: under this condition, the anchor is closer to the positive than to the negative.
+"""Ready triplets: under the condition, the anchor is closer to the positive than to the negative.
 
-Zappos50K is published so. They are a data set of their own, beside the schema of labelled pictures.
+Zappos50K is published in this form. Triplets have a schema of their own, beside that of images with labels.
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,19 @@ TRIPLET_COLUMNS = ("anchor", "positive", "negative")
 
 
 def holds_triplets(source: DatasetDict) -> bool:
-    """Whether the columns of every split are those of ready triplets."""
+    """Whether every split has the columns of ready triplets."""
     return all({CONDITION_COLUMN, *TRIPLET_COLUMNS} <= set(dataset.column_names) for dataset in source.values())
 
 
 def to_triplet_dataset(dataset: Dataset, attributes: Sequence[str] | None = None) -> Dataset:
-    """Brings ready triplets into their schema: `condition` a `ClassLabel`, the three images undecoded.
+    """Converts ready triplets to their schema: `condition` is a `ClassLabel`, the three images are undecoded.
 
     Args:
-        attributes: the conditions in the order of their ids. Default: the `ClassLabel`'s own, or those found, sorted.
+        attributes: the conditions in the order of their ids. Default: the names of the `ClassLabel`, or the sorted
+            values of the column.
 
     Raises:
-        ValueError: a column is missing, a condition is missing or unknown, or there are no triplets.
+        ValueError: if a column or a condition is missing, a condition is unknown, or the data set is empty.
     """
     missing = [column for column in (CONDITION_COLUMN, *TRIPLET_COLUMNS) if column not in dataset.column_names]
     if missing:

@@ -1,11 +1,11 @@
-"""Several values of an attribute on one picture: the optional columns `<attribute>_all` and `<attribute>_maybe`.
+"""Several values of an attribute on one image: the optional columns `<attribute>_all` and `<attribute>_maybe`.
 
-The attribute's own column holds the one value that a picture is said to show. Beside it stand, as lists,
-- `<attribute>_all`: every value that it shows (DeepFashion; on 46 % of its candidates there are several);
-- `<attribute>_maybe`: values that it may show, the annotators were not sure (the `m` of FashionAI).
+The column of the attribute holds one value for each image. Two more columns hold lists:
+- `<attribute>_all`: every value that the image shows (DeepFashion; 46 % of its candidates show several);
+- `<attribute>_maybe`: values that the image may show, because the annotators were not sure (the `m` of FashionAI).
 
-Only the evaluation reads them. Lists are read by name (`List(ClassLabel(names=...))` or lists of strings), so that
-they stay right when the attribute's values are put into another order, that of a trained model.
+Only the evaluation reads them. Lists are read by name (`List(ClassLabel(names=...))` or lists of strings), so they
+stay correct if the attribute's values have another order, that of a trained model.
 """
 
 from typing import Literal, TypeAlias
@@ -23,12 +23,12 @@ ValueSetKind: TypeAlias = Literal["all", "maybe"]
 def read_value_sets(
     dataset: datasets.Dataset, split: str, attribute: str, values: list[str], kind: ValueSetKind
 ) -> np.ndarray | None:
-    """(images, values) booleans, a column for each of `values`; None where the data set has no such lists.
+    """(images, values) booleans, a column for each of `values`; None if the data set has no such lists.
 
-    A column of that name which holds no lists is another column, and left alone.
+    A column of that name without lists has another meaning, and is ignored.
 
     Raises:
-        ValueError: if the lists hold what is no value of the attribute.
+        ValueError: if a list holds something that is not a value of the attribute.
     """
     column = f"{attribute}_{kind}"
     feature = dataset.features.get(column)
@@ -39,6 +39,6 @@ def read_value_sets(
         lists = ColumnPlace(column).read(dataset).combine_chunks()
         items = pa.chunked_array([pc.list_flatten(lists)])
         ids = encode_labels(column, {split: items}, {split: feature.feature}, values)[0][split]
-        pictures = pc.list_parent_indices(lists).to_numpy()
-        sets[pictures[ids >= 0], ids[ids >= 0]] = True
+        rows = pc.list_parent_indices(lists).to_numpy()
+        sets[rows[ids >= 0], ids[ids >= 0]] = True
     return sets

@@ -1,23 +1,30 @@
-"""The main job: from a data set and a backbone to a trained, measured, saved CCA checkpoint."""
+"""The main job: from a data set and a backbone to a trained, evaluated and saved CCA checkpoint."""
 
 import json
 import logging
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, set_seed
+from transformers.trainer_utils import speed_metrics
 
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.schema import AttributeDataset
+from cca_hf.evaluation.retrieval.confusions import Confusion, nearest_confusions
+from cca_hf.evaluation.retrieval.embeddings import Gallery, evaluate_splits
+from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.arguments import CCATrainingArguments
 from cca_hf.training.checkpoints import last_checkpoint
 from cca_hf.training.run_record import RunRecord
-from cca_hf.training.threads import settle_threads
-from cca_hf.training.trainer import CCATrainer
 
+from .attribute_trainer import CCATrainer
 from .command_line import DataArguments, ModelArguments
 from .command_line import parse_arguments as parse_arguments
 from .text_conditions import attribute_texts, embed_texts
@@ -27,10 +34,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What `run_training` leaves in memory; the same stands in `output_dir`.
+    """What `run_training` returns; `output_dir` holds the same.
 
-    `result` is the evaluation on the test split, on the main process alone. `metrics` is `all_results.json`, and
-    `history` what was logged on the way.
+    `result` is the evaluation of the test split, on the main process alone. `metrics` is the content of
+    `all_results.json`, and `history` the log.
     """
 
     model: CCAModel
@@ -44,32 +51,34 @@ class TrainingRun:
 def run_training(
     model_args: ModelArguments, data_args: DataArguments, training_args: CCATrainingArguments
 ) -> TrainingRun:
-    """Trains, takes the checkpoint that is best on validation, evaluates it once on test, and saves all of it.
+    """Trains a model, keeps the best checkpoint on validation, evaluates it once on test, and saves everything.
 
     `output_dir` gets the model with image processor, pipeline and code; `all_results.json` with `test_map`,
     `test_map_<attribute>`, ... and their chance levels, as fractions; `test_evaluation.json` with the figures of each
-    value; `run.json` with what it was trained on, how and where; `trainer_state.json`. Prints what the data set holds,
-    and the table of the test split.
+    value; `run.json` with data, settings, hardware and versions; `trainer_state.json`. Prints the table of the test
+    split.
 
-    What `push_to_hub` asks for is left to the caller, for when report and card are written too.
+    The test split is evaluated as `cca evaluate` does it: the images are read, and the model computes in the precision
+    of the saved checkpoint, whatever the training did.
 
-    `resume_from_checkpoint="last"` goes on from the last complete checkpoint in `output_dir`, if there is one.
+    The caller pushes the result to the Hub, after it has written report and card.
+
+    `resume_from_checkpoint="last"` resumes from the last complete checkpoint in `output_dir`, if there is one.
 
     Raises:
-        ValueError: bad data, or an `output_dir` that holds another run's checkpoints. Before any work is done.
-        UnreadableImageError: naming the images, unless they are to be skipped.
+        ValueError: for bad data, or an `output_dir` that holds another run's checkpoints, before any work is done.
+        UnreadableImageError: names the images that cannot be read, unless they are to be skipped.
         TrainingFailedError, CheckpointError: see [`CCATrainer.train`].
     """
     checkpoint = _checkpoint_to_resume(training_args)
-    if training_args.device.type == "cpu":
-        settle_threads(training_args.cpu_threads)
-    set_seed(training_args.seed)  # the new layer's weights; the Trainer seeds itself
+    set_seed(training_args.seed)  # for the weights of the new layer; the Trainer sets the seed itself
     with training_args.main_process_first(desc="loading the data set"):
         data = load_data(data_args)
     model = make_model(model_args, data)
     trainer = CCATrainer(model, training_args, data)
-    test_images = trainer.images_of("test")  # its absence is an error now, not after training
-    record = RunRecord.of(data, asdict(data_args), training_args) if training_args.should_save else None
+    # made now: a missing test split is an error before training, not after it
+    test = RetrievalEvaluator(data, "test", batch_size=training_args.per_device_eval_batch_size)
+    record = RunRecord.of(data, asdict(data_args), trainer.args) if training_args.should_save else None
     if record is not None:
         record.save(training_args.output_dir)  # checkpoints can be evaluated before the training ends
 
@@ -79,30 +88,64 @@ def run_training(
     trainer.save_model()
     trainer.save_metrics("train", outcome.metrics)
 
-    predicted = trainer.predict(test_images, metric_key_prefix="test")
-    metrics = predicted.metrics
-    trainer.log(dict(metrics))
-    trainer.save_metrics("test", metrics)
+    trained = trainer.unwrapped_model().eval()
+    measured = measure(trained, test, trainer.accelerator)
+    trainer.log(dict(measured.metrics))
+    trainer.save_metrics("test", measured.metrics)
     trainer.save_state()
-    result = trainer.evaluation_result
-    output_dir = Path(training_args.output_dir)
-    if result is not None and record is not None:
-        result.save_json(output_dir / "test_evaluation.json")
-        confusions = trainer.confusions_of(test_images, predicted)
-        replace(record, seconds=outcome.metrics["train_runtime"], confusions=confusions).save(output_dir)
-        print(f"\nRetrieval on the test split ({output_dir})\n{result.table()}")
+    output_dir = Path(trainer.args.output_dir)
+    if measured.result is not None and record is not None:
+        measured.result.save_json(output_dir / "test_evaluation.json")
+        seconds = outcome.metrics["train_runtime"]
+        replace(record, seconds=seconds, confusions=measured.confusions).save(output_dir)
+        print(f"\nRetrieval on the test split ({output_dir})\n{measured.result.table()}")
     return TrainingRun(
-        model=trainer.accelerator.unwrap_model(trainer.model),
+        model=trained,
         data=data,
-        result=result,
-        metrics={**outcome.metrics, **metrics},
+        result=measured.result,
+        metrics={**outcome.metrics, **measured.metrics},
         history=trainer.state.log_history,
         output_dir=output_dir,
     )
 
 
+class Measured(NamedTuple):
+    """The evaluation of a split; the result and the confusions on the main process alone."""
+
+    metrics: dict[str, float]
+    result: EvaluationResult | None
+    confusions: dict[str, list[Confusion]]
+
+
+def measure(model: CCAModel, evaluator: RetrievalEvaluator, accelerator: Accelerator) -> Measured:
+    """Evaluates a split, each process embedding a part of its images."""
+    start = time.time()
+    data, splits = evaluator.dataset, [evaluator.query_split]
+    if evaluator.gallery_split is not None:
+        splits.append(evaluator.gallery_split)
+    embedded = []
+    for split in splits:
+        rows = np.array_split(np.arange(data[split].num_rows), accelerator.num_processes)[accelerator.process_index]
+        own = evaluator.embed(model, data[split].select(rows)["image"]) if len(rows) else None
+        parts = [part for part in gather_object([own]) if part is not None]
+        embedded.append(Gallery.of_split(data, split, np.concatenate(parts), data.labels(split)))
+    queries, *galleries = embedded
+    gallery = galleries[0] if galleries else None
+    result, confusions = None, {}
+    metrics: list[dict[str, float]] = [{}]
+    if accelerator.is_main_process:
+        result = evaluate_splits(data, queries, gallery, splits, model.device)
+        confusions = nearest_confusions(
+            queries.embeddings, queries.labels, data.attributes, groups=queries.groups, gallery=gallery
+        )
+        metrics = [{f"test_{name}": value for name, value in result.metrics().items()}]
+        metrics[0] |= speed_metrics("test", start, num_samples=sum(data[split].num_rows for split in splits))
+    broadcast_object_list(metrics)
+    return Measured(metrics[0], result, confusions)
+
+
 def load_data(data_args: DataArguments) -> AttributeDataset:
-    """The data set, every image of it decoded once to see that it can be."""
+    """The data set, after every image has been decoded once as a check."""
     data = load_attribute_dataset(
         data_args.dataset,
         data_args.attributes,
@@ -116,7 +159,7 @@ def load_data(data_args: DataArguments) -> AttributeDataset:
 
 
 def make_model(model_args: ModelArguments, data: AttributeDataset, model_class: type[CCAModel] = CCAModel) -> CCAModel:
-    """A new model (CCA, or a baseline) for the attributes of `data`, on a pretrained backbone or one from scratch."""
+    """A new model (CCA or a baseline) for the attributes of `data`, on a pretrained backbone or one from scratch."""
     optional: dict[str, Any] = {
         name: value
         for name in ("embedding_dim", "hidden_size", "feature_levels", "residual")
@@ -140,7 +183,7 @@ def make_model(model_args: ModelArguments, data: AttributeDataset, model_class: 
 
 
 def _read_config(source: str) -> PreTrainedConfig:
-    """JSON, a JSON file, or whatever `AutoConfig` finds."""
+    """Reads JSON, a JSON file, or a configuration that `AutoConfig` can load."""
     if source.lstrip().startswith("{"):
         text = source
     elif source.endswith(".json"):
@@ -157,7 +200,7 @@ def _read_config(source: str) -> PreTrainedConfig:
 
 
 def _checkpoint_to_resume(args: CCATrainingArguments) -> str | None:
-    """Where to go on from; None for the beginning."""
+    """The checkpoint to resume from; None to start at the beginning."""
     last = last_checkpoint(args.output_dir)
     if args.resume_from_checkpoint in ("last", "true", "True"):
         if last is None:
@@ -165,7 +208,7 @@ def _checkpoint_to_resume(args: CCATrainingArguments) -> str | None:
         return None if last is None else str(last)
     if args.resume_from_checkpoint is None and last is not None:
         raise ValueError(
-            f"{args.output_dir} holds {last.name} of an earlier run. Go on with it by --resume_from_checkpoint last, "
+            f"{args.output_dir} holds {last.name} of an earlier run. Resume it with --resume_from_checkpoint last, "
             "or give another --output_dir"
         )
     return args.resume_from_checkpoint

@@ -1,4 +1,4 @@
-"""The run that needs neither data nor network: a small CCA from scratch on drawn shapes (`make demo`, `cca demo`)."""
+"""A run without data and network: a small CCA from scratch on drawn shapes (`make demo`, `cca demo`)."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from .command_line import DataArguments, ModelArguments
 NUM_IMAGES = 3000
 EPOCHS = 18
 IMAGE_SIZE, HIDDEN_SIZE = 64, 128
-# Small enough for two cores, and a network that learns shapes quickly from scratch: ResNet's basic blocks.
+# ResNet's basic blocks: small enough for two cores, and quick to learn shapes from scratch.
 BACKBONE = """{"model_type": "resnet", "layer_type": "basic", "embedding_size": 32,
                 "hidden_sizes": [32, 64, 128], "depths": [2, 2, 2]}"""
 
 
 def draw_shapes(folder: Path, *, num_images: int = NUM_IMAGES, seed: int = 0) -> None:
-    """As parquet files, which is how a data set of one's own might look."""
+    """Writes the shapes as parquet files, a format that users have as well."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, dataset in generate_shapes_dataset(num_images, image_size=IMAGE_SIZE, seed=seed).items():
         dataset.to_parquet(folder / f"{split}.parquet")
@@ -26,10 +26,10 @@ def draw_shapes(folder: Path, *, num_images: int = NUM_IMAGES, seed: int = 0) ->
 def train_on_shapes(
     shapes: Path, output_dir: Path, *, epochs: float = EPOCHS, seed: int = 0, one_space: bool = False
 ) -> TrainingRun:
-    """What `scripts/train.py` does, on what `draw_shapes` drew.
+    """Trains on the shapes of `draw_shapes`, as `scripts/train.py` does.
 
     Args:
-        one_space: whether to train one space for all attributes in place of one for each.
+        one_space: whether to train one space for all attributes instead of one for each.
     """
     return run_training(
         ModelArguments(
@@ -44,8 +44,8 @@ def train_on_shapes(
             num_train_epochs=epochs,
             per_device_train_batch_size=24,  # from scratch, many small steps learn more in the same time
             learning_rate=2e-3,
-            crop_scale=0.9,  # size is an attribute: a closer crop would change it
-            bf16=False,  # the same figures on every machine
+            crop_scale=0.9,  # size is an attribute, which a tighter crop would change
+            bf16=False,  # so that all machines give the same figures
             eval_strategy="no",
             save_strategy="no",
             logging_steps=100,

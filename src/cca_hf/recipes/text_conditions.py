@@ -1,6 +1,6 @@
-"""What the attributes are called, embedded by a text encoder: the conditions of `condition_embedding="text"`.
+"""Text embeddings of the attributes' names, the conditions of `condition_embedding="text"`.
 
-A trained model needs none of this: the embeddings of its attributes are stored in it. For one attribute more, see
+A trained model does not need this file: it stores the embeddings of its attributes. To add an attribute, see
 [`CCAModel.add_attribute`].
 """
 
@@ -13,10 +13,10 @@ import torch
 
 
 def attribute_texts(attributes: Iterable[str], sentences_file: str | None = None) -> dict[str, str]:
-    """What is embedded for each attribute: its sentence of a JSON file, or its name with spaces for underscores.
+    """The text of each attribute: its sentence in a JSON file, or its name with spaces instead of underscores.
 
     Raises:
-        ValueError: unless the file is a JSON object from names of attributes to sentences.
+        ValueError: if the file is not a JSON object that maps names of attributes to sentences.
     """
     texts = {name: name.replace("_", " ") for name in attributes}
     if sentences_file is None:
@@ -37,12 +37,12 @@ def embed_texts(texts: Sequence[str], text_encoder: str) -> torch.Tensor:
 
     Args:
         texts: words or sentences.
-        text_encoder: a model of sentence-transformers, or a text model of transformers, whose tokens are then
-            averaged: an id on the Hub or a folder.
+        text_encoder: an id on the Hub or a folder, of a sentence-transformers model, or of a text model of
+            transformers, whose token embeddings are then averaged.
 
     Raises:
         ImportError: without sentence-transformers.
-        OSError: if there is no such model.
+        OSError: if the model cannot be loaded.
     """
     try:
         from sentence_transformers import SentenceTransformer

@@ -1,5 +1,6 @@
-"""What the trainer does at moments that the Trainer announces."""
+"""What the Trainer does at the events that transformers' Trainer announces."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from transformers import (
@@ -11,37 +12,30 @@ from transformers import (
     TrainingArguments,
 )
 
-from cca_hf.data.sampler import AttributeBatchSampler
-
-_SHOWN = {
-    "epoch",
-    "loss",
-    "grad_norm",
-    "learning_rate",
-    "eval_map",
-    "eval_map_weighted",
-    "eval_map_macro",
-    "eval_chance_map",
-    "eval_runtime",
-    "train_runtime",
-}
+_ALWAYS_SHOWN = ("epoch", "loss", "grad_norm", "learning_rate", "eval_runtime", "train_runtime")
 
 
-class TellSamplerTheEpoch(TrainerCallback):
-    """On several processes, in the middle of an epoch, a resumed Trainer does not reach the batch sampler itself."""
+class SetEpoch(TrainerCallback):
+    """Sets the epoch of a batch sampler.
 
-    def __init__(self) -> None:
-        self.sampler: AttributeBatchSampler | None = None
+    When several processes resume in the middle of an epoch, the Trainer does not reach the batch sampler itself.
+    """
+
+    def __init__(self, batch_sampler: Any) -> None:
+        self.batch_sampler = batch_sampler
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.sampler is not None:
-            self.sampler.set_epoch(int(state.epoch or 0))
+        self.batch_sampler.set_epoch(int(state.epoch or 0))
 
 
 class BriefProgress(ProgressCallback):
-    """The Trainer's progress bar, whose logs take a line: the figures of every attribute would fill a screen."""
+    """The Trainer's progress bar with logs of one line: the figures of every attribute would fill a screen."""
+
+    def __init__(self, shown: Iterable[str] = ()) -> None:
+        super().__init__()
+        self.shown = {*_ALWAYS_SHOWN, *shown}
 
     def on_log(
         self,
@@ -51,12 +45,15 @@ class BriefProgress(ProgressCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if brief := _brief(logs):
+        if brief := _brief(logs, self.shown):
             super().on_log(args, state, control, logs=brief, **kwargs)
 
 
 class BriefPrinter(PrinterCallback):
-    """The same without a progress bar."""
+    """The same logs without a progress bar."""
+
+    def __init__(self, shown: Iterable[str] = ()) -> None:
+        self.shown = {*_ALWAYS_SHOWN, *shown}
 
     def on_log(
         self,
@@ -66,11 +63,11 @@ class BriefPrinter(PrinterCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if brief := _brief(logs):
+        if brief := _brief(logs, self.shown):
             super().on_log(args, state, control, logs=brief, **kwargs)
 
 
-def _brief(logs: dict[str, float] | None) -> dict[str, float]:
-    """What concerns all attributes; nothing if that is the epoch alone."""
-    brief = {name: value for name, value in (logs or {}).items() if name in _SHOWN}
+def _brief(logs: dict[str, float] | None, shown: set[str]) -> dict[str, float]:
+    """The figures to show; nothing if only the epoch is left."""
+    brief = {name: value for name, value in (logs or {}).items() if name in shown}
     return brief if len(brief) > 1 else {}

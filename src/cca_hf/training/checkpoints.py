@@ -1,10 +1,10 @@
-"""Checkpoints that are complete or not there: written beside their place, and moved into it when they are whole.
+"""Checkpoints that are complete or absent: written beside their place, and moved into it when they are complete.
 
-The Trainer writes file by file into `checkpoint-40`. A full disk or a kill in between leaves a folder that looks like
-a checkpoint, is the first to be resumed from, and cannot be loaded.
+transformers' Trainer writes file by file into `checkpoint-40`. A full disk or a kill in between leaves a folder that
+looks like a checkpoint, is the first choice for a resume, and cannot be loaded.
 """
 
-import json
+import contextlib
 import logging
 import os
 import shutil
@@ -15,28 +15,28 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedConfig, Trainer
+from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
 
 from cca_hf.models.whole_files import staged
 
 logger = logging.getLogger(__name__)
 
-_STAGING = ".incomplete"  # a folder in the output directory; nothing takes it for a checkpoint
+_STAGING = ".incomplete"  # a folder in the output directory, which nothing mistakes for a checkpoint
 _REPLACED = ".replaced-"
 _FULL = 2**20  # bytes
 
 
 class CheckpointError(OSError):
-    """A checkpoint could not be written. Whatever was there before is untouched."""
+    """A checkpoint could not be written. Earlier checkpoints are untouched."""
 
 
 class TrainingFailedError(RuntimeError):
-    """Training cannot go on: loss or weights are NaN or infinite, or all embeddings have become equal."""
+    """Training cannot continue: loss or weights are NaN or infinite, or all embeddings have become equal."""
 
 
 class WholeCheckpointTrainer(Trainer):
-    """A Trainer whose checkpoints are complete or not there, and never hold NaN."""
+    """A Trainer whose checkpoints are complete or absent, and never hold NaN."""
 
     publish: Callable[..., str] | None = None  # called by `push_to_hub`
     _saving_checkpoint = False
@@ -60,7 +60,7 @@ class WholeCheckpointTrainer(Trainer):
             raise failure from error
         finally:
             self._saving_checkpoint = False
-        self.accelerator.wait_for_everyone()  # the random states of the other processes belong to it
+        self.accelerator.wait_for_everyone()  # the checkpoint includes the random states of the other processes
         if self.args.should_save:
             _publish(staged_checkpoint, run_dir / name)
         self.accelerator.wait_for_everyone()
@@ -70,18 +70,18 @@ class WholeCheckpointTrainer(Trainer):
             )
 
     def push_to_hub(self, repo_id: str | None = None) -> str:
-        """Saves the model into `output_dir` and publishes that, in one commit, as the `hub_*` arguments say.
+        """Saves the model into `output_dir` and publishes the folder in one commit, following the `hub_*` arguments.
 
-        Nothing is pushed before: not while training, and not by `save_model`.
+        Nothing else pushes: neither the training nor `save_model`.
 
         Args:
             repo_id: default: `args.hub_model_id`, or the name of `output_dir`.
 
         Returns:
-            The commit's address.
+            The address of the commit.
 
         Raises:
-            ValueError: if the trainer was not told how to publish.
+            ValueError: if the trainer was made without `publish`.
         """
         if self.publish is None:
             raise ValueError("to push, make the trainer with publish=cca_hf.push_model, or run 'cca push'")
@@ -95,10 +95,10 @@ class WholeCheckpointTrainer(Trainer):
         )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing: a repository gets one commit, of a model with its card, when somebody asks for it."""
+        """Does nothing: a repository gets one commit, with model and card, through `push_to_hub`."""
 
     def _name_best_checkpoint(self, run_dir: Path, staged_checkpoint: Path) -> None:
-        """The Trainer has looked for the best checkpoint among the staged ones: name it by where it will be."""
+        """Names the best checkpoint by its final place; the Trainer has named it by the staging folder."""
         if not self.state.best_global_step:
             return
         best = f"checkpoint-{self.state.best_global_step}"
@@ -120,10 +120,10 @@ class WholeCheckpointTrainer(Trainer):
             self._load_weights(self.state.best_model_checkpoint)
 
     def _load_weights(self, checkpoint: str) -> None:
-        """Loads by `from_pretrained`, which knows that the names in a file may be those of older versions.
+        """Loads with `from_pretrained`, which converts weight names of older versions.
 
-        The Trainer compares a file's names with the model's, and for what it does not find it logs a warning: it would
-        resume a ViT with fresh weights, and end with the best head on the last backbone.
+        The Trainer compares the names in the file with the model's, and only logs a warning for missing names: it
+        would resume a ViT with new weights, and combine the best head with the last backbone.
         """
         logger.info("loading weights from %s", checkpoint)
         loaded, report = type(self.model).from_pretrained(checkpoint, output_loading_info=True)
@@ -138,7 +138,7 @@ class WholeCheckpointTrainer(Trainer):
             TrainingFailedError: if weights are NaN or infinite.
         """
         self._check_weights()
-        super().save_model(output_dir, _internal_call=True)  # called by a user, the Trainer's would push
+        super().save_model(output_dir, _internal_call=True)  # otherwise the Trainer would push
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         if not self.args.should_save:
@@ -162,38 +162,33 @@ def last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
     """The latest complete checkpoint in `output_dir`, or None."""
     if not Path(output_dir).is_dir():
         return None
+    _restore_replaced(Path(output_dir))
     for path in reversed([Path(each) for each in sort_checkpoints(str(output_dir))]):
-        # ours are always complete; a folder of another origin may not be
+        # a checkpoint of this package is always complete; a folder of another origin may not be
         if (path / "trainer_state.json").is_file() and any(path.glob("*.safetensors*")):
             return path
     return None
 
 
-def check_same_attributes(checkpoint: str | os.PathLike[str], config: PreTrainedConfig) -> None:
-    """A run resumes with the attributes it began with: their ids are places in the weights.
-
-    Raises:
-        ValueError: naming both lists, or saying that there is no checkpoint.
-    """
-    path = Path(checkpoint) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{checkpoint} is not a checkpoint: it has no config.json")
-    attributes = json.loads(path.read_text(encoding="utf-8")).get("attributes")
-    if attributes is not None and list(attributes) != list(config.attributes):
-        raise ValueError(
-            f"{checkpoint} was trained with the attributes {attributes}, and this model has {list(config.attributes)}"
-        )
-
-
 def remove_leftovers(output_dir: str | os.PathLike[str]) -> None:
-    """Removes what a killed or failed run has left unfinished."""
+    """Removes what a killed or failed run has left unfinished, and restores a checkpoint that it was replacing."""
+    _restore_replaced(Path(output_dir))
     shutil.rmtree(Path(output_dir) / _STAGING, ignore_errors=True)
     for path in Path(output_dir).glob(f"{_REPLACED}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
+def _restore_replaced(output_dir: Path) -> None:
+    """Puts back a checkpoint that `_publish` had moved aside when its process was killed."""
+    for replaced in output_dir.glob(f"{_REPLACED}*"):
+        final = output_dir / replaced.name.removeprefix(_REPLACED)
+        if not final.exists():
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                replaced.rename(final)
+
+
 def _publish(staged_checkpoint: Path, final: Path) -> None:
-    """Moves a complete checkpoint to its place; one that was there (a run that went this way before) is replaced."""
+    """Moves a complete checkpoint to its place, and replaces an earlier one of the same step."""
     replaced = final.with_name(_REPLACED + final.name)
     if final.exists():
         shutil.rmtree(replaced, ignore_errors=True)
@@ -206,6 +201,6 @@ def _publish(staged_checkpoint: Path, final: Path) -> None:
 def _saving_failed(name: str, output_dir: Path, cause: BaseException) -> CheckpointError:
     last = last_checkpoint(output_dir)
     kept = "there was no earlier one" if last is None else f"{last.name} is complete and can be resumed from"
-    # torch says only that a file ended somewhere else than expected
+    # the message of torch does not mention the disk
     reason = f"the disk is full ({cause})" if shutil.disk_usage(output_dir).free < _FULL else str(cause)
     return CheckpointError(f"could not write {name} to {output_dir}: {reason}. Nothing was overwritten; {kept}.")

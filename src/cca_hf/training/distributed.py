@@ -1,4 +1,4 @@
-"""Tensors of all processes as one, so that the loss sees the triplets of the joined batch."""
+"""Joins the tensors of all processes, so that the loss sees the triplets of the joined batch."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ import torch.distributed as dist
 
 
 class _GatherWithGradient(torch.autograd.Function):
-    """All processes' rows forward; this process's rows of the gradient backward.
+    """Forward: the rows of all processes. Backward: this process's rows of the gradient.
 
-    Every process computes the same loss from the same gathered tensor, so the gradient of its own rows is all it
-    needs: nothing is sent on the way back. DistributedDataParallel (FSDP, DeepSpeed) then *averages* the parameters'
-    gradients, where those of a joined batch *add up*; the factor makes one of the other.
+    Every process computes the same loss from the same gathered tensor, so it only needs the gradient of its own rows:
+    the backward pass communicates nothing. DistributedDataParallel (FSDP, DeepSpeed) then *averages* the parameters'
+    gradients, but the gradients of a joined batch *add up*: hence the factor.
     """
 
     @staticmethod
@@ -26,7 +26,7 @@ class _GatherWithGradient(torch.autograd.Function):
 def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
     """`(batch, ...)` on each process -> `(processes * batch, ...)`, in the order of the ranks; the same on all.
 
-    The loss computed from it has to be the same on all processes too, and the parameters' gradients averaged.
+    Every process must compute the same loss from it, and the parameters' gradients must be averaged.
     """
     if not _several_processes():
         return tensor
@@ -34,14 +34,14 @@ def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def copy_from_first_process(tensors: Sequence[torch.Tensor]) -> None:
-    """Makes them, in place, what they are on the first process."""
+    """Overwrites the tensors with those of the first process."""
     if _several_processes():
         for tensor in tensors:
             dist.broadcast(tensor.data, src=0)
 
 
 def average_over_processes(tensors: Sequence[torch.Tensor]) -> None:
-    """Makes each of them, in place, its mean over the processes."""
+    """Overwrites each tensor with its mean over the processes."""
     if _several_processes():
         for tensor in tensors:
             dist.all_reduce(tensor)

@@ -1,19 +1,19 @@
-"""Conditional losses over every label of every image of a batch, in memory O(B^2) for each attribute.
+"""Conditional losses over all labels of the images of a batch, in O(B^2) memory for each attribute.
 
-The family's loss (CSN, ASEN, CCA) is the cosine triplet loss with *conditional* negatives: same attribute, another
-value. An image without a label for an attribute (-1) takes no part in it. With cosine similarities s,
+CSN, ASEN and CCA use the cosine triplet loss with *conditional* negatives: images with another value of the same
+attribute. An image without a label for an attribute (-1) is ignored there. With cosine similarities s,
 
     loss(i, p, n) = max(0, s(i, n) - s(i, p) + margin)                          anchor i, positive p, negative n
 
-No triplet is ever formed: the loss is piecewise linear in the similarities, so that
+No triplet is formed: the loss is piecewise linear in the similarities, so that
 
     sum of the active triplets = sum_n c(i, n) s(i, n) - sum_p c(i, p) s(i, p) + margin * triplets
 
-where c counts the active triplets a similarity stands in (`mining.py`). The counts are constant wherever the loss is
-differentiable, so the gradient is exactly that of the loop over all triplets.
+where c counts the active triplets that contain a similarity (`mining.py`). The counts are constant wherever the loss
+is differentiable, so the gradient is exactly that of a loop over all triplets.
 
-Beside it stands a smooth form that sets each positive pair against all negatives of its anchor at once; it learns more
-in the same time. Without conditions it is NT-Xent with labels, also known as SINCERE (Feeney and Hughes 2023,
+The smooth form compares each positive pair with all negatives of its anchor at once, and learns more in the same time.
+Without conditions it is NT-Xent with labels, also known as SINCERE (Feeney and Hughes 2023,
 https://arxiv.org/abs/2309.14277).
 """
 
@@ -28,14 +28,14 @@ Mining = Literal["all", "semihard", "hardest"]
 
 
 class ConditionalLossOutput(NamedTuple):
-    """The loss and, for each of the A attributes, what it was made of (detached, `(attributes,)` each).
+    """The loss and figures of each attribute (detached, `(attributes,)` each).
 
-    Where an attribute has no triplet in the batch, `has_triplets` is False and its other figures are 0.
+    If an attribute has no triplet in the batch, `has_triplets` is False and its other figures are 0.
     """
 
     loss: torch.Tensor
     attribute_loss: torch.Tensor
-    active_share: torch.Tensor  # active triplets / triplets looked at, in [0, 1]
+    active_share: torch.Tensor  # active triplets / all triplets considered, in [0, 1]
     positive_similarity: torch.Tensor  # mean cosine over all positive pairs
     negative_similarity: torch.Tensor  # mean cosine over all negative pairs
     has_triplets: torch.Tensor  # bool
@@ -45,10 +45,10 @@ class ConditionalTripletLoss(nn.Module):
     """Triplet loss of all attributes of a batch at once: mean over active triplets, then over attributes.
 
     Args:
-        margin: how much nearer (in cosine) the positive has to be than the negative.
-        mining: `"all"` uses every triplet with a non-zero loss; `"semihard"` those of them whose negative is still
-            farther than the positive (Schroff et al. 2015); `"hardest"` the farthest positive and the nearest negative
-            of each anchor (Hermans et al. 2017).
+        margin: by how much the cosine similarity of the positive must exceed that of the negative.
+        mining: `"all"` uses every triplet with a non-zero loss; `"semihard"` uses those of them whose negative is
+            farther than the positive (Schroff et al. 2015); `"hardest"` uses the farthest positive and the nearest
+            negative of each anchor (Hermans et al. 2017).
     """
 
     def __init__(self, margin: float = 0.2, mining: Mining = "all") -> None:
@@ -63,14 +63,14 @@ class ConditionalTripletLoss(nn.Module):
         return f"margin={self.margin}, mining={self.mining!r}"
 
     def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> ConditionalLossOutput:
-        """Computes in at least fp32, whatever the dtype of the embeddings or the autocast around it.
+        """Computes the loss in at least float32, for embeddings of any dtype and under autocast.
 
         Args:
             embeddings: `(batch, attributes, dim)`, L2-normalised.
             labels: `(batch, attributes)`, value ids; -1 = not labelled.
 
         Raises:
-            ValueError: shapes that do not belong together.
+            ValueError: if the shapes do not match.
         """
         similarities = cosine_similarities(embeddings, labels)  # (A, B, B)
         positives, negatives = pair_masks(labels)  # (A, B, B) each
@@ -93,12 +93,12 @@ class ConditionalSoftTripletLoss(nn.Module):
 
         loss(i) = mean_p log(1 + sum_n exp((s(i, n) - s(i, p)) / t))
 
-    which for small t is the distance of the hardest negative, in units of t, where that is nearer than the positive.
-    Unlike the supervised contrastive loss of Khosla et al. (2020) it does not push an anchor's positives apart.
+    For small t, the loss of a pair is by how much the hardest negative is nearer than the positive, in units of t.
+    Unlike the supervised contrastive loss of Khosla et al. (2020), it does not push an anchor's positives apart.
 
     Args:
-        temperature: t, in cosine.
-        margin: of the triplets that `active_share` counts, so that its figures compare with the triplet loss's.
+        temperature: t, in units of cosine similarity.
+        margin: for the triplets that `active_share` counts, so that it can be compared with the triplet loss.
     """
 
     def __init__(self, temperature: float = 0.1, margin: float = 0.2) -> None:
@@ -135,15 +135,15 @@ def explicit_triplet_loss(
     attribute_ids: torch.Tensor | None = None,
     num_attributes: int = 1,
 ) -> ConditionalLossOutput:
-    """Triplet loss of given triplets (Zappos50K): the mean over all active ones.
+    """Triplet loss of given triplets (Zappos50K): the mean over all active triplets.
 
     Args:
         anchor, positive, negative: `(triplets, dim)` each, L2-normalised, conditioned on the attribute of the triplet.
-        margin: how much nearer (in cosine) the positive has to be than the negative.
+        margin: by how much the cosine similarity of the positive must exceed that of the negative.
         attribute_ids: `(triplets,)`, for the figures of each of `num_attributes`; they do not change the loss.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: if the shapes do not match.
     """
     if not anchor.shape == positive.shape == negative.shape or anchor.dim() != 2:
         raise ValueError(
@@ -192,7 +192,7 @@ def with_figures(
     negatives: torch.Tensor,
     counts: TripletCounts,
 ) -> ConditionalLossOutput:
-    """The mean over the attributes that have triplets, with what is told of each beside it."""
+    """The mean over the attributes that have triplets, with the figures of each attribute."""
     has_triplets = counts.looked_at > 0
     similarities = similarities.detach()
     return ConditionalLossOutput(
@@ -210,7 +210,7 @@ def _masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
-    """Halves become singles; doubles stay."""
+    """Converts to float32, except for float64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 

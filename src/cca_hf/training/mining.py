@@ -1,8 +1,8 @@
-"""Which triplets of a batch are active, counted for every pair by sorting: never a list of triplets.
+"""Counts the active triplets of a batch for every pair, by sorting and without a list of triplets.
 
-A triplet (anchor i, positive p, negative n) of one attribute is active where s(i, p) - margin < s(i, n). For each
-similarity these functions count the active triplets it stands in, in O(B^2 log B) time and O(B^2) memory of each
-attribute, where a batch of B images holds O(B^3) triplets.
+A triplet (anchor i, positive p, negative n) of one attribute is active if s(i, p) - margin < s(i, n). For each
+similarity these functions count the active triplets that contain it, in O(B^2 log B) time and O(B^2) memory for each
+attribute; a batch of B images holds O(B^3) triplets.
 """
 
 from typing import NamedTuple
@@ -11,11 +11,11 @@ import torch
 
 
 class TripletCounts(NamedTuple):
-    """Active triplets, pair by pair (as positive and as negative of the row's anchor) and of each attribute."""
+    """Active triplets of each pair (as positive and as negative of the row's anchor) and of each attribute."""
 
     of_positive: torch.Tensor  # (attributes, batch, batch) integers
     of_negative: torch.Tensor  # (attributes, batch, batch) integers
-    active: torch.Tensor  # (attributes,) int64: the sum of either of them
+    active: torch.Tensor  # (attributes,) int64: the sum of either
     looked_at: torch.Tensor  # (attributes,) int64
 
 
@@ -38,13 +38,13 @@ def count_active(
     *,
     semihard: bool = False,
 ) -> TripletCounts:
-    """Counts over all triplets; `semihard` leaves out those whose negative is at least as near as the positive.
+    """Counts over all triplets; `semihard` excludes triplets whose negative is at least as near as the positive.
 
     Args:
-        similarities, positives, negatives: `(attributes, batch, batch)` each, a row for each anchor.
-        margin: in the unit of the similarities.
+        similarities, positives, negatives: `(attributes, batch, batch)`, a row for each anchor.
+        margin: in units of the similarities.
     """
-    # One rounded number stands for "positive minus margin" on both sides, so that the two counts always agree.
+    # Both sides use the same rounded "positive minus margin", so the two counts always agree.
     threshold = similarities - margin
     sorted_negatives = torch.where(negatives, similarities, -torch.inf).sort(dim=-1).values
     sorted_thresholds = torch.where(positives, threshold, torch.inf).sort(dim=-1).values
@@ -64,7 +64,7 @@ def count_active(
 def count_hardest(
     similarities: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor, margin: float
 ) -> TripletCounts:
-    """Counts over one triplet an anchor: its farthest positive and its nearest negative (Hermans et al. 2017)."""
+    """Counts over one triplet per anchor: its farthest positive and its nearest negative (Hermans et al. 2017)."""
     positive, positive_index = torch.where(positives, similarities, torch.inf).min(dim=2)  # (A, B)
     negative, negative_index = torch.where(negatives, similarities, -torch.inf).max(dim=2)
     anchors = positives.any(2) & negatives.any(2)
@@ -75,7 +75,7 @@ def count_hardest(
     return TripletCounts(of_positive, of_negative, hard.sum(1), anchors.sum(1))
 
 
-# Counts in each sorted row (last dimension). The infinite padding stands on the side that is never counted.
+# Counts in each sorted row (last dimension). The infinite padding is on the side that is not counted.
 def _count_below(row: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(row, values, right=False, out_int32=True)
 

@@ -1,11 +1,10 @@
-"""Which parameters learn how: backbone and head at rates of their own, and no weight decay where it does harm."""
+"""How each parameter learns: rates of backbone and head, frozen parameters, and no weight decay where it does harm."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
-
-from cca_hf.models.modeling_cca import CCAModel
-
-from .arguments import FEATURE_MAP_LEARNING_RATE, PRETRAINED_LEARNING_RATE, CCATrainingArguments
 
 _NORMS = (
     nn.LayerNorm,
@@ -16,44 +15,28 @@ _NORMS = (
 )
 
 
-def learns_statistics(model: CCAModel) -> bool:
-    """Whether training changes the backbone's statistics of batch normalisation."""
-    norms = (module for module in model.backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-    return not model.config.freeze_batch_norm and any(norms)
+@contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Excludes parameters from training within the block; afterwards they learn again, if they did before."""
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
-def settle_backbone(model: CCAModel, args: CCATrainingArguments) -> None:
-    """Freezes what `args` say of the backbone, or what suits it, and settles its learning rate in `args`.
-
-    Raises:
-        ValueError: for micro-batches where the backbone learns statistics of batch normalisation.
-    """
-    if args.micro_batch_size is not None and learns_statistics(model):
-        raise ValueError(
-            "micro_batch_size needs freeze_batch_norm: the statistics would not be those of the whole batch"
-        )
-    from_scratch = model.config.backbone_name is None
-    if args.learning_rate is None:
-        pretrained = FEATURE_MAP_LEARNING_RATE if model.config.feature_levels else PRETRAINED_LEARNING_RATE
-        args.learning_rate = args.head_learning_rate if from_scratch else pretrained
-    if args.freeze_backbone:
-        model.freeze_backbone()
-    elif args.frozen_levels is not None:
-        model.freeze_backbone(args.frozen_levels)
-    elif not from_scratch:
-        model.freeze_backbone(len(model.config.feature_levels))
-    model.to(memory_format=torch.channels_last)  # as the pictures come; else each step would turn the weights around
-
-
-def is_of_backbone(name: str) -> bool:
-    """Whether a parameter belongs to the backbone, by its name, however deeply it has been wrapped."""
+def _is_of_backbone(name: str) -> bool:
+    """Whether a parameter belongs to the backbone, by its name; wrappers of the model may prefix the name."""
     return "backbone" in name.split(".")
 
 
 def undecayed_parameters(model: nn.Module) -> set[str]:
-    """Names of normalisation weights of any kind (the Trainer knows LayerNorm's alone), biases and conditions.
+    """Names of biases, conditions and weights of every kind of normalisation (the Trainer knows LayerNorm alone).
 
-    Decay would pull all conditions of a lookup table towards one and the same.
+    Decay would pull all conditions of a lookup table towards the same vector.
     """
     of_norms = {
         f"{module_name}.{name}" if module_name else name
@@ -70,16 +53,16 @@ def undecayed_parameters(model: nn.Module) -> set[str]:
 
 
 def split_backbone_and_head(optimizer: torch.optim.Optimizer, model: nn.Module, head_learning_rate: float) -> None:
-    """Splits each parameter group of a fresh optimiser: the backbone's keep their rate, the others get their own.
+    """Splits each parameter group of a new optimizer: the backbone keeps its rate, the other parameters get another.
 
-    Works on whatever optimiser the Trainer has built. The backbone's groups come first, so that the Trainer's
-    `learning_rate` is the backbone's; a frozen backbone has none.
+    Works on any optimizer that the Trainer builds. The backbone's groups come first, so the Trainer's `learning_rate`
+    is the backbone's; a frozen backbone has no group.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     backbone, head = [], []
     for group in optimizer.param_groups:
-        of_backbone = [p for p in group["params"] if is_of_backbone(names[p])]
-        of_head = [p for p in group["params"] if not is_of_backbone(names[p])]
+        of_backbone = [p for p in group["params"] if _is_of_backbone(names[p])]
+        of_head = [p for p in group["params"] if not _is_of_backbone(names[p])]
         if of_backbone:
             backbone.append({**group, "params": of_backbone})
         if of_head:

@@ -1,12 +1,11 @@
-"""Losses made for one embedding space, those of pytorch-metric-learning above all, in each attribute's own space.
+"""Losses made for one embedding space, such as those of pytorch-metric-learning, applied to each attribute's space.
 
     from pytorch_metric_learning import losses, miners
 
     loss = PerAttributeLoss(losses.MultiSimilarityLoss(), miner=miners.MultiSimilarityMiner())
     trainer = CCATrainer(model, args, data, loss=loss)
 
-That library is not imported here: all that is asked of a loss and a miner is how they are called. What a loss has
-learned (proxies, centres, boundaries) belongs to the training and not to the model, as in `value_proxies.py`.
+The library is not imported here: a loss and a miner only have to be called as its losses and miners are.
 """
 
 import copy
@@ -17,27 +16,30 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .distributed import average_over_processes, copy_from_first_process
+from .distributed import average_over_processes
 from .losses import ConditionalLossOutput, at_least_fp32, cosine_similarities, with_figures
 from .mining import count_active, pair_masks
+from .own_weights import OwnWeights
 
 FILE_NAME = "attribute_losses.pt"
-_MARGIN = 0.2  # of the triplets that `active_share` counts: the triplet loss's, so that its figures compare
+_MARGIN = 0.2  # for the triplets that `active_share` counts; the triplet loss has the same, so the figures compare
 
 
-class PerAttributeLoss(nn.Module):
-    """Any loss between labelled embeddings, for each attribute by itself; the mean over the attributes.
+class PerAttributeLoss(OwnWeights):
+    """Any loss between labelled embeddings, applied to each attribute separately; the mean over the attributes.
 
-    Of an attribute the loss sees the images that are labelled there, of the joined batch of all processes. One without
-    a triplet in a batch (two images of a value, one of another) takes no part in that batch.
+    For an attribute, the loss gets the images of the joined batch of all processes that have a label for it. An
+    attribute without a triplet in the batch (two images of one value and one of another) is left out of that batch.
 
     Args:
-        loss: called as `loss(embeddings, values)` with `(n, dim)` and `(n,)`, the miner's find as a third where there
-            is one; returns one number. One that learns or remembers something has to be one for each attribute, in a
-            mapping: `{name: ProxyAnchorLoss(len(values), dim) for name, values in data.attributes.items()}`.
+        loss: called as `loss(embeddings, values)` with `(n, dim)` and `(n,)`, and with the miner's output as a third
+            argument if there is a miner; returns one number. A loss that learns or remembers something must be given
+            per attribute, in a mapping:
+            `{name: ProxyAnchorLoss(len(values), dim) for name, values in data.attributes.items()}`.
         miner: called as `miner(embeddings, values)`; the same for all attributes.
-        learning_rate: of what the losses themselves learn. An Adam of their own takes a step whenever the loss is
-            computed, by the gradient of that very loss; the Trainer's schedule does not touch it.
+        learning_rate: learning rate of the weights of the losses themselves. A separate Adam updates them in
+            `optimizer_step`, which the Trainer calls after each step of the model's optimizer. The Trainer's schedule
+            does not apply to them.
 
     Raises:
         TypeError: if a loss is no `torch.nn.Module`.
@@ -58,23 +60,23 @@ class PerAttributeLoss(nn.Module):
         if not learning_rate >= 0:
             raise ValueError(f"learning_rate must be at least 0, got {learning_rate}")
         self._given: dict[str, nn.Module] | list[nn.Module] = dict(loss) if isinstance(loss, Mapping) else [loss]
-        self.losses = nn.ModuleList()  # in the order of the attributes, when they are known
+        self.losses = nn.ModuleList()  # in the order of the attributes, filled by `settle`
         self.miner = miner
         self.learning_rate = learning_rate
-        self.optimizer: torch.optim.Optimizer | None = None
 
     def settle(
         self, attributes: Mapping[str, Sequence[str]], dim: int, device: torch.device | str = "cpu"
     ) -> "PerAttributeLoss":
-        """Gives each attribute its loss, tries all of them on a few numbers, and moves them. `CCATrainer` does it.
+        """Assigns a loss to each attribute, and tries it on a few numbers. `CCATrainer` calls this.
 
         Args:
-            attributes: the values of each, by name.
-            dim: of the embeddings.
+            attributes: the values of each attribute, by name.
+            dim: width of the embeddings.
+            device: where the losses move.
 
         Raises:
-            ValueError: names that are not those of the attributes; a loss that has learned or remembers something,
-                for more than one attribute; one that does not take its attribute's values, or embeddings of `dim`.
+            ValueError: if the names are not those of the attributes, if a loss that learns or remembers something is
+                shared between attributes, or if a loss does not accept its attribute's values or embeddings of `dim`.
         """
         if isinstance(self._given, list):
             losses = self._given * len(attributes)
@@ -85,21 +87,20 @@ class PerAttributeLoss(nn.Module):
         for shared in (loss for place, loss in enumerate(losses) if loss.state_dict() and loss in losses[:place]):
             name = type(shared).__name__
             raise ValueError(
-                f"{name} holds something of its own (weights, a memory), so that each attribute needs one for itself: "
-                f"give a mapping, {{name: {name}(...) for name in data.attributes}}"
+                f"{name} has weights or a memory, which attributes cannot share: give a mapping, "
+                f"{{name: {name}(...) for name in data.attributes}}"
             )
         for (name, values), loss in zip(attributes.items(), losses, strict=True):
             self._try(name, len(values), dim, loss)
         self.losses = nn.ModuleList(losses)
         self.to(device)
         parameters = self._learned()
-        copy_from_first_process(parameters)
         if parameters:
             self.optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
         return self
 
     def _try(self, name: str, num_values: int, dim: int, loss: nn.Module) -> None:
-        """On a copy, with the first and the last value: a wrong number of them must not come out an hour later."""
+        """Calls a copy with the first and the last value: a wrong number of values must not stop a run much later."""
         values = torch.tensor([0, 0, num_values - 1, num_values - 1])
         embeddings = nn.functional.normalize(torch.randn(4, dim, generator=torch.Generator().manual_seed(0)), dim=-1)
         with torch.random.fork_rng(devices=[]):
@@ -107,11 +108,13 @@ class PerAttributeLoss(nn.Module):
                 found = self._call(copy.deepcopy(loss), embeddings, values)
             except Exception as error:  # whatever a loss of whatever origin raises
                 raise ValueError(
-                    f"the loss of {name!r}, {type(loss).__name__}, does not take embeddings of {dim} numbers with "
+                    f"the loss of {name!r}, {type(loss).__name__}, does not accept embeddings of {dim} numbers with "
                     f"{num_values} values: {type(error).__name__}: {error}"
                 ) from error
         if not isinstance(found, torch.Tensor) or found.numel() != 1:
-            raise ValueError(f"the loss of {name!r}, {type(loss).__name__}, must return one number; it gave {found!r}")
+            raise ValueError(
+                f"the loss of {name!r}, {type(loss).__name__}, must return one number; it returned {found!r}"
+            )
 
     def _call(self, loss: nn.Module, embeddings: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         if self.miner is None:
@@ -122,7 +125,7 @@ class PerAttributeLoss(nn.Module):
         return [parameter for parameter in self.losses.parameters() if parameter.requires_grad]
 
     def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> ConditionalLossOutput:
-        """As [`ConditionalTripletLoss.forward`]. While gradients are recorded, the losses' own weights take a step."""
+        """As [`ConditionalTripletLoss.forward`]. While gradients are recorded, the losses collect their own."""
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = at_least_fp32(embeddings)
             similarities = cosine_similarities(embeddings.detach(), labels)
@@ -130,11 +133,11 @@ class PerAttributeLoss(nn.Module):
             counts = count_active(similarities, positives, negatives, _MARGIN)
             attribute_loss = self._of_attributes(embeddings, labels, (counts.looked_at > 0).tolist())
             if self.optimizer is not None and embeddings.requires_grad and torch.is_grad_enabled():
-                attribute_loss = self._learn(self.optimizer, embeddings, attribute_loss)
+                attribute_loss = self._collect_gradients(embeddings, attribute_loss)
         return with_figures(attribute_loss, similarities, positives, negatives, counts)
 
     def _of_attributes(self, embeddings: torch.Tensor, labels: torch.Tensor, present: list[bool]) -> torch.Tensor:
-        """`(attributes,)`, 0 for those that take no part."""
+        """`(attributes,)`, 0 for attributes that are left out."""
         found = []
         for attribute_id, loss in enumerate(self.losses):
             labelled = labels[:, attribute_id] >= 0
@@ -145,33 +148,33 @@ class PerAttributeLoss(nn.Module):
             found.append(self._call(loss, *of_attribute).reshape(()))
         return torch.stack(found)
 
-    def _learn(
-        self, optimizer: torch.optim.Optimizer, embeddings: torch.Tensor, attribute_loss: torch.Tensor
-    ) -> torch.Tensor:
-        """The weights' step; returns the same losses, linear in the embeddings, with the same gradient there.
+    def _collect_gradients(self, embeddings: torch.Tensor, attribute_loss: torch.Tensor) -> torch.Tensor:
+        """Returns the same losses, linear in the embeddings, with the same gradient there.
 
-        The graph of the loss holds the weights as they were, so it is used up before they change. It is not computed a
-        second time: a loss may draw random triplets, or remember what it has seen.
+        The gradients of embeddings and weights are computed together, from one graph. The loss is not computed a
+        second time, because a loss may draw random triplets, or remember what it has seen.
         """
         parameters = self._learned()
         gradient, *of_parameters = torch.autograd.grad(
             attribute_loss.sum(), [embeddings, *parameters], allow_unused=True
         )
-        for parameter, found in zip(parameters, of_parameters, strict=True):
-            parameter.grad = found  # None where an attribute took no part: the optimiser leaves its weights alone
-        average_over_processes([found for found in of_parameters if found is not None])
-        optimizer.step()
+        self.collect(parameters, of_parameters)
         linear = (embeddings * gradient).sum((0, 2))  # (A,): no attribute's loss depends on another's embeddings
         return attribute_loss.detach() + linear - linear.detach()
 
+    def optimizer_step(self) -> None:
+        """Updates the weights of the losses by the mean gradient over batches and processes."""
+        average_over_processes(self.collected())
+        super().optimizer_step()
+
     def save(self, folder: str | PathLike[str]) -> None:
-        """What the losses have learned, and their optimiser, into a checkpoint; nothing where nothing is learned."""
+        """Writes the losses' weights and optimizer into a checkpoint; writes nothing if the losses learn nothing."""
         if self.optimizer is not None:
             content = {"losses": self.losses.state_dict(), "optimizer": self.optimizer.state_dict()}
             torch.save(content, Path(folder) / FILE_NAME)
 
     def load(self, folder: str | PathLike[str]) -> None:
-        """The same, to go on from a checkpoint. A memory of earlier batches (`CrossBatchMemory`) begins anew.
+        """Reads what `save` wrote. A memory of earlier batches (`CrossBatchMemory`) starts empty.
 
         Raises:
             ValueError: if the checkpoint was made with other losses.
@@ -180,7 +183,7 @@ class PerAttributeLoss(nn.Module):
             return
         path = Path(folder) / FILE_NAME
         if not path.exists():
-            raise ValueError(f"{folder} was made without losses that learn: go on with its own loss, or start anew")
+            raise ValueError(f"{folder} was made without losses that learn: resume with its own loss, or start anew")
         content = torch.load(path, map_location=self._learned()[0].device, weights_only=True)
         try:
             self.losses.load_state_dict(content["losses"])

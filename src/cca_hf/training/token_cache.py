@@ -1,14 +1,13 @@
 """Features of a frozen backbone, computed once and kept on disk: each further epoch costs only the layer.
 
-What is kept is `CCAModel.get_backbone_features`, all that no learned parameter has a hand in: of a picture as it is
-and, where training flips, of its mirror image. There is nothing to crop or recolour in them: those augmentations are
-off.
+The cache keeps `CCAModel.get_backbone_features`, which does not depend on any learned parameter, for each image and
+(if training flips images) for its mirror image. Features cannot be cropped or recoloured: those augmentations are off.
 
-    cache/train.json        what the features were made from; written last, so that what has one is whole
-    cache/train.features    (pictures, versions, numbers) in the order of the split, read memory-mapped
+    cache/train.json        what the features were made from; written last, so a split with this file is complete
+    cache/train.features    (images, versions, numbers) in the order of the split, read memory-mapped
 
-A run that was killed leaves `train.partial` and `train.partial.json`, and the next one goes on behind its last whole
-picture. Several processes may share a cache: one computes, the others wait.
+A run that was killed leaves `train.partial` and `train.partial.json`; the next run continues after the last complete
+image. Several processes may share a cache: one computes, the others wait.
 """
 
 import hashlib
@@ -38,17 +37,13 @@ from cca_hf.models.images import ImageReader
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.models.whole_files import write_json
 
-from .arguments import CCATrainingArguments
-from .memory import keep_freed_memory
-from .parameters import learns_statistics
-
 _FORMAT = 1
-# numpy has no bfloat16: those are kept by their bits
+# numpy has no bfloat16: such numbers are stored by their bits
 _STORED_AS = {"float16": np.float16, "bfloat16": np.int16, "float32": np.float32}
 
 
 class CachedExample(TypedDict):
-    """One picture."""
+    """One image."""
 
     features: torch.Tensor  # (numbers,)
     labels: torch.Tensor  # (attributes,) int64, -1 where not labelled
@@ -62,9 +57,9 @@ class FeatureBatch(TypedDict):
 
 
 class CachedImages(AttributeImages):
-    """One split whose examples hold the features of a picture in place of the picture.
+    """One split whose examples hold the features of an image instead of the image.
 
-    A `SampleKey` gives the mirror image where `transform` would have flipped the picture.
+    A `SampleKey` gives the mirror image if `transform` would have flipped the image.
     """
 
     def __init__(
@@ -81,7 +76,7 @@ class CachedImages(AttributeImages):
 
     @cached_property
     def _features(self) -> np.memmap:
-        """Opened where it is read, that is in the workers."""
+        """Opened at the first use, in the worker process that reads it."""
         return np.memmap(self._path, _STORED_AS[self._described["dtype"]], mode="r", shape=_shape(self._described))
 
     def __getitems__(self, keys: Sequence[int | SampleKey]) -> list[CachedExample]:  # type: ignore[override]
@@ -99,7 +94,7 @@ class CachedImages(AttributeImages):
 
 
 class FeatureCollator:
-    """Examples of `CachedImages` to a batch; `levels` are the (cells, channels) of each feature."""
+    """Makes a batch of examples of `CachedImages`; `levels` are the (cells, channels) of each feature."""
 
     def __init__(self, levels: Sequence[tuple[int, int]]) -> None:
         self.levels = [tuple(level) for level in levels]
@@ -131,16 +126,16 @@ class VersionCollator:
 
 
 class TokenCache:
-    """The features of a data set's pictures under one frozen backbone, in a folder of their own.
+    """The features of a data set's images under one frozen backbone, in a folder.
 
     Args:
-        folder: made if it is not there. Its features belong to one backbone, image processor and data set.
-        dtype: that the features are kept in.
-        flipped: keep the mirror images of `train` as well.
-        autocast: compute in bfloat16 or float16, as the training would; `None` for the model's own precision.
+        folder: created if it does not exist. Its features belong to one backbone, image processor and data set.
+        dtype: the stored precision.
+        flipped: whether to store the mirror images of `train` as well.
+        autocast: compute in bfloat16 or float16, as the training does; `None` for the model's own precision.
 
     Raises:
-        ValueError: if the backbone learns, be it only statistics of batch normalisation.
+        ValueError: if the backbone learns, even if only statistics of batch normalisation.
     """
 
     def __init__(
@@ -157,11 +152,11 @@ class TokenCache:
     ) -> None:
         learning = [name for name, p in model.backbone.named_parameters() if p.requires_grad]
         if learning:
-            raise ValueError(f"a token cache is for a frozen backbone; in this one learns {learning[0]}")
+            raise ValueError(f"a token cache needs a frozen backbone; in this one {learning[0]} learns")
         if learns_statistics(model):
             raise ValueError("a token cache needs freeze_batch_norm: the statistics would change with every step")
         self.folder = Path(folder)
-        self.model = model
+        self.model = model.in_eval_mode()
         self.data = data
         self.dtype = dtype
         self.flipped = flipped
@@ -173,12 +168,12 @@ class TokenCache:
         self.collator = FeatureCollator(self._backbone["levels"])
 
     def images_of(self, split: str, transform: TrainingTransform | None = None) -> CachedImages:
-        """A split's features, computed now if they are not there.
+        """The features of a split, computed now if the folder does not have them.
 
         Raises:
-            ValueError: if the folder holds those of another backbone, processor, precision or data set.
+            ValueError: if the folder holds features of another backbone, processor, precision or data set.
             OSError: if the disk is too small; nothing is written then.
-            UnreadableImageError: for a picture that cannot be read; names it.
+            UnreadableImageError: if an image cannot be read; names it.
         """
         described = self._describe(split)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -193,7 +188,7 @@ class TokenCache:
 
     @torch.inference_mode()
     def _describe_backbone(self) -> dict[str, Any]:
-        """What the features of a picture depend on, and their shapes."""
+        """What the features of an image depend on, and their shapes."""
         processor = self.model.image_processor
         image = torch.zeros(1, 3, *ImageReader(processor).height_and_width)
         config = self.model.config
@@ -209,24 +204,19 @@ class TokenCache:
         }
 
     def _describe(self, split: str) -> dict[str, Any]:
-        """All that the features of a split depend on, and how they lie in the file."""
+        """Everything that the features of a split depend on, and their layout in the file."""
         if split not in self._splits:
             self._splits[split] = self._backbone | {
-                "pictures": _hash_pictures(self.data[split].select_columns([IMAGE_COLUMN])),
+                "pictures": _hash_images(self.data[split].select_columns([IMAGE_COLUMN])),
                 "rows": self.data[split].num_rows,
                 "versions": 2 if self.flipped and split == "train" else 1,
             }
         return self._splits[split]
 
     def _features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        training = self.model.training
-        self.model.eval()
         device = self.model.device
-        try:
-            with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
-                return self.model.get_backbone_features(pixel_values.to(device, self.model.dtype))
-        finally:
-            self.model.train(training)
+        with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
+            return self.model.get_backbone_features(pixel_values.to(device, self.model.dtype))
 
     def _compute(self, split: str, path: Path, described: dict[str, Any]) -> None:
         rows, versions, numbers = _shape(described)
@@ -239,20 +229,18 @@ class TokenCache:
         free = shutil.disk_usage(self.folder).free
         wanted = (rows - done) * row_bytes
         print(
-            f"Token cache of {split!r} in {self.folder}: {rows:,} pictures x {versions} x "
+            f"Token cache of {split!r} in {self.folder}: {rows:,} images x {versions} x "
             f"{row_bytes / versions / 1e3:,.0f} kB = {rows * row_bytes / 1e6:,.0f} MB"
-            + (f", {done:,} pictures are there already" if done else ""),
+            + (f", {done:,} images are there already" if done else ""),
             flush=True,
         )
         if wanted > free:
             raise OSError(
                 f"the token cache of {split!r} needs {wanted / 1e9:,.2f} GB more, and {self.folder} has "
-                f"{free / 1e9:,.2f} GB free; bfloat16 or float16 need half of float32, and no flips half of that again"
+                f"{free / 1e9:,.2f} GB free; bfloat16 or float16 need half of float32, and without flips half again"
             )
-        if self.model.device.type == "cpu":
-            keep_freed_memory()  # twice as fast
         with partial.open("ab") as file:
-            file.truncate(done * row_bytes)  # a kill may have left half a picture
+            file.truncate(done * row_bytes)  # a killed run may have left half an image
             for block in self._blocks(split, done, versions):
                 file.write(block)
             file.flush()
@@ -262,7 +250,7 @@ class TokenCache:
 
     @torch.inference_mode()
     def _blocks(self, split: str, done: int, versions: int) -> Any:
-        """Bytes of (batch, versions, numbers), from row `done` on."""
+        """Bytes of (batch, versions, numbers), starting at row `done`."""
         images = AttributeImages(self.data, split)
         loader = DataLoader(
             Subset(images, range(done, len(images))),
@@ -276,7 +264,7 @@ class TokenCache:
             kept = flat.to(dtype)
             if not torch.isfinite(kept).all():
                 largest = flat.abs().max().item()
-                raise ValueError(f"features of up to {largest:.3g} do not fit into {self.dtype}: take bfloat16")
+                raise ValueError(f"features of up to {largest:.3g} do not fit into {self.dtype}: use bfloat16")
             yield kept.cpu().view(torch.uint8).numpy().tobytes()
 
 
@@ -307,8 +295,8 @@ def _hash_json(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _hash_pictures(dataset: Dataset) -> str:
-    """Of the pictures' bytes where the data set holds them, else of the files' names, sizes and times."""
+def _hash_images(dataset: Dataset) -> str:
+    """A hash of the images' bytes if the data set holds them, else of the files' names, sizes and times."""
     digest = hashlib.sha256()
     for start in range(0, dataset.num_rows, 256):
         for image in dataset[start : start + 256][IMAGE_COLUMN]:
@@ -321,17 +309,7 @@ def _hash_pictures(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def make_token_cache(args: CCATrainingArguments, model: CCAModel, data: AttributeDataset) -> TokenCache | None:
-    """The token cache that `args` ask for, in the precision that they train in."""
-    if args.cache_tokens is None:
-        return None
-    return TokenCache(
-        args.cache_tokens,
-        model.to(args.device),
-        data,
-        dtype=args.cache_dtype,
-        flipped=args.horizontal_flip > 0,
-        autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
-        batch_size=args.per_device_eval_batch_size,
-        num_workers=args.dataloader_num_workers,
-    )
+def learns_statistics(model: CCAModel) -> bool:
+    """Whether training changes the backbone's statistics of batch normalisation."""
+    norms = (module for module in model.backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    return not model.config.freeze_batch_norm and any(norms)

@@ -1,14 +1,13 @@
-"""One learned vector for each value of each attribute, which the embeddings of that value's pictures are drawn to.
+"""One learned vector for each value of each attribute, which attracts the embeddings of the images of that value.
 
-A triplet compares the pictures of one batch, in which most values of an attribute are missing. A proxy stands for its
-value in every batch: with x a picture's embedding under an attribute, and p_v the attribute's proxies at length 1,
+A triplet compares the images of one batch, which lacks most values of an attribute. A proxy represents its value in
+every batch: with x an image's embedding under an attribute, and p_v the attribute's proxies at length 1,
 
-    loss = -log softmax_v(x . p_v / t)[the picture's value]
+    loss = -log softmax_v(x . p_v / t)[the image's value]
 
 the normalised softmax (Zhai and Wu 2019, https://arxiv.org/abs/1811.12649; proxies: Movshovitz-Attias et al. 2017,
-https://arxiv.org/abs/1703.07464), beside the conditional triplet loss. The proxies are a part of the training and not
-of the model. They learn by an optimiser of their own from the joined batch of all processes, the same on each of them:
-no wrapper of the model (DistributedDataParallel, FSDP, a gradient scaler) has to know of them.
+https://arxiv.org/abs/1703.07464), beside the conditional triplet loss. Every process computes the same loss from the
+joined batch, so the proxies stay equal on all processes.
 """
 
 from collections.abc import Sequence
@@ -18,21 +17,24 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .own_weights import OwnWeights
+
 FILE_NAME = "value_proxies.pt"
 
 
-class ValueProxies(nn.Module):
+class ValueProxies(OwnWeights):
     """The proxies of A attributes, and their loss.
 
     Args:
-        num_values: of each attribute.
-        dim: of the embeddings.
-        temperature: t, in cosine.
-        learning_rate: of the proxies' own Adam. They have to follow what they are the middle of.
-        seed: of their first places, drawn apart from all other random numbers.
+        num_values: number of values of each attribute.
+        dim: width of the embeddings.
+        temperature: t, in units of cosine similarity.
+        learning_rate: learning rate of the proxies, which must follow the embeddings that they represent.
+        seed: seed of the initial vectors, which leaves all other random numbers alone.
     """
 
     known: torch.Tensor  # (A, most values), bool
+    optimizer: torch.optim.Optimizer
 
     def __init__(
         self,
@@ -51,9 +53,9 @@ class ValueProxies(nn.Module):
         self.optimizer = torch.optim.Adam([self.vectors], lr=learning_rate)
 
     def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss of each attribute (A,), 0 where no picture is labelled; its gradient is the embeddings' alone.
+        """The loss of each attribute (A,), 0 without a labelled image; its gradient goes to the embeddings alone.
 
-        While gradients are recorded, the proxies take a step of their own by the same loss.
+        While gradients are recorded, the proxies collect their own gradient for `optimizer_step`.
 
         Args:
             embeddings: (batch, A, dim), L2-normalised.
@@ -62,35 +64,33 @@ class ValueProxies(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             loss = self._loss(embeddings.float(), labels, self.vectors.detach())
             if torch.is_grad_enabled():
-                self.vectors.grad = torch.autograd.grad(
-                    self._loss(embeddings.detach().float(), labels, self.vectors).sum(), self.vectors
-                )[0]
-                self.optimizer.step()
+                own_loss = self._loss(embeddings.detach().float(), labels, self.vectors).sum()
+                self.collect([self.vectors], torch.autograd.grad(own_loss, self.vectors))
         return loss
 
     def _loss(self, embeddings: torch.Tensor, labels: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
         proxies = nn.functional.normalize(vectors, dim=-1)
         logits = torch.einsum("bad,avd->abv", embeddings, proxies) / self.temperature
         logits = logits.masked_fill(~self.known[:, None], -torch.inf)
-        of_pictures = nn.functional.cross_entropy(
+        losses = nn.functional.cross_entropy(
             logits.flatten(0, 1), labels.T.flatten(), ignore_index=-1, reduction="none"
-        ).view(labels.T.shape)
-        return of_pictures.sum(1) / (labels.T >= 0).sum(1).clamp(min=1)
+        ).view(labels.T.shape)  # (A, batch)
+        return losses.sum(1) / (labels.T >= 0).sum(1).clamp(min=1)
 
     def save(self, folder: str | PathLike[str]) -> None:
-        """Proxies and optimiser, into a checkpoint."""
+        """Writes proxies and optimizer into a checkpoint."""
         content = {"vectors": self.vectors.detach(), "optimizer": self.optimizer.state_dict()}
         torch.save(content, Path(folder) / FILE_NAME)
 
     def load(self, folder: str | PathLike[str]) -> None:
-        """The same, to go on from a checkpoint.
+        """Reads what `save` wrote.
 
         Raises:
-            ValueError: if the checkpoint was made without proxies, or with others.
+            ValueError: if the checkpoint has no proxies, or proxies of another shape.
         """
         path = Path(folder) / FILE_NAME
         if not path.exists():
-            raise ValueError(f"{folder} was made without value proxies: go on with --proxy_weight 0, or start anew")
+            raise ValueError(f"{folder} was made without value proxies: resume with --proxy_weight 0, or start anew")
         content = torch.load(path, map_location=self.vectors.device, weights_only=True)
         if content["vectors"].shape != self.vectors.shape:
             raise ValueError(

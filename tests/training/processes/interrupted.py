@@ -1,8 +1,7 @@
 """A training run that can be killed: `python interrupted.py DATA OUTPUT [--resume] [--die-while-saving STEP]`.
 
 Prints each step, so that a parent process knows when to kill it. Dropout and augmentation draw random numbers in every
-step; step 14 lies within an epoch of 10 steps and between checkpoints every 4. With `--hard-negatives KIND`, much of
-the second epoch's batches is decided by the weights at its beginning.
+step; step 14 lies within an epoch of 10 steps and between checkpoints every 4.
 """
 
 import argparse
@@ -16,8 +15,8 @@ from transformers import TrainerCallback, ViTConfig
 
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.recipes.attribute_trainer import CCATrainer
 from cca_hf.training.arguments import CCATrainingArguments
-from cca_hf.training.trainer import CCATrainer
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "patch_size": 8}
 
@@ -27,7 +26,7 @@ class PrintSteps(TrainerCallback):
         print(f"step {state.global_step}", flush=True)
 
 
-def run(data_folder: Path, output_dir: Path, *, resume: bool = False, hard_negatives: str = "none") -> CCATrainer:
+def run(data_folder: Path, output_dir: Path, *, resume: bool = False) -> CCATrainer:
     data = load_attribute_dataset(data_folder)
     torch.manual_seed(0)
     model = CCAModel.from_backbone(ViTConfig(image_size=32, **VIT), data.attributes, hidden_dropout_prob=0.2)
@@ -39,7 +38,6 @@ def run(data_folder: Path, output_dir: Path, *, resume: bool = False, hard_negat
         per_device_train_batch_size=16,
         images_per_value=2,
         num_train_epochs=3,
-        hard_negatives=hard_negatives,
         learning_rate=1e-3,
         eval_strategy="steps",
         eval_steps=4,
@@ -74,9 +72,8 @@ if __name__ == "__main__":
     parser.add_argument("output", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--die-while-saving", type=int)
-    parser.add_argument("--hard-negatives", default="none")
     options = parser.parse_args(sys.argv[1:])
     if options.die_while_saving is not None:
         die_while_saving(options.die_while_saving)
-    trainer = run(options.data, options.output, resume=options.resume, hard_negatives=options.hard_negatives)
+    trainer = run(options.data, options.output, resume=options.resume)
     trainer.save_model(str(options.output / "final"))

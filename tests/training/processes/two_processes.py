@@ -12,16 +12,14 @@ from packaging.version import Version
 from pytorch_metric_learning import losses
 from transformers import TrainerCallback, ViTConfig
 
-from cca_hf.data.hard_negatives import find_hard_negatives
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.sampler import AttributeBatchSampler
 from cca_hf.evaluation.retrieval.embeddings import evaluate_embeddings
 from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.recipes.attribute_task import make_criterion
+from cca_hf.recipes.attribute_trainer import CCATrainer
 from cca_hf.training.arguments import CCATrainingArguments
-from cca_hf.training.hard_negatives import IMAGES_PER_VALUE
-from cca_hf.training.objective import Objective
 from cca_hf.training.per_attribute_loss import PerAttributeLoss
-from cca_hf.training.trainer import CCATrainer
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "patch_size": 8}
 
@@ -73,13 +71,14 @@ def check_gradients(data, output_dir: Path, *, arc_face: bool = False, **loss) -
     alone = make_model(data.attributes).train()
     stream = AttributeBatchSampler(data.labels("train"), batch_size=8, images_per_value=2, seed=args.seed)
     batches = iter(stream)
-    joined = trainer._train_collator(trainer.train_dataset.__getitems__(next(batches) + next(batches)))
+    joined = trainer.task.batches.collator(trainer.train_dataset.__getitems__(next(batches) + next(batches)))
     every = torch.arange(len(data.attributes)).expand(16, -1)
-    objective = Objective(args, [len(values) for values in data.attributes.values()], alone.config.hidden_size)
+    objective = make_criterion(args, data.attributes, alone.config.hidden_size)
     if arc_face:
         objective = arc_faces(data, seed=0).settle(data.attributes, VIT["hidden_size"])
     expected = objective(alone(joined["pixel_values"], every).embeddings, joined["labels"]).loss
     expected.backward()
+    objective.optimizer_step()
     for together, by_one in zip(trainer.loss.parameters(), objective.parameters(), strict=True):
         torch.testing.assert_close(together, by_one, atol=1e-6, rtol=1e-5)
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -165,50 +164,6 @@ def check_batches(data, output_dir: Path) -> None:
     assert len(set(seen)) == 4, seen
 
 
-class KeepHardNegatives(TrainerCallback):
-    def __init__(self) -> None:
-        self.of_epoch = []
-
-    def on_step_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        sampler = train_dataloader.batch_sampler.batch_sampler
-        if len(self.of_epoch) <= state.epoch:
-            self.of_epoch.append((sampler.hard_negatives, list(sampler)))
-
-
-def check_hard_negatives(data, output_dir: Path, kind: str) -> None:
-    """Both processes draw by the same, which is what one process finds by these weights."""
-    kept = KeepHardNegatives()
-    args = make_args(
-        output_dir,
-        hard_negatives=kind,
-        num_train_epochs=2,
-        eval_strategy="no",
-        learning_rate=0.0,
-        head_learning_rate=0.0,
-    )
-    trainer = CCATrainer(make_model(data.attributes), args, data, callbacks=[kept])
-    trainer.train()
-    (nothing, _), (found, batches) = kept.of_epoch
-    assert nothing is None and found.epoch == 1
-    everyones = [None, None]
-    dist.all_gather_object(everyones, (found, batches))
-    assert everyones[0][1] == everyones[1][1]
-    for one, other in zip(*(vars(each[0])[kind] for each in everyones), strict=True):
-        np.testing.assert_array_equal(one, other)
-    labels = data.labels("train")
-    expected = find_hard_negatives(
-        make_model(data.attributes).encode(data["train"]["image"]),
-        labels,
-        np.arange(len(labels)),
-        num_values=[len(values) for values in data.attributes.values()],
-        most=IMAGES_PER_VALUE,
-        epoch=1,
-    )
-    for one, other in zip(vars(found)[kind], vars(expected)[kind], strict=True):
-        # two images as near as each other may have changed places
-        assert np.isclose(one, other, rtol=0, atol=1e-5).mean() > (0.95 if kind == "images" else 0.999)
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     data = load_attribute_dataset(Path(sys.argv[1]))
@@ -219,8 +174,6 @@ if __name__ == "__main__":
     check_gradients(data, output / "arc-face", arc_face=True)
     check_gradients_of_triplets(data, output / "triplets")
     check_batches(data, output / "batches")
-    check_hard_negatives(data, output / "hard-values", "values")
-    check_hard_negatives(data, output / "hard-images", "images")
     check_training_and_resuming(data, output / "run")
     print(f"rank {dist.get_rank()}: all held", flush=True)
     dist.barrier()

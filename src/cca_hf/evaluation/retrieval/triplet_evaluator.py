@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from cca_hf.data.columns import ColumnPlace, integers, missing_message
 from cca_hf.data.schema import IMAGE_COLUMN
-from cca_hf.data.triplet_pictures import distinct_pictures
+from cca_hf.data.triplet_images import distinct_images
 from cca_hf.data.triplets import CONDITION_COLUMN, TRIPLET_COLUMNS, to_triplet_dataset
 from cca_hf.models.modeling_cca import CCAModel
 
@@ -61,7 +61,7 @@ class TripletEvaluator:
         self.conditions = present if conditions is None else list(conditions)
         places = {names.index(name): place for place, name in enumerate(self.conditions)}
         self.condition_ids = np.array([places[each] for each in ids.tolist()])
-        self.images, self.rows = distinct_pictures(triplets, pictures)
+        self.images, self.rows = distinct_images(triplets, pictures)
         whole = np.flatnonzero(self.rows.min(axis=1) >= 0)
         self.left_out = len(self.rows) - len(whole)
         if not len(whole):

@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from cca_hf.data.triplet_pictures import distinct_pictures
+from cca_hf.data.triplet_images import distinct_images
 from cca_hf.data.triplets import to_triplet_dataset
 from cca_hf.models.images import load_image
 
@@ -20,7 +20,7 @@ def triplets(pictures, rows=ROWS) -> Dataset:
 
 
 def assert_each_once(dataset: Dataset, shades, rows=ROWS) -> None:
-    pictures, found = distinct_pictures(dataset)
+    pictures, found = distinct_images(dataset)
     assert pictures.column_names == ["image"] and len(pictures) == 5
     assert found.shape == (len(rows), 3) and found.dtype == np.int64
     assert sorted(np.unique(found).tolist()) == list(range(5))
@@ -48,8 +48,8 @@ def test_a_selection_keeps_its_rows(encode):
     pictures = [{"bytes": encode(number, "red"), "path": None} for number in range(5)]
     dataset = triplets(pictures, ROWS * 600)  # more than one batch of Arrow rows
     order = np.random.default_rng(0).permutation(len(dataset))
-    _, rows = distinct_pictures(dataset)
-    chosen, shuffled = distinct_pictures(dataset.select(order))
+    _, rows = distinct_images(dataset)
+    chosen, shuffled = distinct_images(dataset.select(order))
     assert len(chosen) == 5
     # the numbers may differ, the partition may not
     assert len({(a, b) for a, b in zip(rows[order].ravel().tolist(), shuffled.ravel().tolist(), strict=True)}) == 5
@@ -58,4 +58,4 @@ def test_a_selection_keeps_its_rows(encode):
 def test_a_missing_picture_is_named(encode):
     pictures = [{"bytes": encode(number, "red"), "path": None} for number in range(4)] + [None]
     with pytest.raises(ValueError, match="the triplet of row 3 has no anchor"):
-        distinct_pictures(triplets(pictures))
+        distinct_images(triplets(pictures))

@@ -1,0 +1,117 @@
+"""The distinct images of a triplet data set: an image occurs in many triplets, and needs to be embedded once."""
+
+import hashlib
+from collections.abc import Iterator
+from os import PathLike
+
+import numpy as np
+from datasets import Dataset, DatasetDict, Image, concatenate_datasets
+
+from .columns import ColumnPlace, missing_message
+from .coverage import FILE_NAME_COLUMN
+from .schema import IMAGE_COLUMN
+from .sources import load_source
+from .splits import with_usual_names
+from .triplets import TRIPLET_COLUMNS
+
+
+def load_triplets(
+    source: str | PathLike[str], split: str = "test", config_name: str | None = None
+) -> tuple[Dataset, Dataset | None]:
+    """Ready triplets, and their images if the triplets only hold file names.
+
+    A benchmark written by `cca data prepare` has a configuration `triplets` with file names; the images are in its
+    default configuration.
+
+    Returns:
+        The split, and the columns `image` and `file_name` of all splits of the default configuration, or None if the
+        triplets hold their images.
+
+    Raises:
+        KeyError: if the split does not exist; the message names the splits that do.
+        ValueError: if the default configuration lacks the columns.
+    """
+    splits = with_usual_names(load_source(source, config_name, None))
+    if split not in splits:
+        raise KeyError(missing_message("split", [split], splits))
+    triplets = splits[split]
+    if config_name is None or isinstance(triplets.features[TRIPLET_COLUMNS[0]], Image):
+        return triplets, None
+    return triplets, _all_images(load_source(source, None, None))
+
+
+def distinct_images(triplets: Dataset, images: Dataset | None = None) -> tuple[Dataset, np.ndarray]:
+    """Every image once, and the rows of the images of each triplet.
+
+    Two images are the same if their bytes are equal; files are the same if their paths are equal.
+
+    Args:
+        triplets: in the schema of `to_triplet_dataset`.
+        images: for triplets that hold file names instead of images: a data set with the columns `image` and
+            `file_name`.
+
+    Returns:
+        A data set with the column `image`, and the rows of anchor, positive and negative in it, (triplets, 3) int64;
+        -1 for an image that `images` lacks.
+
+    Raises:
+        ValueError: if a triplet lacks an image, or `images` a column.
+    """
+    numbers: dict[bytes | str, int] = {}
+    rows = np.empty((triplets.num_rows, len(TRIPLET_COLUMNS)), dtype=np.int64)
+    parts = []
+    for place, column in enumerate(TRIPLET_COLUMNS):
+        own = triplets.select_columns([column])  # other columns are not read
+        first = []
+        for row, key in enumerate(_keys(own, column)):
+            if key not in numbers:
+                numbers[key] = len(numbers)
+                first.append(row)
+            rows[row, place] = numbers[key]
+        parts.append(own.select(first).rename_column(column, IMAGE_COLUMN))
+    if images is None:
+        return concatenate_datasets(parts), rows
+    places = _rows_of(list(numbers), images)
+    there = places >= 0
+    renumbered = np.where(there, np.cumsum(there) - 1, -1)
+    return images.select_columns([IMAGE_COLUMN]).select(places[there]), renumbered[rows]
+
+
+def _all_images(source: DatasetDict) -> Dataset:
+    parts = []
+    for dataset in source.values():
+        missing = [name for name in (IMAGE_COLUMN, FILE_NAME_COLUMN) if name not in dataset.column_names]
+        if missing:
+            raise ValueError(
+                "the triplets hold file names, and the default configuration must hold the images: "
+                + missing_message("column", missing, dataset.column_names)
+            )
+        parts.append(dataset.select_columns([IMAGE_COLUMN, FILE_NAME_COLUMN]))
+    return concatenate_datasets(parts).cast_column(IMAGE_COLUMN, Image(decode=False))
+
+
+def _keys(images: Dataset, column: str) -> Iterator[bytes | str]:
+    """The key of each row's image: a hash of its bytes, or its path."""
+    row = 0
+    for batch in images.with_format("arrow").iter(batch_size=1000):
+        for image in batch.column(column).to_pylist():
+            if image is not None and image["bytes"] is not None:
+                yield hashlib.blake2b(image["bytes"], digest_size=16).digest()
+            elif image is not None and image["path"] is not None:
+                yield image["path"]
+            else:
+                raise ValueError(f"the triplet of row {row} has no {column}: bytes and path are empty")
+            row += 1
+
+
+def _rows_of(names: list[bytes | str], images: Dataset) -> np.ndarray:
+    """(names,) rows of `images`, -1 for an image that is missing or null."""
+    known = ColumnPlace(FILE_NAME_COLUMN).read(images).to_pylist()
+    there = _is_valid(images)
+    row_of = {name: row for row, name in enumerate(known) if there[row]}
+    return np.array([row_of.get(name, -1) for name in names], dtype=np.int64)
+
+
+def _is_valid(images: Dataset) -> np.ndarray:
+    batches = images.select_columns([IMAGE_COLUMN]).with_format("arrow").iter(batch_size=1000)
+    return np.concatenate([batch.column(IMAGE_COLUMN).is_valid().to_numpy() for batch in batches])

@@ -1,0 +1,212 @@
+"""The task of attribute retrieval, made of the arguments: its batches, its loss and its evaluator."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import datasets
+import torch
+from torch import nn
+from torch.utils.data import Dataset, default_collate
+from transformers import BaseImageProcessor
+
+from cca_hf.data.collator import AttributeCollator
+from cca_hf.data.loading import load_attribute_dataset
+from cca_hf.data.sampler import AttributeBatchSampler
+from cca_hf.data.schema import AttributeDataset
+from cca_hf.data.torch_dataset import AttributeImages, QueriesAndGallery
+from cca_hf.data.transforms import TrainingTransform
+from cca_hf.evaluation.retrieval.confusions import Confusion, nearest_confusions
+from cca_hf.evaluation.retrieval.embeddings import Gallery, evaluate_splits
+from cca_hf.evaluation.retrieval.result import EvaluationResult
+from cca_hf.training.arguments import CCATrainingArguments
+from cca_hf.training.attribute_losses import LabelLoss, PairsAndProxies, TripletLoss, embed_under_all
+from cca_hf.training.losses import ConditionalSoftTripletLoss, ConditionalTripletLoss
+from cca_hf.training.per_attribute_loss import PerAttributeLoss
+from cca_hf.training.task import Batches, Task
+from cca_hf.training.token_cache import TokenCache
+from cca_hf.training.value_proxies import ValueProxies
+
+Collator = Callable[[list[Any]], Any]
+
+
+def make_label_task(
+    args: CCATrainingArguments,
+    data: AttributeDataset,
+    image_processor: BaseImageProcessor,
+    dim: int,
+    *,
+    loss: PerAttributeLoss | None = None,
+    cache: TokenCache | None = None,
+) -> Task:
+    """Images with labels, from the files or from a token cache.
+
+    Args:
+        dim: width of the embeddings.
+        loss: default: the loss that `args` describe.
+    """
+    transform = training_transform(args)
+    collator: Collator
+    if cache is None:
+        images, collator = AttributeImages(data, "train", transform), AttributeCollator(image_processor)
+    else:
+        images, collator = cache.images_of("train", transform), cache.collator
+    batch_sampler = AttributeBatchSampler(
+        images.labels.numpy(),
+        batch_size=args.train_batch_size,
+        images_per_value=args.images_per_value,
+        values_per_batch=args.values_per_batch,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+    )
+    criterion = make_criterion(args, data.attributes, dim) if loss is None else loss
+    if isinstance(criterion, PerAttributeLoss):
+        criterion.settle(data.attributes, dim)
+    return Task(
+        Batches(images, collator, batch_sampler),
+        LabelLoss(criterion, list(data.attributes), args.micro_batch_size),
+        AttributeEvaluator(data, image_processor, args.device, cache),
+    )
+
+
+def make_triplet_task(
+    args: CCATrainingArguments,
+    data: AttributeDataset,
+    image_processor: BaseImageProcessor,
+    triplets: Dataset[Any],
+    collator: Collator | None,
+) -> Task:
+    """Ready triplets, in random order; evaluated on the images with labels of `data`."""
+    return Task(
+        Batches(triplets, collator or default_collate),
+        TripletLoss(args.margin, list(data.attributes), args.micro_batch_size),
+        AttributeEvaluator(data, image_processor, args.device),
+    )
+
+
+def make_criterion(args: CCATrainingArguments, attributes: Mapping[str, Sequence[str]], dim: int) -> PairsAndProxies:
+    """The loss that `args` describe: between images, and of value proxies beside it."""
+    pairs = (
+        ConditionalSoftTripletLoss(args.temperature, args.margin)
+        if args.loss == "soft_triplet"
+        else ConditionalTripletLoss(args.margin, args.mining)
+    )
+    if args.proxy_weight == 0:
+        return PairsAndProxies(pairs)
+    proxies = ValueProxies(
+        [len(values) for values in attributes.values()],
+        dim,
+        temperature=args.temperature,
+        learning_rate=args.proxy_learning_rate,
+        seed=args.seed,
+    )
+    return PairsAndProxies(pairs, proxies, args.proxy_weight)
+
+
+def training_transform(args: CCATrainingArguments) -> TrainingTransform:
+    """The augmentation that `args` describe."""
+    return TrainingTransform(
+        horizontal_flip=args.horizontal_flip,
+        crop_scale=(args.crop_scale, 1.0),
+        crop_ratio=(1 / args.crop_ratio, args.crop_ratio),
+        colour_jitter=args.colour_jitter,
+    )
+
+
+class AttributeEvaluator:
+    """Retrieval under every attribute: leave-one-out, or queries against a gallery.
+
+    Args:
+        device: an accelerator ranks the embeddings as well.
+        cache: the features of the images, instead of the images.
+    """
+
+    primary_metric = "map"
+    shown_metrics = ("map", "map_weighted", "map_macro", "chance_map")
+
+    def __init__(
+        self,
+        data: AttributeDataset,
+        image_processor: BaseImageProcessor,
+        device: torch.device,
+        cache: TokenCache | None = None,
+    ) -> None:
+        self.data = data
+        self.device = device
+        self.cache = cache
+        self.collator: Collator = AttributeCollator(image_processor) if cache is None else cache.collator
+
+    def images(self, split: Any) -> Dataset[Any]:
+        """A split by its name, or a `datasets.Dataset` with the columns of the training data.
+
+        `"test"` stands for `test_query` and `test_gallery` if the data set has these in its place.
+        """
+        if isinstance(split, datasets.Dataset):
+            return self._given_images(split)
+        if not isinstance(split, str):
+            return split
+        if split not in self.data and f"{split}_query" in self.data:
+            return QueriesAndGallery(self._images(f"{split}_query"), self._images(f"{split}_gallery"))
+        return self._images(split)
+
+    def _images(self, split: str) -> AttributeImages:
+        return AttributeImages(self.data, split) if self.cache is None else self.cache.images_of(split)
+
+    def _given_images(self, dataset: datasets.Dataset) -> AttributeImages:
+        for split, known in self.data.splits.items():
+            if known is dataset:
+                return self._images(split)
+        if self.cache is not None:
+            raise ValueError("with cache_tokens only the splits of the data set can be evaluated: give a split's name")
+        return AttributeImages(
+            as_attribute_dataset(dataset, "test", self.data.attributes, self.data.group_column), "test"
+        )
+
+    def forward(self, model: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings (batch, attributes, dim) in float32, and labels (batch, attributes)."""
+        embeddings, labels = embed_under_all(model, batch)
+        return embeddings.float(), labels
+
+    def score(self, images: Dataset[Any], predictions: Any, labels: Any) -> EvaluationResult:
+        """The retrieval of what `images` returned, with embeddings as predictions."""
+        data, queries, gallery, splits = _queries_and_gallery(images, predictions, labels)
+        return evaluate_splits(data, queries, gallery, splits, self.device)
+
+
+def confusions_of(images: Dataset[Any], embeddings: Any, labels: Any) -> dict[str, list[Confusion]]:
+    """Which values are mistaken for which in the retrieval of what `AttributeEvaluator.images` returned."""
+    data, queries, gallery, _ = _queries_and_gallery(images, embeddings, labels)
+    return nearest_confusions(
+        queries.embeddings, queries.labels, data.attributes, groups=queries.groups, gallery=gallery
+    )
+
+
+def as_attribute_dataset(
+    dataset: datasets.Dataset, split: str, attributes: Mapping[str, Sequence[str]], group_column: str | None
+) -> AttributeDataset:
+    """A `datasets.Dataset` as the only split of a data set with these attributes; an empty list of values is read."""
+    group_column = group_column if group_column in dataset.column_names else None
+    splits = datasets.DatasetDict({split: dataset})
+    labelled = {name: datasets.ClassLabel(names=list(values)) for name, values in attributes.items()}
+    if all(dataset.features.get(name) == label for name, label in labelled.items()):
+        return AttributeDataset(splits, {name: list(values) for name, values in attributes.items()}, group_column)
+    known = {name: values for name, values in attributes.items() if values}
+    given = attributes if len(known) == len(attributes) else list(attributes)
+    return load_attribute_dataset(splits, given, group_column=group_column, make_splits=False)
+
+
+def _queries_and_gallery(
+    images: Dataset[Any], embeddings: Any, labels: Any
+) -> tuple[AttributeDataset, Gallery, Gallery | None, list[str]]:
+    """The data set, the queries, their gallery unless they are their own, and the names of the splits."""
+    gallery, splits = None, []
+    if isinstance(images, QueriesAndGallery):
+        start, answers = len(images.queries), images.gallery
+        splits = [answers.split]
+        gallery = Gallery.of_split(answers.data, answers.split, embeddings[start:], labels[start:])
+        images, embeddings, labels = images.queries, embeddings[:start], labels[:start]
+    if not isinstance(images, AttributeImages):
+        raise TypeError(
+            "retrieval is evaluated on a split's name, a datasets.Dataset, AttributeImages or QueriesAndGallery; "
+            f"got {type(images).__name__}"
+        )
+    queries = Gallery.of_split(images.data, images.split, embeddings, labels)
+    return images.data, queries, gallery, [images.split, *splits]

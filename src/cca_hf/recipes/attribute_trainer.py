@@ -1,0 +1,204 @@
+"""`CCATrainer`: a model with attributes, arguments and a data set, made into a task and trained."""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.trainer_utils import PredictionOutput
+from transformers.utils.logging import tqdm
+
+from cca_hf.data.schema import AttributeDataset
+from cca_hf.evaluation.retrieval.confusions import Confusion
+from cca_hf.models.backbones import parameters_of_levels
+from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.training.arguments import FEATURE_MAP_LEARNING_RATE, PRETRAINED_LEARNING_RATE, CCATrainingArguments
+from cca_hf.training.parameters import frozen
+from cca_hf.training.per_attribute_loss import PerAttributeLoss
+from cca_hf.training.subspaces import fit_subspaces
+from cca_hf.training.token_cache import TokenCache, learns_statistics
+from cca_hf.training.trainer import TaskTrainer
+
+from .attribute_task import as_attribute_dataset, confusions_of, make_label_task, make_triplet_task
+
+
+class CCATrainer(TaskTrainer):
+    """Trains a CCA model on the `train` split of a data set, and evaluates it on `validation`.
+
+    Neither `args` nor what the model learns later is changed: a backbone that is frozen in one training can learn in
+    the next. A batch is a pure function of (seed, epoch, step), for any number of workers.
+
+    Args:
+        model: its attributes must be those of `data`, in the same order.
+        args: see [`CCATrainingArguments`].
+        data: splits `train` and `validation` (or `validation_query` and `validation_gallery`). Without a validation
+            split, set `eval_strategy="no"`, or give an `eval_dataset`.
+        triplets: ready triplets to train on instead of the labels of `train`: any map-style data set whose batches,
+            made by `data_collator`, hold `anchor`, `positive` and `negative` pixel values and `condition` ids.
+        data_collator: for `triplets` only; by default their tensors are stacked.
+        loss: a loss of another library or your own, instead of the loss that `args` describe (`loss`, `temperature`,
+            `mining`, `margin`, `proxy_weight`); see [`PerAttributeLoss`].
+        publish: the function that `push_to_hub` calls: `cca_hf.push_model`.
+        callbacks, optimizers: as in `Trainer`.
+        train_dataset: a `datasets.Dataset` with the model's attributes as columns, instead of the `train` split.
+        eval_dataset: what `evaluate` evaluates by default, instead of the `validation` split: a `datasets.Dataset`,
+            the name of a split, or a dictionary of either.
+
+    Raises:
+        ValueError: if the model's attributes are not those of the data, or options exclude each other.
+    """
+
+    def __init__(
+        self,
+        model: CCAModel,
+        args: CCATrainingArguments,
+        data: AttributeDataset | None = None,
+        *,
+        triplets: Dataset[Any] | None = None,
+        data_collator: Callable[[list[Any]], dict[str, torch.Tensor]] | None = None,
+        loss: PerAttributeLoss | None = None,
+        publish: Callable[..., str] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        train_dataset: datasets.Dataset | None = None,
+        eval_dataset: Any = None,
+    ) -> None:
+        data = _with_train_dataset(model, data, train_dataset)
+        if list(model.config.attributes) != list(data.attributes):
+            raise ValueError(
+                f"the model has the attributes {list(model.config.attributes)}, the data {list(data.attributes)}"
+            )
+        if data_collator is not None and triplets is None:
+            raise ValueError("data_collator is for triplets; images with labels have a collator of their own")
+        if loss is not None and triplets is not None:
+            raise ValueError("loss is for images with labels; ready triplets have the triplet loss")
+        if args.cache_tokens is not None and triplets is not None:
+            raise ValueError("cache_tokens is for images with labels, not for ready triplets")
+        if args.micro_batch_size is not None and learns_statistics(model):
+            raise ValueError(
+                "micro_batch_size needs freeze_batch_norm: the statistics would not be those of the whole batch"
+            )
+        args = _with_learning_rate(args, model)
+        frozen_parameters = _frozen_parameters(args, model)
+        # the images come in this memory format; otherwise every step would convert the weights
+        model.to(memory_format=torch.channels_last)
+        self.data = data
+        if triplets is not None:
+            task = make_triplet_task(args, data, model.image_processor, triplets, data_collator)
+        else:
+            cache = None
+            if args.cache_tokens is not None:
+                model.to(args.device)
+                with frozen(frozen_parameters):
+                    cache = _make_token_cache(args, args.cache_tokens, model, data)
+            dim = model.config.embedding_dim or model.config.hidden_size
+            task = make_label_task(args, data, model.image_processor, dim, loss=loss, cache=cache)
+        callbacks = list(callbacks or [])
+        if args.early_stopping_patience:
+            callbacks.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
+        if eval_dataset is None and args.eval_strategy != "no":
+            eval_dataset = "validation"
+        super().__init__(
+            model,
+            args,
+            task,
+            eval_dataset=eval_dataset,
+            head_learning_rate=args.head_learning_rate,
+            frozen_parameters=frozen_parameters,
+            collapse_patience=args.collapse_patience,
+            publish=publish,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+
+    def check_checkpoint(self, checkpoint: Path) -> None:
+        """As `TaskTrainer.check_checkpoint`; also compares the attributes, whose ids are rows of the weights."""
+        super().check_checkpoint(checkpoint)
+        attributes = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("attributes")
+        own = list(self.model.config.attributes)
+        if attributes is not None and list(attributes) != own:
+            raise ValueError(f"{checkpoint} was trained with the attributes {attributes}, and this model has {own}")
+
+    def fit_subspaces(self) -> None:
+        """Fits `model.subspaces` to the training split, as the model embeds it now; see `subspaces.py`.
+
+        Call it at the end of training, with the weights that are kept. A second call starts over.
+
+        Raises:
+            ValueError: if the model was not made with `attribute_subspaces=True`.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        if model.subspaces is None:
+            raise ValueError("this model has no subspaces to fit: make it with attribute_subspaces=True")
+        model.subspaces.reset()
+        loader = self.get_test_dataloader("train")
+        wrapped = self._wrap_model(self.model, training=False).eval()
+        quiet = self.args.disable_tqdm or not self.is_world_process_zero()
+        embeddings = [
+            self.accelerator.gather_for_metrics(self.prediction_step(wrapped, batch, False)[1]).cpu()
+            for batch in tqdm(loader, desc="Embedding the training images", unit="batch", leave=False, disable=quiet)
+        ]
+        fit_subspaces(model.subspaces, torch.cat(embeddings).numpy(), self.data.labels("train"))
+
+    def confusions_of(self, images: Dataset[Any], predicted: PredictionOutput) -> dict[str, list[Confusion]]:
+        """Which values are mistaken for which, by what `predict` returned for `images`."""
+        return confusions_of(images, predicted.predictions, predicted.label_ids)
+
+
+def _with_train_dataset(
+    model: CCAModel, data: AttributeDataset | None, train_dataset: datasets.Dataset | None
+) -> AttributeDataset:
+    if train_dataset is None:
+        if data is None:
+            raise ValueError("give data, an AttributeDataset, or a train_dataset")
+        return data
+    known = model.config.attribute_values or {}
+    attributes = {name: known.get(name, []) for name in model.config.attributes} if data is None else data.attributes
+    group_column = None if data is None else data.group_column
+    given = as_attribute_dataset(train_dataset, "train", attributes, group_column)
+    if data is None:
+        return given
+    return replace(data, splits=datasets.DatasetDict({**data.splits, "train": given["train"]}))
+
+
+def _with_learning_rate(args: CCATrainingArguments, model: CCAModel) -> CCATrainingArguments:
+    """A copy of the arguments with the backbone's default learning rate, if they have none."""
+    args = copy.copy(args)
+    if args.learning_rate is None:
+        if model.config.backbone_name is None:
+            args.learning_rate = args.head_learning_rate
+        else:
+            args.learning_rate = FEATURE_MAP_LEARNING_RATE if model.config.feature_levels else PRETRAINED_LEARNING_RATE
+    return args
+
+
+def _frozen_parameters(args: CCATrainingArguments, model: CCAModel) -> list[nn.Parameter]:
+    """The backbone, or its levels that `args` freeze: by default all levels of a pretrained backbone."""
+    if args.freeze_backbone:
+        return list(model.backbone.parameters())
+    levels = args.frozen_levels
+    if levels is None:
+        levels = 0 if model.config.backbone_name is None else len(model.config.feature_levels)
+    # in eval mode: the empty image must not change statistics of batch normalisation
+    return parameters_of_levels(model.in_eval_mode().backbone, model.config, levels)
+
+
+def _make_token_cache(args: CCATrainingArguments, folder: str, model: CCAModel, data: AttributeDataset) -> TokenCache:
+    """The token cache of a folder, in the precision of the training."""
+    return TokenCache(
+        folder,
+        model,
+        data,
+        dtype=args.cache_dtype,
+        flipped=args.horizontal_flip > 0,
+        autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
+        batch_size=args.per_device_eval_batch_size,
+        num_workers=args.dataloader_num_workers,
+    )

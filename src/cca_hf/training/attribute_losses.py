@@ -1,0 +1,167 @@
+"""The losses of models with attributes: of images with labels, and of ready triplets.
+
+Both embed the images of a batch, and compute the loss over the joined batch of all processes.
+"""
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+
+from .distributed import gather_with_gradient
+from .losses import ConditionalLossOutput, explicit_triplet_loss
+from .per_attribute_loss import PerAttributeLoss
+from .task import Loss, LossOutput
+from .value_proxies import ValueProxies
+
+# Cosines this near to 1, and no nearer for positives than for negatives: all images have the same embedding.
+_EQUAL = 1e-3
+_NO_NEARER = 1e-4
+
+
+class PairsAndProxies(nn.Module):
+    """A conditional loss between images, and value proxies beside it.
+
+    Args:
+        pairs: such as [`ConditionalTripletLoss`].
+        proxies: their loss counts `proxy_weight` times; None leaves them out.
+    """
+
+    def __init__(self, pairs: nn.Module, proxies: ValueProxies | None = None, proxy_weight: float = 1.0) -> None:
+        super().__init__()
+        self.pairs = pairs
+        self.proxies = proxies
+        self.proxy_weight = proxy_weight
+
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> ConditionalLossOutput:
+        """As [`ConditionalTripletLoss.forward`], with both losses in `loss` and `attribute_loss`."""
+        output: ConditionalLossOutput = self.pairs(embeddings, labels)
+        if self.proxies is None:
+            return output
+        proxy_loss = self.proxy_weight * self.proxies(embeddings, labels)  # (A,)
+        return output._replace(
+            loss=output.loss + proxy_loss.sum() / (labels >= 0).any(0).sum().clamp(min=1),
+            attribute_loss=output.attribute_loss + proxy_loss.detach(),
+        )
+
+    def optimizer_step(self) -> None:
+        """A step of the proxies."""
+        if self.proxies is not None:
+            self.proxies.optimizer_step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Discards the gradients of the proxies."""
+        if self.proxies is not None:
+            self.proxies.zero_grad(set_to_none)
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Writes the proxies into a checkpoint."""
+        if self.proxies is not None:
+            self.proxies.save(folder)
+
+    def load(self, folder: str | PathLike[str]) -> None:
+        """Reads what `save` wrote; see [`ValueProxies.load`]."""
+        if self.proxies is not None:
+            self.proxies.load(folder)
+
+
+class LabelLoss(Loss):
+    """The loss of images with labels, each embedded under every attribute.
+
+    A batch holds `labels` (batch, attributes), and the inputs of the model under their own names.
+
+    Args:
+        criterion: embeddings (batch, attributes, dim) and labels -> loss.
+        attributes: names of the attributes, for the logs.
+        micro_batch_size: see `CCAModel.forward`.
+    """
+
+    def __init__(
+        self,
+        criterion: PairsAndProxies | PerAttributeLoss,
+        attributes: Sequence[str],
+        micro_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.criterion = criterion
+        self.attributes = list(attributes)
+        self.micro_batch_size = micro_batch_size
+
+    def forward(self, model: nn.Module, batch: dict[str, Any]) -> LossOutput:
+        embeddings, labels = embed_under_all(model, batch, self.micro_batch_size)
+        output = self.criterion(gather_with_gradient(embeddings), gather_with_gradient(labels))
+        return name_figures(output, self.attributes)
+
+    def optimizer_step(self) -> None:
+        self.criterion.optimizer_step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.criterion.zero_grad(set_to_none)
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        self.criterion.save(folder)
+
+    def load(self, folder: str | PathLike[str]) -> None:
+        self.criterion.load(folder)
+
+
+class TripletLoss(Loss):
+    """The loss of ready triplets, each embedded under its condition.
+
+    A batch holds pixel values `anchor`, `positive` and `negative`, and `condition` (batch,), the ids of attributes.
+    """
+
+    def __init__(self, margin: float, attributes: Sequence[str], micro_batch_size: int | None = None) -> None:
+        super().__init__()
+        self.margin = margin
+        self.attributes = list(attributes)
+        self.micro_batch_size = micro_batch_size
+
+    def forward(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> LossOutput:
+        images = torch.cat([batch["anchor"], batch["positive"], batch["negative"]])  # (3B, C, H, W)
+        condition = batch["condition"]
+        embeddings = model(
+            pixel_values=images, attribute_ids=condition.repeat(3), micro_batch_size=self.micro_batch_size
+        ).embeddings  # (3B, D)
+        anchor, positive, negative = (gather_with_gradient(part) for part in embeddings.chunk(3))
+        output = explicit_triplet_loss(
+            anchor,
+            positive,
+            negative,
+            self.margin,
+            attribute_ids=gather_with_gradient(condition),
+            num_attributes=len(self.attributes),
+        )
+        return name_figures(output, self.attributes)
+
+
+def embed_under_all(
+    model: nn.Module, batch: dict[str, Any], micro_batch_size: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings of a batch under every attribute, (batch, attributes, dim), and its labels (batch, attributes)."""
+    inputs = dict(batch)
+    labels = inputs.pop("labels")
+    every = torch.arange(labels.shape[1], device=labels.device).expand(len(labels), -1)
+    return model(**inputs, attribute_ids=every, micro_batch_size=micro_batch_size).embeddings, labels
+
+
+@torch.no_grad()
+def name_figures(output: ConditionalLossOutput, attributes: Sequence[str]) -> LossOutput:
+    """Names the figures of each attribute: NaN for an attribute without a triplet, infinite if its loss is NaN."""
+    present = output.has_triplets
+    figures = {
+        "loss": output.attribute_loss.where(~output.attribute_loss.isnan(), torch.inf),
+        "active": output.active_share,
+        "positive_similarity": output.positive_similarity,
+        "negative_similarity": output.negative_similarity,
+    }
+    logs = {
+        f"{name}_{attribute}": value
+        for name, values in figures.items()
+        for attribute, value in zip(attributes, values.where(present, torch.nan).unbind(), strict=True)
+    }
+    positive, negative = output.positive_similarity, output.negative_similarity
+    equal = (negative > 1 - _EQUAL) & (positive - negative < _NO_NEARER) | ~present
+    return LossOutput(output.loss, logs, equal.all().float().where(present.any(), torch.nan))
