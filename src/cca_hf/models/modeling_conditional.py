@@ -64,10 +64,7 @@ class CCAPreTrainedModel(ImageEncoder, PreTrainedModel):
         """Snippets of Markdown for the model card that load the model and apply it to images."""
         names = list(config.attributes[:2])
         dim = config.embedding_dim or config.hidden_size
-        return f"""The model computes one embedding for **each attribute** of an image
-({", ".join(config.attributes)}), all in one forward pass. Use it to find images that are similar *in one respect*.
-
-```python
+        return f"""```python
 from transformers import AutoModel
 
 model = AutoModel.from_pretrained("{model_id}", trust_remote_code=True)
