@@ -245,7 +245,7 @@ def _by_frequency(counts: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def _listed(texts: Iterable[str]) -> str:
-    """The first of them, and how many more there are."""
+    """The first texts, and the number of the others."""
     every = list(texts)
     more = [f"and {len(every) - _LISTED} more"] if len(every) > _LISTED else []
     return ", ".join([*every[:_LISTED], *more])
@@ -266,8 +266,10 @@ def _limits(config: PreTrainedConfig, run: RunRecord | None, results: list[Store
                 limits.append(f"Values of {name} without any training image: {_listed(unseen)}.")
         for name, pairs in run.confusions.items():
             if pairs:
-                told = "; ".join(f"{p.value} for {p.taken_for} ({percent(p.share)} % of {p.queries:,})" for p in pairs)
-                limits.append(f"Most frequent confusions of {name}, by the nearest test image: {told}.")
+                confusions = "; ".join(
+                    f"{p.value} for {p.taken_for} ({percent(p.share)} % of {p.queries:,})" for p in pairs
+                )
+                limits.append(f"Most frequent confusions of {name}, by the nearest test image: {confusions}.")
     return limits if results else [*limits, "No evaluation result is stored with this model."]
 
 

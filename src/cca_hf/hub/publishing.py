@@ -28,7 +28,7 @@ from .model_card import draw_training, read_results, write_model_card
 
 _BESIDE = ("handler.py", "requirements.txt")  # files of this folder, copied as they are
 _OF_THE_RUN = ("run.json", "all_results.json", "report.png")
-_WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")  # of an earlier push in other shards
+_WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")  # deleted if an earlier push had other shards
 _SHOWN = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -105,7 +105,7 @@ def stage_model(
     """
     folder, output = Path(folder), Path(output)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"there is no checkpoint in {folder}: it has no config.json")
+        raise FileNotFoundError(f"{folder} contains no checkpoint: it has no config.json")
     check_new(output)
     model = load_model(str(folder), "cpu")
     if model.config.backbone_name is not None:

@@ -152,11 +152,7 @@ class Lookup:
 
     def examples(self, count: int, seed: int) -> list[Found]:
         """Random images of the catalogue to choose from, preferably with different values."""
-        hits: list[dict[str, Any]] = []
-        for table in self.index.tables():
-            hits += islice(table.to_pylist(), _CHOSEN_AMONG - len(hits))
-            if len(hits) == _CHOSEN_AMONG:
-                break
+        hits = list(islice((row for table in self.index.tables() for row in table.to_pylist()), _CHOSEN_AMONG))
         hits.sort(key=lambda row: str(row[ITEM_ID]))
         labelled = [name for name in self.attributes if name in self.index.schema.columns]
         labels = np.full((len(hits), len(labelled)), -1)
