@@ -88,7 +88,7 @@ def test_wheel_contains_the_package(repository: Path, tmp_path: Path) -> None:
     sources = [
         path
         for path in (repository / "src" / "cca_hf").rglob("*")
-        if path.suffix in (".py", ".md", ".txt", ".css", ".html", ".bib") or path.name == "py.typed"
+        if path.suffix in (".py", ".md", ".txt", ".css", ".html", ".js", ".bib") or path.name == "py.typed"
     ]
     for path in sources:
         target = copy / path.relative_to(repository)

@@ -9,14 +9,19 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, ViTConfig
 
 from cca_hf.cli.main import main
 from cca_hf.evaluation.entanglement.measure import entanglement
 from cca_hf.evaluation.results import ResultCard, save_result
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.hub.model_card import TEMPLATE, write_model_card
+from cca_hf.models.modeling_asen import ASENModel
+from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.models.modeling_csn import CSNModel
 from cca_hf.training.run_record import RunRecord
+
+from .conftest import VIT
 
 
 @pytest.fixture
@@ -194,6 +199,27 @@ def test_a_model_without_attributes(folder, tmp_path):
         ("image classification", "accuracy", 87.5)
     ] * 2
     assert data.tags == ["cca_hf", "toy_classifier"] and data.base_model == "google/vit-base-patch16-224"
+
+
+def test_the_method_is_that_of_the_model(tmp_path):
+    """The baselines of CCA name their own method and paper, and none borrows the citation of CCA."""
+    told = {}
+    for name in ("cca", "one_space", "csn", "asen"):
+        classes = {"csn": CSNModel, "asen": ASENModel}
+        settings = {"condition_embedding": "none"} if name == "one_space" else {}
+        model = classes.get(name, CCAModel).from_backbone(ViTConfig(**VIT), ["shape", "colour"], **settings)
+        model.save_pretrained(tmp_path / name)
+        text = write_model_card(tmp_path / name).read_text()
+        told[name] = (re.search(r"\*\*Method\*\*: (.*)", text)[1], "song2023conditional" in text)
+    cca, csn, asen = (
+        f"([paper](https://arxiv.org/abs/{number}))" for number in ("2307.13254", "1603.07810", "2002.02814")
+    )
+    assert told == {
+        "cca": (f"conditional cross-attention (CCA) {cca}", True),
+        "one_space": (f"a single space for all attributes (the baseline of CCA) {cca}", True),
+        "csn": (f"a conditional similarity network (CSN) {csn}", False),
+        "asen": (f"an attribute-specific embedding network (ASEN) {asen}", False),
+    }
 
 
 def test_single_queries_are_its_examples(folder):

@@ -277,7 +277,7 @@ def test_a_checkpoint_without_a_training(finished, tmp_path):
 
 
 def test_what_is_no_checkpoint(finished, tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint in"):
+    with pytest.raises(FileNotFoundError, match="contains no checkpoint: it has no config.json"):
         stage_model(tmp_path / "nowhere", tmp_path / "staged", "me/x")
     half = shutil.copytree(finished, tmp_path / "half")
     config = json.loads((half / "config.json").read_text())

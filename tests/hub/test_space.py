@@ -201,7 +201,7 @@ def items(card) -> list[str]:
 def test_it_opens_with_something_to_see_and_asks_nobody_else(opened, served):
     page = opened.page
     assert page.locator("h1").inner_text() == "Alike in which respect?" == page.title()
-    assert "40 pictures" in page.locator("#cca-head p").inner_text()
+    assert "40 images" in page.locator("#cca-head p").inner_text()
     cards = page.locator("#cca-results .cca-card")
     assert cards.count() == 4  # attributes, of five
     assert [len(items(cards.nth(place))) for place in range(4)] == [10] * 4
@@ -230,7 +230,7 @@ def test_attention_changes_with_the_attribute(page, lookup, own_picture):
     for name in ("colour", "background"):
         choose(page, name)
         picture = page.locator("#cca-results .cca-attention img")
-        assert picture.get_attribute("alt") == f"where {name} looks in mine.png: what is attended glows"
+        assert picture.get_attribute("alt") == f"attention of {name} on mine.png"
         assert picture.evaluate("image => image.naturalHeight") == 440  # as high as the picture is, for its width
         seen[name] = picture.get_attribute("src")
     assert seen["colour"] != seen["background"]
@@ -252,10 +252,10 @@ def test_bad_uploads_get_a_message(opened, own_picture):
     page = opened.page
     whole = encoded(own_picture.resize((400, 600)))
     said = {
-        "notes.png": (b"these are notes", "notes.png is no picture that can be read; JPEG, PNG, WEBP, GIF, "),
-        "half.jpg": (whole[: len(whole) // 2], "half.jpg is damaged: not all of the picture is there."),
-        "bomb.png": (png_of(20_000, 10_000), "bomb.png has more pixels than are taken, which is 64 million."),
-        "empty.jpg": (b"", "empty.jpg is no picture that can be read;"),
+        "notes.png": (b"these are notes", "notes.png is not an image in a supported format: JPEG, PNG, WEBP, GIF, "),
+        "half.jpg": (whole[: len(whole) // 2], "half.jpg is damaged or incomplete."),
+        "bomb.png": (png_of(20_000, 10_000), "bomb.png has more than 64 million pixels."),
+        "empty.jpg": (b"", "empty.jpg is not an image in a supported format:"),
     }
     for name, (content, message) in said.items():
         upload(page, name, content)
@@ -281,7 +281,7 @@ def test_what_was_found_can_be_asked_with(page, lookup):
     titles = page.locator("#cca-results h3").all_inner_texts()
     assert titles == [f"{name} {own.columns[name]}" for name in ATTRIBUTES[:4]]
     before = items(page.locator("#cca-examples"))
-    page.get_by_role("button", name="Show others").click()
+    page.get_by_role("button", name="Show other examples").click()
     page.wait_for_function(
         "before => document.querySelector('#cca-examples button').dataset.item !== before", arg=before[0]
     )
@@ -290,7 +290,7 @@ def test_what_was_found_can_be_asked_with(page, lookup):
 
 def test_this_one_but_red_and_filters(page, lookup):
     query = re.search(r"item (\S+)", page.locator("#cca-found").inner_text())[1]
-    page.get_by_role("button", name="This one, but").click()
+    page.get_by_role("button", name="Change values, filter").click()
     page.locator("#cca-instead input").fill("colour: blue")
     page.get_by_role("option", name="colour: blue").click()
     choose(page, "shape")
@@ -299,7 +299,7 @@ def test_this_one_but_red_and_filters(page, lookup):
     assert mixed.locator("h3").inner_text() == "colour blue, the same shape"
     wanted = {"values": {"colour": "blue"}, "weights": {"shape": 1, "colour": 1}}
     assert items(mixed) == [hit.item_id for hit in lookup.index.search(item=query, **wanted)]
-    where = page.get_by_label("only items that fulfil")
+    where = page.get_by_label("Only items that match this filter")
     where.fill("colour == 'red' and shape != 'star'")
     where.press("Enter")
     expected = [hit.item_id for hit in lookup.index.search(item=query, attribute="shape", where=where.input_value())]
@@ -351,8 +351,8 @@ def test_on_a_phone(phone, own_picture):
     """Nothing to scroll sideways, every control within reach and large enough to hit, all of it usable."""
     upload(phone, "mine.jpg", encoded(own_picture))
     headline(phone, "mine.jpg")
-    phone.get_by_role("button", name="This one, but").tap()
-    phone.get_by_label("only items that fulfil").wait_for()
+    phone.get_by_role("button", name="Change values, filter").tap()
+    phone.get_by_label("Only items that match this filter").wait_for()
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
     for selector in ("#cca-picture", "#cca-examples button", "#cca-attributes label", "#cca-where textarea",
                      "#cca-where input", "#cca-instead input", "#cca-results button", "#cca-results img"):  # fmt: skip
@@ -387,7 +387,7 @@ def test_the_exported_space_starts_alone(browser, folder, lookup, tmp_path, own_
     assert fields["sdk"] == "gradio" and fields["app_file"] == "app.py" and fields["title"] == "Shapes & <more>"
     assert re.fullmatch(r"\d+\.\d+\.\d+", fields["sdk_version"]) and fields["python_version"] >= "3.11"
     assert len(fields["short_description"]) <= 60 and {fields["colorFrom"], fields["colorTo"]} <= SPACE_COLOURS
-    assert "colour, shape, pattern" in text and "40 pictures" in text
+    assert "colour, shape, pattern" in text and "40 images" in text
     assert (space / "requirements.txt").read_text() == "cca_hf[space]\n"
     assert str(folder) not in (space / "app.py").read_text()
     hidden = folder.rename(folder.with_name("hidden"))
@@ -425,7 +425,7 @@ def test_export_by_command(folder, tmp_path, capsys, lookup):
         "README.md", "app.py", "catalogue.index", "model", "pictures", "requirements.txt",
     }  # fmt: skip
     assert main(["demo", "--folder", str(folder), "--export", str(tmp_path / "space")]) == 1
-    assert "is not empty" in capsys.readouterr().err
+    assert "is there already; name a new folder" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_the_hub_is_named_at_its_revision(lookup, tmp_path, monkeypatch):
@@ -457,7 +457,7 @@ def test_a_picture_with_an_address_is_named_and_not_copied(lookup, tmp_path):
 
 def test_an_index_that_cannot_be_shown_is_refused(lookup, tmp_path):
     with AttributeIndex.create(tmp_path / "index", lookup.model) as index:
-        with pytest.raises(ValueError, match="does not say where its pictures are"):
+        with pytest.raises(ValueError, match="has no column 'picture' with the paths or URLs of its images"):
             Lookup(lookup.model, index)
     with AttributeIndex.create(tmp_path / "empty", lookup.model, columns={"picture": "text"}) as index:
         with pytest.raises(ValueError, match="is empty"):
@@ -474,10 +474,10 @@ def test_lost_pictures_leave_the_others(lookup, tmp_path):
         index.add(["0", "1", "2"], images=paths, columns={"picture": paths})
         Path(paths[1]).unlink()
         small = Lookup(lookup.model, index)
-        (row,) = small.find(small.ask(small.picture_of("0"), item_id="0"), ["colour"])
-        assert {found.item_id: found.picture is None for found in row.found} == {"1": True, "2": False}
+        (row,) = small.find(small.make_query(small.image_of("0"), item_id="0"), ["colour"])
+        assert {found.item_id: found.image is None for found in row.found} == {"1": True, "2": False}
         with pytest.raises(UnreadableImageError, match="1.png"):
-            small.picture_of("1")
+            small.image_of("1")
 
 
 def test_the_command_says_what_is_missing(tmp_path, capsys):
@@ -509,7 +509,7 @@ def test_what_is_refused(own_picture, tmp_path):
     path = tmp_path / "a-path-nobody-should-see"
     own_picture.save(path, "EPS")
     with pytest.raises(
-        UnreadableImageError, match=r"^mine.eps is no picture that can be read; JPEG, PNG, "
+        UnreadableImageError, match=r"^mine.eps is not an image in a supported format: JPEG, PNG, "
     ) as refused:
         open_upload(path, "mine.eps")
     assert "nobody" not in str(refused.value)
@@ -517,5 +517,5 @@ def test_what_is_refused(own_picture, tmp_path):
     path.write_bytes(png_of(side, side))
     assert open_upload(path, "large.png").size == (side, side)
     path.write_bytes(png_of(side + 8, side + 8))
-    with pytest.raises(UnreadableImageError, match="more pixels"):
+    with pytest.raises(UnreadableImageError, match="larger.png has more than 64 million pixels"):
         open_upload(path, "larger.png")

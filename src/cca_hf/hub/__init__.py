@@ -1,1 +1,1 @@
-"""What a trained checkpoint shows of itself on the Hub."""
+"""Model cards, publishing on the Hub, the HTTP server, and the Space."""

@@ -47,7 +47,7 @@ STATUS_OF = {  # kind of a RequestError -> HTTP status
     "unreachable_url": 422,
 }
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # for some other formats PIL starts other programs
-_MAX_SCANS = 64  # of a JPEG, which has one or about ten; decoding one takes as long as a whole image
+_MAX_SCANS = 64  # a JPEG has one or about ten; decoding a scan takes as long as decoding a whole image
 _DECIMALS = 8  # the precision of float32 in a vector of length 1; more digits would be noise, and half of the answer
 _PORTS = (80, 443)
 _MAX_REDIRECTS = 3
@@ -57,7 +57,7 @@ _CLOUD_SERVICES = (ipaddress.ip_network("168.63.129.16"), ipaddress.ip_network("
 
 
 class RequestError(ValueError):
-    """A request that cannot be answered; the message says what was given and what is allowed."""
+    """A request that cannot be answered. The message names the input and the allowed inputs."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)

@@ -19,10 +19,12 @@ from cca_hf.evaluation.entanglement.result import EntanglementResult
 from cca_hf.evaluation.results import ResultCard
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.evaluation.text_table import percent
+from cca_hf.models.configuration_cca import CCAConfig
 from cca_hf.models.configuration_images import AttributeConfig
 from cca_hf.models.whole_files import write_text
 from cca_hf.training.run_record import FILE_NAME, RunRecord
 from cca_hf.visualization.curves import plot_curves
+from cca_hf.visualization.page import public_name
 from cca_hf.visualization.report import EXAMPLES
 from cca_hf.visualization.results import check_comparable
 
@@ -78,29 +80,20 @@ def write_model_card(
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} has no config.json: a model card is written beside a checkpoint")
     draw_training(folder, folder / "training.png")
-    card = make_model_card(folder, model_id=model_id, baselines=baselines or {}, licence=licence)
-    return write_text(str(card), folder / "README.md")
-
-
-def make_model_card(
-    folder: Path, *, model_id: str | None, baselines: Mapping[str, EvaluationResult], licence: str | None
-) -> ModelCard:
-    """The card of [`write_model_card`], without writing files."""
     config = AutoConfig.from_pretrained(folder)
     model_class = MODEL_MAPPING[type(config)]
     run = RunRecord.load(folder) if (folder / FILE_NAME).exists() else None
     results = read_results(folder, baselines)
     name = model_id or folder.resolve().name
-    backbone = _backbone(config)
-    return ModelCard.from_template(
+    card = ModelCard.from_template(
         _metadata(config, run, results, name, licence, folder),
         template_path=str(TEMPLATE),
         name=name.split("/")[-1],
-        method=model_class.method,
+        method=_method(config, model_class),
         paper_url=model_class.paper_url,
         citation=_citation(model_class.paper_url),
-        backbone=f"[{backbone}](https://huggingface.co/{backbone})" if _on_hub(config) else backbone,
-        dataset=None if run is None else _dataset(run),
+        backbone=_backbone(config),
+        dataset=None if run is None else _link(run.dataset, "datasets/", on_hub=run.dataset_on_hub),
         usage=model_class.usage_example(name, config),
         attributes=_attributes(config, run),
         counted=run is not None,
@@ -113,6 +106,7 @@ def make_model_card(
         settings=[] if run is None else [(name, value) for name, value in run.settings.items() if value is not None],
         limits=_limits(config, run, results),
     )
+    return write_text(str(card), folder / "README.md")
 
 
 def read_results(folder: Path, baselines: Mapping[str, EvaluationResult] | None = None) -> list[StoredResult]:
@@ -121,7 +115,7 @@ def read_results(folder: Path, baselines: Mapping[str, EvaluationResult] | None 
     Raises:
         ValueError: if the baselines cannot be compared with the test result, or it is missing.
     """
-    found = []
+    found: list[StoredResult] = []
     for path in sorted(folder.glob("*.json"), key=lambda path: (path.name != _TEST_RESULT, path.name)):
         content = json.loads(path.read_text(encoding="utf-8"))
         if path.name == _TEST_RESULT and baselines:
@@ -171,7 +165,15 @@ def _metadata(
         datasets=[run.dataset] if run is not None and run.dataset_on_hub else None,
         metrics=[card.metrics[0][0] for card in measured] or None,
         tags=list(dict.fromkeys([*tags, config.model_type])),
-        widget=[_example(path.name) for path in sorted((folder / EXAMPLES).glob("*.jpg"))] or None,
+        widget=[  # queries and their nearest images; the Hub runs no widget for this task
+            {
+                "src": f"{EXAMPLES}/{path.name}",
+                "example_title": f"Query {path.stem}",
+                "output": {"url": f"{EXAMPLES}/{path.stem}-neighbours.png"},
+            }
+            for path in sorted((folder / EXAMPLES).glob("*.jpg"))
+        ]
+        or None,
         model_name=name.split("/")[-1],
         eval_results=[
             EvalResult(
@@ -192,16 +194,6 @@ def _metadata(
     )
 
 
-def _example(image: str) -> dict[str, Any]:
-    """A query and its nearest images, shown in place of a widget: the Hub runs none for this task."""
-    number = Path(image).stem
-    return {
-        "src": f"{EXAMPLES}/{image}",
-        "example_title": f"Query {number}",
-        "output": {"url": f"{EXAMPLES}/{number}-neighbours.png"},
-    }
-
-
 def _citation(paper_url: str | None) -> str | None:
     """The BibTeX entry of a paper, from the file beside this one that has its arXiv number."""
     path = Path(__file__).with_name(f"{(paper_url or '').rsplit('/', 1)[-1]}.bib")
@@ -217,13 +209,16 @@ def _on_hub(config: PreTrainedConfig) -> bool:
 def _backbone(config: PreTrainedConfig) -> str:
     if config.backbone_name is None:
         return f"a network of type `{config.backbone_config.model_type}`, trained from scratch"
-    return config.backbone_name if _on_hub(config) else f"`{Path(config.backbone_name).name}`"
+    return _link(public_name(config.backbone_name), "", on_hub=_on_hub(config))
 
 
-def _dataset(run: RunRecord) -> str:
-    return (
-        f"[{run.dataset}](https://huggingface.co/datasets/{run.dataset})" if run.dataset_on_hub else f"`{run.dataset}`"
-    )
+def _method(config: PreTrainedConfig, model_class: Any) -> str:
+    one_space = type(config) is CCAConfig and config.condition_embedding == "none"
+    return "a single space for all attributes (the baseline of CCA)" if one_space else model_class.method
+
+
+def _link(name: str, kind: str, *, on_hub: bool) -> str:
+    return f"[{name}](https://huggingface.co/{kind}{name})" if on_hub else f"`{name}`"
 
 
 def _training(run: RunRecord) -> str:
@@ -250,7 +245,7 @@ def _by_frequency(counts: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def _listed(texts: Iterable[str]) -> str:
-    """The first of them, and how many more there are."""
+    """The first texts, and the number of the others."""
     every = list(texts)
     more = [f"and {len(every) - _LISTED} more"] if len(every) > _LISTED else []
     return ", ".join([*every[:_LISTED], *more])
@@ -271,8 +266,10 @@ def _limits(config: PreTrainedConfig, run: RunRecord | None, results: list[Store
                 limits.append(f"Values of {name} without any training image: {_listed(unseen)}.")
         for name, pairs in run.confusions.items():
             if pairs:
-                told = "; ".join(f"{p.value} for {p.taken_for} ({percent(p.share)} % of {p.queries:,})" for p in pairs)
-                limits.append(f"Most frequent confusions of {name}, by the nearest test image: {told}.")
+                confusions = "; ".join(
+                    f"{p.value} for {p.taken_for} ({percent(p.share)} % of {p.queries:,})" for p in pairs
+                )
+                limits.append(f"Most frequent confusions of {name}, by the nearest test image: {confusions}.")
     return limits if results else [*limits, "No evaluation result is stored with this model."]
 
 

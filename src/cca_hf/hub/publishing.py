@@ -20,6 +20,7 @@ from cca_hf.data.new_folder import check_new
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.models.loading import load_model
 from cca_hf.training.arguments import CCATrainingArguments
+from cca_hf.visualization.page import public_name
 from cca_hf.visualization.report import EXAMPLES
 
 from .commit import commit_folder
@@ -27,7 +28,7 @@ from .model_card import draw_training, read_results, write_model_card
 
 _BESIDE = ("handler.py", "requirements.txt")  # files of this folder, copied as they are
 _OF_THE_RUN = ("run.json", "all_results.json", "report.png")
-_WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")  # of an earlier push in other shards
+_WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")  # deleted if an earlier push had other shards
 _SHOWN = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -104,10 +105,11 @@ def stage_model(
     """
     folder, output = Path(folder), Path(output)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"there is no checkpoint in {folder}: it has no config.json")
+        raise FileNotFoundError(f"{folder} contains no checkpoint: it has no config.json")
     check_new(output)
     model = load_model(str(folder), "cpu")
-    model.config.backbone_name = _without_folder(model.config.backbone_name)
+    if model.config.backbone_name is not None:
+        model.config.backbone_name = public_name(model.config.backbone_name)
     model.save_pretrained(output)
     results = read_results(folder)
     figures = [result.image for result in results if result.image is not None]
@@ -125,13 +127,6 @@ def stage_model(
     else:
         write_model_card(output, model_id=repo_id, licence=licence, baselines=baselines)
     return output
-
-
-def _without_folder(backbone: str | None) -> str | None:
-    """The name of a backbone; of a folder its last part, because its path is private."""
-    if backbone is None:
-        return None
-    return Path(backbone).name if Path(backbone).is_absolute() or Path(backbone).exists() else backbone
 
 
 def _copy_card(card: Path, output: Path) -> None:

@@ -13,7 +13,7 @@ from cca_hf.models.whole_files import write_text
 from .curves import points_of
 from .figures import new_figure
 from .neighbours import draw_neighbours, plot_neighbours
-from .page import render
+from .page import public_name, render
 from .results import bars_height, comparison_rows, draw_results
 from .selection import QueryView, view_queries
 
@@ -101,7 +101,7 @@ def write_report(
         split=split,
         name=name,
         attributes=list(dataset.attributes),
-        backbone=_backbone(model),
+        backbone=public_name(model.config.backbone_name or type(model.backbone).__name__),
         images=sum(len(dataset[each]) for each in parts),
         result=result,
         tiles=[(measure, label) for measure, label in _TILES.items() if measure in result.overall],
@@ -120,12 +120,6 @@ def write_report(
     _draw(figure, views[:_QUERIES_IN_PNG], named).savefig(folder / "report.png", dpi=110)
     _write_examples(views[:_QUERIES_IN_PNG], folder / EXAMPLES)
     return write_text(text, folder / "report.html")
-
-
-def _backbone(model: CCAModel) -> str:
-    """An id on the Hub, or the name alone of a folder: its path says nothing to a reader."""
-    backbone = Path(model.config.backbone_name or type(model.backbone).__name__)
-    return backbone.name if backbone.is_absolute() or backbone.exists() else backbone.as_posix()
 
 
 def _bars(results: Mapping[str, EvaluationResult]) -> list[_Bars]:

@@ -1,4 +1,4 @@
-"""The Space: a page to choose or upload a picture and see what is like it under each attribute; see docs/space.md."""
+"""The Space: a page that searches by image and shows the results of each attribute; see docs/space.md."""
 
 from .export import export_space
 from .lookup import Lookup

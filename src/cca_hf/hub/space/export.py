@@ -1,4 +1,4 @@
-"""The Space as a repository: a folder that starts anywhere, with the index, and all that is not on the Hub already."""
+"""The Space as a repository: a folder with the index and everything else that is not on the Hub."""
 
 import importlib.metadata
 import io
@@ -15,6 +15,7 @@ from datasets import Image as ImageFeature
 from huggingface_hub import SpaceCard, SpaceCardData, try_to_load_from_cache
 from PIL import Image
 
+from cca_hf.data.new_folder import check_new
 from cca_hf.models.images import load_image
 from cca_hf.models.whole_files import staged
 from cca_hf.search import AttributeIndex, CheckpointId
@@ -26,8 +27,8 @@ from .lookup import Lookup
 from .page import TITLE
 
 _INDEX, _MODEL, _PICTURES, _SPLIT = "catalogue.index", "model", "pictures", "train"
-_LONGEST_SIDE = 512  # pixels, of the pictures that come along
-_APP = '''"""Which pictures are alike, and in which respect. Made by `cca demo --export`."""
+_LONGEST_SIDE = 512  # pixels of the images that are copied
+_APP = '''"""Search images by attribute. Written by `cca demo --export`."""
 
 import os
 from pathlib import Path
@@ -37,35 +38,35 @@ from transformers import AutoModel
 from cca_hf import AttributeIndex
 from cca_hf.hub.space import Lookup, launch_space
 
-os.chdir(Path(__file__).parent)  # the index names its pictures from here
+os.chdir(Path(__file__).parent)  # the paths in the index are relative to this folder
 model = AutoModel.from_pretrained({model!r}{revision}).eval()
 index = AttributeIndex.open({index!r}, model)
 launch_space(Lookup(model, index), title={title!r})
 '''
 _TEXT = """# {title}
 
-Choose or upload a picture, and see what is like it under each attribute: {attributes}; and where each attribute looks.
-{count:,} pictures, embedded by {model}, with [conditional cross-attention](https://arxiv.org/abs/2307.13254) as
-`cca_hf` has it: one picture, one embedding for each attribute.
+Choose or upload an image. For each attribute ({attributes}), the page shows the nearest images and the attention of
+the model on the query. The catalogue has {count:,} images, with embeddings by {model}. The method is
+[conditional cross-attention](https://arxiv.org/abs/2307.13254), in the implementation of `cca_hf`: one embedding of an
+image for each attribute.
 """
 
 
 def export_space(lookup: Lookup, folder: str | PathLike[str], *, title: str = TITLE) -> Path:
     """Writes `app.py`, `requirements.txt`, `README.md` with the Space's metadata, and a copy of the index.
 
-    A checkpoint of the Hub is named, at the revision that is here; another is written into `model`. Pictures with
-    an address, or of a data set on the Hub, are named too; others come along, made smaller, in `pictures`.
+    A checkpoint on the Hub is referred to by its id and local revision; any other is saved to `model`. Images with a
+    URL, or in a data set on the Hub, are referred to as well; other images are copied to `pictures` at a smaller size.
 
     Args:
-        folder: a new one, or an empty one; when writing fails, it stays as it was.
+        folder: a new or empty folder. If writing fails, it stays empty.
 
     Raises:
-        FileExistsError: if there is something in it.
-        UnreadableImageError: for a picture that cannot be read; names it.
+        FileExistsError: if the folder is not empty.
+        UnreadableImageError: if an image cannot be read; names it.
     """
     target = Path(folder)
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise FileExistsError(f"{target} is not empty: give a new folder for the Space")
+    check_new(target)
     model_name = lookup.model.config.name_or_path
     on_hub = bool(model_name) and not Path(model_name).exists()
     with staged(target) as staging:
@@ -86,7 +87,7 @@ def export_space(lookup: Lookup, folder: str | PathLike[str], *, title: str = TI
 
 
 def _revision(model_id: str) -> str:
-    """The commit that is on this machine: a later one makes other embeddings, which the index would refuse."""
+    """The commit in the local cache: a later commit computes other embeddings, which the index would refuse."""
     path = try_to_load_from_cache(model_id, "config.json")
     return f", revision={Path(path).parent.name!r}" if isinstance(path, str) else ""
 
@@ -94,35 +95,35 @@ def _revision(model_id: str) -> str:
 def _copy_index(index: AttributeIndex, folder: Path, model_name: str) -> None:
     made_by = CheckpointId(model_name, index.schema.checkpoint.fingerprint)
     with AttributeIndex.create_from_schema(folder / _INDEX, replace(index.schema, checkpoint=made_by)) as copy:
-        for items in _with_pictures(index, folder / _PICTURES):
+        for items in _with_images(index, folder / _PICTURES):
             vectors = [vectors_of(items, index.schema.vector_column(name)) for name in index.schema.attributes]
             item_ids = items.column(ITEM_ID).to_pylist()
             copy.add(item_ids, embeddings=np.stack(vectors, axis=1), columns=items.select(list(index.schema.columns)))
         copy.optimize()
 
 
-def _with_pictures(index: AttributeIndex, folder: Path) -> Iterator[pa.Table]:
-    """The items of the index; pictures that lie on this machine are written into parquet files on the way."""
+def _with_images(index: AttributeIndex, folder: Path) -> Iterator[pa.Table]:
+    """The items of the index; local images are copied to parquet files, and the items refer to these."""
     finder, rows = PictureFinder(), 0
     for place, items in enumerate(index.tables(embeddings=True)):
-        texts, taken = items.column(PICTURE).to_pylist(), []
+        texts, copies = items.column(PICTURE).to_pylist(), []
         for row, text in enumerate(texts):
             if text is not None and not is_elsewhere(text):
-                taken.append({"bytes": _small(load_image(finder.find(text))), "path": None})
+                copies.append({"bytes": _small(load_image(finder.find(text))), "path": None})
                 texts[row] = reference(_PICTURES, _SPLIT, rows)
                 rows += 1
-        if taken:
+        if copies:
             folder.mkdir(exist_ok=True)
-            pictures = Dataset.from_dict({"image": taken}, features=Features(image=ImageFeature()))
-            pictures.to_parquet(folder / f"{_SPLIT}-{place:05}.parquet")
+            images = Dataset.from_dict({"image": copies}, features=Features(image=ImageFeature()))
+            images.to_parquet(folder / f"{_SPLIT}-{place:05}.parquet")
         yield items.set_column(items.column_names.index(PICTURE), PICTURE, pa.array(texts, pa.string()))
 
 
-def _small(picture: Image.Image) -> bytes:
+def _small(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    if max(picture.size) > _LONGEST_SIDE:
-        picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
-    picture.save(buffer, "JPEG", quality=92, subsampling=0)
+    if max(image.size) > _LONGEST_SIDE:
+        image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
+    image.save(buffer, "JPEG", quality=92, subsampling=0)
     return buffer.getvalue()
 
 

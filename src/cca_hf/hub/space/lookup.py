@@ -1,4 +1,4 @@
-"""What the Space looks up: which pictures are like a picture, under each attribute, and where each attribute looks."""
+"""The searches of the Space: the nearest images under each attribute, and the attention of each attribute."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -18,99 +18,99 @@ from cca_hf.visualization.attention import attention_overlays
 from cca_hf.visualization.page import data_uri
 from cca_hf.visualization.selection import choose_queries
 
-_THUMBNAIL = 224  # pixels: about twice what is shown
+_THUMBNAIL = 224  # pixels: about twice the size on the page
 _ATTENTION = 440
-_CHOSEN_AMONG = 4096  # items that the examples are taken from
-_REMEMBERED = 4096  # thumbnails, of about 8 kB
+_CHOSEN_AMONG = 4096  # items from which the examples are drawn
+_CACHED = 4096  # thumbnails, of about 8 kB
 
 
 class Query(NamedTuple):
-    """A picture that is asked with; small, since the page keeps one for each who looks."""
+    """A query image. It is small, because the page keeps one for each session."""
 
     name: str
     embeddings: NDArray[np.float32]  # (attributes, dim)
-    attention: dict[str, str]  # attribute -> the picture as it sees it, as a data: URI
-    item_id: str | None  # None if it is not of the catalogue
-    values: dict[str, str]  # attribute -> its value, where that is known
+    attention: dict[str, str]  # attribute -> the image with its attention, as a data: URI
+    item_id: str | None  # None if the image is not in the catalogue
+    values: dict[str, str]  # attribute -> value, if it is known
 
 
 class Found(NamedTuple):
-    """A picture of the catalogue."""
+    """An image of the catalogue."""
 
     item_id: str
-    picture: str | None  # as a data: URI; None where it is lost
-    words: str  # all that is known of it
+    image: str | None  # as a data: URI; None if it is not available
+    words: str  # a description from all its columns
     similarity: float
-    value: str  # of the attribute asked for; "" where it is not known
-    alike: bool  # whether that is the query's value too
+    value: str  # of the attribute; "" if it is not known
+    alike: bool  # whether the query has the same value
 
 
 class Row(NamedTuple):
-    """What was found under one attribute, or a mixture of several."""
+    """The results of one attribute, or of a mixture of several."""
 
     title: str
-    value: str  # the query's; "" where it is not known
-    attention: str | None  # the query as the attribute sees it, as a data: URI; None for a mixture
+    value: str  # of the query; "" if it is not known
+    attention: str | None  # the query with the attention of the attribute, as a data: URI; None for a mixture
     found: list[Found]
 
 
 class Lookup:
-    """A checkpoint and an index that it made.
+    """Searches an index with the checkpoint that made it.
 
     Args:
         index: opened with `model`.
 
     Raises:
-        ValueError: if the index is empty, or does not say where its pictures are.
+        ValueError: if the index is empty, or has no column with the places of its images.
     """
 
     def __init__(self, model: CCAModel, index: AttributeIndex) -> None:
         if PICTURE not in index.schema.columns:
             raise ValueError(
-                f"the index does not say where its pictures are: a Space needs a column {PICTURE!r} of paths or "
-                "addresses, which 'cca index --images' and '--dataset' write"
+                f"the index has no column {PICTURE!r} with the paths or URLs of its images, which a Space shows. "
+                "'cca index --images' and 'cca index --dataset' write this column"
             )
         if not index.count():
-            raise ValueError("the index is empty: there is nothing to look up")
+            raise ValueError("the index is empty: there is nothing to search")
         self.model = model
         self.index = index
         self.attributes = list(index.schema.attributes)
         self._finder = PictureFinder()
-        self._thumbnail: Callable[[str], str | None] = lru_cache(_REMEMBERED)(self._make_thumbnail)
+        self._thumbnail: Callable[[str], str | None] = lru_cache(_CACHED)(self._make_thumbnail)
 
     @property
     def values(self) -> dict[str, list[str]]:
-        """Attribute -> the values that can be asked for: those that the model knows and the index has a column of."""
+        """Attribute -> values to search for, for attributes with known values and a column in the index."""
         known = self.model.config.attribute_values or {}
         labelled = [name for name in self.attributes if self.index.schema.columns.get(name) == "text"]
         return {name: list(known[name]) for name in labelled if known.get(name)}
 
     @property
     def filters(self) -> dict[str, str]:
-        """Column -> type: what a filter can name."""
+        """Column -> type, for the columns that a filter can use."""
         return {name: kind for name, kind in self.index.schema.columns.items() if name != PICTURE}
 
-    def picture_of(self, item_id: str) -> Image.Image:
-        """A picture of the catalogue.
+    def image_of(self, item_id: str) -> Image.Image:
+        """The image of an item.
 
         Raises:
-            ValueError: if there is no such item; if its picture is lost or unreadable.
+            ValueError: if the item does not exist, or its image is missing or unreadable.
         """
         (hit,) = self.index.get([item_id])
         reference = hit.columns[PICTURE]
         if reference is None:
-            raise UnreadableImageError(f"the index does not say where the picture of item {item_id} is")
+            raise UnreadableImageError(f"the index has no path or URL for the image of item {item_id}")
         return load_image(self._finder.find(str(reference)))
 
-    def ask(self, picture: Image.Image, *, name: str = "", item_id: str | None = None) -> Query:
-        """With a picture from outside, called `name`, or with that of an item."""
+    def make_query(self, image: Image.Image, *, name: str = "", item_id: str | None = None) -> Query:
+        """A query from an uploaded image with a name, or from the image of an item."""
         values: dict[str, str] = {}
         if item_id is not None:
             (hit,) = self.index.get([item_id])
-            values = {each: str(hit.columns[each]) for each in self.attributes if hit.columns.get(each) is not None}
-        embeddings = np.asarray(self.model.encode([picture], self.attributes, show_progress=False))[0]
-        overlays = attention_overlays(self.model, picture, self.attributes, size=_ATTENTION)
-        attention = {each: data_uri(overlay, _ATTENTION) for each, overlay in overlays.items()}
+            values = {name: str(hit.columns[name]) for name in self.attributes if hit.columns.get(name) is not None}
+        embeddings = np.asarray(self.model.encode([image], self.attributes, show_progress=False))[0]
+        overlays = attention_overlays(self.model, image, self.attributes, size=_ATTENTION)
+        attention = {attribute: data_uri(overlay, _ATTENTION) for attribute, overlay in overlays.items()}
         return Query(name or f"item {item_id}", embeddings, attention, item_id, values)
 
     def find(
@@ -122,39 +122,37 @@ class Lookup:
         where: str | None = None,
         top: int = 10,
     ) -> list[Row]:
-        """The nearest pictures under each attribute.
+        """The nearest images under each attribute.
 
         Args:
-            instead: attribute -> value to look for in place of the picture's own; one row more, the first, for all of
-                these and `attributes` together.
+            instead: attribute -> value to search for instead of the query's. This adds a first row, for these values
+                and `attributes` together.
             where: a filter, as in `AttributeIndex.search`.
 
         Raises:
-            ValueError: for an unknown attribute or value, or a filter that cannot be read.
+            ValueError: for an unknown attribute or value, or an invalid filter.
         """
-        asked: dict[str, Any] = {"embedding": query.embeddings} if query.item_id is None else {"item": query.item_id}
-        asked |= {"where": where, "top": top}
+        query_and_filter: dict[str, Any] = (
+            {"embedding": query.embeddings} if query.item_id is None else {"item": query.item_id}
+        )
+        query_and_filter |= {"where": where, "top": top}
         rows = []
         if instead:
             shares = dict.fromkeys([*attributes, *instead], 1.0)
-            hits = self.index.search(**asked, values=instead, weights=shares)
+            hits = self.index.search(**query_and_filter, values=instead, weights=shares)
             kept = [name for name in attributes if name not in instead]
             title = ", ".join([f"{name} {value}" for name, value in instead.items()])
             title += f", the same {' and '.join(kept)}" if kept else ""
             rows.append(Row(title, "", None, [self._found(hit, *next(iter(instead.items()))) for hit in hits]))
         for name in attributes:
             value = query.values.get(name, "")
-            hits = self.index.search(**asked, attribute=name)
+            hits = self.index.search(**query_and_filter, attribute=name)
             rows.append(Row(name, value, query.attention[name], [self._found(hit, name, value) for hit in hits]))
         return rows
 
     def examples(self, count: int, seed: int) -> list[Found]:
-        """Pictures of the catalogue to begin with, by chance, rather of different values than of the same."""
-        hits: list[dict[str, Any]] = []
-        for table in self.index.tables():
-            hits += islice(table.to_pylist(), _CHOSEN_AMONG - len(hits))
-            if len(hits) == _CHOSEN_AMONG:
-                break
+        """Random images of the catalogue to choose from, preferably with different values."""
+        hits = list(islice((row for table in self.index.tables() for row in table.to_pylist()), _CHOSEN_AMONG))
         hits.sort(key=lambda row: str(row[ITEM_ID]))
         labelled = [name for name in self.attributes if name in self.index.schema.columns]
         labels = np.full((len(hits), len(labelled)), -1)
@@ -166,15 +164,15 @@ class Lookup:
         return [self._found(Hit(row.pop(ITEM_ID), 1.0, row), "", "") for row in chosen]
 
     def _found(self, hit: Hit, attribute: str, wanted: str) -> Found:
-        told = {name: value for name, value in hit.columns.items() if name != PICTURE and value is not None}
-        words = ", ".join([f"item {hit.item_id}", *(f"{name} {value}" for name, value in told.items())])
-        value = str(told.get(attribute, ""))
+        known = {name: value for name, value in hit.columns.items() if name != PICTURE and value is not None}
+        words = ", ".join([f"item {hit.item_id}", *(f"{name} {value}" for name, value in known.items())])
+        value = str(known.get(attribute, ""))
         reference = hit.columns.get(PICTURE)
-        picture = None if reference is None else self._thumbnail(str(reference))
-        return Found(hit.item_id, picture, words, hit.similarity, value, bool(value) and value == wanted)
+        image = None if reference is None else self._thumbnail(str(reference))
+        return Found(hit.item_id, image, words, hit.similarity, value, bool(value) and value == wanted)
 
     def _make_thumbnail(self, reference: str) -> str | None:
         try:
             return data_uri(load_image(self._finder.find(reference)), _THUMBNAIL)
-        except (ValueError, OSError):  # the picture is gone, or its data set: the others can be shown nevertheless
+        except (ValueError, OSError):  # the image or its data set is gone; the other images are still shown
             return None

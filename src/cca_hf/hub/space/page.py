@@ -1,22 +1,21 @@
-"""The Space's page: what is asked on the left, on a phone above; what was found beside it.
+"""The page of the Space: the query on the left (above on a phone), the results beside it.
 
-Gradio draws the controls, `rows` what was found. The page asks nobody but its own server, which sends no statistics.
+Gradio draws the controls, and `rows.html` the results. The page loads nothing from other servers, and its own server
+sends no statistics.
 """
 
 import os
-from collections.abc import Sequence
-from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from cca_hf.models.images import UnreadableImageError
+from cca_hf.visualization.page import public_name, templates
 
 from .lookup import Lookup, Query
-from .rows import FOCUS_RESULTS, ON_LOAD, examples_html, found_html, hint_html, problem_html
 from .upload import MOST_BYTES, open_upload
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when it is imported
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio reads it at import
 try:
     import gradio as gr
 except ImportError as error:
@@ -24,97 +23,106 @@ except ImportError as error:
 
 TITLE = "Alike in which respect?"
 _EXAMPLES = 12
-_SHOWN = 1024  # pixels: the longer side of a catalogue's picture that becomes the query
-_SESSIONS = 1000  # whose queries are kept, about 100 kB each
+_SHOWN = 1024  # pixels: the longer side of a query from the catalogue
+_SESSIONS = 1000  # kept in memory, about 100 kB each
 _CHOSEN_AT_FIRST = 4
-_BEGIN = "Choose a picture or upload one."
-# what the reader's system has: nothing to fetch
+_BEGIN = "Choose or upload an image."
+# fonts of the user's system, so that none is loaded
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Liberation Sans", "sans-serif")
+_FILES = resources.files("cca_hf.hub.space")
+_HTML: Any = templates("cca_hf.hub.space").get_template("rows.html").module
 
 
 def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
-    """The page, to be served by `launch_space`."""
+    """The page; `launch_space` serves it."""
     attributes = lookup.attributes
-    wishes = {f"{name}: {value}": (name, value) for name, values in lookup.values.items() for value in values}
+    targets = {f"{name}: {value}": (name, value) for name, values in lookup.values.items() for value in values}
 
-    def look(query: Query | None, chosen: list[str], wished: list[str], where: str | None) -> str:
-        """What was found, or why nothing was."""
+    def search(query: Query | None, chosen: list[str], wanted: list[str], where: str | None) -> str:
+        """The results, or the reason why there are none."""
         if query is None:
-            return hint_html(_BEGIN)
-        instead = dict(wishes[wish] for wish in wished)
+            return _HTML.hint(_BEGIN)
+        instead = dict(targets[target] for target in wanted)
         ordered = [name for name in attributes if name in chosen]
         if not ordered and not instead:
-            return problem_html("Choose at least one attribute.")
+            return _HTML.problem("Choose at least one attribute.")
         try:
-            return found_html(query, lookup.find(query, ordered, instead=instead, where=(where or "").strip() or None))
-        except ValueError as error:  # a filter that cannot be read, a value that no item has
-            return problem_html(str(error))
+            rows = lookup.find(query, ordered, instead=instead, where=(where or "").strip() or None)
+            return _HTML.results(query, rows)
+        except ValueError as error:  # an invalid filter, or a value that no item has
+            return _HTML.problem(str(error))
 
-    def upload(file: dict[str, Any] | None, *asked: Any) -> tuple[Any, Query | None, str]:
-        """The picture's box, the query, and what was found."""
+    def upload(file: dict[str, Any] | None, *settings: Any) -> tuple[Any, Query | None, str]:
+        """The image box, the query, and the results."""
         if file is None:
-            return gr.skip(), None, hint_html(_BEGIN)
+            return gr.skip(), None, _HTML.hint(_BEGIN)
         name = Path(file["orig_name"] or file["path"]).name
         try:
-            query = lookup.ask(open_upload(file["path"], name), name=name)
+            query = lookup.make_query(open_upload(file["path"], name), name=name)
         except UnreadableImageError as error:
-            return None, None, problem_html(str(error))
-        return gr.skip(), query, look(query, *asked)
+            return None, None, _HTML.problem(str(error))
+        return gr.skip(), query, search(query, *settings)
 
-    def pick_item(item_id: str, *asked: Any) -> tuple[Any, Query | None, str]:
-        shown = lookup.picture_of(item_id)
-        query = lookup.ask(shown, item_id=item_id)
+    def pick_item(item_id: str, *settings: Any) -> tuple[Any, Query | None, str]:
+        shown = lookup.image_of(item_id)
+        query = lookup.make_query(shown, item_id=item_id)
         shown.thumbnail((_SHOWN, _SHOWN))
-        return shown, query, look(query, *asked)
+        return shown, query, search(query, *settings)
 
-    def pick(event: gr.EventData, *asked: Any) -> tuple[Any, Query | None, str]:
-        """As `upload`, with an item of the catalogue."""
+    def pick(event: gr.EventData, *settings: Any) -> tuple[Any, Query | None, str]:
+        """As `upload`, for an item of the catalogue."""
         try:
-            return pick_item(str(event.item), *asked)
-        except (ValueError, OSError) as error:  # it was deleted meanwhile, or its picture was
-            return None, None, problem_html(str(error))
+            return pick_item(str(event.item), *settings)
+        except (ValueError, OSError) as error:  # the item or its image was deleted in the meantime
+            return None, None, _HTML.problem(str(error))
 
-    def begin(*asked: Any) -> tuple[Any, ...]:
-        """As `upload`, with the first example, so that there is something to see; and the examples."""
+    def begin(*settings: Any) -> tuple[Any, ...]:
+        """As `upload`, for the first example, so that the page opens with results; and the examples."""
         shown = lookup.examples(_EXAMPLES, seed=0)
-        first = next((found.item_id for found in shown if found.picture is not None), None)
-        if first is None:  # all their pictures are lost
-            return None, None, hint_html(_BEGIN), examples_html(shown), 0
-        return *pick_item(first, *asked), examples_html(shown), 0
+        first = next((found.item_id for found in shown if found.image is not None), None)
+        if first is None:  # none of their images is available
+            return None, None, _HTML.hint(_BEGIN), _HTML.examples(shown), 0
+        return *pick_item(first, *settings), _HTML.examples(shown), 0
 
-    def others(seed: int) -> tuple[str, int]:
-        return examples_html(lookup.examples(_EXAMPLES, seed=seed + 1)), seed + 1
+    def more_examples(seed: int) -> tuple[str, int]:
+        return _HTML.examples(lookup.examples(_EXAMPLES, seed=seed + 1)), seed + 1
 
+    made_by = public_name(lookup.index.schema.checkpoint.name or "")
+    on_load = _FILES.joinpath("select.js").read_text(encoding="utf-8")
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as page:
         query, seed = gr.State(None), gr.State(0)
-        gr.HTML(_head(lookup, title), apply_default_css=False, elem_id="cca-head")
+        gr.HTML(
+            _HTML.head(title, lookup.index.count(), attributes, made_by),
+            apply_default_css=False,
+            elem_id="cca-head",
+        )
         with gr.Row():
             with gr.Column(scale=2, min_width=300, elem_id="cca-ask"):
-                picture = gr.Image(
-                    label="Picture",
+                image = gr.Image(
+                    label="Image",
                     sources=["upload", "webcam", "clipboard"],
                     type="filepath",
                     height=260,
                     buttons=[],
                     elem_id="cca-picture",
                 )
-                examples = gr.HTML(js_on_load=ON_LOAD, apply_default_css=False, elem_id="cca-examples")
-                more = gr.Button("Show others", size="sm", variant="secondary")
+                examples = gr.HTML(js_on_load=on_load, apply_default_css=False, elem_id="cca-examples")
+                more = gr.Button("Show other examples", size="sm", variant="secondary")
                 chosen = gr.CheckboxGroup(
-                    attributes, value=attributes[:_CHOSEN_AT_FIRST], label="Alike in", elem_id="cca-attributes"
+                    attributes, value=attributes[:_CHOSEN_AT_FIRST], label="Attributes", elem_id="cca-attributes"
                 )
-                with gr.Accordion("This one, but \N{HORIZONTAL ELLIPSIS}", open=False):
-                    wished = gr.Dropdown(
-                        list(wishes),
+                with gr.Accordion("Change values, filter", open=False):
+                    wanted = gr.Dropdown(
+                        list(targets),
                         value=[],
                         multiselect=True,
-                        label="with this value in place of its own",
-                        visible=bool(wishes),
+                        label="Search for this value instead of the query's",
+                        visible=bool(targets),
                         elem_id="cca-instead",
                     )
                     where = gr.Textbox(
                         value="",
-                        label="only items that fulfil",
+                        label="Only items that match this filter",
                         placeholder=_example_filter(lookup),
                         info=f"Columns: {', '.join(lookup.filters)}",
                         visible=bool(lookup.filters),
@@ -122,12 +130,12 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
                     )
             with gr.Column(scale=5, min_width=300):
                 results = gr.HTML(
-                    hint_html(_BEGIN), js_on_load=ON_LOAD, apply_default_css=False, elem_id="cca-results"
+                    _HTML.hint(_BEGIN), js_on_load=on_load, apply_default_css=False, elem_id="cca-results"
                 )
 
-        asked = [chosen, wished, where]
-        answer = [picture, query, results]
-        # one at a time: the model has all the cores. private: no API but the page
+        settings = [chosen, wanted, where]
+        outputs = [image, query, results]
+        # one at a time, because the model uses all cores; private, because only the page uses this API
         common: dict[str, Any] = {
             "concurrency_id": "lookup",
             "concurrency_limit": 1,
@@ -135,18 +143,18 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
             "show_progress": "minimal",
             "show_progress_on": results,
         }
-        page.load(begin, asked, [*answer, examples, seed], **common)
-        sent = picture.input(upload, [picture, *asked], answer, preprocess=False, trigger_mode="always_last", **common)
-        picked = [shown.select(pick, asked, answer, **common) for shown in (examples, results)]
+        page.load(begin, settings, [*outputs, examples, seed], **common)
+        sent = image.input(upload, [image, *settings], outputs, preprocess=False, trigger_mode="always_last", **common)
+        picked = [shown.select(pick, settings, outputs, **common) for shown in (examples, results)]
         for each in (sent, *picked):
-            each.then(None, js=FOCUS_RESULTS, api_visibility="private")
-        more.click(others, seed, [examples, seed], **common)
+            each.then(None, js=_FILES.joinpath("focus.js").read_text(encoding="utf-8"), api_visibility="private")
+        more.click(more_examples, seed, [examples, seed], **common)
         gr.on(
-            [chosen.change, wished.change, where.submit, where.blur],
-            look,
-            [query, *asked],
+            [chosen.change, wanted.change, where.submit, where.blur],
+            search,
+            [query, *settings],
             results,
-            trigger_mode="always_last",  # of several changes in a row, the last is answered
+            trigger_mode="always_last",  # of several changes in a row, only the last is computed
             **common,
         )
     return page
@@ -164,12 +172,12 @@ def launch_space(
     """Serves the page until the process is interrupted.
 
     Args:
-        host: an address of this machine. Default: `GRADIO_SERVER_NAME`, or this machine alone.
-        port: default: `GRADIO_SERVER_PORT`, or the first free one from 7860.
-        wait: whether to return only at the end.
+        host: the address to listen on. Default: `GRADIO_SERVER_NAME`, or this machine only.
+        port: default: `GRADIO_SERVER_PORT`, or the first free port from 7860.
+        wait: whether to return only when the server ends.
 
     Returns:
-        The page's address.
+        The URL of the page.
 
     Raises:
         OSError: if the port is taken.
@@ -184,7 +192,7 @@ def launch_space(
         ssr_mode=False,
         footer_links=["gradio", "settings"],
         theme=_theme(),
-        css=resources.files("cca_hf.hub.space").joinpath("space.css").read_text(encoding="utf-8"),
+        css=_FILES.joinpath("space.css").read_text(encoding="utf-8"),
     )
     return address
 
@@ -193,27 +201,12 @@ def _theme() -> gr.themes.Base:
     theme = gr.themes.Default(
         primary_hue="amber", neutral_hue="stone", font=_FONT, font_mono=("ui-monospace", "monospace")
     )
-    # Gradio's own grey is too light on white to be read by everybody
+    # Gradio's default grey has too little contrast on white
     return theme.set(
         body_text_color_subdued="*neutral_600",
         block_info_text_color="*neutral_600",
         input_placeholder_color="*neutral_500",
     )
-
-
-def _head(lookup: Lookup, title: str) -> str:
-    name = lookup.index.schema.checkpoint.name
-    made = f" by <code>{escape(Path(name).name if Path(name).is_absolute() else name)}</code>" if name else ""
-    return (
-        f"<h1>{escape(title)}</h1><p>One picture, one embedding for each attribute: the nearest of "
-        f"{lookup.index.count():,} pictures by {_listed(lookup.attributes)}, and where each of them looks. Embedded"
-        f"{made}.</p>"
-    )
-
-
-def _listed(names: Sequence[str]) -> str:
-    *first, last = map(escape, names)
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _example_filter(lookup: Lookup) -> str:

@@ -1,4 +1,4 @@
-"""The Space for whoever has neither data nor a checkpoint: drawn shapes, as `make demo` leaves them."""
+"""The Space for users without data or checkpoint: generated shapes, as `make demo` writes them."""
 
 from pathlib import Path
 
@@ -11,7 +11,10 @@ _SPLIT = "test"
 
 
 def train_shapes(folder: Path) -> Path:
-    """Draws and trains in `folder` what is not there yet, minutes on two cores; returns the checkpoint's folder."""
+    """Generates shapes in `folder` and trains on them if that is not done yet; returns the folder of the checkpoint.
+
+    It takes some minutes on two cores.
+    """
     checkpoint, shapes = folder / "cca", folder / "shapes"
     if not (checkpoint / "model.safetensors").is_file():
         if not (shapes / f"{_SPLIT}.parquet").is_file():
@@ -21,7 +24,7 @@ def train_shapes(folder: Path) -> Path:
 
 
 def index_shapes(folder: Path, model: CCAModel) -> Path:
-    """Indexes those of the drawn test pictures that this very model has not yet; returns where."""
+    """Adds the test images to the index of this model unless it contains them; returns the path of the index."""
     store = folder / f"space-{model.fingerprint()[:12]}.index"
     checkpoint = str((folder / "cca").resolve())
     source = PictureSource.from_dataset(str(folder / "shapes"), model, checkpoint, split=_SPLIT)

@@ -1,4 +1,4 @@
-"""A picture that a stranger sends: decoded if it is one that can be, else refused in a sentence that can be shown."""
+"""Images that users upload: decoded within limits, or refused with a message for the user."""
 
 from os import PathLike
 from pathlib import Path
@@ -8,34 +8,34 @@ from PIL import Image
 from cca_hf.models.images import UnreadableImageError, load_image
 
 MOST_BYTES = 20 * 2**20
-MOST_PIXELS = 64_000_000  # what phones take; 200 MB once decoded
-# Pillow's other readers are for archives and printers, and some start other programs.
+MOST_PIXELS = 64_000_000  # photos of phones have up to 50 million; 200 MB once decoded
+# Pillow's other formats are rare, and for some Pillow starts other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _FORMATS = f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]}"
 
 
 def open_upload(path: str | PathLike[str], name: str) -> Image.Image:
-    """An upright RGB picture.
+    """Decodes an upload to an upright RGB image.
 
     Args:
-        name: what the sender calls it; the path is nothing to tell.
+        name: name of the file at the user; the path is private.
 
     Raises:
-        UnreadableImageError: for all else. The message is for the sender.
+        UnreadableImageError: if it is not an image, or too large. The message is for the user.
     """
     size = Path(path).stat().st_size
     if size > MOST_BYTES:
-        raise UnreadableImageError(f"{name} has {size / 2**20:.0f} MB; at most {MOST_BYTES // 2**20} are taken.")
+        raise UnreadableImageError(f"{name} has {size / 2**20:.0f} MB; the limit is {MOST_BYTES // 2**20} MB.")
     try:
-        with Image.open(path, formats=FORMATS) as picture:  # reads the head alone
-            if picture.width * picture.height > MOST_PIXELS:
+        with Image.open(path, formats=FORMATS) as image:  # reads only the header
+            if image.width * image.height > MOST_PIXELS:
                 raise Image.DecompressionBombError
-            return load_image(picture)
+            return load_image(image)
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(
-            f"{name} has more pixels than are taken, which is {MOST_PIXELS // 10**6} million. Send it smaller."
+            f"{name} has more than {MOST_PIXELS // 10**6} million pixels. Upload a smaller image."
         ) from error
     except OSError as error:  # UnidentifiedImageError is one
-        raise UnreadableImageError(f"{name} is no picture that can be read; {_FORMATS} can.") from error
+        raise UnreadableImageError(f"{name} is not an image in a supported format: {_FORMATS}.") from error
     except (ValueError, SyntaxError) as error:
-        raise UnreadableImageError(f"{name} is damaged: not all of the picture is there.") from error
+        raise UnreadableImageError(f"{name} is damaged or incomplete.") from error
