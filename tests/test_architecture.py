@@ -34,7 +34,7 @@ REMOTE_CODE_MAY_TRY = {"simplejpeg", "sentence_transformers"}
 FILES = sorted(SOURCE.rglob("*.py"))
 MODEL_FILES = sorted((SOURCE / "models").glob("*.py"))
 
-# In models/, files with these prefixes belong to a family, as `modeling_cca`. The floors and all others are shared.
+# Files of models/ with these prefixes belong to a family, such as `modeling_cca`. Floors and other files are shared.
 FAMILY_PREFIXES = ("configuration_", "modeling_", "processing_", "pipeline_", "sentence_transformers_")
 FLOORS = {"configuration_images", "modeling_images", "modeling_conditional"}
 # The baselines are built on CCA, and share a file.

@@ -38,7 +38,7 @@ VIT_LAYER_FIELDS = (
 )
 
 
-def native_config(config: PreTrainedConfig) -> PreTrainedConfig:
+def _native_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """Of a model of images and text, such as SigLIP or CLIP, the vision tower's; and without a pooling head."""
     if "vision_config" in type(config).sub_configs:
         config = config.vision_config
@@ -47,13 +47,13 @@ def native_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-def image_size_of(config: PreTrainedConfig) -> int:
+def _image_size(config: PreTrainedConfig) -> int:
     size = config.to_dict().get("image_size") or DEFAULT_IMAGE_SIZE
     return int(size if isinstance(size, int) else max(size))
 
 
 @torch.no_grad()
-def describe_backbone(
+def _describe(
     native: PreTrainedModel, image_size: int, config_fields: Mapping[str, Any], *, takes_last_layer: bool
 ) -> dict[str, Any]:
     """The fields of `CCAConfig` that follow from what a backbone returns for one empty picture."""
@@ -129,7 +129,7 @@ def _num_heads(hidden_size: int) -> int:
     return heads
 
 
-def load_backbone_processor(name: str, hub_kwargs: dict[str, Any]) -> BaseImageProcessor | None:
+def _load_processor_of_backbone(name: str, hub_kwargs: dict[str, Any]) -> BaseImageProcessor | None:
     try:
         return AutoImageProcessor.from_pretrained(name, **hub_kwargs)
     except (OSError, ValueError):
@@ -140,7 +140,7 @@ def load_backbone_processor(name: str, hub_kwargs: dict[str, Any]) -> BaseImageP
         return None
 
 
-def make_image_processor(size: int, like: BaseImageProcessor | None) -> ViTImageProcessor:
+def _square_image_processor(size: int, like: BaseImageProcessor | None) -> ViTImageProcessor:
     """Resizes the whole picture to a square and normalises as the backbone was trained.
 
     The centre crop of ImageNet recipes is left out on purpose: it cuts off what attributes are about, collars and
@@ -162,5 +162,5 @@ def load_image_processor(
 ) -> BaseImageProcessor:
     """The image processor of a saved CCA checkpoint, or a new one for a model that was never saved."""
     if not name_or_path:
-        return make_image_processor(config.image_size, None)
+        return _square_image_processor(config.image_size, None)
     return AutoImageProcessor.from_pretrained(name_or_path, **hub_kwargs)

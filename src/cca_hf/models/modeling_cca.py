@@ -22,7 +22,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .backbones import extract_features, interpolates_positions, parameters_of_levels, prepare_backbone
-from .checkpoints import describe_backbone, image_size_of, load_backbone_processor, make_image_processor, native_config
+from .checkpoints import _describe, _image_size, _load_processor_of_backbone, _native_config, _square_image_processor
 from .configuration_cca import CCAConfig, ConditionalLayerConfig
 from .cross_attention import CrossAttention
 from .image_tokens import ImageTokens
@@ -138,7 +138,7 @@ class CCAModel(ConditionalPreTrainedModel):
         *,
         text_embeddings: Mapping[str, Vector] | None = None,
         freeze_backbone: bool = False,
-        image_size: int | Sequence[int] | None = None,
+        image_size: int | tuple[int, int] | None = None,
         attn_implementation: str | None = None,
         dtype: torch.dtype = torch.float32,
         revision: str | None = None,
@@ -177,24 +177,20 @@ class CCAModel(ConditionalPreTrainedModel):
             )
         texts = None if text_embeddings is None else stack_texts(list(attributes), text_embeddings)
         if isinstance(backbone, PreTrainedConfig):
-            name, native = None, AutoModel.from_config(native_config(copy.deepcopy(backbone)))
+            name, native = None, AutoModel.from_config(_native_config(copy.deepcopy(backbone)))
             image_processor = None
         else:
             name = fspath(backbone)
             hub_kwargs: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
             hub_kwargs["local_files_only"] = local_files_only
-            backbone_config = native_config(AutoConfig.from_pretrained(name, **hub_kwargs))
-            native = AutoModel.from_pretrained(name, config=backbone_config, dtype=dtype, **hub_kwargs)
-            image_processor = load_backbone_processor(name, hub_kwargs)
+            native_config = _native_config(AutoConfig.from_pretrained(name, **hub_kwargs))
+            native = AutoModel.from_pretrained(name, config=native_config, dtype=dtype, **hub_kwargs)
+            image_processor = _load_processor_of_backbone(name, hub_kwargs)
 
-        size: Any = image_size or image_size_of(native.config)
-        described = describe_backbone(native, size, config_fields, takes_last_layer=cls.takes_last_layer)
+        size: Any = image_size or _image_size(native.config)
+        described = _describe(native, size, config_fields, takes_last_layer=cls.takes_last_layer)
         # statistics of a pretrained backbone are kept; a new one has none yet
-        described |= {
-            "backbone_name": name,
-            "image_size": size if isinstance(size, int) else list(size),
-            "freeze_batch_norm": name is not None,
-        }
+        described |= {"backbone_name": name, "image_size": size, "freeze_batch_norm": name is not None}
         if texts is not None:
             described["text_embedding_dim"] = texts.shape[1]
         config = cls.config_class(
@@ -212,7 +208,7 @@ class CCAModel(ConditionalPreTrainedModel):
         if texts is not None:
             model.condition_embedding.texts.copy_(texts)
         model = model.to(dtype)
-        model.image_processor = make_image_processor(size, image_processor)
+        model.image_processor = _square_image_processor(size, image_processor)
         model.eval()  # as from_pretrained
         return model.freeze_backbone() if freeze_backbone else model
 

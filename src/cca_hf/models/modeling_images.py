@@ -21,7 +21,7 @@ from transformers import BaseImageProcessor, Pipeline, PreTrainedConfig, PreTrai
 from transformers import initialization as init
 
 from .backbones import architecture_of
-from .checkpoints import load_image_processor, make_image_processor
+from .checkpoints import _square_image_processor, load_image_processor
 from .configuration_images import ImageModelConfig
 from .whole_files import staged
 
@@ -159,7 +159,7 @@ class ImagePreTrainedModel(PreTrainedModel):
         """The checkpoint's image processor, or the default one of a model that was made from a configuration."""
         if self._image_processor is None:
             size: Any = self.config.image_size
-            self._image_processor = make_image_processor(size, None)
+            self._image_processor = _square_image_processor(size, None)
         return self._image_processor
 
     @image_processor.setter
