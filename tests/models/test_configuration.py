@@ -1,9 +1,16 @@
 """The configuration: names by id, and what it refuses."""
 
-import pytest
-from transformers import AutoConfig
+import json
 
-from cca_hf import CCAConfig
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, CLIPConfig, ViTConfig
+
+from cca_hf import CCAConfig, CCAModel
+from cca_hf.models.configuration_baselines import ASENConfig, CSNConfig
+from cca_hf.models.modeling_csn import CSNModel
+
+from .conftest import TINY
 
 
 def test_defaults_are_a_vit_base_without_its_last_layer():
@@ -45,3 +52,59 @@ def test_unknown_attribute_names_the_closest():
 def test_refusals(fields, message):
     with pytest.raises(Exception, match=message):
         CCAConfig(**fields)
+
+
+def test_fields_of_vit_reach_the_default_backbone(tmp_path):
+    config = CCAConfig(attributes=["colour"], hidden_act="relu", **TINY)
+    same = CCAModel.from_backbone(ViTConfig(hidden_act="relu", **TINY), ["colour"]).config
+    for field in ViTConfig().to_dict():
+        assert vars(config.backbone_config).get(field) == vars(same.backbone_config).get(field), field
+    model = CCAModel(config).eval()
+    pixel_values, ids = torch.randn(2, 3, 32, 32), torch.zeros(2, dtype=torch.long)
+    expected = model(pixel_values, attribute_ids=ids).embeddings
+    assert expected.shape == (2, 32)
+    model.save_pretrained(tmp_path)
+    found = AutoModel.from_pretrained(tmp_path)(pixel_values, attribute_ids=ids).embeddings
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "fields", "message"),
+    [
+        (CCAConfig, {"patchsize": 8}, "CCAConfig has no field 'patchsize'. Did you mean 'patch_size'?"),
+        (CCAConfig, {"atributes": ["a"]}, "CCAConfig has no field 'atributes'. Did you mean 'attributes'?"),
+        (CCAConfig, {"backbone_config": {"model_type": "vit"}, "patch_size": 8}, "has no field 'patch_size'"),
+        (ASENConfig, {"residual": "image"}, "ASENConfig has no field 'residual'"),
+        (CSNConfig, {"text_encoder": "x"}, "CSNConfig has no field 'text_encoder'"),
+    ],
+)
+def test_unknown_fields_are_refused(config_class, fields, message):
+    with pytest.raises(TypeError) as error:
+        config_class(**fields)
+    assert message in str(error.value)
+
+
+def test_files_of_other_versions_load(tmp_path):
+    """A saved configuration may have fields of another transformers, or, for a baseline, all fields of CCA."""
+    for config in (CCAConfig(attributes=["a"]), ASENConfig(attributes=["a"]), CSNConfig(attributes=["a"])):
+        config.save_pretrained(tmp_path)
+        saved = json.loads((tmp_path / "config.json").read_text())
+        written = saved | {"use_bfloat16": False, "residual": "condition", "text_encoder": None, "torchscript": False}
+        (tmp_path / "config.json").write_text(json.dumps(written))
+        loaded = AutoConfig.from_pretrained(tmp_path)
+        assert type(loaded) is type(config) and loaded.attributes == ["a"]
+        assert set(json.loads(loaded.to_json_string())) == set(saved) | {"use_bfloat16", "torchscript"}
+
+
+@pytest.mark.parametrize("config", [ViTConfig(**TINY), CLIPConfig(), CSNConfig(attributes=["a"])])
+def test_checkpoints_of_another_type_are_refused(config, tmp_path):
+    config.save_pretrained(tmp_path)
+    message = rf"checkpoint of type '{config.model_type}', and CCAModel loads .* 'cca'.*CCAModel.from_backbone"
+    with pytest.raises(ValueError, match=message):
+        CCAModel.from_pretrained(tmp_path)
+
+
+def test_a_checkpoint_of_cca_is_refused_by_a_baseline(tmp_path):
+    CCAConfig(attributes=["a"]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="checkpoint of type 'cca', and CSNModel loads"):
+        CSNModel.from_pretrained(tmp_path)

@@ -5,11 +5,12 @@ import os
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from cca_hf import CCAModel
+from cca_hf import CCAConfig, CCAModel
 
 
 @pytest.fixture
@@ -71,3 +72,53 @@ def test_checkpoint_of_another_shape_is_refused(model, vit_config, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="size mismatch|mismatch"):
         CCAModel.from_pretrained(tmp_path, attributes=["one"], attribute_values={})
+
+
+def weights_in(folder):
+    return sorted(path.name for path in folder.iterdir() if "safetensors" in path.name)
+
+
+def test_a_save_leaves_exactly_its_weight_files(model, tmp_path):
+    """Whole over sharded, sharded over whole, and over another number of shards; a variant stays as it is."""
+    model.save_pretrained(tmp_path, variant="half")
+    for step, size in enumerate(("50GB", "60KB", "100KB", "50GB")):
+        torch.nn.init.constant_(model.layernorm.weight, step)
+        model.save_pretrained(tmp_path, max_shard_size=size)
+        loaded = CCAModel.from_pretrained(tmp_path)
+        assert torch.equal(loaded.layernorm.weight, model.layernorm.weight)
+        found = weights_in(tmp_path)
+        assert found.pop(found.index("model.half.safetensors"))
+        if size == "50GB":
+            assert found == ["model.safetensors"]
+        else:
+            count = len(found) - 1
+            names = [f"model-{shard:05}-of-{count:05}.safetensors" for shard in range(1, count + 1)]
+            assert count > 1 and found == [*names, "model.safetensors.index.json"]
+    torch.nn.init.ones_(model.layernorm.weight)
+    model.save_pretrained(tmp_path, variant="half", max_shard_size="60KB")
+    assert "model.half.safetensors" not in weights_in(tmp_path) and "model.safetensors" in weights_in(tmp_path)
+    assert CCAModel.from_pretrained(tmp_path, variant="half").layernorm.weight.eq(1).all()
+
+
+def test_the_image_processor_is_read_with_the_weights(model, pictures, tmp_path, monkeypatch):
+    """Not at its first use, when the folder may have moved, or hold another checkpoint."""
+    model.image_processor.image_mean = [0.1, 0.2, 0.3]
+    model.save_pretrained(tmp_path / "here" / "model")
+    expected = model.encode(pictures)
+    monkeypatch.chdir(tmp_path / "here")
+    loaded = CCAModel.from_pretrained("model")
+    again = CCAModel.from_pretrained("model")
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(loaded.encode(pictures), expected)
+    loaded.save_pretrained(tmp_path / "copy")
+    assert list(CCAModel.from_pretrained(tmp_path / "copy").image_processor.image_mean) == [0.1, 0.2, 0.3]
+    model.image_processor.image_mean = [0.5, 0.5, 0.5]
+    model.save_pretrained(tmp_path / "here" / "model")
+    np.testing.assert_array_equal(again.encode(pictures), expected)
+
+
+def test_a_model_made_from_a_configuration_has_the_default_processor(model, tmp_path):
+    model.image_processor.image_mean = [0.1, 0.2, 0.3]
+    model.save_pretrained(tmp_path)
+    config = CCAConfig.from_pretrained(tmp_path)
+    assert list(CCAModel(config).image_processor.image_mean) == [0.5, 0.5, 0.5]

@@ -49,7 +49,7 @@ def test_what_it_refuses(sentence_model, checkpoint, pictures):
             sentence_model.encode(pictures, **several)
     with pytest.raises(ValueError, match="Did you mean 'colour'"):
         SentenceTransformer(str(checkpoint), trust_remote_code=True, model_kwargs={"attribute": "color"})
-    with pytest.raises(ValueError, match="takes model_kwargs alone; got config_kwargs"):
+    with pytest.raises(ValueError, match="takes only model_kwargs; got config_kwargs"):
         SentenceTransformer(str(checkpoint), trust_remote_code=True, config_kwargs={"embedding_dim": 3})
     with pytest.raises(ValueError, match="runs on backend='torch'"):
         SentenceTransformer(str(checkpoint), trust_remote_code=True, backend="onnx")

@@ -4,9 +4,10 @@ Song, Hwang, Yoon, Choi, Gu: "Conditional Cross Attention Network for Multi-Spac
 Only a SINGLE Network", ICCV 2023, https://arxiv.org/abs/2307.13254.
 
 The paper's: the self-attention of a ViT's last layer becomes cross-attention with the condition; one-hot and lookup
-conditions. Our reading: the condition is the query and the image gives keys and values (the reverse gives a constant);
-one query row per condition, not one per token (equal rows, O(N) cost); the choices of residual. Ours: other backbones,
-with the layer on top and, for feature maps, attention over earlier maps too; all conditions of an image in one pass.
+conditions. Our reading: the condition is the query, and keys and values come from the image (the reverse gives a
+constant); one query row per condition, not one per token (equal rows, O(N) cost); the choices of residual. Ours: other
+backbones, with the layer on top and, for feature maps, attention over earlier maps too; all conditions of an image in
+one pass.
 """
 
 import copy
@@ -60,7 +61,7 @@ class ConditionalMLP(nn.Module):
 
 
 class ConditionalCrossAttentionLayer(GradientCheckpointingLayer):
-    """The transformer layer in which conditions ask an image, named as the ViT layer that it replaces.
+    """The transformer layer in which conditions attend to an image. Its modules are named as in the ViT layer.
 
     Y_c = CrossAttention(LN(q_c), LN(X));  Z_c = R + Y_c;  Z_c = Z_c + MLP(LN(Z_c))
     """

@@ -210,21 +210,21 @@ print(model.similarity(embeddings, embeddings))  # the similarity of the images 
 '''
 
     def get_image_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """First half of the forward pass: everything that does not depend on the condition.
+        """Compute the first half of the forward pass, which does not depend on the condition.
 
         Args:
             pixel_values: (batch, channels, height, width), as the image processor makes them.
 
         Returns:
-            Image tokens X, (batch, tokens, hidden_size), the first being the summary of the picture. For a ViT these
-            are its hidden states before the last layer. They can be kept, and asked again with [`condition_tokens`].
+            Image tokens X, (batch, tokens, hidden_size); the first one summarises the image. For a ViT these are its
+            hidden states before the last layer. They can be stored and passed to [`condition_tokens`] many times.
         """
         return self.project_features(self.get_backbone_features(pixel_values))
 
     def get_backbone_features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        """The part of [`get_image_tokens`] that no parameter outside the backbone has a hand in.
+        """Compute the part of [`get_image_tokens`] that depends only on parameters of the backbone.
 
-        With a frozen backbone this is the same for a picture at every step, and may be computed once and kept.
+        With a frozen backbone the features of an image never change, so they can be computed once and stored.
 
         Returns:
             Rows of cells (batch, cells, channels), the backbone's output first, then earlier levels.
@@ -232,7 +232,7 @@ print(model.similarity(embeddings, embeddings))  # the similarity of the images 
         raise NotImplementedError
 
     def project_features(self, backbone_features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The learned rest of [`get_image_tokens`]: (batch, tokens, hidden_size), from [`get_backbone_features`]."""
+        """Compute the rest of [`get_image_tokens`]: (batch, tokens, hidden_size), from [`get_backbone_features`]."""
         raise NotImplementedError
 
     def tokens_and_grids(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[tuple[int, int]]]:
@@ -242,7 +242,7 @@ print(model.similarity(embeddings, embeddings))  # the similarity of the images 
     def condition_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool = False
     ) -> ConditionalModelOutput:
-        """Second half of the forward pass: asks image tokens under conditions.
+        """Compute the second half of the forward pass: embeddings from image tokens and conditions.
 
         Args:
             image_tokens: (batch, tokens, hidden_size), from [`get_image_tokens`].
@@ -283,25 +283,25 @@ print(model.similarity(embeddings, embeddings))  # the similarity of the images 
         backbone_features: Sequence[torch.Tensor] | None = None,
         micro_batch_size: int | None = None,
     ) -> ConditionalModelOutput | tuple[torch.Tensor, ...]:
-        """Embeds pictures under conditions, all conditions of a picture from one pass of the backbone.
+        """Embed images under conditions. The backbone runs once for all conditions of an image.
 
         Args:
             pixel_values: (batch, channels, height, width), as the image processor makes them.
-            attribute_ids: (batch,) for one condition a picture, (batch, k) for k of them; integers, see
+            attribute_ids: (batch,) for one condition per image, (batch, k) for k conditions; integers, see
                 [`CCAConfig.attribute_id`]. Mandatory: there is no unconditional embedding.
             output_attentions: also return the weights of the conditional layer.
             return_dict: `False` for a plain tuple.
-            backbone_features: in place of `pixel_values`, what [`get_backbone_features`] returned for them.
-            micro_batch_size: where gradients are recorded, keep the activations of so many pictures at once, and
-                compute them again in the backward pass: the same gradients from less memory, see `micro_batches.py`.
+            backbone_features: the result of [`get_backbone_features`], in place of `pixel_values`.
+            micro_batch_size: with gradients, keep the activations of this many images at a time, and compute them
+                again in the backward pass: the same gradients from less memory, see `_embed_in_micro_batches`.
 
         Raises:
-            ValueError: if the condition is missing, has another shape or lies outside the attributes, unless there
-                are either pictures or features, or for attentions in micro-batches.
+            ValueError: if the condition is missing, has another shape or lies outside the attributes; if both images
+                and features are given, or neither; or for attentions in micro-batches.
         """
         if attribute_ids is None:
             raise ValueError(
-                "attribute_ids is missing: CCA embeds a picture with respect to an attribute. Pass ids of shape "
+                "attribute_ids is missing: CCA embeds an image with respect to an attribute. Pass ids of shape "
                 f"(batch,) or (batch, k); this model's attributes are {dict(enumerate(self.config.attributes))}."
             )
         if output_attentions is None:
@@ -380,11 +380,11 @@ print(model.similarity(embeddings, embeddings))  # the similarity of the images 
         *,
         batch_size: int = 32,
     ) -> np.ndarray:
-        """Where each attribute looks.
+        """Compute where each attribute attends to.
 
         Returns:
-            (images, attributes, heads, height, width) float32 on the finest grid of image tokens. Each map sums to the
-            share of attention that falls on the grid; the rest rests on CLS or other tokens without a place.
+            (images, attributes, heads, height, width) float32 on the finest grid of image tokens. A map sums to the
+            share of attention on the grid; the rest is on CLS or other tokens that have no place in the image.
         """
         return compute_attention_maps(self, images, attributes, batch_size=batch_size)
 

@@ -1,7 +1,7 @@
 """`pipeline("image-feature-extraction", ...)` under a condition.
 
-The stock pipeline drops keywords that it does not know, so that `attribute="colour"` would do nothing without a word.
-This one knows `attribute` and refuses the rest.
+The standard pipeline ignores unknown keywords, so that `attribute="colour"` would silently do nothing. This one knows
+`attribute` and refuses all other keywords.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from .images import ImageInput, ImageReader
 
 
 class CCAPipeline(Pipeline):
-    """Embeds pictures under attributes given by name.
+    """Embed images under attributes given by name.
 
     Example:
 
@@ -50,16 +50,16 @@ class CCAPipeline(Pipeline):
         return {}, forward, postprocess
 
     def __call__(self, inputs: ImageInput | list[ImageInput], **kwargs: Any) -> Any:
-        """Embeds a picture, or a list of them.
+        """Embed an image, or a list of images.
 
         Args:
             inputs: a path, URL, PIL image or array, or a list of these.
-            kwargs: `attribute`: one name gives one vector, a list a dict of vectors by name; without it the dict has
-                all attributes. `return_tensors`: tensors instead of lists. `batch_size`, `num_workers`: as in every
-                pipeline.
+            kwargs: `attribute`: one name gives one vector; a list gives a dict of vectors by name; the default is a
+                dict of all attributes. `return_tensors`: tensors instead of lists. `batch_size`, `num_workers`: as
+                in every pipeline.
 
         Returns:
-            A list of floats, or a dict of them by attribute; for a list of pictures a list of these.
+            A list of floats, or a dict of such lists by attribute; for a list of images, a list of these.
 
         Raises:
             ValueError: for an unknown attribute. TypeError: for an unknown parameter.

@@ -3,8 +3,8 @@
     model = SentenceTransformer("me/cca-shoes", trust_remote_code=True)
     embeddings = model.encode(images, attribute="colour")
 
-sentence-transformers gives one vector for one input, so each call asks for one attribute. What calls `encode` itself,
-as its evaluators do, cannot name one: `model_kwargs={"attribute": "colour"}` settles it when the model is loaded.
+sentence-transformers returns one vector for one input, so each call names one attribute. Code that calls `encode`
+itself, such as an evaluator, cannot name one: `model_kwargs={"attribute": "colour"}` sets a default at loading.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from .images import ImageInput, ImageReader
 
-# under `try`, transformers does not ask for sentence-transformers where a checkpoint is loaded without it
+# under `try`, so that transformers does not require sentence-transformers to load a checkpoint
 try:
     from sentence_transformers.base.modules import InputModule
 except ImportError:  # before version 6
@@ -24,13 +24,13 @@ except ImportError:  # before version 6
 
 
 class CCAInputModule(InputModule):
-    """The only module of a `SentenceTransformer`: of each picture one L2-normalised embedding, under one attribute."""
+    """The only module of a `SentenceTransformer`: one L2-normalised embedding of an image, under one attribute."""
 
     forward_kwargs = {"attribute"}
     save_in_root = True
 
     def __init__(self, model: PreTrainedModel, attribute: str | None = None) -> None:
-        """`attribute` is asked for where a call names none."""
+        """`attribute` is the default of calls that name none."""
         super().__init__()
         if attribute is not None:
             model.config.attribute_id(attribute)  # for its error
@@ -53,17 +53,17 @@ class CCAInputModule(InputModule):
         backend: str = "torch",
         **others: Any,
     ) -> "CCAInputModule":
-        """Called by sentence-transformers; `others` is what its versions add of their own.
+        """Load a checkpoint, as sentence-transformers does; `others` are arguments that differ between its versions.
 
         Raises:
-            ValueError: for another backend than torch, an unknown attribute, or settings that would change nothing.
+            ValueError: for another backend than torch, an unknown attribute, or settings that have no effect.
         """
         if backend != "torch":
             raise ValueError(f"a CCA checkpoint runs on backend='torch' here, not on {backend!r}: see 'cca export'")
         settings = {"processor_kwargs": processor_kwargs, "config_kwargs": config_kwargs, **others}
-        for name, settled in settings.items():
-            if name.endswith("_kwargs") and settled:
-                raise ValueError(f"a CCA checkpoint takes model_kwargs alone; got {name}={settled}")
+        for name, value in settings.items():
+            if name.endswith("_kwargs") and value:
+                raise ValueError(f"a CCA checkpoint takes only model_kwargs; got {name}={value}")
         loading = dict(model_kwargs or {})
         attribute = loading.pop("attribute", None)
         given = {
@@ -93,27 +93,25 @@ class CCAInputModule(InputModule):
         task: str | None = None,
         **unknown: Any,
     ) -> dict[str, torch.Tensor]:
-        """Reads pictures: paths, URLs, PIL images or arrays -> `pixel_values` (batch, 3, height, width).
+        """Read images: paths, URLs, PIL images or arrays -> `pixel_values` (batch, 3, height, width).
 
         Args:
-            attribute: none of this method's business, but passed to it by `encode` as to `forward`.
+            attribute: not used here; `encode` passes it to this method as well as to `forward`.
             task: "query" or "document", which are embedded alike.
 
         Raises:
-            ValueError: for a prompt, or other settings; there is no text to put them before.
-            UnreadableImageError: for what is no picture.
+            ValueError: for a prompt or other settings, which need a text.
+            UnreadableImageError: for an input that is not an image.
         """
         if prompt or unknown:
             given = ", ".join(sorted([*unknown, *(["prompt"] if prompt else [])]))
-            raise ValueError(
-                f"this model embeds pictures under an attribute and knows no {given}; it knows `attribute`"
-            )
+            raise ValueError(f"this model embeds images under an attribute and knows no {given}; it knows `attribute`")
         reader = ImageReader(self.model.image_processor)
-        pixels = torch.stack([reader.read(picture) for picture in inputs])
+        pixels = torch.stack([reader.read(image) for image in inputs])
         return {"pixel_values": reader.scale(pixels, torch.device("cpu"), self.model.dtype)}
 
     def tokenize(self, texts: Sequence[ImageInput], **kwargs: Any) -> dict[str, torch.Tensor]:
-        """What `preprocess` is called before version 6."""
+        """The name of `preprocess` before version 6."""
         return self.preprocess(texts, **kwargs)
 
     def forward(self, features: dict[str, torch.Tensor], attribute: str | None = None) -> dict[str, torch.Tensor]:
@@ -125,7 +123,7 @@ class CCAInputModule(InputModule):
         name = self.attribute if attribute is None else attribute
         if not isinstance(name, str):
             raise ValueError(
-                f"one vector for one picture: name one attribute, such as encode(images, attribute="
+                f"one vector for one image: name one attribute, such as encode(images, attribute="
                 f"{self.model.config.attributes[0]!r}); got {name!r}. This model knows {self.model.config.attributes}."
             )
         pixel_values = features["pixel_values"]
