@@ -1,6 +1,6 @@
-"""The Space of this metric: what it is, and two fields to try it with.
+"""The Space of this metric: its description, and two fields to try it.
 
-Needs gradio 4 or newer; the widget that comes with `evaluate` needs gradio 3.
+Needs gradio 4 or newer, because the widget of `evaluate` needs gradio 3.
 """
 
 import json
@@ -14,7 +14,7 @@ metric = evaluate.load(str(FOLDER / "attribute_map.py"))
 
 
 def compute(predictions: str, references: str) -> dict[str, float]:
-    """Both as JSON."""
+    """Both arguments are JSON."""
     try:
         return metric.compute(predictions=json.loads(predictions), references=json.loads(references))
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""Attribute mAP as an `evaluate` module: a shell over `cca_hf.evaluate_embeddings`.
+"""Attribute mAP as an `evaluate` module: a thin layer over `cca_hf.evaluate_embeddings`.
 
-`evaluate` reads this file's imports line by line, so there is one a line.
+`evaluate` parses the imports of this file line by line, so each import has its own line.
 """
 
 import datasets
@@ -10,11 +10,11 @@ import numpy as np
 from cca_hf.evaluation import evaluate_embeddings
 
 _DESCRIPTION = """\
-Mean average precision of retrieval under each attribute of a picture (colour, sleeve length, ...) and over all of
-them. Under an attribute, the pictures labelled with it are ranked by the cosine similarity of their embeddings; those
-with the query's value are relevant. Average precision runs over the full list and is 0 where nothing is relevant;
-equal similarities count as the expectation over their random order, so a constant embedding scores the chance level,
-which stands beside every figure.
+Mean average precision of retrieval under each attribute of an image (colour, sleeve length, ...) and over all of
+them. Under an attribute, the images labelled with it are ranked by the cosine similarity of their embeddings; images
+with the query's value are relevant. Average precision runs over the full list and is 0 if nothing is relevant. Equal
+similarities count as the expectation over their random order, so that a constant embedding scores the chance level,
+which is returned with every figure.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -22,15 +22,15 @@ Args:
     predictions: embeddings, (images, attributes, dim); (images, dim) for a single attribute. Normalised here.
     references: value ids, (images, attributes), -1 = not labelled; (images,) for a single attribute.
     attributes: names of the attributes. Default: "0", "1", ...
-    groups: (images,) ids of near copies, which are no answer to each other, -1 = none.
+    groups: (images,) ids of near copies, which are not candidates for each other, -1 = none.
     gallery_predictions, gallery_references, gallery_groups: the candidates, in the same shapes. Without them every
-        picture is a query against all others.
+        image is a query against all others.
 
 Returns:
     map: plain mean of the attributes' mean average precision, a fraction in [0, 1] like all others.
-    map_weighted: their mean weighted by queries.
+    map_weighted: the same mean weighted by queries.
     map_<attribute>, recall@k, r_precision, ...: see `cca_hf.EvaluationResult.metrics`.
-    chance_map, chance_map_<attribute>, ...: what a random ranking reaches of each.
+    chance_map, chance_map_<attribute>, ...: the scores of a random ranking.
 
 Examples:
     >>> attribute_map = evaluate.load("attribute_map")
@@ -91,6 +91,6 @@ class AttributeMap(evaluate.Metric):
 
 
 def _with_attributes(embeddings, labels):
-    """(N, A, D) and (N, A), of one attribute too."""
+    """(N, A, D) and (N, A), also for a single attribute."""
     embeddings, labels = np.asarray(embeddings), np.asarray(labels)
     return (embeddings[:, None], labels[:, None]) if embeddings.ndim == 2 else (embeddings, labels)

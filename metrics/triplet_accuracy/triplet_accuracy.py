@@ -1,6 +1,6 @@
-"""Triplet accuracy as an `evaluate` module: a shell over `cca_hf.evaluation.retrieval.triplet_accuracy`.
+"""Triplet accuracy as an `evaluate` module: a thin layer over `cca_hf.evaluation.retrieval.triplet_accuracy`.
 
-`evaluate` reads this file's imports line by line, so there is one a line.
+`evaluate` parses the imports of this file line by line, so each import has its own line.
 """
 
 import datasets
@@ -10,9 +10,9 @@ import numpy as np
 from cca_hf.evaluation import triplet_accuracy
 
 _DESCRIPTION = """\
-Of triplets of pictures (anchor, close, far), each under a condition such as "heel height": the share in which the
-anchor's embedding lies nearer to the close picture's than to the far one's, by cosine similarity. Ties are wrong.
-Given under each condition and over all triplets, the micro average, as is the custom on Zappos50K.
+The share of triplets of images (anchor, close, far), each under a condition such as "heel height", in which the
+embedding of the anchor is nearer to the close image than to the far image, by cosine similarity. Ties are wrong.
+Returned for each condition and over all triplets (the micro average, as is usual on Zappos50K).
 """
 
 _KWARGS_DESCRIPTION = """

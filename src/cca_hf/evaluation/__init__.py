@@ -1,4 +1,4 @@
-"""Retrieval metrics and triplet accuracy, the evaluators that run them, and the tables that show them."""
+"""Retrieval metrics and triplet accuracy, the evaluators that run them, and their results."""
 
 from cca_hf.evaluation.retrieval.embeddings import Gallery, evaluate_embeddings
 from cca_hf.evaluation.retrieval.evaluator import BackboneEvaluator, RetrievalEvaluator

@@ -1,1 +1,1 @@
-"""How much an embedding reveals about the attributes it was not asked for."""
+"""How much the embeddings of one attribute reveal about the other attributes."""

@@ -47,16 +47,16 @@ def nearest_confusions(
         sides = [images.under("query", column, name) for images in (queries, candidates)]
         if gallery is None:
             sides = [side.with_every_row_grouped() for side in sides]
-        query, answering = (side.rows(np.flatnonzero(side.labels >= 0)) for side in sides)
-        excluded = Exclusions(query, answering)
+        query, candidate = (side.rows(np.flatnonzero(side.labels >= 0)) for side in sides)
+        excluded = Exclusions(query, candidate)
         pairs: Counter[tuple[int, int]] = Counter()
-        for start in range(0, len(query.labels) if len(answering.labels) else 0, _CHUNK):
+        for start in range(0, len(query.labels) if len(candidate.labels) else 0, _CHUNK):
             rows = query.embeddings[start : start + _CHUNK]
-            similarities = rows @ answering.embeddings.T
+            similarities = rows @ candidate.embeddings.T
             similarities[excluded.pairs(start, start + len(rows))] = -np.inf
-            answered = np.flatnonzero(similarities.max(axis=1) > -np.inf)
-            nearest = answering.labels[similarities.argmax(axis=1)[answered]]
-            pairs.update(zip(query.labels[start + answered].tolist(), nearest.tolist(), strict=True))
+            ranked = np.flatnonzero(similarities.max(axis=1) > -np.inf)  # queries with a candidate
+            nearest = candidate.labels[similarities.argmax(axis=1)[ranked]]
+            pairs.update(zip(query.labels[start + ranked].tolist(), nearest.tolist(), strict=True))
         counts = np.bincount(query.labels, minlength=len(values)).tolist()
         wrong = sorted(((pair, count) for pair, count in pairs.items() if pair[0] != pair[1]), key=lambda x: -x[1])
         confusions[name] = [

@@ -180,11 +180,7 @@ def retrieve(
         labels=queries.labels,
         num_candidates=num_candidates,
         num_relevant=num_relevant,
-        scores=RetrievalScores(
-            average_precision,
-            {k: hit_probability(k, *best) for k in ks},
-            r_precision,
-        ),
+        scores=RetrievalScores(average_precision, {k: hit_probability(k, *best) for k in ks}, r_precision),
         chance=RetrievalScores(
             chance_average_precision(num_candidates, num_relevant),
             {k: hit_probability(k, nothing_above, num_candidates, num_relevant) for k in ks},

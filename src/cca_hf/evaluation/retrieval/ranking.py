@@ -1,13 +1,13 @@
 """Scores of a ranking where equal similarities may come in any order: exact expectations, no sampling.
 
-A query has N candidates, R of them relevant. Where m candidates share one similarity, B candidates stand above them,
+A query has N candidates, R of them relevant. Where m candidates share one similarity, B candidates are above them,
 b of these relevant, and r of the m are relevant, every order of the m is equally likely. Position j of the m then
 holds a relevant one with probability r/m, after (j-1)(r-1)/(m-1) relevant ones of the m on average, and
 
     expected precision there, summed over j:  (r/m) sum_j (b + 1 + (j-1)(r-1)/(m-1)) / (B + j)
 
 With H_n the harmonic numbers the sums are H_{B+m} - H_B and m - (B+1)(H_{B+m} - H_B), so a tie costs two look-ups.
-All candidates tied (a constant embedding, or a random ranking) is the case B = b = 0, m = N, r = R: the chance level.
+If all candidates tie (a constant embedding, or a random ranking), B = b = 0, m = N and r = R: the chance level.
 """
 
 from typing import NamedTuple
@@ -27,9 +27,6 @@ class QueryScores(NamedTuple):
     best_above: int  # candidates strictly above the best relevant one
     best_tied: int  # candidates as similar as that, itself included
     best_relevant: int  # how many of these are relevant
-
-
-NOTHING_RELEVANT = QueryScores(0.0, 0.0, 0, 0, 0, 0)
 
 
 def harmonic_numbers(count: int) -> FloatArray:
@@ -57,7 +54,7 @@ def score_ranks(relevant: NDArray, above: IntArray, through: IntArray, harmonic:
         harmonic: H_0 ... H_N at least.
     """
     if not len(relevant):
-        return NOTHING_RELEVANT
+        return QueryScores(0.0, 0.0, 0, 0, 0, 0)
     return QueryScores(
         expected_average_precision(relevant, above, through, harmonic),
         expected_r_precision(above, through),
