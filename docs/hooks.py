@@ -26,6 +26,7 @@ ROOMS = {
     "models": "Models",
     "data": "Data",
     "training": "Training",
+    "recipes": "Recipes",
     "evaluation": "Evaluation",
     "search": "Search",
     "runtimes": "Other runtimes",
