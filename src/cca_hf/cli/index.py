@@ -87,7 +87,7 @@ def index(
     with stdout_kept_clean():
         from cca_hf.embedding.catalogue import Catalogue
         from cca_hf.search.filling import fill_index
-        from cca_hf.search.sources import EmbeddedSource, ItemSource, PictureSource
+        from cca_hf.search.sources import EmbeddedSource, ImageSource, ItemSource
 
         source: ItemSource
         name = str(Path(model).resolve()) if model is not None and Path(model).exists() else model or ""
@@ -97,9 +97,9 @@ def index(
             encoder = load_encoder(name, device)
             if images is not None:
                 catalogue = Catalogue.from_folder(images.resolve())
-                source = PictureSource(catalogue, encoder, name, columns=columns, batch_size=batch_size)
+                source = ImageSource(catalogue, encoder, name, columns=columns, batch_size=batch_size)
             else:
-                source = PictureSource.from_dataset(
+                source = ImageSource.from_dataset(
                     dataset or "",
                     encoder,
                     name,

@@ -195,11 +195,11 @@ def _typed(index: "AttributeIndex", values: dict[str, str]) -> dict[str, str | i
 def _table(hits: "Sequence[Hit]", asked: Sequence[str]) -> str:
     """With the columns of the attributes `asked` first: there are more than fit a line."""
     from cca_hf.evaluation.text_table import format_table
-    from cca_hf.search.pictures import PICTURE
+    from cca_hf.search.images import IMAGE_REFERENCE
 
     if not hits:
         return "nothing found"
-    columns = sorted((name for name in hits[0].columns if name != PICTURE), key=lambda name: name not in asked)
+    columns = sorted((name for name in hits[0].columns if name != IMAGE_REFERENCE), key=lambda name: name not in asked)
     names = columns[:_SHOWN_COLUMNS]
     rows = [[hit.item_id, f"{hit.similarity:.3f}", *(_cell(hit.columns[name]) for name in names)] for hit in hits]
     return format_table(["item", "similarity", *names], [rows])
@@ -219,23 +219,23 @@ def _write_page(
     found: "Sequence[Sequence[Sequence[Hit]]]",
 ) -> Path:
     from cca_hf.search import AttributeIndex
-    from cca_hf.search.pictures import PICTURE, find_pictures
+    from cca_hf.search.images import IMAGE_REFERENCE, find_images
     from cca_hf.visualization.search_page import FoundPicture, SearchedQuery, SearchRow, write_search_page
 
     hits = {hit.item_id: hit for row in found for each in row for hit in each}
-    texts = {item: hit.columns.get(PICTURE) for item, hit in hits.items()}
+    texts = {item: hit.columns.get(IMAGE_REFERENCE) for item, hit in hits.items()}
     with AttributeIndex.open(store) as index:
         for query in queries:
             if "item" in query.arguments:
                 (own,) = index.get([query.arguments["item"]])
-                texts[own.item_id] = own.columns.get(PICTURE)
+                texts[own.item_id] = own.columns.get(IMAGE_REFERENCE)
     lost = [item for item, text in texts.items() if text is None]
     if lost:
         raise ValueError(
-            f"the index does not say where the picture of item {lost[0]} is: --html needs a column {PICTURE!r} of "
-            "paths or addresses, which 'cca index --images' and '--dataset' write"
+            f"the index does not say where the image of item {lost[0]} is: --html needs a column {IMAGE_REFERENCE!r} "
+            "of paths or URLs, which 'cca index --images' and '--dataset' write"
         )
-    places = find_pictures([str(text) for text in texts.values()])
+    places = find_images([str(text) for text in texts.values()])
     pictures = dict(zip(texts, places, strict=True))
     shown = []
     for query, row in zip(queries, found, strict=True):
@@ -253,7 +253,8 @@ def _write_page(
 
 
 def _title(hit: "Hit") -> str:
-    from cca_hf.search.pictures import PICTURE
+    from cca_hf.search.images import IMAGE_REFERENCE
 
-    known = [f"{name}: {_cell(value)}" for name, value in hit.columns.items() if name != PICTURE and value is not None]
+    shown = {name: value for name, value in hit.columns.items() if name != IMAGE_REFERENCE and value is not None}
+    known = [f"{name}: {_cell(value)}" for name, value in shown.items()]
     return ", ".join([f"item {hit.item_id}", f"similarity {hit.similarity:.3f}", *known])

@@ -18,8 +18,8 @@ from PIL import Image
 from cca_hf.models.checkpoints import staged
 from cca_hf.models.images import load_image
 from cca_hf.search import AttributeIndex, CheckpointId
+from cca_hf.search.images import IMAGE_REFERENCE, ImageFinder, is_elsewhere, reference
 from cca_hf.search.mixtures import vectors_of
-from cca_hf.search.pictures import PICTURE, PictureFinder, is_elsewhere, reference
 from cca_hf.search.schema import ITEM_ID
 
 from .lookup import Lookup
@@ -103,9 +103,9 @@ def _copy_index(index: AttributeIndex, folder: Path, model_name: str) -> None:
 
 def _with_pictures(index: AttributeIndex, folder: Path) -> Iterator[pa.Table]:
     """The items of the index; pictures that lie on this machine are written into parquet files on the way."""
-    finder, rows = PictureFinder(), 0
+    finder, rows = ImageFinder(), 0
     for place, items in enumerate(index.tables(embeddings=True)):
-        texts, taken = items.column(PICTURE).to_pylist(), []
+        texts, taken = items.column(IMAGE_REFERENCE).to_pylist(), []
         for row, text in enumerate(texts):
             if text is not None and not is_elsewhere(text):
                 taken.append({"bytes": _small(load_image(finder.find(text))), "path": None})
@@ -115,7 +115,8 @@ def _with_pictures(index: AttributeIndex, folder: Path) -> Iterator[pa.Table]:
             folder.mkdir(exist_ok=True)
             pictures = Dataset.from_dict({"image": taken}, features=Features(image=ImageFeature()))
             pictures.to_parquet(folder / f"{_SPLIT}-{place:05}.parquet")
-        yield items.set_column(items.column_names.index(PICTURE), PICTURE, pa.array(texts, pa.string()))
+        place_of_column = items.column_names.index(IMAGE_REFERENCE)
+        yield items.set_column(place_of_column, IMAGE_REFERENCE, pa.array(texts, pa.string()))
 
 
 def _small(picture: Image.Image) -> bytes:

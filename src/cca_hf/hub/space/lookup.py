@@ -12,7 +12,7 @@ from PIL import Image
 from cca_hf.models.images import UnreadableImageError, load_image
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.search import AttributeIndex, Hit
-from cca_hf.search.pictures import PICTURE, PictureFinder
+from cca_hf.search.images import IMAGE_REFERENCE, ImageFinder
 from cca_hf.search.schema import ITEM_ID
 from cca_hf.visualization.attention import attention_overlays
 from cca_hf.visualization.page import data_uri
@@ -65,17 +65,17 @@ class Lookup:
     """
 
     def __init__(self, model: CCAModel, index: AttributeIndex) -> None:
-        if PICTURE not in index.schema.columns:
+        if IMAGE_REFERENCE not in index.schema.columns:
             raise ValueError(
-                f"the index does not say where its pictures are: a Space needs a column {PICTURE!r} of paths or "
-                "addresses, which 'cca index --images' and '--dataset' write"
+                f"the index does not say where its images are: a Space needs a column {IMAGE_REFERENCE!r} of paths or "
+                "URLs, which 'cca index --images' and '--dataset' write"
             )
         if not index.count():
             raise ValueError("the index is empty: there is nothing to look up")
         self.model = model
         self.index = index
         self.attributes = list(index.schema.attributes)
-        self._finder = PictureFinder()
+        self._finder = ImageFinder()
         self._thumbnail: Callable[[str], str | None] = lru_cache(_REMEMBERED)(self._make_thumbnail)
 
     @property
@@ -88,7 +88,7 @@ class Lookup:
     @property
     def filters(self) -> dict[str, str]:
         """Column -> type: what a filter can name."""
-        return {name: kind for name, kind in self.index.schema.columns.items() if name != PICTURE}
+        return {name: kind for name, kind in self.index.schema.columns.items() if name != IMAGE_REFERENCE}
 
     def picture_of(self, item_id: str) -> Image.Image:
         """A picture of the catalogue.
@@ -97,7 +97,7 @@ class Lookup:
             ValueError: if there is no such item; if its picture is lost or unreadable.
         """
         (hit,) = self.index.get([item_id])
-        reference = hit.columns[PICTURE]
+        reference = hit.columns[IMAGE_REFERENCE]
         if reference is None:
             raise UnreadableImageError(f"the index does not say where the picture of item {item_id} is")
         return load_image(self._finder.find(str(reference)))
@@ -166,10 +166,10 @@ class Lookup:
         return [self._found(Hit(row.pop(ITEM_ID), 1.0, row), "", "") for row in chosen]
 
     def _found(self, hit: Hit, attribute: str, wanted: str) -> Found:
-        told = {name: value for name, value in hit.columns.items() if name != PICTURE and value is not None}
+        told = {name: value for name, value in hit.columns.items() if name != IMAGE_REFERENCE and value is not None}
         words = ", ".join([f"item {hit.item_id}", *(f"{name} {value}" for name, value in told.items())])
         value = str(told.get(attribute, ""))
-        reference = hit.columns.get(PICTURE)
+        reference = hit.columns.get(IMAGE_REFERENCE)
         picture = None if reference is None else self._thumbnail(str(reference))
         return Found(hit.item_id, picture, words, hit.similarity, value, bool(value) and value == wanted)
 
