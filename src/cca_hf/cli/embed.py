@@ -5,7 +5,7 @@ import os
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated
 
 import typer
 
@@ -32,17 +32,6 @@ class Engine(StrEnum):
 
     LOOP = "loop"
     RAY = "ray"
-
-
-class _Asked(TypedDict):
-    """What both engines are asked for."""
-
-    attributes: list[str] | None
-    dtype: Literal["float32", "float16", "int8"]
-    shard_size: int
-    num_workers: int | None
-    on_unreadable: Literal["error", "skip"]
-    show_progress: bool
 
 
 class Runtime(StrEnum):
@@ -149,7 +138,7 @@ def embed(
         raise typer.BadParameter("an index takes one writer: run 'cca index --embeddings' when all processes are done")
     with stdout_kept_clean():
         from cca_hf.embedding.catalogue import Catalogue
-        from cca_hf.embedding.job import embed_catalogue
+        from cca_hf.embedding.job import EmbeddingSettings, embed_catalogue
 
         place = str(Path(model).resolve()) if Path(model).exists() else model
         if images is not None:
@@ -160,30 +149,16 @@ def embed(
                 dataset or "", split=split, image_column=image_column, id_column=id_column, columns=columns or ()
             )
         rank, num_ranks, device = _place_among_processes(device)
-        asked: _Asked = {
-            "attributes": attributes,
-            "dtype": dtype.value,
-            "shard_size": shard_size,
-            "num_workers": num_workers,
-            "on_unreadable": on_unreadable.value,
-            "show_progress": rank == 0,
-        }
+        settings = EmbeddingSettings(attributes, dtype.value, shard_size, batch_size, num_workers, on_unreadable.value)
         if engine is Engine.RAY:
             from cca_hf.embedding.ray_engine import embed_catalogue_on_ray
 
             loading = partial(load_encoder, place, device, precision.value)
-            done = embed_catalogue_on_ray(
-                loading, catalogue, output_dir.resolve(), batch_size=batch_size, ray_workers=ray_workers, **asked
-            )
+            done = embed_catalogue_on_ray(loading, catalogue, output_dir.resolve(), settings, ray_workers=ray_workers)
         else:
+            encoder = load_encoder(model, device, precision.value)
             done = embed_catalogue(
-                load_encoder(model, device, precision.value),
-                catalogue,
-                output_dir,
-                batch_size=batch_size or 32,
-                rank=rank,
-                num_ranks=num_ranks,
-                **asked,
+                encoder, catalogue, output_dir, settings, rank=rank, num_ranks=num_ranks, show_progress=rank == 0
             )
         if store is not None:
             from cca_hf.search.filling import fill_index

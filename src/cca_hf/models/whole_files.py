@@ -1,13 +1,18 @@
-"""Results as files that are there whole or not at all."""
+"""Files and folders that are written completely or not at all."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from safetensors import SafetensorError
 
 
 def write_json(content: Mapping[str, Any], path: str | Path) -> Path:
-    """Write `content` to `path`, whole or not at all; missing folders are made."""
+    """Write `content` to `path`, completely or not at all. Missing folders are created."""
     return write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", path)
 
 
@@ -19,3 +24,26 @@ def write_text(content: str, path: str | Path) -> Path:
     unfinished.write_text(content, encoding="utf-8")
     unfinished.replace(path)
     return path
+
+
+@contextmanager
+def staged(directory: str | PathLike[str]) -> Iterator[Path]:
+    """A folder inside `directory`. Its files move to `directory` once all of them are written.
+
+    Raises:
+        OSError: if writing fails; `directory` is then unchanged, and the message says so.
+    """
+    target = Path(directory)
+    if target.is_file():
+        raise OSError(f"cannot save to {target}: it is a file, and must be a folder")
+    target.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target, prefix=".saving-", ignore_cleanup_errors=True) as folder:
+        try:
+            yield Path(folder)
+        except (OSError, SafetensorError) as error:
+            raise OSError(f"saving to {target} failed, what was there before is untouched: {error}") from error
+        for path in sorted(Path(folder).iterdir()):
+            path.replace(target / path.name)
+
+
+__all__ = ["staged", "write_json", "write_text"]
