@@ -75,7 +75,9 @@ def test_a_mapping_fixes_the_values_and_their_order(encode):
     data = load_attribute_dataset(source, values, make_splits=False)
     assert data.attributes == values
     assert data.labels("train")[:, 0].tolist() == [1, 2, 1]
-    with pytest.raises(ValueError, match=r"split 'train' holds 1 unexpected value.*'blue' \(did you mean 'blu'\?\)"):
+    with pytest.raises(
+        ValueError, match=r"split 'train' contains 1 unexpected value.*'blue' \(did you mean 'blu'\?\)"
+    ):
         load_attribute_dataset(source, {"colour": ["red", "blu"]}, make_splits=False)
 
 
@@ -273,7 +275,7 @@ def test_a_column_that_one_split_lacks(encode):
             {"colour": List(Value("string"))},
             "an attribute needs a ClassLabel",
         ),
-        ({"colour": [0.5, 1.0]}, {}, "holds fractions; cut it into a few named ranges"),
+        ({"colour": [0.5, 1.0]}, {}, "contains fractions; convert it to a few named ranges"),
         ({"colour": ["red", "red"]}, {}, "needs at least two values; the training images show 'red'"),
         ({"colour": [None, ""]}, {"colour": Value("string")}, "the training images show no value at all"),
         ({"colour": ["red", "blue"]}, {}, "each of the 2 values .* has one image .* Is it an identifier"),
@@ -288,7 +290,7 @@ def test_labels_outside_of_their_names(encode):
     """`datasets` lets an integer column be declared a ClassLabel whatever it holds."""
     source = dataset_of(encode, colour=[0, 1, 5])
     source.info.features["colour"] = ClassLabel(names=["red", "blue"])
-    with pytest.raises(ValueError, match=r"has 2 named values, so its labels lie in -1 .* to 1; found 0 to 5"):
+    with pytest.raises(ValueError, match=r"has 2 named values, so its labels must be -1 .* to 1; got 0 to 5"):
         load_attribute_dataset(source, ["colour"], make_splits=False)
 
 
@@ -296,7 +298,7 @@ def test_empty_splits_and_half_a_benchmark(encode):
     whole = dataset_of(encode, colour=["red", "blue"] * 3)
     with pytest.raises(ValueError, match="the split 'test' is empty"):
         load_attribute_dataset(DatasetDict(train=whole, test=whole.select([])), ["colour"])
-    with pytest.raises(ValueError, match="the split 'test_query' needs 'test_gallery' beside it"):
+    with pytest.raises(ValueError, match="the split 'test_query' needs a split 'test_gallery'"):
         load_attribute_dataset(DatasetDict(train=whole, test_query=whole), ["colour"])
 
 
@@ -318,7 +320,7 @@ def test_sources_that_are_none(tmp_path, encode):
     (tmp_path / "shoes.parquet").write_bytes(b"")
     with pytest.raises(ValueError, match="is a file; give the folder"):
         load_attribute_dataset(tmp_path / "shoes.parquet", ["colour"])
-    with pytest.raises(FileNotFoundError, match="'no/such-folder' is not a folder here, and could not be"):
+    with pytest.raises(FileNotFoundError, match="'no/such-folder' is no local folder, and could not be"):
         load_attribute_dataset("no/such-folder", ["colour"])
     with pytest.raises(TypeError, match=r"\(not a streamed one\); got IterableDataset"):
         load_attribute_dataset(dataset_of(encode, colour=["red"]).to_iterable_dataset(), ["colour"])

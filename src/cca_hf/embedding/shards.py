@@ -55,11 +55,7 @@ class Manifest:
         return folder / f"embeddings-{shard:05}-of-{self.num_shards:05}.parquet"
 
     def write_or_compare(self, folder: Path) -> None:
-        """Writes the manifest to a new folder, or compares it with the manifest of the folder.
-
-        Raises:
-            ValueError: if the folder belongs to another job; names the differences.
-        """
+        """Writes the manifest to a new folder, or compares it with the manifest of the folder."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / MANIFEST
         has_shards = any(folder.glob("embeddings-*.parquet"))  # before the next line: another process writes it first
@@ -100,11 +96,7 @@ def scale_column_of(attribute: str) -> str:
 
 
 def features_of(items: Features, attributes: Sequence[str], dim: int, dtype: DType) -> Features:
-    """The columns of a shard.
-
-    Raises:
-        ValueError: if two columns have the same name.
-    """
+    """The columns of a shard."""
     vectors: dict[str, object] = {column_of(name): List(Value(dtype), length=dim) for name in attributes}
     if dtype == "int8":
         vectors |= {scale_column_of(name): Value("float32") for name in attributes}

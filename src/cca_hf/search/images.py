@@ -30,11 +30,7 @@ class ImageFinder:
         self._columns: dict[tuple[str, str], Dataset] = {}
 
     def find(self, text: str) -> "ImageInput":
-        """The input of `load_image` for a reference.
-
-        Raises:
-            ValueError: if the data set no longer contains the image.
-        """
+        """The input of `load_image` for a reference."""
         place = _IN_DATASET.match(text)
         if place is None:
             return text

@@ -23,9 +23,6 @@ def item_table(
     Args:
         embeddings: (items, attributes, dim).
         columns: name -> (items,).
-
-    Raises:
-        ValueError: as `AttributeIndex.add`.
     """
     names = _ids(item_ids)
     if isinstance(columns, pa.Table):

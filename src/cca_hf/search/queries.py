@@ -55,9 +55,6 @@ def targets_of(schema: IndexSchema, embeddings: NDArray, attributes: Sequence[st
 
     Args:
         embeddings: (queries, attributes of the index, dim), or (queries, dim) for a search by one attribute.
-
-    Raises:
-        ValueError: for another shape, or vectors that are zero or not finite.
     """
     whole = (len(schema.attributes), schema.dim)
     single = (schema.dim,) if len(attributes) == 1 else whole
@@ -77,11 +74,7 @@ def targets_of(schema: IndexSchema, embeddings: NDArray, attributes: Sequence[st
 
 
 def embeddings_of(store: VectorStore, items: list[str], attributes: Sequence[str]) -> dict[str, Vectors]:
-    """Attribute -> (items, dim), as stored in the index.
-
-    Raises:
-        ValueError: for an id that is not in the index.
-    """
+    """Attribute -> (items, dim), as stored in the index."""
     rows: dict[str, dict[str, Vectors]] = {}
     for table in store.scan(AnyOf(ITEM_ID, tuple(set(items))), (), attributes):
         stored = {name: vectors_of(table, store.schema.vector_column(name)) for name in attributes}
@@ -92,10 +85,7 @@ def embeddings_of(store: VectorStore, items: list[str], attributes: Sequence[str
 
 
 def check_present(items: list[str], stored: Mapping[str, object]) -> None:
-    """
-    Raises:
-        ValueError: for ids that are not stored; names the first.
-    """
+    """Raises ValueError for ids that are not stored."""
     missing = [item for item in items if item not in stored]
     if missing:
         more = f" (and {len(missing) - 1} more of these ids)" if missing[1:] else ""

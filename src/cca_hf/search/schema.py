@@ -71,11 +71,7 @@ class IndexSchema:
                 raise ValueError(f'a column cannot be called {name!r}: rename it (no leading _, none of . ` " [ ] \\)')
 
     def vector_column(self, attribute: str) -> str:
-        """The name of the column with the embeddings of an attribute.
-
-        Raises:
-            ValueError: for an unknown attribute; names the closest.
-        """
+        """The name of the column with the embeddings of an attribute."""
         if attribute not in self.attributes:
             raise ValueError(f"the index has {unknown('attribute', attribute, self.attributes)}")
         return _VECTOR + re.sub(r"\W", "_", attribute)
@@ -114,10 +110,7 @@ class IndexSchema:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "IndexSchema":
-        """
-        Raises:
-            ValueError: for a format of another version of this package.
-        """
+        """Raises ValueError for a format of another version of this package."""
         fields = json.loads(text)
         found = fields.pop("format")
         if found != _FORMAT:

@@ -49,9 +49,6 @@ class ImageSource:
         name: id or folder of the model, to load it again.
         dataset_name: id or folder of the data set, to load it again; "" for a folder of images.
         columns: columns to store; by default all that an index can store.
-
-    Raises:
-        ValueError: if a column is missing, or has a type that an index cannot store.
     """
 
     def __init__(
@@ -132,10 +129,6 @@ class EmbeddedSource:
 
     Args:
         name: id or folder of the model, to embed the query images.
-
-    Raises:
-        FileNotFoundError: if `cca embed` has not written to the folder.
-        ValueError: if `cca embed` has not finished, or a column is missing or cannot be stored.
     """
 
     def __init__(self, folder: Path, name: str, *, columns: Sequence[str] | None = None) -> None:

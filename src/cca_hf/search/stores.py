@@ -14,9 +14,6 @@ _Kind = TypeVar("_Kind", LanceSettings, QdrantSettings)
 def create_store(location: str, schema: IndexSchema, settings: Settings | None) -> VectorStore:
     """Creates an empty index: with Qdrant at `http(s)://host:6333/collection`, else with LanceDB in a folder or a
     bucket (`s3://...`, `gs://...`, `az://...`).
-
-    Raises:
-        FileExistsError: if the location is not empty.
     """
     if _is_qdrant(location):
         return QdrantStore.create(location, schema, _checked(settings, QdrantSettings, location))
@@ -24,12 +21,7 @@ def create_store(location: str, schema: IndexSchema, settings: Settings | None) 
 
 
 def open_store(location: str, settings: Settings | None, *, writable: bool) -> VectorStore:
-    """Opens the index at a location.
-
-    Raises:
-        NoIndexError: if the location contains no index.
-        IndexLockedError: if `writable` and another process is writing to the index.
-    """
+    """Opens the index at a location."""
     if _is_qdrant(location):
         return QdrantStore.open(location, _checked(settings, QdrantSettings, location), writable=writable)
     return LanceStore.open(location, _checked(settings, LanceSettings, location), writable=writable)
