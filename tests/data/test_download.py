@@ -181,10 +181,10 @@ DEAD = {
     "always-breaks": "broke off: ProtocolError",
     "stalls": "broke off: ReadTimeoutError",
     "mute": "no answer: ReadTimeoutError",
-    "trickles": "too slow: not whole after 2 s",
-    "cut": "broken picture: image file is truncated",
-    "page": "no picture",
-    "empty": "no picture",
+    "trickles": "too slow: not complete after 2 s",
+    "cut": "broken image: image file is truncated",
+    "page": "no image",
+    "empty": "no image",
     "endless": "too large: 9000 x 9000 pixels",
 }
 
@@ -208,7 +208,7 @@ def test_the_web_as_it_is(server, tmp_path):
     assert {path: reasons[path][: len(DEAD[path])] for path in DEAD} == DEAD
     assert report.dead["dir_0/refused.jpg"] == "no answer: NewConnectionError"
     assert (report.listed, report.present, report.saved) == (19, 0, 8)
-    assert "8 of 19 pictures are there, 8 of them fetched now.\n11 links are dead (" in str(report)
+    assert "8 of 19 images are present, 8 of them downloaded now.\n11 links are dead (" in str(report)
     # what is whole and small enough stays byte for byte
     small = tmp_path / "out" / "pic" / f"{names['small']}.jpg"
     assert small.read_bytes() == server.bodies["small"]
@@ -229,7 +229,7 @@ def test_a_second_run_asks_for_nothing(server, tmp_path):
     first = download_images(urls, tmp_path / "out", PATIENCE)
     record = (tmp_path / "out" / "dead_links.tsv").read_text()
     assert sorted(record.splitlines()) == [
-        f"a/2\t{server.address}/gone\tHTTP 404", f"a/3\t{server.address}/page\tno picture",
+        f"a/2\t{server.address}/gone\tHTTP 404", f"a/3\t{server.address}/page\tno image",
     ]  # fmt: skip
     asked = dict(server.asked)
     again = download_images(urls, tmp_path / "out", PATIENCE)
@@ -299,7 +299,7 @@ def test_shrink_keeps_small_jpegs_and_the_shape_of_others():
     with Image.open(io.BytesIO(shrink(large, 64))) as shrunk, Image.open(io.BytesIO(large)) as whole:
         expected = np.asarray(whole.resize((64, 64), Image.Resampling.LANCZOS), dtype=int)
         assert np.abs(np.asarray(shrunk, dtype=int) - expected).mean() < 4
-    with pytest.raises(DeadLinkError, match="no picture"):
+    with pytest.raises(DeadLinkError, match="no image"):
         shrink(b"GIF89a", 10)
 
 
@@ -309,7 +309,7 @@ def test_shrink_keeps_small_jpegs_and_the_shape_of_others():
 def test_a_wrong_line_is_named(tmp_path, line):
     path = tmp_path / "urls.txt"
     path.write_text(f"a/0 http://x/0.jpg\n{line}\n")
-    with pytest.raises(ValueError, match="urls.txt, line 2: expected '<folder>/<name> <http address>', got"):
+    with pytest.raises(ValueError, match="urls.txt, line 2: expected '<folder>/<name> <http URL>', got"):
         read_url_list(path)
 
 

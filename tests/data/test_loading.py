@@ -105,10 +105,10 @@ def test_another_image_column_is_renamed(encode):
     assert data["train"].column_names == ["image", "colour"]
     encoded = source.cast_column("photo", ImageFeature(decode=False))["photo"]
     two = source.add_column("image", list(encoded), feature=ImageFeature())
-    with pytest.raises(ValueError, match="'photo', but there is a column 'image' too"):
+    with pytest.raises(ValueError, match="image_column is 'photo', but the source also has a column 'image'"):
         load_attribute_dataset(two, ["colour"], image_column="photo")
     three = two.rename_column("image", "back")
-    with pytest.raises(ValueError, match=r"several columns of pictures \(photo, back\); name one with image_column"):
+    with pytest.raises(ValueError, match=r"several image columns \(photo, back\); choose one with image_column"):
         load_attribute_dataset(three, ["colour"])
     data = load_attribute_dataset(three, ["colour"], image_column="back", make_splits=False)
     assert data["train"].column_names == ["image", "colour", "photo"]
@@ -276,9 +276,9 @@ def test_a_column_that_one_split_lacks(encode):
             "an attribute needs a ClassLabel",
         ),
         ({"colour": [0.5, 1.0]}, {}, "contains fractions; convert it to a few named ranges"),
-        ({"colour": ["red", "red"]}, {}, "needs at least two values; the training images show 'red'"),
-        ({"colour": [None, ""]}, {"colour": Value("string")}, "the training images show no value at all"),
-        ({"colour": ["red", "blue"]}, {}, "each of the 2 values .* has one image .* Is it an identifier"),
+        ({"colour": ["red", "red"]}, {}, "needs at least two values; in the training images it has 'red'"),
+        ({"colour": [None, ""]}, {"colour": Value("string")}, "in the training images it has no value at all"),
+        ({"colour": ["red", "blue"]}, {}, "all 2 values .* have one image .* Is it an identifier"),
     ],
 )
 def test_columns_that_cannot_be_attributes(encode, columns, features, message):
@@ -306,11 +306,11 @@ def test_attributes_that_are_named_wrongly(encode):
     source = dataset_of(encode, colour=["red", "blue"], shape=["a", "b"])
     with pytest.raises(TypeError, match=r"got the string 'colour', write \['colour'\]"):
         load_attribute_dataset(source, "colour")
-    with pytest.raises(ValueError, match="named more than once: colour"):
+    with pytest.raises(ValueError, match="attributes contains more than once: colour"):
         load_attribute_dataset(source, ["colour", "shape", "colour"])
-    with pytest.raises(ValueError, match="'image' is the column of pictures"):
+    with pytest.raises(ValueError, match="'image' is the image column"):
         load_attribute_dataset(source, ["image"])
-    with pytest.raises(ValueError, match="no attribute is named; these columns could be: colour, shape"):
+    with pytest.raises(ValueError, match="attributes is empty; these columns could be attributes: colour, shape"):
         load_attribute_dataset(source, [])
     with pytest.raises(ValueError, match="no column is a ClassLabel.*could be attributes: colour, shape"):
         load_attribute_dataset(source)
@@ -324,7 +324,7 @@ def test_sources_that_are_none(tmp_path, encode):
         load_attribute_dataset("no/such-folder", ["colour"])
     with pytest.raises(TypeError, match=r"\(not a streamed one\); got IterableDataset"):
         load_attribute_dataset(dataset_of(encode, colour=["red"]).to_iterable_dataset(), ["colour"])
-    with pytest.raises(ValueError, match="found no column of pictures; name one with image_column. There are: colour"):
+    with pytest.raises(ValueError, match="found no image column; choose one with image_column. Columns: colour"):
         load_attribute_dataset(Dataset.from_dict({"colour": ["red"]}), ["colour"])
 
 
