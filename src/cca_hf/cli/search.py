@@ -232,8 +232,8 @@ def _write_page(
     lost = [item for item, text in texts.items() if text is None]
     if lost:
         raise ValueError(
-            f"the index does not say where the image of item {lost[0]} is: --html needs a column {IMAGE_REFERENCE!r} "
-            "of paths or URLs, which 'cca index --images' and '--dataset' write"
+            f"the index does not say where the picture of item {lost[0]} is: --html needs a column "
+            f"{IMAGE_REFERENCE!r} of paths or addresses, which 'cca index --images' and '--dataset' write"
         )
     places = find_images([str(text) for text in texts.values()])
     pictures = dict(zip(texts, places, strict=True))

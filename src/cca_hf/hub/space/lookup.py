@@ -67,8 +67,8 @@ class Lookup:
     def __init__(self, model: CCAModel, index: AttributeIndex) -> None:
         if IMAGE_REFERENCE not in index.schema.columns:
             raise ValueError(
-                f"the index does not say where its images are: a Space needs a column {IMAGE_REFERENCE!r} of paths or "
-                "URLs, which 'cca index --images' and '--dataset' write"
+                f"the index does not say where its pictures are: a Space needs a column "
+                f"{IMAGE_REFERENCE!r} of paths or addresses, which 'cca index --images' and '--dataset' write"
             )
         if not index.count():
             raise ValueError("the index is empty: there is nothing to look up")
