@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cca_hf.data.benchmarks.download import DeadLinkError, DownloadSettings, download_pictures, read_url_list, shrink
+from cca_hf.data.benchmarks.download import DeadLinkError, DownloadSettings, download_images, read_url_list, shrink
 
 
 def jpeg(width: int, height: int, seed: int = 0, **options: object) -> bytes:
@@ -181,10 +181,10 @@ DEAD = {
     "always-breaks": "broke off: ProtocolError",
     "stalls": "broke off: ReadTimeoutError",
     "mute": "no answer: ReadTimeoutError",
-    "trickles": "too slow: not whole after 2 s",
-    "cut": "broken picture: image file is truncated",
-    "page": "no picture",
-    "empty": "no picture",
+    "trickles": "too slow: not complete after 2 s",
+    "cut": "broken image: image file is truncated",
+    "page": "no image",
+    "empty": "no image",
     "endless": "too large: 9000 x 9000 pixels",
 }
 
@@ -195,7 +195,7 @@ def test_the_web_as_it_is(server, tmp_path):
     links = {f"dir_{i % 2}/{path.replace('/', '-')}": f"{server.address}/{path}" for i, path in enumerate(paths)}
     links["dir_0/refused.jpg"] = "http://127.0.0.1:9/x.jpg"
     urls = write_list(tmp_path / "urls.txt", links, end="\r\n")
-    report = download_pictures(urls, tmp_path / "out", PATIENCE)
+    report = download_images(urls, tmp_path / "out", PATIENCE)
     names = {url.removeprefix(f"{server.address}/"): name for name, url in links.items()}
     sizes = {}
     for path in FETCHED:
@@ -208,7 +208,7 @@ def test_the_web_as_it_is(server, tmp_path):
     assert {path: reasons[path][: len(DEAD[path])] for path in DEAD} == DEAD
     assert report.dead["dir_0/refused.jpg"] == "no answer: NewConnectionError"
     assert (report.listed, report.present, report.saved) == (19, 0, 8)
-    assert "8 of 19 pictures are there, 8 of them fetched now.\n11 links are dead (" in str(report)
+    assert "8 of 19 images are present, 8 of them downloaded now.\n11 links are dead (" in str(report)
     # what is whole and small enough stays byte for byte
     small = tmp_path / "out" / "pic" / f"{names['small']}.jpg"
     assert small.read_bytes() == server.bodies["small"]
@@ -226,13 +226,13 @@ def test_the_web_as_it_is(server, tmp_path):
 def test_a_second_run_asks_for_nothing(server, tmp_path):
     links = {"a/1": f"{server.address}/fine/1", "a/2": f"{server.address}/gone", "a/3": f"{server.address}/page"}
     urls = write_list(tmp_path / "urls.txt", links)
-    first = download_pictures(urls, tmp_path / "out", PATIENCE)
+    first = download_images(urls, tmp_path / "out", PATIENCE)
     record = (tmp_path / "out" / "dead_links.tsv").read_text()
     assert sorted(record.splitlines()) == [
-        f"a/2\t{server.address}/gone\tHTTP 404", f"a/3\t{server.address}/page\tno picture",
+        f"a/2\t{server.address}/gone\tHTTP 404", f"a/3\t{server.address}/page\tno image",
     ]  # fmt: skip
     asked = dict(server.asked)
-    again = download_pictures(urls, tmp_path / "out", PATIENCE)
+    again = download_images(urls, tmp_path / "out", PATIENCE)
     assert dict(server.asked) == asked and again.dead == first.dead
     assert (again.present, again.saved) == (1, 0)
     assert (tmp_path / "out" / "dead_links.tsv").read_text() == record
@@ -241,12 +241,12 @@ def test_a_second_run_asks_for_nothing(server, tmp_path):
 def test_dead_links_are_asked_once_more_on_request(server, tmp_path):
     links = {"a/1": f"{server.address}/gone", "a/2": f"{server.address}/later"}
     urls = write_list(tmp_path / "urls.txt", links)
-    assert len(download_pictures(urls, tmp_path / "out", PATIENCE).dead) == 2
+    assert len(download_images(urls, tmp_path / "out", PATIENCE).dead) == 2
     server.bodies["later"] = server.bodies["small"]  # it has come back
-    report = download_pictures(urls, tmp_path / "out", PATIENCE, retry_dead=True)
+    report = download_images(urls, tmp_path / "out", PATIENCE, retry_dead=True)
     assert report.saved == 1 and list(report.dead) == ["a/1"]
     assert (tmp_path / "out" / "dead_links.tsv").read_text() == f"a/1\t{server.address}/gone\tHTTP 404\n"
-    assert download_pictures(urls, tmp_path / "out", PATIENCE).dead == report.dead
+    assert download_images(urls, tmp_path / "out", PATIENCE).dead == report.dead
 
 
 def test_killed_in_the_middle(server, tmp_path):
@@ -299,7 +299,7 @@ def test_shrink_keeps_small_jpegs_and_the_shape_of_others():
     with Image.open(io.BytesIO(shrink(large, 64))) as shrunk, Image.open(io.BytesIO(large)) as whole:
         expected = np.asarray(whole.resize((64, 64), Image.Resampling.LANCZOS), dtype=int)
         assert np.abs(np.asarray(shrunk, dtype=int) - expected).mean() < 4
-    with pytest.raises(DeadLinkError, match="no picture"):
+    with pytest.raises(DeadLinkError, match="no image"):
         shrink(b"GIF89a", 10)
 
 
@@ -309,7 +309,7 @@ def test_shrink_keeps_small_jpegs_and_the_shape_of_others():
 def test_a_wrong_line_is_named(tmp_path, line):
     path = tmp_path / "urls.txt"
     path.write_text(f"a/0 http://x/0.jpg\n{line}\n")
-    with pytest.raises(ValueError, match="urls.txt, line 2: expected '<folder>/<name> <http address>', got"):
+    with pytest.raises(ValueError, match="urls.txt, line 2: expected '<folder>/<name> <http URL>', got"):
         read_url_list(path)
 
 
@@ -328,5 +328,5 @@ def test_without_urllib3_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "urllib3", None)
     path = write_list(tmp_path / "urls.txt", {"a/1": "http://x/1.jpg"})
     with pytest.raises(ImportError, match=r'pip install "cca_hf\[download\]"'):
-        download_pictures(path, tmp_path / "out")
+        download_images(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -75,7 +75,9 @@ def test_a_mapping_fixes_the_values_and_their_order(encode):
     data = load_attribute_dataset(source, values, make_splits=False)
     assert data.attributes == values
     assert data.labels("train")[:, 0].tolist() == [1, 2, 1]
-    with pytest.raises(ValueError, match=r"split 'train' holds 1 unexpected value.*'blue' \(did you mean 'blu'\?\)"):
+    with pytest.raises(
+        ValueError, match=r"split 'train' contains 1 unexpected value.*'blue' \(did you mean 'blu'\?\)"
+    ):
         load_attribute_dataset(source, {"colour": ["red", "blu"]}, make_splits=False)
 
 
@@ -103,10 +105,10 @@ def test_another_image_column_is_renamed(encode):
     assert data["train"].column_names == ["image", "colour"]
     encoded = source.cast_column("photo", ImageFeature(decode=False))["photo"]
     two = source.add_column("image", list(encoded), feature=ImageFeature())
-    with pytest.raises(ValueError, match="'photo', but there is a column 'image' too"):
+    with pytest.raises(ValueError, match="image_column is 'photo', but the source also has a column 'image'"):
         load_attribute_dataset(two, ["colour"], image_column="photo")
     three = two.rename_column("image", "back")
-    with pytest.raises(ValueError, match=r"several columns of pictures \(photo, back\); name one with image_column"):
+    with pytest.raises(ValueError, match=r"several image columns \(photo, back\); choose one with image_column"):
         load_attribute_dataset(three, ["colour"])
     data = load_attribute_dataset(three, ["colour"], image_column="back", make_splits=False)
     assert data["train"].column_names == ["image", "colour", "photo"]
@@ -273,10 +275,10 @@ def test_a_column_that_one_split_lacks(encode):
             {"colour": List(Value("string"))},
             "an attribute needs a ClassLabel",
         ),
-        ({"colour": [0.5, 1.0]}, {}, "holds fractions; cut it into a few named ranges"),
-        ({"colour": ["red", "red"]}, {}, "needs at least two values; the training images show 'red'"),
-        ({"colour": [None, ""]}, {"colour": Value("string")}, "the training images show no value at all"),
-        ({"colour": ["red", "blue"]}, {}, "each of the 2 values .* has one image .* Is it an identifier"),
+        ({"colour": [0.5, 1.0]}, {}, "contains fractions; convert it to a few named ranges"),
+        ({"colour": ["red", "red"]}, {}, "needs at least two values; in the training images it has 'red'"),
+        ({"colour": [None, ""]}, {"colour": Value("string")}, "in the training images it has no value at all"),
+        ({"colour": ["red", "blue"]}, {}, "all 2 values .* have one image .* Is it an identifier"),
     ],
 )
 def test_columns_that_cannot_be_attributes(encode, columns, features, message):
@@ -288,7 +290,7 @@ def test_labels_outside_of_their_names(encode):
     """`datasets` lets an integer column be declared a ClassLabel whatever it holds."""
     source = dataset_of(encode, colour=[0, 1, 5])
     source.info.features["colour"] = ClassLabel(names=["red", "blue"])
-    with pytest.raises(ValueError, match=r"has 2 named values, so its labels lie in -1 .* to 1; found 0 to 5"):
+    with pytest.raises(ValueError, match=r"has 2 named values, so its labels must be -1 .* to 1; got 0 to 5"):
         load_attribute_dataset(source, ["colour"], make_splits=False)
 
 
@@ -296,7 +298,7 @@ def test_empty_splits_and_half_a_benchmark(encode):
     whole = dataset_of(encode, colour=["red", "blue"] * 3)
     with pytest.raises(ValueError, match="the split 'test' is empty"):
         load_attribute_dataset(DatasetDict(train=whole, test=whole.select([])), ["colour"])
-    with pytest.raises(ValueError, match="the split 'test_query' needs 'test_gallery' beside it"):
+    with pytest.raises(ValueError, match="the split 'test_query' needs a split 'test_gallery'"):
         load_attribute_dataset(DatasetDict(train=whole, test_query=whole), ["colour"])
 
 
@@ -304,11 +306,11 @@ def test_attributes_that_are_named_wrongly(encode):
     source = dataset_of(encode, colour=["red", "blue"], shape=["a", "b"])
     with pytest.raises(TypeError, match=r"got the string 'colour', write \['colour'\]"):
         load_attribute_dataset(source, "colour")
-    with pytest.raises(ValueError, match="named more than once: colour"):
+    with pytest.raises(ValueError, match="attributes contains more than once: colour"):
         load_attribute_dataset(source, ["colour", "shape", "colour"])
-    with pytest.raises(ValueError, match="'image' is the column of pictures"):
+    with pytest.raises(ValueError, match="'image' is the image column"):
         load_attribute_dataset(source, ["image"])
-    with pytest.raises(ValueError, match="no attribute is named; these columns could be: colour, shape"):
+    with pytest.raises(ValueError, match="attributes is empty; these columns could be attributes: colour, shape"):
         load_attribute_dataset(source, [])
     with pytest.raises(ValueError, match="no column is a ClassLabel.*could be attributes: colour, shape"):
         load_attribute_dataset(source)
@@ -318,11 +320,11 @@ def test_sources_that_are_none(tmp_path, encode):
     (tmp_path / "shoes.parquet").write_bytes(b"")
     with pytest.raises(ValueError, match="is a file; give the folder"):
         load_attribute_dataset(tmp_path / "shoes.parquet", ["colour"])
-    with pytest.raises(FileNotFoundError, match="'no/such-folder' is not a folder here, and could not be"):
+    with pytest.raises(FileNotFoundError, match="'no/such-folder' is no local folder, and could not be"):
         load_attribute_dataset("no/such-folder", ["colour"])
     with pytest.raises(TypeError, match=r"\(not a streamed one\); got IterableDataset"):
         load_attribute_dataset(dataset_of(encode, colour=["red"]).to_iterable_dataset(), ["colour"])
-    with pytest.raises(ValueError, match="found no column of pictures; name one with image_column. There are: colour"):
+    with pytest.raises(ValueError, match="found no image column; choose one with image_column. Columns: colour"):
         load_attribute_dataset(Dataset.from_dict({"colour": ["red"]}), ["colour"])
 
 

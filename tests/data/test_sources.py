@@ -162,5 +162,5 @@ def test_from_the_hub(tmp_path, writers, splits, built, repository):
     lines = result.stdout.splitlines()
     assert lines[0] == "train 30, validation 12, test 14"
     assert lines[1] == str(VALUES)
-    assert lines[2].startswith("FileNotFoundError: 'me/boots' is not a folder here")
+    assert lines[2].startswith("FileNotFoundError: 'me/boots' is no local folder")
     assert lines[3] == "revision v2 asked for"

@@ -57,7 +57,7 @@ def test_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
         Catalogue.from_folder(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="there is no picture in .*empty; known are .*jpg"):
+    with pytest.raises(FileNotFoundError, match="there is no image in .*empty; known suffixes are .*jpg"):
         Catalogue.from_folder(tmp_path / "empty")
 
 
@@ -87,14 +87,14 @@ def test_lance(shop, tmp_path):
 
 def test_refusals(shop):
     splits = datasets.DatasetDict(train=shop, test=shop)
-    with pytest.raises(ValueError, match="several splits, name one of them: train, test"):
+    with pytest.raises(ValueError, match="several splits; choose one of train, test"):
         Catalogue.from_dataset(splits, image_column="photo")
     assert len(Catalogue.from_dataset(splits, split="test", image_column="photo")) == 6
     with pytest.raises(ValueError, match="'tset'.*'test'"):
         Catalogue.from_dataset(splits, split="tset", image_column="photo")
     with pytest.raises(ValueError, match="'image'"):
         Catalogue.from_dataset(shop)
-    with pytest.raises(ValueError, match="ids must be unique; in 'colour' 0 stands more than once"):
+    with pytest.raises(ValueError, match="ids must be unique; 'colour' contains 0 more than once"):
         Catalogue.from_dataset(shop, image_column="photo", id_column="colour")
-    with pytest.raises(ValueError, match="'photo' cannot be carried over"):
+    with pytest.raises(ValueError, match="'photo' cannot be kept"):
         Catalogue.from_dataset(shop, image_column="photo", columns=["photo"])

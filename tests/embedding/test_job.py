@@ -1,6 +1,8 @@
 """Embedding a catalogue to parquet: equal to `encode`, in every form, and whole after any interruption."""
 
+import itertools
 import json
+import os
 import random
 import signal
 import subprocess
@@ -15,7 +17,7 @@ import pytest
 
 from cca_hf import CCAModel, UnreadableImageError
 from cca_hf.embedding.catalogue import Catalogue
-from cca_hf.embedding.job import embed_catalogue
+from cca_hf.embedding.job import EmbeddingJob, EmbeddingSettings, embed_catalogue
 from cca_hf.models.encoding import ImageEncoder
 
 
@@ -30,9 +32,10 @@ def vectors(rows: datasets.Dataset, *attributes: str) -> np.ndarray:
     return np.stack([column.reshape(len(rows), -1) for column in columns], axis=1)
 
 
-def embed(model: ImageEncoder, pictures: Path, folder: Path, **options):
-    options = {"shard_size": 8, "batch_size": 4, "show_progress": False} | options
-    return embed_catalogue(model, Catalogue.from_folder(pictures), folder, **options)
+def embed(model: ImageEncoder, pictures: Path, folder: Path, rank: int = 0, num_ranks: int = 1, **options):
+    settings = EmbeddingSettings(**{"shard_size": 8, "batch_size": 4, **options})
+    images = Catalogue.from_folder(pictures)
+    return embed_catalogue(model, images, folder, settings, rank=rank, num_ranks=num_ranks, show_progress=False)
 
 
 def expected(model: CCAModel, pictures: Path, ids: list[str]) -> np.ndarray:
@@ -76,14 +79,14 @@ def test_columns_are_carried_over(model, pictures, tmp_path):
         ),
     )
     catalogue = Catalogue.from_dataset(data, id_column="sku", columns=["colour"])
-    embed_catalogue(model, catalogue, tmp_path / "out", shard_size=32, show_progress=False)
+    embed_catalogue(model, catalogue, tmp_path / "out", EmbeddingSettings(shard_size=32), show_progress=False)
     rows = read(tmp_path / "out")
     assert rows.column_names == ["item_id", "colour", "embedding_colour", "embedding_heel height"]
     assert rows.features["colour"].names == ["red", "blue"]
     assert rows["item_id"][:] == list(range(100, 142)) and rows["colour"][:] == [n % 2 for n in range(42)]
     np.testing.assert_allclose(vectors(rows, "colour", "heel height"), model.encode(paths), atol=1e-6)
     taken = Catalogue.from_dataset(data.rename_column("colour", "embedding_colour"), columns=["embedding_colour"])
-    with pytest.raises(ValueError, match="'embedding_colour' cannot be carried over"):
+    with pytest.raises(ValueError, match="'embedding_colour' cannot be kept"):
         embed_catalogue(model, taken, tmp_path / "other")
 
 
@@ -102,7 +105,7 @@ def test_unreadable_pictures(model, pictures, tmp_path):
     want = expected(model, pictures, rows["item_id"][:])
     np.testing.assert_allclose(vectors(rows, "colour", "heel height"), want, atol=1e-6)
     (pictures / "right/001.jpg").write_bytes(whole)  # repaired: but its shard is there, and says that it is not in it
-    with pytest.raises(ValueError, match="was made from other pictures"):
+    with pytest.raises(ValueError, match="was made from other images"):
         embed(model, pictures, tmp_path / "out")
 
 
@@ -116,7 +119,7 @@ def test_another_job_is_refused(model, pictures, tmp_path):
         with pytest.raises(ValueError, match=f"another job, which differs in {named}"):
             embed(model, pictures, tmp_path / "out", **options)
     (pictures / "left/000.png").rename(pictures / "left/0000.png")
-    with pytest.raises(ValueError, match="00000-of-00006.parquet was made from other pictures"):
+    with pytest.raises(ValueError, match="00000-of-00006.parquet was made from other images"):
         embed(model, pictures, tmp_path / "out")
     model.projection.weight.data += 0.1
     with pytest.raises(ValueError, match="differs in model"):
@@ -140,14 +143,62 @@ def test_ranks_share_the_shards(model, pictures, tmp_path):
     assert len(set(rows["item_id"][:])) == len(rows) == 42
 
 
+def test_the_slower_of_two_processes_ends_well(model, pictures, tmp_path, monkeypatch):
+    """While the first process writes its first shard, a second one, with another process id, does the whole job."""
+    out, written, write_table, process = tmp_path / "out", [], pq.write_table, os.getpid()
+    results = []
+
+    def slow(*given, **options):
+        written.append(os.getpid())
+        write_table(*given, **options)
+        if len(written) == 1:
+            monkeypatch.setattr(os, "getpid", lambda: process + 1)
+            results.append(embed(model, pictures, out))
+            monkeypatch.setattr(os, "getpid", lambda: process)
+
+    monkeypatch.setattr(pq, "write_table", slow)
+    results.append(embed(model, pictures, out))
+    assert results[0] == results[1] and results[0].complete
+    assert written.count(process + 1) == 6 and written.count(process) <= 2  # finished shards are skipped
+    assert sorted(path.name for path in out.iterdir() if path.name != "manifest.json") == [
+        f"embeddings-0000{shard}-of-00006.parquet" for shard in range(6)
+    ]
+
+
+def test_two_processes_share_the_work_of_one_folder(model, pictures, tmp_path, monkeypatch):
+    """Batch by batch in turn: one from the front, the other from the back after the first shards, which both made."""
+    written, write_table = [], pq.write_table
+    monkeypatch.setattr(pq, "write_table", lambda *given, **more: written.append(1) or write_table(*given, **more))
+    settings = EmbeddingSettings(shard_size=4, batch_size=4)
+    job = EmbeddingJob.begin(model, Catalogue.from_folder(pictures), tmp_path / "out", settings)
+    processes = [job.make(model, job.missing(), 4) for _ in range(2)]
+    done = [0, 0]
+    for images in itertools.zip_longest(*processes, fillvalue=0):
+        done = [before + number for before, number in zip(done, images, strict=True)]
+    assert done == [42, 42] and job.describe().complete
+    assert len(written) <= 11 + 4  # 11 shards, and those that both had begun
+    rows = read(tmp_path / "out")
+    want = expected(model, pictures, rows["item_id"][:])
+    np.testing.assert_allclose(vectors(rows, "colour", "heel height"), want, atol=1e-6)
+
+
+def test_two_commands_at_once(model_folder, model, pictures, tmp_path):
+    program = [sys.executable, "-c", PROGRAM, model_folder, pictures, tmp_path / "out"]
+    both = [subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(2)]
+    errors = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    rows = read(tmp_path / "out")
+    assert sorted(rows["item_id"][:]) == sorted(str(p.relative_to(pictures)) for p in pictures.rglob("*.*"))
+
+
 PROGRAM = """
 import sys
 from cca_hf import CCAModel
 from cca_hf.embedding.catalogue import Catalogue
-from cca_hf.embedding.job import embed_catalogue
+from cca_hf.embedding.job import EmbeddingSettings, embed_catalogue
 model = CCAModel.from_pretrained(sys.argv[1]).eval()
 print("ready", flush=True)
-embed_catalogue(model, Catalogue.from_folder(sys.argv[2]), sys.argv[3], shard_size=2, batch_size=1)
+embed_catalogue(model, Catalogue.from_folder(sys.argv[2]), sys.argv[3], EmbeddingSettings(shard_size=2, batch_size=1))
 """
 
 

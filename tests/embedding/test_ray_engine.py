@@ -17,7 +17,7 @@ from cca_hf import UnreadableImageError
 from cca_hf.cli.main import main
 from cca_hf.cli.options import load_encoder
 from cca_hf.embedding.catalogue import Catalogue
-from cca_hf.embedding.job import EmbeddingJob, embed_catalogue
+from cca_hf.embedding.job import EmbeddingJob, EmbeddingSettings, embed_catalogue
 from cca_hf.embedding.ray_engine import ShardMaker, embed_catalogue_on_ray
 from cca_hf.embedding.tries import MOST, Tries
 
@@ -26,7 +26,8 @@ sys.path.insert(0, HERE)
 import mortal  # noqa: E402
 
 ray = pytest.importorskip("ray", reason='the engine needs Ray Data: pip install "cca_hf[ray]"')
-SIZES = {"shard_size": 8, "batch_size": 4, "show_progress": False}
+SIZES = EmbeddingSettings(shard_size=8, batch_size=4)
+SKIPPING = EmbeddingSettings(shard_size=8, batch_size=4, on_unreadable="skip")
 
 
 @pytest.fixture(scope="module")
@@ -64,52 +65,54 @@ def test_same_files_though_a_worker_dies(cluster, model, model_folder, pictures,
     (pictures / "right/001.jpg").write_bytes(whole[: len(whole) // 2])
     catalogue = Catalogue.from_folder(pictures)
     plain, out, lives = (tmp_path / name for name in ("plain", "out", "lives"))
-    embed_catalogue(model, catalogue, plain, on_unreadable="skip", **SIZES)
-    embed_catalogue(model, catalogue, out, on_unreadable="skip", rank=1, num_ranks=3, **SIZES)
+    embed_catalogue(model, catalogue, plain, SKIPPING, show_progress=False)
+    embed_catalogue(model, catalogue, out, SKIPPING, rank=1, num_ranks=3, show_progress=False)
     before = made(out)
     assert len(before) == 2
     lives.mkdir()
     (lives / "one").touch()
     loading = partial(mortal.load_mortal, model_folder, lives)
-    done = embed_catalogue_on_ray(loading, catalogue, out, on_unreadable="skip", ray_workers=2, **SIZES)
+    done = embed_catalogue_on_ray(loading, catalogue, out, SKIPPING, ray_workers=2, show_progress=False)
     assert not list(lives.iterdir()), "no worker died"
     assert done.complete and list(done.unreadable) == ["right/001.jpg"]
     check_same(plain, out)
     assert before.items() <= made(out).items()
     again = made(out)
-    assert embed_catalogue_on_ray(loading, catalogue, out, on_unreadable="skip", **SIZES) == done
+    assert embed_catalogue_on_ray(loading, catalogue, out, SKIPPING, show_progress=False) == done
     assert made(out) == again
 
 
 def test_what_a_worker_tells(cluster, model_folder, model, pictures, tmp_path):
     (pictures / "left/000.png").write_bytes(b"no picture")
-    job = EmbeddingJob.begin(model, Catalogue.from_folder(pictures), tmp_path / "out", shard_size=8)
+    job = EmbeddingJob.begin(model, Catalogue.from_folder(pictures), tmp_path / "out", EmbeddingSettings(shard_size=8))
     tries = ray.remote(Tries).options(num_cpus=0).remote()
-    worker = ShardMaker(partial(mortal.load_small, model_folder, 3), job, None, tries)
+    worker = ShardMaker(partial(mortal.load_small, model_folder, 3), job, tries)
     assert worker.batch_size == 32
-    assert worker({"item": np.array([5])}) == {"pictures": [2], "unreadable": [""], "died": [""]}
+    assert worker({"item": np.array([5])}) == {"images": [2], "unreadable": [""], "died": [""]}
     assert worker.batch_size == 32  # the last shard holds two pictures
-    assert worker({"item": np.array([1])})["pictures"] == [8]
+    assert worker({"item": np.array([1])})["images"] == [8]
     assert worker.batch_size == 2 and len(made(tmp_path / "out")) == 2
     for _ in range(MOST):
         (told,) = worker({"item": np.array([0])})["unreadable"]
         assert "000.png cannot be read as an image" in told
     (told,) = worker({"item": np.array([0])})["died"]
-    assert f"{MOST} workers in turn died at the pictures 0 to 7 of the catalogue" in told
+    assert f"{MOST} workers in turn died at the images 0 to 7 of the catalogue" in told
     worker.batch_size = 1
     worker.model._embed = lambda *_: (_ for _ in ()).throw(RuntimeError("CUDA out of memory. Tried to allocate"))
     with pytest.raises(RuntimeError, match="out of memory"):
         worker({"item": np.array([2])})
     loading = partial(load_encoder, str(model_folder), "cpu")
     with pytest.raises(UnreadableImageError, match="000.png cannot be read as an image"):
-        embed_catalogue_on_ray(loading, job.catalogue, tmp_path / "out", shard_size=8, show_progress=False)
-    with pytest.raises(ValueError, match="at least 1; got 0 and None"):
-        embed_catalogue_on_ray(loading, job.catalogue, tmp_path / "out", batch_size=0)
+        embed_catalogue_on_ray(loading, job.catalogue, tmp_path / "out", job.settings, show_progress=False)
+    with pytest.raises(ValueError, match="ray_workers must be at least 1; got 0"):
+        embed_catalogue_on_ray(loading, job.catalogue, tmp_path / "out", ray_workers=0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
+        EmbeddingSettings(batch_size=0)
 
 
 def test_the_whole_job_is_killed(model, model_folder, pictures, tmp_path):
     """The command, killed when two of six files are there; started again, it makes the other four alone."""
-    embed_catalogue(model, Catalogue.from_folder(pictures), tmp_path / "plain", **SIZES)
+    embed_catalogue(model, Catalogue.from_folder(pictures), tmp_path / "plain", SIZES, show_progress=False)
     out = tmp_path / "out"
     words = [sys.executable, "-m", "cca_hf.cli.main", "embed", "--engine", "ray", "--model", model_folder]
     words += ["--images", pictures, "--output_dir", out, "--shard_size", "8", "--batch_size", "4"]

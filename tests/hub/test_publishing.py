@@ -181,7 +181,7 @@ def test_a_dry_run_is_what_is_pushed(hub, pushed):
     }
     files = hub.repositories["models/me/shapes"].at("main").files
     assert written == {name: content for name, content in files.items() if name != ".gitattributes"}
-    assert pushed["dry again"]["code"] == 1 and "is there already; name a new folder" in pushed["dry again"]["errors"]
+    assert pushed["dry again"]["code"] == 1 and "exists already; choose a new folder" in pushed["dry again"]["errors"]
 
 
 def test_a_branch(hub, pushed):

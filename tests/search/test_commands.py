@@ -191,7 +191,7 @@ def test_move_to_the_other_engine_and_on_after_an_interruption(store, tmp_path, 
     assert run("index", "move", store, target) == 130
     assert run("search", "--store", target, "--item", 1003) == 1
     said = capsys.readouterr().err
-    assert f"is not whole: copying {store}" in said and "was not finished; do it again" in said
+    assert f"is not complete: copying {store}" in said and "was not finished; do it again" in said
 
     items = []
 
@@ -224,19 +224,19 @@ def test_move_to_the_other_engine_and_on_after_an_interruption(store, tmp_path, 
         (["index", "--store", "s", "--model", "m"], 2, "give one of --images, --dataset and --embeddings"),
         (["index", "--store", "s", "--images", "x"], 2, "need the --model"),
         (["index", "--store", "s", "--model", "m", "--images", "x", "--split", "test"], 2, "are for a --dataset"),
-        (["index", "--store", "s", "--embeddings", "{tmp}"], 1, "'cca embed' has not written there"),
+        (["index", "--store", "s", "--embeddings", "{tmp}"], 1, "'cca embed' has not written to it"),
         (["index", "--store", "{store}", "--model", "{model}", "--dataset", "{shoes}", "--columns", "prize"], 1,
          "no column 'prize' (did you mean 'price'?)"),
         (["index", "--store", "{store}", "--model", "{model}", "--dataset", "{shoes}", "--columns", "tags"], 1,
-         "an index cannot hold it"),
+         "an index cannot store the column 'tags'"),
         (["search", "--item", "1"], 2, "Missing option '--store'"),
         (["search", "--store", "{store}"], 2, "give an --image, an --item or a --value"),
         (["search", "--store", "{store}", "--item", "1", "--image", "x"], 2, "either --image or --item"),
         (["search", "--store", "{store}", "--item", "1", "--attribute", "a", "--weights", "a=1"], 2, "or --weights"),
         (["search", "--store", "{store}", "--item", "1", "--weights", "colour"], 2, "--weights takes NAME=..."),
         (["search", "--store", "{store}", "--item", "1", "--weights", "colour=x"], 2, "must be a number; got 'x'"),
-        (["search", "--store", "{tmp}", "--item", "1"], 1, "but a folder without an index"),
-        (["search", "--store", "{tmp}/none", "--item", "1"], 1, "but nothing"),
+        (["search", "--store", "{tmp}", "--item", "1"], 1, "the folder contains no index"),
+        (["search", "--store", "{tmp}/none", "--item", "1"], 1, "the folder does not exist"),
         (["search", "--store", "{store}", "--item", "1"], 1, "the index has no item '1'"),
         (["search", "--store", "{store}", "--item", "1001", "--attribute", "color"], 1, "did you mean 'colour'?"),
         (["search", "--store", "{store}", "--item", "1001", "--where", "prise < 3"], 1, "did you mean 'price'?"),
@@ -267,10 +267,10 @@ def test_a_checkpoint_that_did_not_make_the_index(store, shoes, checkpoint, tmp_
     other.save_pretrained(tmp_path / "other")
     words = ["--dataset", shoes, "--id_column", "sku", "--store", store]
     assert run("index", "--model", tmp_path / "other", *words) == 1
-    assert "it takes no vectors of" in capsys.readouterr().err
+    assert "they cannot be compared with embeddings of" in capsys.readouterr().err
     PILImage.new("RGB", (32, 32)).save(tmp_path / "query.png")
     assert run("search", "--store", store, "--model", tmp_path / "other", "--image", tmp_path / "query.png") == 1
-    assert "it takes no vectors of" in capsys.readouterr().err
+    assert "they cannot be compared with embeddings of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["index"], ["index", "move"], ["search"]])

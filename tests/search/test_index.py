@@ -5,7 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from cca_hf.search import AttributeIndex, CheckpointId, IndexSchema, NoIndexError, column
+from cca_hf.search import AttributeIndex, CheckpointId, IndexSchema, NoIndexError, QdrantSettings, column
+from cca_hf.search.conditions import Condition
 
 from .conftest import ATTRIBUTES, CHECKPOINT, COLUMNS, make_catalogue
 
@@ -196,6 +197,42 @@ def test_both_engines_find_the_same(tmp_path, catalogue):
             assert_same(hits, others)
 
 
+def nested(levels: int) -> Condition:
+    """Levels of `or` and `and` in turn; in_stock decides."""
+    condition = column("in_stock") == True  # noqa: E712
+    for level in range(levels):
+        other = column("price") == -1
+        condition = condition | other if level % 2 else ~other & condition
+    return condition
+
+
+def test_filters_of_40_levels_and_thousands_of_parts(index, catalogue):
+    in_stock = catalogue.rows(lambda row: row["in_stock"] is True).sum()
+    assert index.count(nested(39)) == in_stock
+    assert index.count(~nested(38)) == 400 - in_stock
+    chain = column("price") == -1
+    for number in range(3000):
+        chain = chain | (column("year") == number)
+    years = catalogue.rows(lambda row: row["year"] is not None).sum()
+    assert index.count(chain) == years
+    assert index.count("year >= -9223372036854775808 and year <= 9223372036854775807") == years
+
+
+def test_no_queries_have_no_results(index):
+    for queries in (
+        {"embeddings": []},
+        {"embeddings": np.empty((0, 3, 16))},
+        {"items": []},
+        {"images": []},
+        {"items": [], "values": {"colour": "red"}},
+    ):
+        assert index.search_many(**queries, attribute="colour") == []
+        assert index.search_many(**queries, weights={"colour": 1, "shape": 2}) == []
+    with pytest.raises(ValueError, match="no attribute 'color'"):
+        index.search_many(items=[], attribute="color")
+    assert index.get([]) == []
+
+
 QUERY = {"embedding": np.ones((3, 16)), "attribute": "colour"}
 
 
@@ -205,30 +242,53 @@ QUERY = {"embedding": np.ones((3, 16)), "attribute": "colour"}
         ({"attribute": "color"}, r"the index has no attribute 'color' \(did you mean 'colour'\?\)"),
         ({"attribute": None, "weights": {"colour": 1, "form": 1}}, "no attribute 'form'"),
         ({"weights": {"colour": 1}}, "either attribute or weights"),
-        ({"attribute": None}, "name an attribute"),
-        ({"attribute": None, "weights": {"colour": -1, "shape": 2}}, "weights must be at least 0"),
-        ({"attribute": None, "weights": {"colour": 0}}, "one above it"),
-        ({"item": "item-00001"}, "a query is an image, an embedding, an item, or values alone"),
+        ({"attribute": None}, "give an attribute, or weights"),
+        ({"attribute": None, "weights": {"colour": -1, "shape": 2}}, "weights must be numbers of at least 0"),
+        ({"attribute": None, "weights": {"colour": 0}}, "one must be above 0"),
+        ({"item": "item-00001"}, "a query is an image, an embedding, an item or values; got embeddings, items"),
         ({"embedding": None}, "got none"),
         ({"embedding": None, "item": "item-x"}, "the index has no item 'item-x'"),
         ({"embedding": np.ones(15)}, "must have shape|dimensions"),
         ({"embedding": np.ones((2, 16))}, r"must have shape \(3, 16\), or \(16,\) for one attribute; got \(2, 16\)"),
         ({"embedding": np.zeros((3, 16))}, "finite and not zero"),
         ({"embedding": np.full((3, 16), np.nan)}, "finite and not zero"),
-        ({"embedding": None, "image": "query.jpg"}, "pictures need the model that made the index"),
-        ({"top": 0}, "top must be at least 1"),
+        ({"embedding": None, "image": "query.jpg"}, "images need the model of the index"),
+        ({"top": 0}, "top must be an integer of at least 1; got 0"),
         ({"where": "prise < 3"}, r"no column 'prise' \(did you mean 'price'\?\)"),
-        ({"where": "price < 'x'"}, "the column 'price' holds numbers, and 'x' is none"),
-        ({"where": "colour < 'x'"}, "< is for numbers"),
-        ({"where": "price <"}, "cannot be read"),
-        ({"where": column("colour") == 3}, "the column 'colour' holds texts, and 3 is none"),
-        ({"values": {"shape": "round"}}, "a value of shape is asked for, which has no weight"),
+        ({"where": "price < 'x'"}, "the column 'price' contains numbers; got 'x'"),
+        ({"where": "colour < 'x'"}, "< compares numbers, but 'colour' contains text"),
+        ({"where": "price <"}, "cannot parse the filter"),
+        ({"where": column("colour") == 3}, "the column 'colour' contains text; got 3"),
+        ({"attribute": []}, r"attribute must be one name; got \[\]"),
+        ({"attribute": ["colour"]}, "For several attributes use weights"),
+        ({"attribute": None, "weights": ["colour"]}, "weights must be a dict"),
+        ({"attribute": None, "weights": {"colour": "1"}}, "weights must be numbers"),
+        ({"attribute": None, "weights": {"colour": None}}, "weights must be numbers"),
+        ({"attribute": None, "weights": {3: 1}}, "the index has no attribute '3'"),
+        ({"attribute": None, "values": ["red"]}, "values must be a dict"),
+        ({"values": {"colour": []}}, r"the column 'colour' contains text; got \[\]"),
+        ({"top": 2.5}, "top must be an integer of at least 1; got 2.5"),
+        ({"top": "3"}, "top must be an integer of at least 1; got '3'"),
+        ({"top": 2**63}, "top must be an integer"),
+        ({"where": "year < 9223372036854775808"}, "a value for 'year' is outside the range of 64-bit integers"),
+        ({"where": "year in (1, -9223372036854775809)"}, "a value for 'year' is outside the range of 64-bit integers"),
+        ({"where": "year <= 1e300"}, "a value for 'year' is outside the range of 64-bit integers"),
+        ({"where": "year == 0x" + "f" * 5000}, "a value for 'year' is outside the range of 64-bit integers"),
+        ({"where": "price < 1" + "0" * 400}, "a value for 'price' is outside the range of 64-bit floats"),
+        ({"where": column("year").is_in([2**70])}, "a value for 'year' is outside the range of 64-bit integers"),
+        ({"where": "not " * 3000 + "in_stock"}, "nested too deep: at most 40 levels"),
+        ({"where": "-" * 3000 + "1 < price"}, "nested too deep: at most 40 levels"),
+        ({"where": "(" * 3000 + "in_stock" + ")" * 3000}, "cannot parse the filter|nested too deep"),
+        ({"where": nested(41)}, "nested too deep: at most 40 levels"),
+        ({"where": nested(3000)}, "nested too deep: at most 40 levels"),
+        ({"where": "colour == '\ud800'"}, "a character that is not Unicode"),
+        ({"values": {"shape": "round"}}, "values contains shape, but the weight of this attribute is 0 or missing"),
         ({"values": {"colour": "rd"}}, r"no item whose colour is 'rd' \(did you mean 'red'\?\)"),
         ({"embedding": None, "attribute": None, "values": {"colour": "red"}, "weights": {"shape": 1, "colour": 1}},
-         "nothing says what to look for under shape"),
+         "the query says nothing about shape"),
     ],
 )  # fmt: skip
-def test_a_query_that_is_none_is_explained(index, asked, message):
+def test_a_wrong_query_is_explained(index, asked, message):
     with pytest.raises(ValueError, match=message):
         index.search(**{**QUERY, **asked})
 
@@ -237,22 +297,25 @@ def test_a_query_that_is_none_is_explained(index, asked, message):
     ("item_ids", "given", "message"),
     [
         (["a", "a"], {}, "the item id 'a' is given twice"),
-        (["a", ""], {}, "not empty"),
+        (["a", ""], {}, "a non-empty string or an integer"),
         (["a", None], {}, "got None"),
         (["a"], {}, r"shape \(items, attributes, dim\) = \(1, 3, 16\).*got \(2, 3, 16\)"),
         (["a", "b"], {"embeddings": np.ones((2, 3, 8))}, r"got \(2, 3, 8\)"),
         (
             ["a", "b"],
             {"embeddings": np.zeros((2, 3, 16))},
-            "the embedding of 'a' under 'colour' is not finite, or zero",
+            "the embedding of 'a' for 'colour' is zero or not finite, as are 5 others",
         ),
         (["a", "b"], {"embeddings": None}, "either images or embeddings"),
         (["a", "b"], {"columns": {"prize": [1, 2]}}, r"no column 'prize' \(did you mean 'price'\?\)"),
-        (["a", "b"], {"columns": {"price": [1]}}, "2 item_ids, and 1 values of 'price'"),
-        (["a", "b"], {"columns": {"price": ["x", "y"]}}, "the column 'price' is double, and cannot take"),
-        (["a", "b"], {"columns": {"colour": [1, 2]}}, "the column 'colour' is string"),
-        (["a", "b"], {"columns": {"year": [1.5, 2]}}, "the column 'year' is int64"),
-        (["a", "b"], {"columns": {"in_stock": [0, 1]}}, "the column 'in_stock' is bool"),
+        (["a", "b"], {"columns": {"price": [1]}}, "got 2 item_ids, but 1 values for the column 'price'"),
+        (["a", "b"], {"columns": {"price": ["x", "y"]}}, "the column 'price' has the type double"),
+        (["a", "b"], {"columns": {"colour": [1, 2]}}, "the column 'colour' has the type string"),
+        (["a", "b"], {"columns": {"year": [1.5, 2]}}, "the column 'year' has the type int64"),
+        (["a", "b"], {"columns": {"year": [1, 2**63]}}, "the column 'year' has the type int64"),
+        (["a", "b"], {"columns": {"price": [1, 2**70]}}, "the column 'price' has the type double"),
+        (["a", True], {}, "got True"),
+        (["a", "b"], {"columns": {"in_stock": [0, 1]}}, "the column 'in_stock' has the type bool"),
     ],
 )
 def test_bad_items_are_not_written(index, item_ids, given, message):
@@ -265,16 +328,17 @@ def test_vectors_of_another_checkpoint_are_refused(location, few):
     AttributeIndex.create_from_schema(location, few.schema).close()
     other = CheckpointId(CHECKPOINT.name, "ab" * 32)
     with pytest.raises(
-        ValueError, match=r"made by me/cca-shoes \(fingerprint 5c5c5c5c5c5c\).*of me/cca-shoes \(fingerprint abab"
+        ValueError,
+        match=r"embeddings of me/cca-shoes \(fingerprint 5c5c5c5c5c5c\).*of me/cca-shoes \(fingerprint abab",
     ):
         AttributeIndex.open(location, other, writable=True)
     moved = CheckpointId("elsewhere/copy", CHECKPOINT.fingerprint)
     with AttributeIndex.open(location, moved, writable=True) as index:
         index.add(few.item_ids, embeddings=few.embeddings)
     with AttributeIndex.open(location, writable=True) as index:
-        with pytest.raises(ValueError, match="whose embeddings are these"):
+        with pytest.raises(ValueError, match="name the checkpoint of your embeddings"):
             index.add(["x"], embeddings=few.embeddings[:1])
-        with pytest.raises(ValueError, match="whose embeddings are these"):
+        with pytest.raises(ValueError, match="name the checkpoint of your embeddings"):
             index.search(embedding=few.embeddings[0], attribute="colour")
         assert index.search(item="item-00001", attribute="colour", top=1)
 
@@ -297,6 +361,22 @@ def test_an_index_opened_for_reading_is_not_written(location, catalogue):
         ):
             with pytest.raises(ValueError, match="opened for reading; open it with writable=True"):
                 write()
+
+
+def test_optimize_on_a_server_ends(few, monkeypatch):
+    """A server that never finishes its graphs: a clear error after the timeout, and the items are stored."""
+    settings = QdrantSettings(optimize_timeout=0)
+    with AttributeIndex.create_from_schema("qdrant-local:shoes", few.schema, settings=settings) as index:
+        index.add(few.item_ids, embeddings=few.embeddings)
+        index.optimize()  # finished at once
+
+        class Busy:
+            status = "yellow"
+
+        monkeypatch.setattr(index._store._client, "get_collection", lambda name: Busy)
+        with pytest.raises(TimeoutError, match=r"has not finished its graphs after 0 s.*optimize_timeout=\.\.\."):
+            index.optimize()
+        assert index.count() == 40
 
 
 def test_an_empty_index_finds_nothing(location, catalogue):

@@ -124,7 +124,7 @@ def test_a_full_disk(tmp_path):
         said, _ = process.communicate(timeout=300)
         word, items, code, message = said.strip().split(maxsplit=3)
         assert (word, int(code)) == ("full", errno.ENOSPC) and int(items) >= 10 * processes.ITEMS
-        assert "what was in it before is untouched: the disk is full" in message
+        assert "its previous content is unchanged: the disk is full" in message
         with AttributeIndex.open(disk / "index") as index:
             assert index.count() == int(items)
             assert len(index.search(item="7", attribute="colour", top=10)) == 10

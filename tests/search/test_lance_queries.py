@@ -69,8 +69,10 @@ def test_filters_in_memory_are_those_of_python(warm, where, expected, top):
 def test_a_filter_that_the_nearest_do_not_fulfil(warm, monkeypatch):
     """Two thirds of the items fulfil it, but of the nearest hardly one: those that do are found all the same."""
     asked = []
-    ask_lance = lance_queries.LanceQueries._ask
-    monkeypatch.setattr(lance_queries.LanceQueries, "_ask", lambda *given: asked.append(given[5]) or ask_lance(*given))
+    ask_lance = lance_queries.LanceQueries._scan
+    monkeypatch.setattr(
+        lance_queries.LanceQueries, "_scan", lambda *given: asked.append(given[5]) or ask_lance(*given)
+    )
     colour = CATALOGUE.columns["colour"][7]
     rows = CATALOGUE.rows(lambda row: row["colour"] not in (colour, None))
     similarity = np.where(rows, CATALOGUE.similarities(CATALOGUE.embeddings[7, 0], "colour"), -np.inf)

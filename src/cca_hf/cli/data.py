@@ -149,10 +149,10 @@ def download(
     with stdout_kept_clean():
         from cca_hf.data.benchmarks.annotations import existing
         from cca_hf.data.benchmarks.darn import URLS
-        from cca_hf.data.benchmarks.download import DEAD_LINKS, DownloadSettings, download_pictures
+        from cca_hf.data.benchmarks.download import DEAD_LINKS, DownloadSettings, download_images
 
         settings = DownloadSettings(size=size, workers=workers, timeout=timeout)
-        report = download_pictures(existing(urls, URLS), output, settings, retry_dead=retry_dead)
+        report = download_images(existing(urls, URLS), output, settings, retry_dead=retry_dead)
     print(report)
     if report.dead:
         print(f"dead links: {output / DEAD_LINKS}")

@@ -5,7 +5,7 @@ import os
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated
 
 from .options import (
     Attributes,
@@ -50,17 +50,6 @@ class Engine(StrEnum):
 
     LOOP = "loop"
     RAY = "ray"
-
-
-class _Settings(TypedDict):
-    """The arguments that both engines take."""
-
-    attributes: list[str] | None
-    dtype: Literal["float32", "float16", "int8"]
-    shard_size: int
-    num_workers: int | None
-    on_unreadable: Literal["error", "skip"]
-    show_progress: bool
 
 
 class Runtime(StrEnum):
@@ -137,7 +126,7 @@ def embed(
         raise UsageError("an index takes one writer: run 'cca index --embeddings' when all processes have finished")
     with stdout_kept_clean():
         from cca_hf.embedding.catalogue import Catalogue
-        from cca_hf.embedding.job import embed_catalogue
+        from cca_hf.embedding.job import EmbeddingSettings, embed_catalogue
 
         if images is not None:
             # the workers of Ray start in another working directory
@@ -147,30 +136,16 @@ def embed(
                 dataset or "", split=split, image_column=image_column, id_column=id_column, columns=columns or ()
             )
         rank, num_ranks, device = _place_among_processes(device)
-        settings: _Settings = {
-            "attributes": attributes,
-            "dtype": dtype.value,
-            "shard_size": shard_size,
-            "num_workers": num_workers,
-            "on_unreadable": on_unreadable.value,
-            "show_progress": rank == 0,
-        }
+        settings = EmbeddingSettings(attributes, dtype.value, shard_size, batch_size, num_workers, on_unreadable.value)
         if engine is Engine.RAY:
             from cca_hf.embedding.ray_engine import embed_catalogue_on_ray
 
             loading = partial(load_encoder, resolved(model), device, precision.value)
-            done = embed_catalogue_on_ray(
-                loading, catalogue, output_dir.resolve(), batch_size=batch_size, ray_workers=ray_workers, **settings
-            )
+            done = embed_catalogue_on_ray(loading, catalogue, output_dir.resolve(), settings, ray_workers=ray_workers)
         else:
+            encoder = load_encoder(model, device, precision.value)
             done = embed_catalogue(
-                load_encoder(model, device, precision.value),
-                catalogue,
-                output_dir,
-                batch_size=batch_size or 32,
-                rank=rank,
-                num_ranks=num_ranks,
-                **settings,
+                encoder, catalogue, output_dir, settings, rank=rank, num_ranks=num_ranks, show_progress=rank == 0
             )
         if store is not None:
             from cca_hf.search.filling import fill_index

@@ -76,7 +76,7 @@ def index(
     with stdout_kept_clean():
         from cca_hf.embedding.catalogue import Catalogue
         from cca_hf.search.filling import fill_index
-        from cca_hf.search.sources import EmbeddedSource, ItemSource, PictureSource
+        from cca_hf.search.sources import EmbeddedSource, ImageSource, ItemSource
 
         source: ItemSource
         name = "" if model is None else resolved(model)
@@ -85,9 +85,9 @@ def index(
         elif images is not None:
             catalogue = Catalogue.from_folder(images.resolve())
             encoder = load_encoder(name, device)
-            source = PictureSource(catalogue, encoder, name, columns=columns, batch_size=batch_size)
+            source = ImageSource(catalogue, encoder, name, columns=columns, batch_size=batch_size)
         else:
-            source = PictureSource.from_dataset(
+            source = ImageSource.from_dataset(
                 dataset or "",
                 load_encoder(name, device),
                 name,

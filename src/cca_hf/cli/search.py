@@ -106,11 +106,11 @@ def _table(hits: "Sequence[Hit]", first: Sequence[str]) -> str:
     """The hits with the columns that fit a line, those of the attributes `first`."""
     from cca_hf.evaluation.text_table import format_table
     from cca_hf.recipes.index_search import cell
-    from cca_hf.search.pictures import PICTURE
+    from cca_hf.search.images import IMAGE_REFERENCE
 
     if not hits:
         return "nothing found"
-    columns = sorted((name for name in hits[0].columns if name != PICTURE), key=lambda name: name not in first)
+    columns = sorted((name for name in hits[0].columns if name != IMAGE_REFERENCE), key=lambda name: name not in first)
     names = columns[:_SHOWN_COLUMNS]
     rows = [[hit.item_id, f"{hit.similarity:.3f}", *(cell(hit.columns[name]) for name in names)] for hit in hits]
     return format_table(["item", "similarity", *names], [rows])

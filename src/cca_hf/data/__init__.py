@@ -1,1 +1,1 @@
-"""From any source of labelled pictures to batches: schema, sampler, transforms, collator, generated data."""
+"""Prepares labelled images for training: schema, sampler, transforms, collator, generated data."""

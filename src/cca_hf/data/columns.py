@@ -1,6 +1,6 @@
-"""Attribute columns, whatever their type, as integer labels with named values.
+"""Converts attribute columns of any type to integer labels with named values.
 
-Only the label columns are read, through Arrow: the pictures beside them are neither loaded nor decoded.
+Only the label columns are read, through Arrow: images are neither loaded nor decoded.
 """
 
 import difflib
@@ -15,7 +15,7 @@ import pyarrow.compute as pc  # type: ignore[import-untyped]
 
 @dataclass(frozen=True)
 class ColumnPlace:
-    """Where an attribute lies: a column, or one field of a struct column (the `json` of a WebDataset)."""
+    """The place of an attribute: a column, or one field of a struct column (the `json` of a WebDataset)."""
 
     column: str
     field: str | None = None
@@ -25,7 +25,7 @@ class ColumnPlace:
         return feature if self.field is None else feature[self.field]
 
     def read(self, dataset: datasets.Dataset) -> pa.ChunkedArray:
-        """The column in the order of `dataset`, its index mapping (select, shuffle) respected."""
+        """The column in the order of `dataset`, after `select` and `shuffle`."""
         if dataset.num_rows == 0:
             return pa.chunked_array([], type=pa.null())
         column = dataset.select_columns([self.column]).with_format("arrow")[:].column(self.column)
@@ -33,7 +33,7 @@ class ColumnPlace:
 
 
 def column_places(features: datasets.Features) -> dict[str, ColumnPlace]:
-    """Every name under which a column can be asked for. A top-level column hides a struct's field of the same name."""
+    """Name -> place, for all columns and struct fields. A column hides a field with the same name."""
     places: dict[str, ColumnPlace] = {}
     for column, feature in features.items():
         if isinstance(feature, dict):
@@ -44,13 +44,13 @@ def column_places(features: datasets.Features) -> dict[str, ColumnPlace]:
 
 
 def missing_message(kind: str, missing: Sequence[str], available: Iterable[str]) -> str:
-    """The text of an error on unknown names: what was asked for, the closest names, and all there are."""
+    """The text of an error for unknown names, with the closest names and all available names."""
     names = sorted(map(str, available))
-    told = []
+    shown = []
     for name in missing:
         close = difflib.get_close_matches(name, names, n=1)
-        told.append(f"{name!r} (did you mean {close[0]!r}?)" if close else repr(name))
-    return f"no {kind} {', '.join(told)}; there are: {', '.join(names) or 'none'}"
+        shown.append(f"{name!r} (did you mean {close[0]!r}?)" if close else repr(name))
+    return f"no {kind} {', '.join(shown)}; there are: {', '.join(names) or 'none'}"
 
 
 def is_label_feature(feature: object) -> bool:
@@ -59,24 +59,18 @@ def is_label_feature(feature: object) -> bool:
         return True
     if not isinstance(feature, datasets.Value):
         return False
-    kind = feature.pa_type
-    return (
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_integer(kind)
-        or pa.types.is_boolean(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_null(kind)
-    )
+    types = pa.types
+    tests = (types.is_string, types.is_large_string, types.is_integer, types.is_boolean)
+    return any(test(feature.pa_type) for test in (*tests, types.is_floating, types.is_null))
 
 
 def integers(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of integers as int64, -1 where there is none."""
+    """A column of integers as int64, with -1 for missing values."""
     return pc.fill_null(column.cast(pa.int64()), -1).to_numpy()
 
 
 def group_codes(columns: Sequence[pa.ChunkedArray]) -> list[np.ndarray]:
-    """Equal int64 codes for equal values across all columns, -1 for none."""
+    """int64 codes, equal for equal values in all columns, and -1 for missing values."""
     codes, _ = _codes(pa.chunked_array([chunk for column in columns for chunk in column.chunks]))
     return np.split(codes, np.cumsum([len(column) for column in columns])[:-1])
 
@@ -84,10 +78,10 @@ def group_codes(columns: Sequence[pa.ChunkedArray]) -> list[np.ndarray]:
 def encode_labels(
     name: str, columns: dict[str, pa.ChunkedArray], features: dict[str, object], values: Sequence[str] | None = None
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Turns one attribute's columns of all splits into ids and value names.
+    """Converts the columns of one attribute in all splits to ids and value names.
 
-    A `ClassLabel` keeps its names. Other columns get the union of the splits' values in sorted order (integers by
-    size), or `values` if given. None, -1, NaN and blank strings mean "not labelled" and become -1.
+    A `ClassLabel` keeps its names. Other columns get `values`, or else the sorted values of all splits (integers by
+    size). None, -1, NaN and blank strings mean "not labelled" and become -1.
 
     Args:
         columns: split -> the column.
@@ -95,9 +89,6 @@ def encode_labels(
 
     Returns:
         split -> int64 ids of shape (images,), and the value names in id order.
-
-    Raises:
-        ValueError: if the column cannot hold values, or holds one that is not among `values`.
     """
     encoded = {split: _encode(name, column, features[split]) for split, column in columns.items()}
     if values is None:
@@ -116,35 +107,35 @@ def encode_labels(
         unknown = [str(value) for code, value in enumerate(own) if code in used and str(value) not in ids]
         if unknown:
             shown = missing_message(f"value of the attribute {name!r} called", unknown[:5], values)
-            raise ValueError(f"split {split!r} holds {len(unknown)} unexpected value(s): {shown}")
-        # the last entry serves the code -1
+            raise ValueError(f"split {split!r} contains {len(unknown)} unexpected value(s): {shown}")
+        # the last entry is for the code -1
         table = np.array([ids.get(str(value), -1) for value in own] + [-1], dtype=np.int64)
         labels[split] = table[codes]
     return labels, list(values)
 
 
 def _encode(name: str, column: pa.ChunkedArray, feature: object) -> tuple[np.ndarray, list[str | int]]:
-    """Codes (-1: not labelled) and the values they stand for, one split alone."""
+    """Codes of one split (-1: not labelled), and the values that they stand for."""
     if isinstance(feature, datasets.ClassLabel):
         codes = integers(column)
         if len(codes) and not -1 <= codes.min() <= codes.max() < len(feature.names):
             raise ValueError(
-                f"the attribute {name!r} has {len(feature.names)} named values, so its labels lie in -1 (not "
-                f"labelled) to {len(feature.names) - 1}; found {codes.min()} to {codes.max()}"
+                f"the attribute {name!r} has {len(feature.names)} named values, so its labels must be -1 (not "
+                f"labelled) to {len(feature.names) - 1}; got {codes.min()} to {codes.max()}"
             )
         return codes, list(feature.names)
     if not is_label_feature(feature):
         raise ValueError(
             f"the column {name!r} is {feature}; an attribute needs a ClassLabel, strings, integers or booleans, "
-            "one value for each picture"
+            "one value per image"
         )
     kind = column.type
     if pa.types.is_floating(kind):
-        # a column of integers with holes comes out of a CSV as floats
+        # integers with missing values are floats in a CSV file
         numbers = column.to_numpy()
         holes = np.isnan(numbers)
         if not np.all(numbers[~holes] == np.round(numbers[~holes])):
-            raise ValueError(f"the column {name!r} holds fractions; cut it into a few named ranges to use it")
+            raise ValueError(f"the column {name!r} contains fractions; convert it to a few named ranges first")
         column = pa.chunked_array([pa.array(np.where(holes, -1, numbers).astype(np.int64))])
     elif pa.types.is_boolean(kind):
         column = pc.if_else(column, "true", "false")
@@ -153,14 +144,13 @@ def _encode(name: str, column: pa.ChunkedArray, feature: object) -> tuple[np.nda
     codes, own = _codes(column)
     blank = [value is None or value == -1 or (isinstance(value, str) and not value.strip()) for value in own]
     kept = [value for value, is_blank in zip(own, blank, strict=True) if not is_blank]
-    table = np.full(len(own) + 1, -1, dtype=np.int64)  # the last entry serves the code -1
+    table = np.full(len(own) + 1, -1, dtype=np.int64)  # the last entry is for the code -1
     table[:-1][~np.array(blank, dtype=bool)] = np.arange(len(kept))
     return table[codes], kept
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list]:
-    """int64 codes, -1 for none, and the values they stand for."""
+    """int64 codes, -1 for missing values, and the values that they stand for."""
     coded = column.combine_chunks().dictionary_encode()
-    return pc.fill_null(coded.indices.cast(pa.int64()), -1).to_numpy(
-        zero_copy_only=False
-    ), coded.dictionary.to_pylist()
+    codes = pc.fill_null(coded.indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
+    return codes, coded.dictionary.to_pylist()

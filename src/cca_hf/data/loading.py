@@ -1,4 +1,4 @@
-"""`load_attribute_dataset`: any source of labelled pictures, brought into the one schema of `AttributeDataset`."""
+"""`load_attribute_dataset`: loads labelled images from any source into the schema of `AttributeDataset`."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -31,31 +31,31 @@ def load_attribute_dataset(
     make_splits: bool = True,
     split_seed: int = 0,
 ) -> AttributeDataset:
-    """Loads pictures with attribute columns from wherever they are.
+    """Loads images with attribute columns.
 
-    A row whose picture is None, as of a benchmark that is here in part, is left out; `coverage` of the result counts
-    them, and every evaluation on it says that it is of a subset.
+    Rows without an image, as in an incomplete copy of a benchmark, are left out. `coverage` of the result counts
+    them, and every evaluation reports it.
 
     Args:
-        source: an id on the Hub; a local folder of parquet files, of pictures with `metadata.csv` (`.jsonl`,
-            `.parquet`), or of WebDataset tars; what `save_to_disk` wrote; or a built `Dataset` or `DatasetDict`.
+        source: an id on the Hub; a local folder of parquet files, of images with `metadata.csv` (`.jsonl`,
+            `.parquet`), or of WebDataset tars; the output of `save_to_disk`; or a `Dataset` or `DatasetDict`.
         attributes: the attribute columns: `ClassLabel`, strings, integers or booleans; None, -1 and blank strings mean
-            "not labelled". Fields of a struct column, such as a WebDataset's `json`, can be named like columns. A
-            mapping also fixes the values' names and their order (those of a trained model). Default: every
-            `ClassLabel` column.
-        group_column: names the groups of near copies, such as an item's number.
-        image_column: default `image`, or the only column of pictures.
-        image_root: the folder with the pictures of a source that holds annotations alone, in which each lies where its
-            column `file_name` says. Default: where they lay when `cca data prepare --annotations-only` ran.
-        config_name: the configuration, where a repository on the Hub has several.
-        revision: the branch, tag or commit on the Hub.
-        make_splits: whether to cut a missing validation or test split, a tenth each, out of the training images.
-            Splits that the source has are kept as they are, `test_query` and `test_gallery` of benchmarks included.
-        split_seed: seed of those splits.
+            "not labelled". Fields of a struct column, such as the `json` of a WebDataset, can be named like columns.
+            A mapping also sets the names of the values and their order, as in a trained model. Default: all
+            `ClassLabel` columns.
+        group_column: column with the groups of near copies, such as an item number.
+        image_column: default: `image`, or the only image column.
+        image_root: folder of the images, if the source contains annotations only; the column `file_name` contains
+            their paths in it. Default: their folder when `cca data prepare --annotations-only` ran.
+        config_name: the configuration, if a repository on the Hub has several.
+        revision: branch, tag or commit on the Hub.
+        make_splits: whether to cut a missing validation or test split, a tenth each, from the training images. Splits
+            of the source are kept, including `test_query` and `test_gallery` of benchmarks.
+        split_seed: seed of these splits.
 
     Raises:
-        ValueError: a column is missing or holds no labels, a split is empty, an attribute has nothing to learn.
-        FileNotFoundError: `source` is neither a local folder nor found on the Hub.
+        ValueError: if a column is missing or contains no labels, a split is empty, or an attribute cannot be learned.
+        FileNotFoundError: if `source` is neither a local folder nor on the Hub.
     """
     splits = with_usual_names(load_source(source, config_name, revision))
     image_column = _find_image_column(splits, image_column)
@@ -71,7 +71,7 @@ def load_attribute_dataset(
     if make_splits:
         given = "train" if "train" in splits else next(iter(splits))
         splits = complete_splits(splits, group_column, split_seed)
-        if given in coverage:  # what is cut out of a subset is one
+        if given in coverage:  # a part of an incomplete split is incomplete
             coverage = dict.fromkeys(splits, coverage[given]) | coverage
     if group_column is not None:
         warn_of_shared_groups(splits, group_column)
@@ -82,7 +82,7 @@ def load_attribute_dataset(
 
 
 def _features(splits: DatasetDict) -> Features:
-    """The columns that all splits have."""
+    """The columns that are in all splits."""
     first, *others = splits.values()
     shared = set(first.column_names).intersection(*(dataset.column_names for dataset in others))
     return Features({column: feature for column, feature in first.features.items() if column in shared})
@@ -104,11 +104,11 @@ def _find_image_column(splits: DatasetDict, image_column: str | None) -> str:
         return image_column
     if IMAGE_COLUMN in features:
         return IMAGE_COLUMN
-    pictures = [column for column, feature in features.items() if isinstance(feature, Image)]
-    if len(pictures) != 1:
-        found = f"several columns of pictures ({', '.join(pictures)})" if pictures else "no column of pictures"
-        raise ValueError(f"found {found}; name one with image_column. There are: {', '.join(features) or 'none'}")
-    return pictures[0]
+    images = [column for column, feature in features.items() if isinstance(feature, Image)]
+    if len(images) != 1:
+        found = f"several image columns ({', '.join(images)})" if images else "no image column"
+        raise ValueError(f"found {found}; choose one with image_column. Columns: {', '.join(features) or 'none'}")
+    return images[0]
 
 
 def _attribute_names(
@@ -131,12 +131,12 @@ def _attribute_names(
         raise TypeError(f"attributes must be a list of names; got the string {attributes!r}, write [{attributes!r}]")
     names = list(attributes)
     if not names:
-        raise ValueError(f"no attribute is named; these columns could be: {', '.join(candidates) or 'none'}")
+        raise ValueError(f"attributes is empty; these columns could be attributes: {', '.join(candidates) or 'none'}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"named more than once: {', '.join(twice)}")
+        raise ValueError(f"attributes contains more than once: {', '.join(twice)}")
     if image_column in names:
-        raise ValueError(f"{image_column!r} is the column of pictures; it cannot be an attribute too")
+        raise ValueError(f"{image_column!r} is the image column; it cannot be an attribute too")
     _check_present("attribute column", names, splits)
     return names
 
@@ -162,7 +162,7 @@ def _to_schema(
             labels[split][name] = column
     result = DatasetDict()
     for split, dataset in splits.items():
-        dataset = _with_image_column(dataset, image_column)
+        dataset = _with_image_column(dataset.with_format(None), image_column)
         if group_column is not None and group_column not in dataset.column_names:
             group = places[split][group_column].read(dataset).to_pylist()
             dataset = dataset.add_column(group_column, group)
@@ -174,12 +174,11 @@ def _to_schema(
 
 
 def _with_image_column(dataset: Dataset, image_column: str) -> Dataset:
-    dataset = dataset.with_format(None)
     if image_column != IMAGE_COLUMN:
         if IMAGE_COLUMN in dataset.column_names:
             raise ValueError(
-                f"the pictures are to come from {image_column!r}, but there is a column {IMAGE_COLUMN!r} too; "
-                "rename or remove it"
+                f"image_column is {image_column!r}, but the source also has a column {IMAGE_COLUMN!r}; rename or "
+                "remove it"
             )
         dataset = dataset.rename_column(image_column, IMAGE_COLUMN)
     return dataset.cast_column(IMAGE_COLUMN, Image(decode=False))
@@ -188,48 +187,42 @@ def _with_image_column(dataset: Dataset, image_column: str) -> Dataset:
 def _with_labels(dataset: Dataset, name: str, labels: np.ndarray, values: list[str]) -> Dataset:
     feature = ClassLabel(names=values)
     if name in dataset.column_names:
-        if dataset.features[name] == feature and np.array_equal(_raw(dataset, name), labels):
-            return dataset  # add_column would copy the pictures of a dataset that is a selection
+        if dataset.features[name] == feature and np.array_equal(ColumnPlace(name).read(dataset).to_numpy(), labels):
+            return dataset  # add_column would copy the images of a selection
         dataset = dataset.remove_columns(name)
     return dataset.add_column(name, labels, feature=feature)
 
 
-def _raw(dataset: Dataset, name: str) -> np.ndarray:
-    return ColumnPlace(name).read(dataset).to_numpy()
-
-
 def _check_labels(data: AttributeDataset) -> None:
-    """An attribute needs two values, and a value with two images, or no triplet and no query exists."""
+    """An attribute needs two values, and a value with two images, or it has no triplet and no query."""
     summary = data.summary()
-    learned_from = ["train"] if "train" in data else list(data.splits)
-    for attribute, names in data.attributes.items():
-        index = list(data.attributes).index(attribute)
-        labels = np.concatenate([data.labels(split)[:, index] for split in learned_from])
+    where, splits = ("the training images", ["train"]) if "train" in data else ("this data set", list(data.splits))
+    all_labels = np.concatenate([data.labels(split) for split in splits])
+    for (attribute, names), labels in zip(data.attributes.items(), all_labels.T, strict=True):
         counts = np.bincount(labels[labels >= 0], minlength=len(names))
-        where = "the training images" if learned_from == ["train"] else "this data set"
         if (counts > 0).sum() < 2:
             shown = ", ".join(repr(names[value]) for value in np.flatnonzero(counts).tolist()) or "no value at all"
-            raise ValueError(f"the attribute {attribute!r} needs at least two values; {where} show {shown}")
+            raise ValueError(f"the attribute {attribute!r} needs at least two values; in {where} it has {shown}")
         if counts.max() < 2:
             raise ValueError(
-                f"each of the {(counts > 0).sum()} values of the attribute {attribute!r} has one image in {where}: "
-                "nothing can be learned or retrieved. Is it an identifier, or a free text?"
+                f"all {(counts > 0).sum()} values of the attribute {attribute!r} have one image in {where}: "
+                "nothing can be learned or retrieved. Is it an identifier or free text?"
             )
     _warn_of_single_images(summary)
 
 
 def _warn_of_single_images(summary: DatasetSummary) -> None:
-    told = []
+    lines = []
     for split, found in summary.splits.items():
         if split.endswith(("_query", "_gallery")):
-            continue  # each is searched for in the other
-        for attribute, own in found.attributes.items():
-            single = own.single_image_values
+            continue  # queries are compared with the gallery, not with each other
+        for attribute, summary_of_one in found.attributes.items():
+            single = summary_of_one.single_image_values
             if single:
                 shown = ", ".join(single[:_SHOWN_VALUES]) + (", ..." if len(single) > _SHOWN_VALUES else "")
-                told.append(f"  {split}, {attribute}: {len(single)} of {own.values} ({shown})")
-    if told:
+                lines.append(f"  {split}, {attribute}: {len(single)} of {summary_of_one.values} ({shown})")
+    if lines:
         logger.warning(
-            "these values have one image in their split: no pair to learn from, nothing to retrieve leave-one-out\n%s",
-            "\n".join(told),
+            "these values have one image in their split, and so no pair to learn from or to retrieve:\n%s",
+            "\n".join(lines),
         )

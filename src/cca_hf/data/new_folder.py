@@ -1,12 +1,9 @@
-"""Where something is written that must not mix with what was there: a prepared data set, a dry run of a push."""
+"""Checks the folder of an output that must not be mixed with other files."""
 
 from pathlib import Path
 
 
 def check_new(folder: Path) -> None:
-    """
-    Raises:
-        FileExistsError: if it is a file, or holds something.
-    """
+    """Raises FileExistsError for a file, or a folder that is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there already; name a new folder")
+        raise FileExistsError(f"{folder} exists already; choose a new folder")

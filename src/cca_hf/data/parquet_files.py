@@ -1,6 +1,6 @@
-"""A split as parquet files, which the Hub shows and `load_attribute_dataset` reads: with the pictures, or without.
+"""Writes a split as parquet files, with or without the images, for the Hub and `load_attribute_dataset`.
 
-Pictures are read when their rows are written, a hundred at a time: memory does not grow with the data set.
+A hundred images are read at a time: the memory does not grow with the data set.
 """
 
 import math
@@ -17,7 +17,7 @@ from datasets.utils import tqdm
 from .schema import IMAGE_COLUMN
 
 SHARD_BYTES = 500_000_000
-_ROWS_AT_ONCE = 100  # a row group of the Hub's own size for pictures
+_ROWS_AT_ONCE = 100  # the size of a row group with images on the Hub
 
 
 def write_split(
@@ -29,20 +29,22 @@ def write_split(
     shard_bytes: int = SHARD_BYTES,
     mark: str | None = None,
 ) -> list[Path]:
-    """Writes `<split>-00000-of-00003.parquet`, ... into `folder`.
+    """Writes `<split>-00000-of-00003.parquet`, ... to `folder`.
 
     Args:
-        with_images: read the pictures that lie in files of their own, and put them in; otherwise rows go as they are.
-        shard_bytes: of pictures in a file, about.
-        mark: goes into the names: `<split>-00000-of-00003-<mark>.parquet`.
+        with_images: whether to read images from their files and store them; otherwise their paths are stored.
+        shard_bytes: approximate size of the images in one file.
+        mark: part of the file names: `<split>-00000-of-00003-<mark>.parquet`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     features = dataset.features
+    shards = 1
     if IMAGE_COLUMN in features:
-        # the files say that pictures are to be decoded, or the Hub would not show them
+        # the files declare decoded images; without this the Hub does not show them
         features = Features({**features, IMAGE_COLUMN: Image()})
         dataset = dataset.cast_column(IMAGE_COLUMN, Image(decode=False))
-    shards = math.ceil(_picture_bytes(dataset) / shard_bytes) if with_images and IMAGE_COLUMN in features else 1
+        if with_images:
+            shards = math.ceil(_image_bytes(dataset) / shard_bytes)
     shards = min(max(shards, 1), dataset.num_rows)
     ending = "" if mark is None else f"-{mark}"
     paths = [folder / f"{split}-{index:05d}-of-{shards:05d}{ending}.parquet" for index in range(shards)]
@@ -56,33 +58,32 @@ def write_split(
     return paths
 
 
-def _picture_bytes(dataset: Dataset) -> int:
+def _image_bytes(dataset: Dataset) -> int:
     total = 0
     for table in dataset.select_columns([IMAGE_COLUMN]).with_format("arrow").iter(1000):
-        pictures = table.column(IMAGE_COLUMN)
-        inside = pc.struct_field(pictures, "bytes")
-        total += pc.sum(pc.binary_length(inside)).as_py() or 0
-        paths = pc.filter(pc.struct_field(pictures, "path"), pc.is_null(inside))
+        images = table.column(IMAGE_COLUMN)
+        content = pc.struct_field(images, "bytes")
+        total += pc.sum(pc.binary_length(content)).as_py() or 0
+        paths = pc.filter(pc.struct_field(images, "path"), pc.is_null(content))
         total += sum(os.path.getsize(path) for path in paths.to_pylist() if path is not None)
     return total
 
 
 def _tables(shard: Dataset, with_images: bool) -> Iterator[pa.Table]:
-    rows_at_once = _ROWS_AT_ONCE if with_images else 10_000
-    for table in shard.with_format("arrow").iter(rows_at_once):
+    for table in shard.with_format("arrow").iter(_ROWS_AT_ONCE if with_images else 10_000):
         if with_images and IMAGE_COLUMN in table.column_names:
             place = table.column_names.index(IMAGE_COLUMN)
-            pictures = [_read(picture) for picture in table.column(place).to_pylist()]
-            table = table.set_column(place, IMAGE_COLUMN, pa.array(pictures, table.schema.field(place).type))
+            images = [_read(image) for image in table.column(place).to_pylist()]
+            table = table.set_column(place, IMAGE_COLUMN, pa.array(images, table.schema.field(place).type))
         yield table
 
 
-def _read(picture: dict | None) -> dict | None:
-    """With its bytes, and of its path the name alone."""
-    if picture is None:
+def _read(image: dict | None) -> dict | None:
+    """The image with its bytes, and with the file name instead of the path."""
+    if image is None:
         return None
-    name = None if picture["path"] is None else Path(picture["path"]).name
+    path, content = image["path"], image["bytes"]
     return {
-        "bytes": Path(picture["path"]).read_bytes() if picture["bytes"] is None else picture["bytes"],
-        "path": name,
+        "bytes": Path(path).read_bytes() if content is None else content,
+        "path": None if path is None else Path(path).name,
     }

@@ -1,4 +1,4 @@
-"""A data set of labelled pictures in the one schema."""
+"""`AttributeDataset`: labelled images in one schema."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -19,16 +19,16 @@ IMAGE_COLUMN = "image"
 
 @dataclass(frozen=True)
 class AttributeDataset:
-    """Pictures with one label for each attribute, in named splits.
+    """Images with one label per attribute, in named splits.
 
     Args:
-        splits: the column `image` is an undecoded `datasets.Image`; every attribute is a `ClassLabel` column, -1 where
-            an image is not labelled; whatever else the source had is kept, such as the lists `<attribute>_all` and
-            `<attribute>_maybe` of an attribute of which pictures show several values, or may show more.
-        attributes: attribute -> the names of its values, in the order of their ids.
-        group_column: near copies share a value of this column (an item's number); None if there is no such column.
-        coverage: of the splits of which pictures are missing, how many are there.
-        cut_splits: the splits that `load_attribute_dataset` cut from the training images, and what it left of these.
+        splits: data sets with the column `image`, an undecoded `datasets.Image`, and one `ClassLabel` column per
+            attribute (-1: not labelled). Other columns of the source are kept, such as the lists `<attribute>_all` and
+            `<attribute>_maybe` (see `value_sets.py`).
+        attributes: attribute -> names of its values, in the order of their ids.
+        group_column: column whose values near copies share, such as an item number; None without such a column.
+        coverage: split -> number of images present and listed, for splits with missing images.
+        cut_splits: the splits that `load_attribute_dataset` cut from the training images, and what it left of them.
     """
 
     splits: DatasetDict
@@ -46,7 +46,7 @@ class AttributeDataset:
         return split in self.splits
 
     def labels(self, split: str) -> np.ndarray:
-        """(images, attributes) int64, -1 where not labelled. Reads the label columns only."""
+        """(images, attributes) int64 value ids, -1: not labelled. Reads only the label columns."""
         dataset = self[split]
         labels = np.full((dataset.num_rows, len(self.attributes)), -1, dtype=np.int64)
         for index, attribute in enumerate(self.attributes):
@@ -54,9 +54,9 @@ class AttributeDataset:
         return labels
 
     def value_sets(self, split: str, kind: ValueSetKind) -> dict[str, np.ndarray]:
-        """Attribute -> (images, values) booleans: the values that a picture shows ("all") or may show ("maybe").
+        """Attribute -> (images, values) booleans: the values that an image shows ("all") or may show ("maybe").
 
-        Holds the attributes with a column `<attribute>_all` or `<attribute>_maybe` only; see `data/value_sets.py`.
+        Contains only attributes with a column `<attribute>_all` or `<attribute>_maybe`; see `data/value_sets.py`.
         """
         sets = {
             attribute: read_value_sets(self[split], split, attribute, values, kind)
@@ -65,22 +65,22 @@ class AttributeDataset:
         return {attribute: found for attribute, found in sets.items() if found is not None}
 
     def groups(self, split: str) -> np.ndarray | None:
-        """(images,) int64: equal codes for near copies, the same code in every split; -1 for an image of no group."""
-        self[split]  # first of all, for its error
+        """(images,) int64: equal codes for near copies, also across splits; -1 for an image without a group."""
+        self[split]  # raises for an unknown split
         if self.group_column is None:
             return None
         columns = [ColumnPlace(self.group_column).read(dataset) for dataset in self.splits.values()]
         return dict(zip(self.splits, group_codes(columns), strict=True))[split]
 
     def coverage_of(self, *splits: str) -> Coverage | None:
-        """Of these splits together; None where no picture is missing."""
+        """The coverage of these splits together; None if no image is missing."""
         if not any(split in self.coverage for split in splits):
             return None
         whole = {split: Coverage(self[split].num_rows, self[split].num_rows) for split in splits}
         return sum((self.coverage.get(split, whole[split]) for split in splits), Coverage(0, 0))
 
     def summary(self) -> DatasetSummary:
-        """Values per attribute, missing labels, and values with one image, for every split."""
+        """Per split and attribute: the values, the missing labels, and the values with one image."""
         splits = {}
         for split in self.splits:
             labels, groups = self.labels(split), self.groups(split)
@@ -97,7 +97,7 @@ class AttributeDataset:
     def check_images(
         self, on_unreadable: Literal["error", "skip"] = "error", num_proc: int | None = None
     ) -> "AttributeDataset":
-        """Decodes every image once, with a progress bar, so that no training dies of a broken file after an hour.
+        """Decodes all images once, with a progress bar, so that a broken file cannot stop a training later.
 
         `datasets` caches the result: a second call on the same data reads it, unless files have changed since.
 
@@ -105,7 +105,7 @@ class AttributeDataset:
             on_unreadable: "error" raises; "skip" returns the data set without the unreadable images and warns.
 
         Raises:
-            UnreadableImageError: with the count and the first few names and reasons.
+            UnreadableImageError: with the number of unreadable images, and names and reasons of the first few.
         """
         if on_unreadable not in ("error", "skip"):
             raise ValueError(f"on_unreadable must be 'error' or 'skip', got {on_unreadable!r}")

@@ -1,4 +1,4 @@
-"""Draws one picture of the generated data set: a sticker of a shape, with a pattern on it, on a background."""
+"""Draws one image of the generated data set: a sticker of a shape with a pattern, on a background."""
 
 import colorsys
 import io
@@ -18,10 +18,10 @@ COLOURS = {
     "purple": (276, 56, 53),
     "pink": (328, 82, 70),
 }
-# factor on the radius: equal size should look equal, and a star of a circle's radius looks smaller
+# factors of the radius that make shapes of one size look equally large
 SHAPES = {"circle": 1.0, "square": 1.2, "triangle": 1.34, "star": 1.32, "heart": 1.12, "cross": 1.2}
 PATTERNS = ("plain", "stripes", "dots", "checks", "rings")
-# radius as a share of the picture's side
+# radius as a share of the side of the image
 SIZES = {"tiny": 0.125, "small": 0.18, "medium": 0.245, "large": 0.325}
 BACKGROUNDS = ("paper", "sunset", "grid", "night", "waves")
 
@@ -31,7 +31,7 @@ _JPEG = {"quality": 92, "subsampling": 0}
 
 
 class Drawing(NamedTuple):
-    """An encoded picture and where its shape is."""
+    """An encoded image and the position of its shape."""
 
     image: bytes  # JPEG
     bbox: tuple[float, float, float, float]  # left, top, right, bottom in pixels
@@ -41,7 +41,7 @@ class Drawing(NamedTuple):
 def draw_shape(
     *, colour: str, shape: str, pattern: str, size: str, background: str, image_size: int, random: np.random.Generator
 ) -> Drawing:
-    """One picture with these values of the attributes; everything else about it is random."""
+    """One image with these values of the attributes; everything else is random."""
     radius = SIZES[size] * SHAPES[shape] * image_size * random.uniform(0.95, 1.05)
     rotation = random.uniform(-0.3, 0.3)
     outline = _rotate(_outline(shape), rotation) * radius
@@ -70,12 +70,12 @@ def draw_shape(
 
 
 def rim_width(image_size: int) -> float:
-    """Pixels of the light rim that sets a shape off the background."""
+    """Width in pixels of the light rim between shape and background."""
     return max(1.0, image_size / 40)
 
 
 def _outline(shape: str) -> np.ndarray:
-    """(points, 2) of the outline, y downwards, centred, within about a unit circle."""
+    """(points, 2) of the outline, y downwards, centred, about the size of the unit circle."""
     if shape == "circle":
         return _on_circle(np.linspace(0, 2 * math.pi, _POINTS_OF_A_CURVE, endpoint=False))
     if shape == "square":
@@ -106,7 +106,7 @@ def _rotate(points: np.ndarray, angle: float) -> np.ndarray:
 
 
 def _place(outline: np.ndarray, image_size: int, random: np.random.Generator) -> np.ndarray:
-    """Where the centre may be so that the whole shape and its rim stay in the picture."""
+    """A random centre for which the whole shape and its rim are inside the image."""
     margin = image_size / 32
     low = margin - outline.min(axis=0)
     high = image_size - margin - outline.max(axis=0)
@@ -114,17 +114,17 @@ def _place(outline: np.ndarray, image_size: int, random: np.random.Generator) ->
 
 
 def _fill(outline: np.ndarray, image_size: int, border: float = 0.0) -> np.ndarray:
-    """(height, width) coverage in [0, 1] of the outline's inside, widened by `border` pixels."""
+    """(height, width) coverage in [0, 1] of the inside of the outline, widened by `border` pixels."""
     side = image_size * _SUPERSAMPLING
-    picture = Image.new("L", (side, side))
-    draw = ImageDraw.Draw(picture)
+    canvas = Image.new("L", (side, side))
+    draw = ImageDraw.Draw(canvas)
     points = _subpixel_points(outline)
     draw.polygon(points, fill=255)
     if border and len(outline) == _POINTS_OF_A_CURVE:
         draw.polygon(_subpixel_points(outline + border * _normals(outline)), fill=255)
     elif border:
         draw.line([*points, *points[:2]], fill=255, width=round(2 * border * _SUPERSAMPLING), joint="curve")
-    return _reduce(picture)
+    return _reduce(canvas)
 
 
 def _subpixel_points(outline: np.ndarray) -> list[tuple[float, float]]:
@@ -132,7 +132,7 @@ def _subpixel_points(outline: np.ndarray) -> list[tuple[float, float]]:
 
 
 def _normals(outline: np.ndarray) -> np.ndarray:
-    """(points, 2) unit vectors pointing out of a smooth outline, which runs clockwise as `_outline` draws it."""
+    """(points, 2) unit vectors that point outwards from a smooth clockwise outline."""
     along = np.roll(outline, -1, axis=0) - np.roll(outline, 1, axis=0)
     return np.stack([along[:, 1], -along[:, 0]], axis=1) / np.linalg.norm(along, axis=1, keepdims=True)
 
@@ -146,7 +146,7 @@ def _shadow(coverage: np.ndarray, image_size: int) -> np.ndarray:
 
 
 def _paint(colour: str, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A shade of the colour, and the light tint of it that patterns are drawn in."""
+    """A shade of the colour, and its light tint for patterns."""
     hue, saturation, lightness = COLOURS[colour]
     shade = colorsys.hls_to_rgb(
         (hue + random.uniform(-4, 4)) / 360 % 1,
@@ -165,11 +165,11 @@ def _pattern(
     image_size: int,
     random: np.random.Generator,
 ) -> np.ndarray:
-    """(height, width) how much of the light tint shows, in [0, 1]. A shape of any size shows about four periods."""
+    """(height, width) strength of the light tint in [0, 1]. A shape of any size shows about four periods."""
     tint = np.zeros((image_size, image_size), dtype=np.float32)
     if pattern == "plain":
         return tint
-    # only where the shape is
+    # computed only inside the bounding box of the shape
     left, top = np.maximum(np.floor(outline.min(axis=0)), 0).astype(int)
     right, bottom = np.minimum(np.ceil(outline.max(axis=0)), image_size).astype(int)
     period = radius * random.uniform(0.5, 0.6)
@@ -193,7 +193,7 @@ def _pattern(
 
 
 def _subpixels(start: int, end: int) -> np.ndarray:
-    """The centres of the subpixels from one pixel to another."""
+    """The centres of the subpixels in a range of pixels."""
     return start + (np.arange((end - start) * _SUPERSAMPLING) + 0.5) / _SUPERSAMPLING
 
 
@@ -202,8 +202,8 @@ def _fraction(values: np.ndarray) -> np.ndarray:
     return values - np.floor(values)  # np.remainder takes three times as long
 
 
-def _reduce(picture: Image.Image) -> np.ndarray:
-    return np.asarray(picture.reduce(_SUPERSAMPLING), dtype=np.float32) / 255
+def _reduce(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.reduce(_SUPERSAMPLING), dtype=np.float32) / 255
 
 
 def _background(background: str, image_size: int, random: np.random.Generator) -> np.ndarray:
@@ -230,7 +230,7 @@ def _background(background: str, image_size: int, random: np.random.Generator) -
 
 
 def _grid_line(place: np.ndarray) -> np.ndarray:
-    """1 on whole numbers, soft towards 0 at a tenth of a cell beside them."""
+    """1 at integers, falling smoothly to 0 within a tenth of a cell."""
     return np.clip(1.6 - 16 * np.abs(place - np.round(place)), 0, 1)
 
 

@@ -1,7 +1,7 @@
-"""A generated data set for trying everything without data or network: one shape on a background, five attributes.
+"""A generated data set to try the package without data or network: one shape on a background, five attributes.
 
-The attributes are balanced in every split and independent of each other: nothing about one can be told from another.
-Every picture differs in place, rotation, shade, and noise, and is a function of (seed, split, row, size) alone.
+The attributes are balanced in every split and independent of each other: one reveals nothing about another. Images
+differ in position, rotation, shade and noise, and depend only on (seed, split, row, size).
 """
 
 import math
@@ -29,19 +29,19 @@ _LEAST_IMAGES = 100
 def generate_shapes_dataset(num_images: int = 3000, image_size: int = 64, seed: int = 0) -> DatasetDict:
     """Draws the splits train (70 %), validation (10 %) and test (20 %).
 
-    The columns are `image`, a `ClassLabel` for each of colour, shape, pattern, size and background, and where it
-    is: `bbox` (left, top, right, bottom in pixels) and `mask` (255 on the shape).
+    The columns are `image`, a `ClassLabel` for each of colour, shape, pattern, size and background, and the position
+    of the shape: `bbox` (left, top, right, bottom in pixels) and `mask` (255 on the shape).
 
     Args:
-        num_images: of all splits together, at least 100.
+        num_images: number of images in all splits together, at least 100.
         image_size: height and width in pixels, at least 32.
     """
     if num_images < _LEAST_IMAGES:
         raise ValueError(
-            f"num_images must be at least {_LEAST_IMAGES}, for all values in all splits; got {num_images}"
+            f"num_images must be at least {_LEAST_IMAGES}, so that all splits have all values; got {num_images}"
         )
     if image_size < 32:
-        raise ValueError(f"image_size must be at least 32, or the patterns cannot be seen; got {image_size}")
+        raise ValueError(f"image_size must be at least 32, so that patterns are visible; got {image_size}")
     sizes = {split: round(num_images * share) for split, share in _SHARES.items()}
     sizes["train"] = num_images - sizes["validation"] - sizes["test"]
     return DatasetDict(
@@ -72,17 +72,17 @@ def _generate_split(split: str, num_images: int, image_size: int, seed: list[int
         bbox=List(Value("float32"), length=4),
         mask=Image(),
     )
-    columns["image"] = [{"bytes": picture.image, "path": None} for picture in drawn]
-    columns["bbox"] = [list(picture.bbox) for picture in drawn]
-    columns["mask"] = [{"bytes": picture.mask, "path": None} for picture in drawn]
+    columns["image"] = [{"bytes": drawing.image, "path": None} for drawing in drawn]
+    columns["bbox"] = [list(drawing.bbox) for drawing in drawn]
+    columns["mask"] = [{"bytes": drawing.mask, "path": None} for drawing in drawn]
     return Dataset.from_dict({column: columns[column] for column in features}, features=features)
 
 
 def shape_regions(masks: np.ndarray) -> dict[str, np.ndarray]:
-    """Where each attribute of a drawn picture is to be seen.
+    """The regions of an image that show each attribute.
 
-    Colour and pattern are inside the shape; shape and size are told by its outline, so that the light rim around it
-    belongs to them; the background is all that lies outside the rim.
+    Colour and pattern are visible inside the shape; shape and size also on the light rim around it; the background is
+    everything outside the rim.
 
     Args:
         masks: (N, H, W), the column `mask`: not 0 on the shape.
@@ -92,6 +92,6 @@ def shape_regions(masks: np.ndarray) -> dict[str, np.ndarray]:
     """
     inside = np.asarray(masks) > 0
     rim = 2 * math.ceil(rim_width(inside.shape[-1])) + 1
-    pictures = (PILImage.fromarray(255 * each.astype(np.uint8)) for each in inside)
-    with_rim = np.stack([np.asarray(picture.filter(ImageFilter.MaxFilter(rim))) for picture in pictures]) > 0
+    filled = (PILImage.fromarray(255 * mask.astype(np.uint8)) for mask in inside)
+    with_rim = np.stack([np.asarray(mask.filter(ImageFilter.MaxFilter(rim))) for mask in filled]) > 0
     return {"colour": inside, "shape": with_rim, "pattern": inside, "size": with_rim, "background": ~with_rim}

@@ -1,4 +1,4 @@
-"""Where labelled pictures come from: the Hub, a local folder, or an object that is built already."""
+"""Loads labelled images from the Hub, from a local folder, or from an object in memory."""
 
 from os import PathLike
 from pathlib import Path
@@ -23,7 +23,7 @@ def load_source(
         )
     path = Path(source).expanduser()
     if path.is_file():
-        raise ValueError(f"{str(path)!r} is a file; give the folder that holds the data set")
+        raise ValueError(f"{str(path)!r} is a file; give the folder that contains the data set")
     if not path.is_dir():
         return _load_from_hub(str(source), config_name, revision)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
@@ -37,7 +37,7 @@ def load_source(
 
 
 def _split_name(dataset: Dataset) -> str:
-    """`test` for what was loaded as one; `train` for parts and sums of splits, and what knows of none."""
+    """The split that the data set was loaded as; `train` for parts and sums of splits, or without a split."""
     name = str(dataset.split)
     return name if dataset.split is not None and name.isidentifier() else "train"
 
@@ -47,5 +47,5 @@ def _load_from_hub(name: str, config_name: str | None, revision: str | None) -> 
         return datasets.load_dataset(name, config_name, revision=revision)
     except (FileNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
-            f"{name!r} is not a folder here, and could not be had from the Hub as a data set: {error}"
+            f"{name!r} is no local folder, and could not be loaded from the Hub: {error}"
         ) from error

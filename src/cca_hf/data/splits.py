@@ -1,4 +1,4 @@
-"""Splits for sources that have none: seeded, and with all images of a group on one side."""
+"""Makes missing splits: seeded, with all images of a group in one split."""
 
 import logging
 
@@ -9,14 +9,14 @@ from .columns import ColumnPlace, group_codes
 
 logger = logging.getLogger(__name__)
 
-# each is satisfied by the split itself, or by its queries and gallery
+# a source has one of these as a split with this name, or as its queries and gallery
 HELD_OUT = ("validation", "test")
 _SHARE = 0.1
 _OTHER_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 
 
 def with_usual_names(splits: DatasetDict) -> DatasetDict:
-    """`val`, `valid` and `dev` are called `validation` here; a benchmark's queries and galleries come in pairs."""
+    """Renames `val`, `valid` and `dev` to `validation`, and checks that queries and galleries come in pairs."""
     named = DatasetDict()
     for split, dataset in splits.items():
         usual = _OTHER_NAMES.get(split, split)
@@ -26,18 +26,18 @@ def with_usual_names(splits: DatasetDict) -> DatasetDict:
         present = [split for split in pair if split in named]
         if len(present) == 1:
             (absent,) = set(pair) - set(present)
-            raise ValueError(f"the split {present[0]!r} needs {absent!r} beside it; found {', '.join(named)}")
+            raise ValueError(f"the split {present[0]!r} needs a split {absent!r}; the splits are {', '.join(named)}")
     for split, dataset in named.items():
         if dataset.num_rows == 0:
-            raise ValueError(f"the split {split!r} is empty; take it out of the source, or fill it")
+            raise ValueError(f"the split {split!r} is empty; remove it from the source, or fill it")
     return named
 
 
 def complete_splits(splits: DatasetDict, group_column: str | None, seed: int) -> DatasetDict:
-    """Cuts the missing ones of validation and test, a tenth of the images each, out of the training images.
+    """Cuts a missing validation or test split, a tenth of the images each, from the training images.
 
-    A source with one split of another name than validation or test counts as training images. A source without
-    training images is for evaluation, and stays as it is. Images without a group are groups of their own.
+    A single split counts as training images, unless its name is validation or test. A source without training images
+    is for evaluation, and is not changed. An image without a group is a group by itself.
     """
     missing = [held_out for held_out in HELD_OUT if held_out not in splits and f"{held_out}_query" not in splits]
     source = "train" if "train" in splits else next(iter(splits))
@@ -46,7 +46,7 @@ def complete_splits(splits: DatasetDict, group_column: str | None, seed: int) ->
     parts = _cut(splits[source], len(missing), group_column, seed)
     made = {"train": parts[0], **dict(zip(missing, parts[1:], strict=True))}
     logger.warning(
-        "the source has no split %s: made %s from %r (seed %d, groups kept together)",
+        "the source has no %s split: made %s from %r (seed %d, groups kept together)",
         " or ".join(missing),
         ", ".join(f"{name} ({part.num_rows:,} images)" for name, part in made.items()),
         source,
@@ -58,7 +58,7 @@ def complete_splits(splits: DatasetDict, group_column: str | None, seed: int) ->
 
 
 def warn_of_shared_groups(splits: DatasetDict, group_column: str) -> None:
-    """Near copies of a training image make any result on the other split look better than it is."""
+    """Warns of near copies of training images in other splits: they make results look better than they are."""
     if "train" not in splits:
         return
     codes = group_codes([ColumnPlace(group_column).read(dataset) for dataset in splits.values()])
@@ -76,14 +76,14 @@ def warn_of_shared_groups(splits: DatasetDict, group_column: str) -> None:
 
 
 def _cut(dataset: Dataset, held_out: int, group_column: str | None, seed: int) -> list[Dataset]:
-    """The remaining training images first, then `held_out` parts, each of them in the source's order."""
+    """The remaining training images, then `held_out` parts, all in the order of the source."""
     rows = dataset.num_rows
     _, groups = np.unique(_group_codes(dataset, group_column), return_inverse=True)
     sizes = np.bincount(groups)
     if len(sizes) <= held_out:
         raise ValueError(
-            f"{rows} image(s) in {len(sizes)} group(s) cannot be cut into {held_out + 1} splits; add images, or give "
-            "the source its own splits"
+            f"{rows} image(s) in {len(sizes)} group(s) cannot be cut into {held_out + 1} splits; add images, or add "
+            "splits to the source"
         )
     part_of_group = np.zeros(len(sizes), dtype=np.int64)
     left = np.random.default_rng(seed).permutation(len(sizes))
@@ -91,8 +91,8 @@ def _cut(dataset: Dataset, held_out: int, group_column: str | None, seed: int) -
     for part in range(1, held_out + 1):
         small_enough = left[sizes[left] <= wanted]
         chosen = small_enough[np.cumsum(sizes[small_enough]) <= wanted]
-        chosen = chosen[: len(left) - 1 - (held_out - part)]  # each part that follows needs a group too
-        if not len(chosen):  # few images, or large groups only
+        chosen = chosen[: len(left) - 1 - (held_out - part)]  # the following parts need groups too
+        if not len(chosen):  # few images, or only large groups
             chosen = left[[np.argmin(sizes[left])]]
         part_of_group[chosen] = part
         left = left[part_of_group[left] == 0]

@@ -1,4 +1,4 @@
-"""What a data set holds: images, values and gaps of each attribute, split by split."""
+"""The summary of a data set: images, values and missing labels per attribute and split."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ class AttributeSummary:
     values: int  # with at least one image
     labelled: int
     unlabelled: int
-    single_image_values: tuple[str, ...]  # have no second image that could be retrieved for them
+    single_image_values: tuple[str, ...]  # values without a second image to retrieve
 
     @classmethod
     def from_labels(cls, labels: np.ndarray, names: Sequence[str]) -> "AttributeSummary":
@@ -29,7 +29,7 @@ class AttributeSummary:
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """One split: its images, its groups of near copies (None without a group column), and every attribute."""
+    """One split: number of images, of groups of near copies (None without a group column), and all attributes."""
 
     images: int
     groups: int | None
@@ -38,10 +38,10 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """What `AttributeDataset.summary` found. Printed, it is a table with the values that have images in each split."""
+    """The result of `AttributeDataset.summary`. As text it is a table of the values with images in each split."""
 
     splits: dict[str, SplitSummary]
-    value_counts: Mapping[str, int]  # attribute -> all its named values, those without images too
+    value_counts: Mapping[str, int]  # attribute -> number of named values, with or without images
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)

@@ -1,7 +1,7 @@
-"""The columns of a folder of WebDataset tars, read from all of its samples.
+"""Infers the columns of a folder of WebDataset tars from all of its samples.
 
-`datasets` infers them from the first five samples of the first tar: it fails where an attribute is null in those, and
-silently drops the attributes that appear later. The members beside the pictures are small: reading all costs little.
+`datasets` infers them from the first five samples of the first tar: it fails if an attribute is null in these, and
+drops attributes that appear later. Members other than images are small, so that reading all of them is cheap.
 """
 
 import json
@@ -18,7 +18,7 @@ _TEXT = ("txt", "text", "transcript")
 
 
 def webdataset_features(tars: Iterable[str]) -> Features:
-    """The features of all samples: pictures, texts, whole numbers, and the fields of the json members.
+    """The features of all samples: images, text, integers, and the fields of JSON members.
 
     Members of any other kind are left out.
     """
@@ -34,9 +34,7 @@ def webdataset_features(tars: Iterable[str]) -> Features:
         elif extension in _JSON:
             content = json.loads(read())
             if not isinstance(content, dict):
-                raise ValueError(
-                    f"the member {member!r} must hold a json object in every sample; found {content!r:.80}"
-                )
+                raise ValueError(f"the member {member!r} must be a JSON object in every sample; got {content!r:.80}")
             for field, value in content.items():
                 fields.setdefault(member, {}).setdefault(field, []).append(value)
     for member, columns in fields.items():
@@ -54,7 +52,7 @@ def _members(tars: Iterable[str]) -> Iterator[tuple[str, str, "_Reader"]]:
 
 
 class _Reader:
-    """Reads one member, if asked to: pictures are skipped over."""
+    """Reads one member when called. Images are not read."""
 
     def __init__(self, tar: tarfile.TarFile, info: tarfile.TarInfo) -> None:
         self.tar = tar
@@ -68,6 +66,6 @@ class _Reader:
 def _feature(values: list[object]) -> object:
     try:
         kind = pa.array(values).type
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # numbers in one sample, words in another
+    except (pa.ArrowInvalid, pa.ArrowTypeError):  # numbers in one sample, strings in another
         kind = pa.string()
     return Features.from_arrow_schema(pa.schema({"value": kind}))["value"]

@@ -1,1 +1,1 @@
-"""Embeddings of whole catalogues: written to parquet as they are made, and gone on with after an interruption."""
+"""Embeds whole catalogues into parquet files; resumable after an interruption."""

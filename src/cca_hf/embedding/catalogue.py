@@ -1,4 +1,4 @@
-"""The pictures to embed, with an id for each: a folder of files, or a split of any data set that `datasets` reads."""
+"""The images to embed and their ids: a folder of files, or a split of any data set that `datasets` reads."""
 
 import hashlib
 import os
@@ -22,11 +22,11 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Pictures in a fixed order; made by `from_folder` or `from_dataset`.
+    """Images in a fixed order; made by `from_folder` or `from_dataset`.
 
     Args:
-        dataset: `image`, undecoded, and columns to be carried over to the embeddings.
-        ids: unique, one for each picture.
+        dataset: the column `image`, undecoded, and the columns to keep with the embeddings.
+        ids: unique ids of the images.
     """
 
     dataset: Dataset
@@ -34,10 +34,10 @@ class Catalogue:
 
     @classmethod
     def from_folder(cls, folder: str | PathLike[str]) -> "Catalogue":
-        """Every picture in a folder and the folders in it, by its suffix; ids are paths within the folder.
+        """All images in a folder and its subfolders, recognised by suffix. Ids are paths relative to the folder.
 
         Raises:
-            FileNotFoundError: if there is no such folder, or no picture in it.
+            FileNotFoundError: if the folder does not exist, or contains no image.
         """
         root = Path(folder)
         if not root.is_dir():
@@ -50,7 +50,7 @@ class Catalogue:
             if os.path.splitext(name)[1].lower() in suffixes
         )
         if not names:
-            raise FileNotFoundError(f"there is no picture in {root}; known are {' '.join(sorted(suffixes))}")
+            raise FileNotFoundError(f"there is no image in {root}; known suffixes are {' '.join(sorted(suffixes))}")
         paths = [str(root / name) for name in names]
         dataset = Dataset.from_dict({_IMAGE: paths}, features=Features({_IMAGE: Image(decode=False)}))
         return cls(dataset, pa.array(names))
@@ -71,16 +71,16 @@ class Catalogue:
 
         Args:
             source: as in `load_attribute_dataset`.
-            split: may be left out where there is but one.
-            id_column: its values name the pictures, and must be unique; by default the row's number does.
-            columns: to be carried over.
+            split: may be left out if the data set has one split.
+            id_column: a column of unique ids. Default: the numbers of the rows.
+            columns: columns to keep with the embeddings.
 
         Raises:
-            ValueError: a split or column is missing, or ids are not unique.
+            ValueError: if a split or column is missing, or ids are not unique.
         """
         splits = load_source(source, config_name, revision)
         if split is None and len(splits) > 1:
-            raise ValueError(f"the data set has several splits, name one of them: {', '.join(splits)}")
+            raise ValueError(f"the data set has several splits; choose one of {', '.join(splits)}")
         split = split or next(iter(splits))
         if split not in splits:
             raise ValueError(missing_message("split", [split], splits))
@@ -91,10 +91,10 @@ class Catalogue:
             raise ValueError(missing_message("column", missing, dataset.column_names))
         taken = [name for name in columns if name in (image_column, _IMAGE, ITEM_ID)]
         if taken:
-            raise ValueError(f"the column {taken[0]!r} cannot be carried over: the name is taken")
+            raise ValueError(f"the column {taken[0]!r} cannot be kept: the output uses this name itself")
         ids = pa.array(range(dataset.num_rows)) if id_column is None else _read_column(dataset, id_column)
         if ids.null_count or pc.count_distinct(ids).as_py() != len(ids):
-            raise ValueError(f"ids must be unique; in {id_column!r} {_repeated(ids)!r} stands more than once")
+            raise ValueError(f"ids must be unique; {id_column!r} contains {_repeated(ids)!r} more than once")
         dataset = dataset.select_columns([image_column, *columns])
         if image_column != _IMAGE:
             dataset = dataset.rename_column(image_column, _IMAGE)
@@ -105,39 +105,39 @@ class Catalogue:
 
     @property
     def images(self) -> Sequence[dict]:
-        """Undecoded, read from disk one by one."""
+        """The undecoded images, read from disk one by one."""
         return self.dataset.select_columns([_IMAGE])[_IMAGE]
 
     @property
     def features(self) -> Features:
-        """Of the columns that `rows` returns."""
-        own = Features.from_arrow_schema(pa.schema([(ITEM_ID, self.ids.type)]))
-        return Features({**own, **{name: self.dataset.features[name] for name in self._carried}})
+        """The features of the columns that `rows` returns."""
+        ids = Features.from_arrow_schema(pa.schema([(ITEM_ID, self.ids.type)]))
+        return Features({**ids, **{name: self.dataset.features[name] for name in self._kept}})
 
     def rows(self, start: int, stop: int) -> pa.Table:
-        """The ids and the columns carried over."""
+        """The ids and the kept columns."""
         columns = {ITEM_ID: self.ids[start:stop]}
-        if self._carried:
-            carried = self.dataset.select_columns(self._carried).with_format("arrow")[start:stop]
-            columns |= {name: carried[name] for name in self._carried}
+        if self._kept:
+            kept = self.dataset.select_columns(self._kept).with_format("arrow")[start:stop]
+            columns |= {name: kept[name] for name in self._kept}
         return pa.table(columns)
 
     def fingerprint(self, start: int = 0, stop: int | None = None) -> str:
-        """Of the ids and of the size in bytes of each picture."""
+        """A hash of the ids and of the sizes of the images in bytes."""
         digest = hashlib.sha256()
         last = len(self) if stop is None else stop
         table = self.dataset.select_columns([_IMAGE]).with_format("arrow")
         for first in range(start, last, _ROWS_AT_ONCE):
             end = min(first + _ROWS_AT_ONCE, last)
-            pictures = table[first:end][_IMAGE]
-            sizes = pc.binary_length(pc.struct_field(pictures, "bytes")).to_pylist()
-            paths = pc.struct_field(pictures, "path").to_pylist()
+            images = table[first:end][_IMAGE]
+            sizes = pc.binary_length(pc.struct_field(images, "bytes")).to_pylist()
+            paths = pc.struct_field(images, "path").to_pylist()
             for item, size, path in zip(self.ids[first:end].to_pylist(), sizes, paths, strict=True):
                 digest.update(f"{item!r} {_size_of_file(path) if size is None else size}\n".encode())
         return digest.hexdigest()
 
     @property
-    def _carried(self) -> list[str]:
+    def _kept(self) -> list[str]:
         return [name for name in self.dataset.column_names if name != _IMAGE]
 
 

@@ -1,17 +1,17 @@
-"""Embedding by the workers of a Ray cluster, or of a Ray that is started on this machine; the files are the same.
+"""Embeds with the workers of a Ray cluster, or of a Ray on this machine; writes the same files.
 
-Ray Data hands out shards: each worker, an actor, holds the model and makes one missing shard after the other. A shard
-appears when it is whole, see `shards.py`: a worker that dies costs what it had of one shard, Ray starts another in its
-place and gives it that shard again; and a job started again asks for those alone that are missing. No picture and no
-embedding travels through Ray: workers read and write the disk that all of them share.
+Ray Data distributes shards: each worker, an actor, loads the model and makes one missing shard after the other. When a
+worker dies, its unfinished shard is lost, and Ray starts another worker that makes this shard again. A restarted job
+distributes the missing shards only. Images and embeddings do not pass through Ray: workers read and write the disk
+that all of them share.
 """
 
 import contextlib
 import logging as python_logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from os import PathLike
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from accelerate.utils.memory import should_reduce_batch_size
@@ -21,45 +21,38 @@ from cca_hf.models.encoding import ImageEncoder
 from cca_hf.models.images import UnreadableImageError
 
 from .catalogue import Catalogue
-from .job import EmbeddedFolder, EmbeddingJob
-from .shards import DType
+from .job import EmbeddedFolder, EmbeddingJob, EmbeddingSettings
 from .tries import MOST, Tries
 
 _FIRST_BATCH_ON_CPU = 32
 _FIRST_BATCH = 256
-_MOST_CPUS_BESIDE_ACCELERATOR = 8  # threads that read pictures, see `encode`
+_MOST_CPUS_BESIDE_ACCELERATOR = 8  # threads that read images, see `encode`
 
 
 def embed_catalogue_on_ray(
     load_model: Callable[[], ImageEncoder],
     catalogue: Catalogue,
     folder: str | PathLike[str],
+    settings: EmbeddingSettings | None = None,
     *,
-    attributes: Sequence[str] | None = None,
-    dtype: DType = "float32",
-    shard_size: int = 4096,
-    batch_size: int | None = None,
-    num_workers: int | None = None,
-    on_unreadable: Literal["error", "skip"] = "error",
     ray_workers: int | None = None,
     show_progress: bool = True,
 ) -> EmbeddedFolder:
-    """As `embed_catalogue`, by Ray: the one that is running or that `RAY_ADDRESS` names, else one of this machine.
+    """Like `embed_catalogue`, by a running Ray, the Ray in `RAY_ADDRESS`, or a new Ray on this machine.
 
     Args:
-        load_model: is called once by each worker, and here for the manifest. It is sent to them, so it must pickle.
+        load_model: called once by each worker, and here for the manifest. It must be picklable.
         catalogue: workers read its files under the same paths as here.
         folder: on a disk that all workers share.
-        batch_size: pictures a pass. By default 32 on a CPU and 256 on an accelerator; where that is too much for the
-            device's memory, a half, a quarter, ... is tried.
-        num_workers: threads that read pictures, for each worker of Ray.
-        ray_workers: how many hold the model. By default one for each GPU; without one, one for each machine.
+        settings: the default `batch_size` is 32 on a CPU and 256 on an accelerator, and is halved until it fits into
+            the memory of the device. `num_workers` is the number of threads of each worker.
+        ray_workers: number of workers with a model. Default: one for each GPU; without a GPU, one for each machine.
 
     Raises:
-        ImportError: Ray is not installed.
+        ImportError: if Ray is not installed.
         ValueError, UnreadableImageError: as `embed_catalogue`.
-        RuntimeError: several workers died at the same shard.
-        ray.exceptions.RayError: Ray itself, or code of the model, failed.
+        RuntimeError: if several workers died at the same shard.
+        ray.exceptions.RayError: if Ray, or code of the model, failed.
     """
     try:
         import ray
@@ -67,31 +60,22 @@ def embed_catalogue_on_ray(
     except ImportError as error:
         raise ImportError('the engine "ray" needs Ray Data: pip install "cca_hf[ray]"') from error
 
-    if batch_size is not None and batch_size < 1 or ray_workers is not None and ray_workers < 1:
-        raise ValueError(f"batch_size and ray_workers must be at least 1; got {batch_size} and {ray_workers}")
-    job = EmbeddingJob.begin(
-        load_model(),
-        catalogue,
-        folder,
-        attributes=attributes,
-        dtype=dtype,
-        shard_size=shard_size,
-        num_workers=num_workers,
-        on_unreadable=on_unreadable,
-    )
+    if ray_workers is not None and ray_workers < 1:
+        raise ValueError(f"ray_workers must be at least 1; got {ray_workers}")
+    job = EmbeddingJob.begin(load_model(), catalogue, folder, settings or EmbeddingSettings())
     missing = job.missing()
-    total = job.pictures_in(missing)
-    with logging.tqdm(total=total, desc="Embedding", unit="picture", disable=not show_progress) as progress:
+    total = job.images_in(missing)
+    with logging.tqdm(total=total, desc="Embedding", unit="image", disable=not show_progress) as progress:
         if missing:
             with _running_ray():
                 workers, resources = _share_out(ray_workers, len(missing))
                 tries = ray.remote(Tries).options(num_cpus=0).remote()
                 shards = ray.data.from_items(missing, override_num_blocks=len(missing))
-                # one at a time: what waits at a worker could not be taken by another that is idle
+                # one shard at a time: an idle worker cannot take over a shard that waits at another worker
                 pool = ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1)
                 done = shards.map_batches(
                     ShardMaker,
-                    fn_constructor_args=(load_model, job, batch_size, tries),
+                    fn_constructor_args=(load_model, job, tries),
                     batch_size=1,
                     compute=pool,
                     **resources,
@@ -102,40 +86,38 @@ def embed_catalogue_on_ray(
                         raise UnreadableImageError(row["unreadable"])
                     if row["died"]:
                         raise RuntimeError(row["died"])
-                    progress.update(int(row["pictures"]))
+                    progress.update(int(row["images"]))
     return job.describe()
 
 
 class ShardMaker:
-    """A worker: holds the model, and makes the shards that Ray Data gives it."""
+    """A worker: loads the model, and makes the shards that Ray Data sends."""
 
-    def __init__(
-        self, load_model: Callable[[], ImageEncoder], job: EmbeddingJob, batch_size: int | None, tries: Any
-    ) -> None:
+    def __init__(self, load_model: Callable[[], ImageEncoder], job: EmbeddingJob, tries: Any) -> None:
         self.model = load_model()
         self.job = job
         self.tries = tries
         on_cpu = self.model.device.type == "cpu"
-        self.batch_size = batch_size or (_FIRST_BATCH_ON_CPU if on_cpu else _FIRST_BATCH)
+        self.batch_size = job.settings.batch_size or (_FIRST_BATCH_ON_CPU if on_cpu else _FIRST_BATCH)
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list]:
-        """One shard, {"item": (1,)}. What goes wrong with a picture is told, not raised: Ray would bury it."""
+        """Makes one shard, {"item": (1,)}. Errors of images are returned, since Ray would hide an exception."""
         import ray
 
         shard = int(block["item"][0])
-        told: dict[str, list] = {"pictures": [0], "unreadable": [""], "died": [""]}
+        result: dict[str, list] = {"images": [0], "unreadable": [""], "died": [""]}
         if ray.get(self.tries.begin.remote(shard)) > MOST:
             first, last = self.job.manifest.range_of(shard)
-            told["died"] = [
-                f"{MOST} workers in turn died at the pictures {first} to {last - 1} of the catalogue: there is too "
-                "little memory, or one of them is more than its decoder can take; finished shards are kept"
+            result["died"] = [
+                f"{MOST} workers in turn died at the images {first} to {last - 1} of the catalogue: the memory is too "
+                "small, or an image crashes its decoder; finished shards are kept"
             ]
-            return told
+            return result
         try:
-            told["pictures"] = [self._make(shard)]
+            result["images"] = [self._make(shard)]
         except UnreadableImageError as error:
-            told["unreadable"] = [str(error)]
-        return told
+            result["unreadable"] = [str(error)]
+        return result
 
     def _make(self, shard: int) -> int:
         while True:
@@ -149,12 +131,12 @@ class ShardMaker:
 
 @contextlib.contextmanager
 def _running_ray() -> Iterator[None]:
-    """The Ray there is, or one that ends with the work."""
+    """Uses the running Ray, or starts one and stops it at the end."""
     import ray
 
     own = not ray.is_initialized()
     if own:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of how Ray Data itself makes actors
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns about actors of Ray Data itself
         python_logging.getLogger("ray.data").setLevel(python_logging.ERROR)
         ray.init(log_to_driver=False, logging_level=python_logging.ERROR, include_dashboard=False)
     try:
@@ -165,16 +147,16 @@ def _running_ray() -> Iterator[None]:
 
 
 def _share_out(workers: int | None, shards: int) -> tuple[int, dict[str, Any]]:
-    """How many workers, and what of a machine is each one's."""
+    """The number of workers, and the resources of each."""
     import ray
 
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if not machines:
-        raise RuntimeError("no machine of the Ray cluster has a processor to give")
+        raise RuntimeError("no machine of the Ray cluster has a free CPU")
     gpus = int(sum(machine.get("GPU", 0) for machine in machines))
     workers = min(workers or gpus or len(machines), shards)
-    each = -(-workers // len(machines))  # on one machine, at most
-    cpus = max(1, int(min(machine["CPU"] for machine in machines)) // each)
+    workers_a_machine = -(-workers // len(machines))
+    cpus = max(1, int(min(machine["CPU"] for machine in machines)) // workers_a_machine)
     if not gpus:
         return workers, {"num_cpus": cpus}
     return workers, {"num_cpus": min(cpus, _MOST_CPUS_BESIDE_ACCELERATOR), "num_gpus": min(1.0, gpus / workers)}

@@ -1,14 +1,14 @@
-"""A folder of parquet files, each whole or not there, with a manifest that says what they are of.
+"""The format of embeddings: a folder of parquet files, with a manifest that describes them.
 
-    manifest.json                          the model's fingerprint, attributes, dtype, number of items, rows a shard
-    embeddings-00000-of-00003.parquet      item_id, columns carried over, embedding_<attribute>, ...
+    manifest.json                          the model's fingerprint, attributes, dtype, number of items, rows per shard
+    embeddings-00000-of-00003.parquet      item_id, columns of the data set, embedding_<attribute>, ...
 
-A shard holds the rows of a fixed range of the catalogue, but for pictures that could not be read; these, and the
-fingerprint of what it was made from, stand in its metadata. It appears under its name when it is complete and on the
-disk, so a process that is killed leaves finished shards and nothing else that counts.
+A shard contains a fixed range of rows of the catalogue, without the images that could not be read. Its metadata lists
+these, and the fingerprint of the rows that it was made from. A shard gets its name when it is complete and on disk: a
+killed process leaves complete shards, and nothing else that is read.
 
-`int8` stands for `scale_<attribute> * embedding_<attribute>`, with one float32 scale for each vector, its largest
-coordinate / 127: for cosine similarities the scale is not needed.
+An `int8` vector stands for `scale_<attribute> * embedding_<attribute>`. The scale, one float32 per vector, is its
+largest coordinate / 127; cosine similarities do not need it.
 """
 
 import json
@@ -17,22 +17,24 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Features, List, Value
 
+from cca_hf.models.whole_files import staged
+
 DType = Literal["float32", "float16", "int8"]
-DTYPES = ("float32", "float16", "int8")
+DTYPES = get_args(DType)
 MANIFEST = "manifest.json"
 _METADATA = b"cca_hf"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What all shards of a folder have in common."""
+    """The properties that all shards of a folder share."""
 
     model: str  # fingerprint
     attributes: list[str]
@@ -47,35 +49,35 @@ class Manifest:
         return -(-self.num_items // self.shard_size)
 
     def range_of(self, shard: int) -> tuple[int, int]:
-        """First row of a shard, and the one behind its last."""
+        """The first row of a shard, and the row after its last."""
         return shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_items)
 
     def path_of(self, folder: Path, shard: int) -> Path:
         return folder / f"embeddings-{shard:05}-of-{self.num_shards:05}.parquet"
 
     def write_or_compare(self, folder: Path) -> None:
-        """Claims a folder, or makes sure that its shards are of the same job.
-
-        Raises:
-            ValueError: naming what differs.
-        """
+        """Writes the manifest to a new folder, or compares it with the manifest of the folder."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / MANIFEST
-        if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            differing = [f"{key} ({found.get(key)} there, {value} now)" for key, value in asdict(self).items()
-                         if found.get(key) != value]  # fmt: skip
-            if differing:
+        has_shards = any(folder.glob("embeddings-*.parquet"))  # before the next line: another process writes it first
+        if not path.exists():
+            if has_shards:
                 raise ValueError(
-                    f"{folder} holds the embeddings of another job, which differs in {', '.join(differing)}: give "
-                    "another folder, or delete this one"
+                    f"{folder} contains embeddings but no {MANIFEST}: choose another folder, or delete this one"
                 )
-        elif any(folder.glob("embeddings-*.parquet")):
-            raise ValueError(f"{folder} holds embeddings and no {MANIFEST}: give another folder, or delete this one")
-        else:
-            written = folder / f".{MANIFEST}.{os.getpid()}"
-            written.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-            _appear(written, path)
+            with staged(folder) as unfinished:
+                (unfinished / MANIFEST).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        differing = [
+            f"{key} ({stored.get(key)} there, {value} now)"
+            for key, value in asdict(self).items()
+            if stored.get(key) != value
+        ]
+        if differing:
+            raise ValueError(
+                f"{folder} contains the embeddings of another job, which differs in {', '.join(differing)}: choose "
+                "another folder, or delete this one"
+            )
 
 
 def model_of(folder: str | PathLike[str]) -> str | None:
@@ -86,10 +88,10 @@ def model_of(folder: str | PathLike[str]) -> str | None:
 
 @dataclass(frozen=True)
 class ShardNote:
-    """What a shard says of itself beside its rows."""
+    """The metadata of a shard."""
 
     made_from: str  # fingerprint of the catalogue's rows
-    unreadable: dict[str, str]  # item id -> why
+    unreadable: dict[str, str]  # item id -> reason
 
 
 def column_of(attribute: str) -> str:
@@ -101,28 +103,30 @@ def scale_column_of(attribute: str) -> str:
 
 
 def features_of(items: Features, attributes: Sequence[str], dim: int, dtype: DType) -> Features:
-    """The columns of a shard, as `datasets` describes them.
-
-    Raises:
-        ValueError: if two columns have the same name.
-    """
-    own: dict[str, object] = {column_of(name): List(Value(dtype), length=dim) for name in attributes}
+    """The columns of a shard."""
+    vectors: dict[str, object] = {column_of(name): List(Value(dtype), length=dim) for name in attributes}
     if dtype == "int8":
-        own |= {scale_column_of(name): Value("float32") for name in attributes}
-    taken = [name for name in own if name in items]
+        vectors |= {scale_column_of(name): Value("float32") for name in attributes}
+    taken = [name for name in vectors if name in items]
     if taken:
-        raise ValueError(f"the column {taken[0]!r} cannot be carried over: embeddings will stand under this name")
-    return Features({**items, **own})
+        raise ValueError(f"the column {taken[0]!r} cannot be kept: a column of embeddings has this name")
+    return Features({**items, **vectors})
 
 
 def write_shard(
     path: Path, items: pa.Table, embeddings: np.ndarray, attributes: Sequence[str], features: Features, note: ShardNote
-) -> None:
-    """
+) -> bool:
+    """Writes a shard, completely or not at all.
+
     Args:
-        items: the ids and columns carried over.
+        items: the ids and columns of the data set.
         embeddings: (items, attributes, dim) float32.
+
+    Returns:
+        False if another process has finished this shard in the meantime; nothing is written then.
     """
+    if path.exists():
+        return False
     columns = {name: items[name] for name in items.column_names}
     for place, attribute in enumerate(attributes):
         kind = features[column_of(attribute)].feature.dtype
@@ -135,20 +139,19 @@ def write_shard(
     metadata = {**schema.metadata, _METADATA: json.dumps(asdict(note)).encode()}
     table = pa.table({name: columns[name] for name in features}).cast(schema).replace_schema_metadata(metadata)
     plain = {column_of(attribute) for attribute in attributes}
-    others = [name for name in features if name not in plain]
-    written = path.with_name(f".{path.name}.{os.getpid()}")
-    # vectors do not compress, and nobody asks for the range of one
-    pq.write_table(table, written, compression={name: "none" if name in plain else "zstd" for name in features},
-                   use_dictionary=others or False, write_statistics=others or False)  # fmt: skip
-    _appear(written, path)
-    for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed while it wrote this shard
-        left.unlink(missing_ok=True)
+    others = [name for name in features if name not in plain] or False
+    # vectors do not compress, and statistics of them are useless
+    compression = {name: "none" if name in plain else "zstd" for name in features}
+    with staged(path.parent) as unfinished:
+        with (unfinished / path.name).open("wb") as file:
+            pq.write_table(table, file, compression=compression, use_dictionary=others, write_statistics=others)
+            file.flush()
+            os.fsync(file.fileno())
+    return True
 
 
-def read_note(path: Path) -> tuple[int, ShardNote]:
-    """The number of rows of a shard, and what it says of itself."""
-    metadata = pq.read_metadata(path)
-    return metadata.num_rows, ShardNote(**json.loads(metadata.metadata[_METADATA]))
+def read_note(path: Path) -> ShardNote:
+    return ShardNote(**json.loads(pq.read_metadata(path).metadata[_METADATA]))
 
 
 def _converted(vectors: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -157,17 +160,3 @@ def _converted(vectors: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray 
     scales = np.abs(vectors).max(axis=1) / 127
     divisors = np.where(scales > 0, scales, 1)[:, None]
     return np.rint(vectors / divisors).astype(np.int8), scales.astype(np.float32)
-
-
-def _appear(written: Path, path: Path) -> None:
-    """Under its name at once, and only when the disk has it."""
-    with written.open("rb") as file:
-        os.fsync(file.fileno())
-    written.replace(path)
-    if os.name != "posix":  # where a folder cannot be opened, and its entries are written at once
-        return
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

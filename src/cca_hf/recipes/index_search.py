@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cca_hf.search import AttributeIndex, Hit
-from cca_hf.search.pictures import PICTURE, find_pictures
+from cca_hf.search.images import IMAGE_REFERENCE, find_images
 
 if TYPE_CHECKING:  # a search by item needs no torch
     from cca_hf.models.encoding import ImageEncoder
@@ -109,17 +109,17 @@ def write_answers(answers: Sequence[Answer], path: Path, *, store: str, where: s
     """
     from cca_hf.visualization.search_page import FoundPicture, SearchedQuery, SearchRow, write_search_page
 
-    places = {hit.item_id: hit.columns.get(PICTURE) for answer in answers for hit in answer.hits}
+    places = {hit.item_id: hit.columns.get(IMAGE_REFERENCE) for answer in answers for hit in answer.hits}
     items = {answer.item for answer in answers if answer.item is not None}
     with AttributeIndex.open(store) as index:
-        places |= {hit.item_id: hit.columns.get(PICTURE) for hit in index.get(sorted(items - places.keys()))}
+        places |= {hit.item_id: hit.columns.get(IMAGE_REFERENCE) for hit in index.get(sorted(items - places.keys()))}
     lost = [item for item, place in places.items() if place is None]
     if lost:
         raise ValueError(
-            f"the index does not say where the image of item {lost[0]} is: --html needs a column {PICTURE!r} of "
+            f"the index does not say where the image of item {lost[0]} is: --html needs a column {IMAGE_REFERENCE!r} of "
             "paths or addresses, which 'cca index --images' and '--dataset' write"
         )
-    images = dict(zip(places, find_pictures([str(place) for place in places.values()]), strict=True))
+    images = dict(zip(places, find_images([str(place) for place in places.values()]), strict=True))
     shown = []
     for query, rows in groupby(answers, key=lambda answer: (answer.query, answer.image, answer.item)):
         name, image, item = query
@@ -136,7 +136,11 @@ def write_answers(answers: Sequence[Answer], path: Path, *, store: str, where: s
 
 
 def _title(hit: Hit) -> str:
-    known = [f"{name}: {cell(value)}" for name, value in hit.columns.items() if name != PICTURE and value is not None]
+    known = [
+        f"{name}: {cell(value)}"
+        for name, value in hit.columns.items()
+        if name != IMAGE_REFERENCE and value is not None
+    ]
     return ", ".join([f"item {hit.item_id}", f"similarity {hit.similarity:.3f}", *known])
 
 

@@ -1,4 +1,4 @@
-"""Search a catalogue: an index with one embedding per attribute, in a folder or on a server."""
+"""Search a catalogue by attribute: an index of embeddings in a folder, in a bucket or on a server."""
 
 from .condition_text import parse
 from .conditions import column

@@ -1,13 +1,13 @@
-"""Conditions as a text in Python's syntax: `price < 50 and base_colour not in ('red', 'pink')`.
+"""Filters as text in Python's syntax: `price < 50 and base_colour not in ('red', 'pink')`.
 
-The text is read by Python's own parser, and nothing in it is ever run.
+Python's own parser reads the text. Nothing in it is executed.
 """
 
 import ast
 from collections.abc import Callable
 from typing import NoReturn
 
-from .conditions import And, Condition, Not, Or, column
+from .conditions import MOST_LEVELS, And, Condition, Not, Or, column
 
 _COMPARISONS: dict[type[ast.cmpop], Callable[[column, object], Condition]] = {
     ast.Eq: column.__eq__,
@@ -27,23 +27,31 @@ _FLIPPED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Eq: ast.Eq,
     ast.NotEq: ast.NotEq,
 }
+_EQUALITIES = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot)
 _ALLOWED = (
     "a filter compares columns with values: price < 50, 10 <= price < 50, colour == 'red', season in ('Fall', "
-    "'Winter'), in_stock, year is None, joined by and, or, not; column('heel height') stands for a name with a space"
+    "'Winter'), in_stock, year is None, joined by and, or, not; write column('heel height') for a name with a space"
 )
+_LONGEST_SHOWN = 200
 
 
 def parse(text: str) -> Condition:
-    """The condition that a text stands for.
+    """Reads a condition from text.
 
     Raises:
-        ValueError: naming the part that is not understood, and what is allowed.
+        ValueError: for text that is no filter; names the part, and what is allowed.
     """
+    text = text.strip()
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        return _Reader(text).condition(ast.parse(text, mode="eval").body)
     except SyntaxError as error:
-        raise ValueError(f"the filter {text!r} cannot be read ({error.msg}); {_ALLOWED}") from error
-    return _Reader(text.strip()).condition(tree.body)
+        raise ValueError(f"cannot parse the filter {_shown(text)} ({error.msg}); {_ALLOWED}") from error
+    except (RecursionError, MemoryError) as error:
+        raise ValueError(
+            f"the filter {_shown(text)} is nested too deep: at most {MOST_LEVELS} levels of 'and', 'or' and 'not'"
+        ) from error
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the filter {text[:_LONGEST_SHOWN]!a} contains a character that is not Unicode") from error
 
 
 class _Reader:
@@ -57,13 +65,13 @@ class _Reader:
             case ast.BoolOp(ast.Or(), values):
                 return Or(tuple(map(self.condition, values)))
             case ast.UnaryOp(ast.Not(), operand):
-                return Not(self.condition(operand))
+                return ~self.condition(operand)
             case ast.Compare(left, operators, rights):
                 terms = [left, *rights]
                 parts = tuple(map(self.comparison, terms, operators, rights))
                 return parts[0] if len(parts) == 1 else And(parts)
             case ast.Name() | ast.Call():
-                return self.column(node) == True  # noqa: E712 - a condition, not a comparison
+                return self.column(node) == True  # noqa: E712 - makes a condition
         self.refuse(node)
 
     def comparison(self, left: ast.expr, sign: ast.cmpop, right: ast.expr) -> Condition:
@@ -73,7 +81,7 @@ class _Reader:
                 self.refuse(right)
             found = self.column(left).is_in([self.value(element) for element in right.elts])
             return Not(found) if isinstance(sign, ast.NotIn) else found
-        if not _names_column(left) and kind in _FLIPPED:  # 10 < price
+        if not isinstance(left, (ast.Name, ast.Call)) and kind in _FLIPPED:  # 10 < price
             left, right, kind = right, left, _FLIPPED[kind]
         value = self.value(right)
         if (kind in (ast.Is, ast.IsNot) and value is not None) or (value is None and kind not in _EQUALITIES):
@@ -98,11 +106,8 @@ class _Reader:
 
     def refuse(self, node: ast.AST) -> NoReturn:
         part = ast.get_source_segment(self.text, node) or ast.unparse(node)
-        raise ValueError(f"in the filter {self.text!r}, {part!r} has no place; {_ALLOWED}")
+        raise ValueError(f"in the filter {_shown(self.text)}, {_shown(part)} is not allowed; {_ALLOWED}")
 
 
-_EQUALITIES = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot)
-
-
-def _names_column(node: ast.expr) -> bool:
-    return isinstance(node, (ast.Name, ast.Call))
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "...")

@@ -1,11 +1,11 @@
-"""Which items may be found: conditions on columns, in Python's own words.
+"""Filters: conditions on the columns of an index, with the semantics of Python.
 
     column("price") < 50
     (column("price") < 50) & ~column("base_colour").is_in(["red", "pink"])
-    "price < 50 and base_colour not in ('red', 'pink')"         # the same as a text, see `parse`
+    "price < 50 and base_colour not in ('red', 'pink')"         # the same as text, see `parse`
 
-A missing value equals nothing and is neither less nor greater than anything; `== None` finds it. `not` is Python's:
-what does not fulfil a condition fulfils its opposite, so "not red" includes items whose colour is not known.
+A missing value equals nothing and is neither less nor greater than anything; `== None` selects missing values. `not`
+selects every item that the condition does not select: "not red" includes items whose colour is unknown.
 """
 
 import math
@@ -17,29 +17,31 @@ Value: TypeAlias = str | int | float | bool
 ColumnType: TypeAlias = Literal["text", "integer", "number", "boolean"]
 Operator: TypeAlias = Literal["==", "<", "<=", ">", ">="]
 
+MOST_LEVELS = 40  # the SQL parser of LanceDB stops at 45 nested pairs of brackets
+INT64 = range(-(2**63), 2**63)
 _KINDS: dict[ColumnType, str] = {
-    "text": "texts",
-    "integer": "whole numbers",
+    "text": "text",
+    "integer": "integers",
     "number": "numbers",
     "boolean": "True or False",
 }
 
 
 class Condition:
-    """What `&`, `|` and `~` join: made by `column(...)` and `parse`."""
+    """A filter, made by `column(...)` or `parse`; joined with `&`, `|` and `~`."""
 
     def __and__(self, other: "Condition") -> "Condition":
-        return And((self, other))
+        return And((*_parts(self, And), *_parts(other, And)))
 
     def __or__(self, other: "Condition") -> "Condition":
-        return Or((self, other))
+        return Or((*_parts(self, Or), *_parts(other, Or)))
 
     def __invert__(self) -> "Condition":
-        return Not(self)
+        return self.part if isinstance(self, Not) else Not(self)
 
     def __bool__(self) -> NoReturn:
         raise TypeError(
-            "join conditions with &, | and ~ (each in brackets), not with and, or, not, or a chain a < b < c"
+            "join conditions with &, | and ~ (each condition in brackets), not with and, or, not, or a chain a < b < c"
         )
 
 
@@ -52,7 +54,7 @@ class Comparison(Condition):
 
 @dataclass(frozen=True)
 class AnyOf(Condition):
-    """Equal to one of the values; to none if there are none."""
+    """Equality with any of the values. Without values, no item fulfils it."""
 
     column: str
     values: tuple[Value, ...]
@@ -78,8 +80,8 @@ class Or(Condition):
     parts: tuple[Condition, ...]
 
 
-class column:  # noqa: N801 - reads as a function, as `col` does in other libraries
-    """A column of the index, to be compared with a value: `column("price") < 50`."""
+class column:  # noqa: N801 - used like a function, as `col` is in other libraries
+    """A column of the index, to compare with a value: `column("price") < 50`."""
 
     __hash__ = None  # type: ignore[assignment]  # == makes a condition
 
@@ -105,14 +107,19 @@ class column:  # noqa: N801 - reads as a function, as `col` does in other librar
         return Comparison(self.name, ">=", _plain(self.name, value))
 
     def is_in(self, values: Iterable[object]) -> Condition:
-        """Equal to any of `values`."""
+        """Equality with any of `values`."""
         if isinstance(values, str):
             raise TypeError(f"is_in takes a list of values; got the string {values!r}, write [{values!r}]")
         return AnyOf(self.name, tuple(_plain(self.name, value) for value in values))
 
 
+def _parts(condition: Condition, kind: type[And] | type[Or]) -> tuple[Condition, ...]:
+    """The parts of an And or Or of this kind: a chain of `|` over thousands of conditions stays one flat Or."""
+    return condition.parts if isinstance(condition, kind) else (condition,)
+
+
 def _plain(name: str, value: object) -> Value:
-    """Numpy's and Arrow's scalars as Python's own."""
+    """Converts scalars of numpy and Arrow to Python's types."""
     if not isinstance(value, (str, int, float, bool)):
         import numpy as np
         import pyarrow as pa  # type: ignore[import-untyped]
@@ -121,26 +128,33 @@ def _plain(name: str, value: object) -> Value:
         value = value.as_py() if isinstance(value, pa.Scalar) else value
     if not isinstance(value, (str, int, float, bool)):
         raise TypeError(
-            f"column({name!r}) can be compared with a text, a number, True or False; got {type(value).__name__}"
+            f"column({name!r}) can be compared with text, a number, True or False; got {type(value).__name__}"
         )
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"column({name!r}) cannot be compared with {value}; a missing value is found by == None")
+        raise ValueError(f"column({name!r}) cannot be compared with {value}; use == None to select missing values")
     return value
 
 
-def check(condition: Condition, columns: Mapping[str, ColumnType]) -> Condition:
-    """The same condition with values of the columns' own types, or the reason why it makes no sense.
+def check(condition: Condition, columns: Mapping[str, ColumnType], levels: int = 0) -> Condition:
+    """Returns the condition with each value converted to the type of its column.
+
+    Args:
+        columns: column -> type.
+        levels: how deep this condition is nested in another.
 
     Raises:
-        ValueError: for an unknown column (names the closest) or a value that the column cannot have.
+        ValueError: for an unknown column (names the closest), a value that the column cannot contain, or a condition
+            nested more than `MOST_LEVELS` deep.
     """
+    if levels > MOST_LEVELS:
+        raise ValueError(f"the filter is nested too deep: at most {MOST_LEVELS} levels of 'and', 'or' and 'not'")
     match condition:
         case And(parts):
-            return And(tuple(check(part, columns) for part in parts))
+            return And(tuple(check(part, columns, levels + 1) for part in parts))
         case Or(parts):
-            return Or(tuple(check(part, columns) for part in parts))
+            return Or(tuple(check(part, columns, levels + 1) for part in parts))
         case Not(part):
-            return Not(check(part, columns))
+            return Not(check(part, columns, levels + 1))
         case Missing(name):
             _type_of(name, columns)
             return condition
@@ -152,8 +166,18 @@ def check(condition: Condition, columns: Mapping[str, ColumnType]) -> Condition:
     raise TypeError(f"a condition is made by column(...) or parse(...); got {type(condition).__name__}")
 
 
+def levels_of(condition: Condition) -> int:
+    """How deep And, Or and Not are nested in a condition."""
+    match condition:
+        case And(parts) | Or(parts):
+            return 1 + max(map(levels_of, parts), default=0)
+        case Not(part):
+            return 1 + levels_of(part)
+    return 0
+
+
 def columns_of(condition: Condition | None) -> set[str]:
-    """Those that it is about."""
+    """The columns that a condition reads."""
     match condition:
         case And(parts) | Or(parts):
             return set().union(*map(columns_of, parts))
@@ -164,11 +188,11 @@ def columns_of(condition: Condition | None) -> set[str]:
     return set()
 
 
-def unknown(kind: str, name: str, available: Iterable[str]) -> str:
-    """The words of an error: what there is not, the closest name, and all there are."""
-    from cca_hf.data.columns import missing_message  # imports `datasets`, which no search needs
+def unknown(kind: str, name: object, available: Iterable[str]) -> str:
+    """The text of an error for an unknown name, with the closest name and all names."""
+    from cca_hf.data.columns import missing_message  # imports `datasets`, which a search does not need
 
-    return missing_message(kind, [name], available)
+    return missing_message(kind, [str(name)], available)
 
 
 def _type_of(name: str, columns: Mapping[str, ColumnType]) -> ColumnType:
@@ -182,19 +206,23 @@ def _compared(name: str, operator: Operator, value: Value, columns: Mapping[str,
     given: ColumnType = "text" if isinstance(value, str) else "boolean" if isinstance(value, bool) else "number"
     wanted = "number" if kind == "integer" else kind
     if given != wanted:
-        raise ValueError(f"in the filter: the column {name!r} holds {_KINDS[kind]}, and {value!r} is none")
+        raise ValueError(f"in the filter: the column {name!r} contains {_KINDS[kind]}; got {value!r}")
     if operator != "==" and wanted != "number":
-        raise ValueError(f"in the filter: {name!r} holds {_KINDS[kind]}; {operator} is for numbers, use == or 'in'")
-    if kind == "number":
-        return Comparison(name, operator, float(value))
-    if kind == "integer" and isinstance(value, float):
-        if value.is_integer():
-            return Comparison(name, operator, int(value))
-        if operator == "==":
-            return AnyOf(name, ())  # no whole number equals a fraction
-        return (
-            Comparison(name, "<=", math.floor(value))
-            if operator[0] == "<"
-            else Comparison(name, ">=", math.ceil(value))
+        raise ValueError(
+            f"in the filter: {operator} compares numbers, but {name!r} contains {_KINDS[kind]}; use == or 'in'"
         )
-    return Comparison(name, operator, value)
+    if isinstance(value, str) or isinstance(value, bool):
+        return Comparison(name, operator, value)
+    if kind == "number":
+        try:
+            return Comparison(name, operator, float(value))
+        except OverflowError as error:
+            raise ValueError(f"in the filter: a value for {name!r} is outside the range of 64-bit floats") from error
+    if math.floor(value) not in INT64:
+        raise ValueError(f"in the filter: a value for {name!r} is outside the range of 64-bit integers")
+    if isinstance(value, int) or value.is_integer():
+        return Comparison(name, operator, int(value))
+    if operator == "==":
+        return AnyOf(name, ())  # no integer equals a fraction
+    below = operator[0] == "<"
+    return Comparison(name, "<=", math.floor(value)) if below else Comparison(name, ">=", math.ceil(value))

@@ -1,4 +1,4 @@
-"""Conditions in the words of the engines: SQL for LanceDB, filters for Qdrant, masks for what is in memory."""
+"""Translates conditions: to SQL for LanceDB, to filters for Qdrant, to masks for columns in memory."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,18 +7,20 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from .conditions import And, AnyOf, Comparison, Condition, Missing, Not, Or, Value
+from .conditions import INT64, And, AnyOf, Comparison, Condition, Missing, Not, Or, Value, levels_of
 
 
 def to_sql(condition: Condition, opposite: bool = False) -> str:
-    """As a filter of LanceDB. A condition on a missing value is NULL there, and its opposite is NULL too: hence the
-    `opposite`, which finds what the condition does not, missing values included."""
+    """The SQL filter for LanceDB. In SQL a condition on a missing value is NULL, and so is its negation: `opposite`
+    writes the negation that selects missing values too."""
     match condition:
         case Not(part):
             return to_sql(part, not opposite)
         case And(parts) | Or(parts):
             word = " AND " if isinstance(condition, And) is not opposite else " OR "
-            return f"({word.join(to_sql(part, opposite) for part in parts)})"
+            # deepest part first: the parser of LanceDB needs half as much recursion for brackets on the left
+            deepest_first = sorted(parts, key=levels_of, reverse=True)
+            return f"({word.join(to_sql(part, opposite) for part in deepest_first)})"
         case Missing(name):
             return f"`{name}` IS {'NOT ' if opposite else ''}NULL"
         case AnyOf(name, ()):
@@ -31,15 +33,19 @@ def to_sql(condition: Condition, opposite: bool = False) -> str:
             if opposite:
                 return f"(`{name}` {signs[operator]} {_literal(value)} OR `{name}` IS NULL)"
             return f"`{name}` {'=' if operator == '==' else operator} {_literal(value)}"
-    raise TypeError(f"no condition: {condition!r}")
+    raise TypeError(f"not a condition: {condition!r}")
 
 
 def _literal(value: Value) -> str:
-    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else repr(value).lower()
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    if value == INT64.start and isinstance(value, int):
+        return f"({INT64.start + 1} - 1)"  # without its sign this number is no 64-bit integer
+    return repr(value).lower()
 
 
 def to_filter(condition: Condition) -> Any:
-    """As a filter of Qdrant, in which what does not fulfil a condition fulfils its opposite, as here."""
+    """The filter for Qdrant, whose negation selects missing values too."""
     from qdrant_client import models
 
     match condition:
@@ -71,11 +77,11 @@ def to_filter(condition: Condition) -> Any:
             }
             between = models.Range(**bounds[operator])
             return models.Filter(must=[models.FieldCondition(key=payload_path(name), range=between)])
-    raise TypeError(f"no condition: {condition!r}")
+    raise TypeError(f"not a condition: {condition!r}")
 
 
 def to_mask(condition: Condition, rows: pa.Table) -> NDArray[np.bool_]:
-    """(rows,) which of them fulfil it."""
+    """(rows,) True for rows that fulfil the condition."""
     import pyarrow.compute as pc  # type: ignore[import-untyped]
 
     match condition:
@@ -94,9 +100,9 @@ def to_mask(condition: Condition, rows: pa.Table) -> NDArray[np.bool_]:
             compare = {"==": pc.equal, "<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal}
             fulfils = compare[operator](rows.column(name), pa.scalar(value, rows.schema.field(name).type))
             return fulfils.fill_null(False).to_numpy()
-    raise TypeError(f"no condition: {condition!r}")
+    raise TypeError(f"not a condition: {condition!r}")
 
 
 def payload_path(column: str) -> str:
-    """A payload's key: in quotes, or a space or a bracket in it would be read as a path."""
+    """The key of a payload. Without quotes, Qdrant reads a space or a bracket as part of a path."""
     return column if column.isidentifier() and column.isascii() else f'"{column}"'

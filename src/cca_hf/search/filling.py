@@ -1,4 +1,4 @@
-"""A whole source into an index, new or there already, with a progress bar: what `cca index` and `cca embed` do."""
+"""Writes a whole source to a new or existing index, with a progress bar, for `cca index` and `cca embed`."""
 
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
@@ -9,44 +9,40 @@ from .store import NoIndexError
 
 
 def fill_index(store: str, source: ItemSource, *, only_new: bool = False) -> tuple[int, IndexSchema]:
-    """Items that are there already are written over, or left alone if `only_new`.
+    """Adds the items of `source`. Items in the index are replaced, or kept if `only_new`.
 
     Returns:
-        How many items the index then holds, and in which form.
+        The number of items in the index, and its schema.
 
     Raises:
-        ValueError: if the index that is there has other attributes, dimensions, columns, or is of another model.
+        ValueError: if the index has other attributes, another width, other columns or another model.
     """
-    with _open_or_create(store, source.schema) as opened:
-        _fill(opened, source, only_new=only_new)
-        return opened.count(), opened.schema
+    with _open_or_create(store, source.schema) as index:
+        with tqdm(total=len(source), desc="Indexing", unit="item") as progress:
+            for item_ids, columns, embed in source.batches():
+                stored = index.ids_among(item_ids) if only_new else set()
+                rows = [row for row, item in enumerate(item_ids) if item not in stored]
+                if rows:
+                    ids = [item_ids[row] for row in rows]
+                    index.add(ids, embeddings=embed(rows), columns=columns.take(rows))
+                progress.update(len(item_ids))
+            progress.set_description("Building the index")
+            index.optimize()
+        return index.count(), index.schema
 
 
 def _open_or_create(store: str, schema: IndexSchema) -> AttributeIndex:
     try:
-        opened = AttributeIndex.open(store, schema.checkpoint, writable=True)
+        index = AttributeIndex.open(store, schema.checkpoint, writable=True)
     except NoIndexError:
         return AttributeIndex.create_from_schema(store, schema)
-    there = opened.schema
-    if schema.attributes != there.attributes or schema.dim != there.dim:
-        problem = f"holds {there.dim} dimensions under {', '.join(there.attributes)}"
-    elif any(there.columns.get(name) != kind for name, kind in schema.columns.items()):
-        known = ", ".join(f"{name} ({kind})" for name, kind in there.columns.items())
-        problem = f"holds other columns; choose with --columns among those it has: {known or 'none'}"
+    stored = index.schema
+    if schema.attributes != stored.attributes or schema.dim != stored.dim:
+        problem = f"has {stored.dim} dimensions for {', '.join(stored.attributes)}"
+    elif any(stored.columns.get(name) != kind for name, kind in schema.columns.items()):
+        known = ", ".join(f"{name} ({kind})" for name, kind in stored.columns.items())
+        problem = f"has other columns; choose with --columns among {known or 'none'}"
     else:
-        return opened
-    opened.close()
+        return index
+    index.close()
     raise ValueError(f"the index at {store} {problem}")
-
-
-def _fill(opened: AttributeIndex, source: ItemSource, *, only_new: bool) -> None:
-    with tqdm(total=len(source), desc="Indexing", unit="item") as progress:
-        for item_ids, columns, embed in source.batches():
-            there = opened.ids_among(item_ids) if only_new else set()
-            rows = [row for row, item in enumerate(item_ids) if item not in there]
-            if rows:
-                ids = [item_ids[row] for row in rows]
-                opened.add(ids, embeddings=embed(rows), columns=columns.take(rows))
-            progress.update(len(item_ids))
-        progress.set_description("Building the index")
-        opened.optimize()

@@ -1,4 +1,4 @@
-"""What a search returns."""
+"""The results of a search."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,20 +9,15 @@ from .schema import ITEM_ID, SIMILARITY
 
 
 class Hit(NamedTuple):
-    """An item found."""
+    """One item of a result."""
 
     item_id: str
-    similarity: float  # cosine, or the weighted mean of several
+    similarity: float  # cosine, or a weighted mean of cosines
     columns: dict[str, str | int | float | bool | None]
 
 
-def hits_of(table: pa.Table, columns: Sequence[str], itself: str | None) -> list[Hit]:
-    """The rows of a table, the nearest first and equals by their id, without the item that was asked with."""
-    ids, similarities = table.column(ITEM_ID).to_pylist(), table.column(SIMILARITY).to_pylist()
-    others = [table.column(name).to_pylist() for name in columns]
-    rows = sorted(range(len(ids)), key=lambda row: (-similarities[row], ids[row]))
-    return [
-        Hit(ids[row], similarities[row], {name: each[row] for name, each in zip(columns, others, strict=True)})
-        for row in rows
-        if ids[row] != itself
-    ]
+def hits_of(table: pa.Table, columns: Sequence[str], query_item: str | None) -> list[Hit]:
+    """The rows by falling similarity, equal ones by id, without the item that was the query."""
+    rows = table.to_pylist()
+    hits = [Hit(row[ITEM_ID], row[SIMILARITY], {name: row[name] for name in columns}) for row in rows]
+    return sorted((hit for hit in hits if hit.item_id != query_item), key=lambda hit: (-hit.similarity, hit.item_id))

@@ -1,4 +1,4 @@
-"""`AttributeIndex`: a catalogue's embeddings, one for each attribute, kept and searched; see docs/search.md."""
+"""`AttributeIndex`: stores the embeddings of a catalogue per attribute, and searches them; see docs/search.md."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike, fspath
@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from .condition_text import parse
-from .conditions import AnyOf, ColumnType, Condition, check
+from .conditions import INT64, AnyOf, ColumnType, Condition, check
 from .hits import Hit, hits_of
 from .items import item_table
 from .mixtures import nearest_to_mixture
-from .queries import centroid_of, check_there, embeddings_of, shares_of, targets_of
-from .schema import ITEM_ID, CheckpointId, IndexSchema
+from .queries import centroid_of, check_present, embeddings_of, shares_of, targets_of
+from .schema import ITEM_ID, CheckpointId, IndexSchema, Vectors
 from .store import VectorStore
 from .stores import Settings, create_store, open_store
 
@@ -29,18 +29,18 @@ _IDS_AT_ONCE = 4096
 
 
 class AttributeIndex:
-    """Items with an embedding for each attribute: added, filtered and searched, in a folder, a bucket or on a server.
+    """Items with one embedding per attribute, to add, filter and search: in a folder, in a bucket or on a server.
 
-    An index takes the vectors of one checkpoint and refuses those of another. What `add` and `delete` have returned
-    from survives the death of the process; one process writes at a time, any number read.
+    An index contains the embeddings of one checkpoint and refuses those of another. `add` and `delete` are durable
+    when they return. One process writes at a time; any number of processes can read.
 
-    Made by `create` or `open`; a context manager, or closed by `close`.
+    Use `create` or `open` to make one, and `close` it, or use it as a context manager.
 
     Example:
 
     ```python
     >>> with AttributeIndex.create("shoes.index", model, columns={"price": "number"}) as index:
-    ...     index.add(item_ids, images=pictures, columns={"price": prices})
+    ...     index.add(item_ids, images=images, columns={"price": prices})
     ...     index.optimize()
     ...     index.search(image="query.jpg", attribute="heel_height", where="price < 50")
     ```
@@ -50,7 +50,7 @@ class AttributeIndex:
         self._store = store
         self._model = model
         self._writable = writable
-        self._trusted = trusted  # whether the caller has said whose vectors it brings
+        self._trusted = trusted  # whether the caller has named the checkpoint of its embeddings
 
     @classmethod
     def create(
@@ -61,18 +61,18 @@ class AttributeIndex:
         columns: Mapping[str, ColumnType] | None = None,
         settings: Settings | None = None,
     ) -> "AttributeIndex":
-        """A new index for what `model` embeds.
+        """Creates an index for the embeddings of `model`.
 
         Args:
-            model: a `CCAModel`, or an `ExportedModel`.
+            model: a `CCAModel` or an `ExportedModel`.
             location: a folder, a bucket (`s3://...`), or `http(s)://host:6333/collection` on a Qdrant server.
-            columns: what else is kept of each item, to filter by and to show: name -> "text", "integer", "number" or
-                "boolean". A text column named like an attribute holds its values (see `centroid`).
+            columns: further columns of an item, to filter by and to show: name -> "text", "integer", "number" or
+                "boolean". A text column with the name of an attribute contains the values of it (see `centroid`).
             settings: `LanceSettings` or `QdrantSettings`.
 
         Raises:
-            FileExistsError: if there is something at this place.
-            ImportError: naming the extra to install.
+            FileExistsError: if the location is not empty.
+            ImportError: if a package is missing; names the extra to install.
         """
         schema = IndexSchema.of_model(model, model.config.name_or_path, columns or {})
         return cls(create_store(fspath(location), schema, settings), model, writable=True, trusted=True)
@@ -81,7 +81,7 @@ class AttributeIndex:
     def create_from_schema(
         cls, location: str | PathLike[str], schema: IndexSchema, *, settings: Settings | None = None
     ) -> "AttributeIndex":
-        """A new index for embeddings that are made already; `schema.checkpoint` says by whom. As `create`."""
+        """Creates an index for embeddings that were computed by `schema.checkpoint`; otherwise like `create`."""
         return cls(create_store(fspath(location), schema, settings), None, writable=True, trusted=True)
 
     @classmethod
@@ -93,30 +93,31 @@ class AttributeIndex:
         writable: bool = False,
         settings: Settings | None = None,
     ) -> "AttributeIndex":
-        """The index at `location`.
+        """Opens the index at `location`.
 
         Args:
-            checkpoint: the model, which then embeds pictures, or the identity of the one whose embeddings are brought.
-                Without it the index is searched by its own items and values alone.
-            writable: whether to add and delete; keeps other writers out until `close`.
+            checkpoint: the model, which then embeds images, or the id of the checkpoint whose embeddings you pass.
+                Without it, queries can be items and values, but no images or embeddings.
+            writable: whether to add and delete items. No other process can then write until `close`.
 
         Raises:
-            NoIndexError: if there is none.
-            IndexLockedError: if another process writes to it.
-            ValueError: if another checkpoint made it, or a move into it was interrupted.
+            NoIndexError: if the location contains no index.
+            IndexLockedError: if another process is writing to the index.
+            ValueError: if the index contains embeddings of another checkpoint, or is an unfinished copy.
         """
         store = open_store(fspath(location), settings, writable=writable)
         try:
             if store.note:
-                raise ValueError(f"the index at {store.location} is not whole: {store.note}")
-            made_by = store.schema.checkpoint
+                raise ValueError(f"the index at {store.location} is not complete: {store.note}")
+            stored = store.schema.checkpoint
             model = None if checkpoint is None or isinstance(checkpoint, CheckpointId) else checkpoint
             given = checkpoint
-            if model is not None and not model.has_fingerprint(made_by.fingerprint):
+            if model is not None and not model.has_fingerprint(stored.fingerprint):
                 given = CheckpointId(model.config.name_or_path, model.fingerprint())
-            if isinstance(given, CheckpointId) and given.fingerprint != made_by.fingerprint:
+            if isinstance(given, CheckpointId) and given.fingerprint != stored.fingerprint:
                 raise ValueError(
-                    f"the index at {store.location} was made by {made_by}; it takes no vectors of {given}"
+                    f"the index at {store.location} contains embeddings of {stored}; they cannot be compared with "
+                    f"embeddings of {given}"
                 )
         except BaseException:
             store.close()
@@ -125,7 +126,7 @@ class AttributeIndex:
 
     @property
     def schema(self) -> IndexSchema:
-        """Attributes, columns, width, and the checkpoint that made the embeddings."""
+        """Attributes, columns, width of an embedding, and the checkpoint that computed the embeddings."""
         return self._store.schema
 
     def __enter__(self) -> "AttributeIndex":
@@ -137,7 +138,7 @@ class AttributeIndex:
         self.close()
 
     def close(self) -> None:
-        """Lets other processes write. What was added is on disk already."""
+        """Lets other processes write. All added items are stored already."""
         self._store.close()
 
     def add(
@@ -149,19 +150,19 @@ class AttributeIndex:
         columns: Mapping[str, Sequence[object]] | pa.Table | None = None,
         batch_size: int = 32,
     ) -> None:
-        """Writes items over those of the same id; doing it twice changes nothing.
+        """Writes items, and replaces items with the same ids.
 
         Args:
-            item_ids: unique; numbers become text.
-            images: the items' pictures, or
-            embeddings: (items, attributes, dim), the attributes in the order of `schema.attributes`.
-            columns: name -> (items,); a column that is left out, None and NaN are missing values.
-            batch_size: pictures a pass of the model.
+            item_ids: unique ids; numbers become text.
+            images: the images of the items. Give either images or embeddings.
+            embeddings: (items, attributes, dim), with the attributes in the order of `schema.attributes`.
+            columns: name -> (items,). None, NaN and columns that are left out are missing values.
+            batch_size: images per forward pass.
 
         Raises:
-            ValueError: for ids that are not unique, lengths, shapes or types that do not fit, vectors without a
-                direction or of an unsaid checkpoint, an index opened for reading. Nothing is written then.
-            OSError: if the disk is full; items written before, in whole batches, stay.
+            ValueError: for ids that are not unique, wrong lengths, shapes or types, vectors that are zero or not
+                finite, embeddings of an unnamed checkpoint, or an index opened for reading. Nothing is written then.
+            OSError: if the disk is full. Batches that were written before remain.
         """
         self._check_writable()
         if (images is None) == (embeddings is None):
@@ -171,11 +172,10 @@ class AttributeIndex:
             self._store.upsert(item_table(self.schema, item_ids, np.asarray(embeddings), columns))
             return
         model = self._need_model()
-        prepared = item_table(self.schema, item_ids, None, columns)  # its errors come before the work
+        known = item_table(self.schema, item_ids, None, columns).select(list(self.schema.columns))
         if len(images) != len(item_ids):
-            raise ValueError(f"there are {len(item_ids)} item_ids and {len(images)} images")
-        known = prepared.select(list(self.schema.columns))
-        done, vectors = 0, list[NDArray[np.float32]]()
+            raise ValueError(f"got {len(item_ids)} item_ids, but {len(images)} images")
+        done, vectors = 0, list[Vectors]()
         for batch in model.encode_batches(images, list(self.schema.attributes), batch_size=batch_size):
             vectors.append(batch.values.numpy())
             end = done + sum(map(len, vectors))
@@ -185,10 +185,10 @@ class AttributeIndex:
                 done, vectors = end, []
 
     def delete(self, item_ids: Sequence[str | int] | None = None, *, where: Where = None) -> None:
-        """Removes the items with these ids, or those that fulfil a condition; ids that are not there are no error.
+        """Removes the items with these ids, or those that fulfil a condition. Unknown ids are ignored.
 
         Raises:
-            ValueError: unless one of the two is given, or if the index was opened for reading.
+            ValueError: unless exactly one argument is given, or if the index was opened for reading.
         """
         self._check_writable()
         if (item_ids is None) == (where is None):
@@ -214,22 +214,23 @@ class AttributeIndex:
         top: int = 10,
         where: Where = None,
     ) -> list[Hit]:
-        """The nearest items, the nearest first.
+        """The items with the highest similarity to one query, the most similar item first.
 
         Args:
-            image: a picture, or
-            embedding: (dim,) of the one attribute asked for, or (attributes, dim) as `encode` gives, or
-            item: the id of an item of the index, which is not found itself.
-            values: attribute -> value: what to look for under this attribute, in place of the picture's own ("this
-                one, but red"), or without any picture ("red").
-            attribute: under which attribute. Default: that of the only value.
-            weights: several attributes at once, attribute -> weight; ranked by the weighted mean of the similarities.
-                Default with a picture and values: all attributes alike; with values alone: these.
-            top: how many.
-            where: `"price < 50 and colour != 'red'"`, or the same by `column(...)`.
+            image: the query image. Give at most one of image, embedding and item.
+            embedding: (dim,) for the one attribute of the search, or (attributes, dim) as `encode` returns it.
+            item: the id of an item of the index. The result does not contain this item.
+            values: attribute -> value, which replaces this attribute of the query ("this shoe, but red"), or is the
+                whole query ("red").
+            attribute: compares the items by this attribute. Default: the attribute of the only value.
+            weights: compares the items by several attributes, attribute -> weight; the similarity is the weighted
+                mean. Default: equal weights, for all attributes if the query is an image, embedding or item with
+                values, and for the attributes of `values` if the query is values alone.
+            top: the number of items.
+            where: filters the items: `"price < 50 and colour != 'red'"`, or the same made with `column(...)`.
 
         Raises:
-            ValueError: for an unknown attribute, column, item or value (names the closest), or what is no query.
+            ValueError: for an unknown attribute, column, item or value (names the closest), or a wrong query.
         """
         found = self.search_many(
             images=None if image is None else [image],
@@ -255,92 +256,91 @@ class AttributeIndex:
         top: int = 10,
         where: Where = None,
     ) -> list[list[Hit]]:
-        """As `search`, for many queries at once: pictures, or embeddings (queries, dim) or (queries, attributes, dim),
-        or ids of items."""
-        given = [
-            name
-            for name, query in (("images", images), ("embeddings", embeddings), ("items", items))
-            if query is not None
-        ]
+        """Like `search`, for several queries: images, embeddings (queries, dim) or (queries, attributes, dim), or ids
+        of items. The result has one list per query, and is empty without queries."""
+        queries = {"images": images, "embeddings": embeddings, "items": items}
+        given = [name for name, query in queries.items() if query is not None]
         if len(given) > 1 or not (given or values):
-            raise ValueError(f"a query is an image, an embedding, an item, or values alone; got {given or 'none'}")
-        if top < 1:
-            raise ValueError(f"top must be at least 1; got {top}")
-        shares = shares_of(self.schema, attribute, weights, values or {}, has_picture=bool(given))
+            raise ValueError(f"a query is an image, an embedding, an item or values; got {', '.join(given) or 'none'}")
+        if not isinstance(top, (int, np.integer)) or not 1 <= top < INT64.stop:
+            raise ValueError(f"top must be an integer of at least 1; got {top!r}")
+        shares = shares_of(self.schema, attribute, weights, values or {}, has_query=bool(given))
         condition = self._condition(where)
-        replaced = {name: centroid_of(self._store, name, value) for name, value in (values or {}).items()}
-        asked = [name for name in shares if name not in replaced]
-        own: dict[str, NDArray[np.float32]] = {}
-        if asked and images is not None:
-            vectors = np.asarray(self._need_model().encode(images, asked, show_progress=False))
-            own = {name: vectors[:, place] for place, name in enumerate(asked)}
-        elif asked and items is not None:
-            own = embeddings_of(self._store, [str(item) for item in items], asked)
-        elif asked:
+        fixed = {name: centroid_of(self._store, name, value) for name, value in (values or {}).items()}
+        open_attributes = [name for name in shares if name not in fixed]
+        vectors = None if embeddings is None else np.atleast_1d(np.asarray(embeddings))
+        count = len(next((rows for rows in (images, items, vectors) if rows is not None), [None]))
+        if not count:
+            return []
+        targets: dict[str, Vectors] = {}
+        if open_attributes and images is not None:
+            encoded = np.asarray(self._need_model().encode(images, open_attributes, show_progress=False))
+            targets = {name: encoded[:, place] for place, name in enumerate(open_attributes)}
+        elif open_attributes and items is not None:
+            targets = embeddings_of(self._store, [str(item) for item in items], open_attributes)
+        elif open_attributes and vectors is not None:
             self._check_trusted()
-            own = targets_of(self.schema, np.asarray(embeddings), asked)
-        queries = len(next(query for query in (images, embeddings, items, [None]) if query is not None))  # type: ignore[arg-type]
-        targets = {
-            name: own[name] if name in own else np.broadcast_to(replaced[name], (queries, self.schema.dim))
-            for name in shares
-        }
-        excluded = [str(item) for item in items] if items is not None else [None] * queries
-        return self._ranked(targets, shares, condition, top, excluded)
+            targets = targets_of(self.schema, vectors, open_attributes)
+        targets |= {name: np.broadcast_to(vector, (count, self.schema.dim)) for name, vector in fixed.items()}
+        targets = {name: targets[name] for name in shares}
+        query_items = [str(item) for item in items] if items is not None else [None] * count
+        return self._ranked(targets, shares, condition, int(top), query_items)
 
     def count(self, where: Where = None) -> int:
-        """Items in the index, or those that fulfil a condition."""
+        """The number of items in the index, or of those that fulfil a condition."""
         return self._store.count(self._condition(where))
 
     def optimize(self) -> None:
-        """Builds or completes what makes searches fast, and clears away old versions. Call it after much was added.
+        """Builds or completes the graphs that make searches fast, and removes old versions. Call it after large adds.
 
         Raises:
             ValueError: if the index was opened for reading.
-            OSError: if the disk is full; the index stays as it was.
+            OSError: if the disk is full. The index is not changed then.
+            TimeoutError: if a Qdrant server takes longer than `QdrantSettings.optimize_timeout`.
         """
         self._check_writable()
         self._store.optimize()
 
     def get(self, item_ids: Sequence[str | int]) -> list[Hit]:
-        """These items with their columns, similarity 1.
+        """The items with these ids and their columns, with similarity 1.
 
         Raises:
             ValueError: for an id that is not in the index.
         """
         names = [str(item) for item in item_ids]
         condition = AnyOf(ITEM_ID, tuple(names))
-        there = {
+        stored = {
             row.pop(ITEM_ID): row
             for table in self._store.scan(condition, list(self.schema.columns), ())
             for row in table.to_pylist()
         }
-        check_there(names, there)
-        return [Hit(name, 1.0, there[name]) for name in names]
+        check_present(names, stored)
+        return [Hit(name, 1.0, stored[name]) for name in names]
 
     def ids_among(self, item_ids: Sequence[str | int]) -> set[str]:
-        """Which of these ids are in the index."""
+        """The ids that are in the index."""
         if not len(item_ids):
             return set()
         condition = AnyOf(ITEM_ID, tuple(map(str, item_ids)))
         return {item for table in self._store.scan(condition, (), ()) for item in table.column(ITEM_ID).to_pylist()}
 
     def tables(self, *, where: Where = None, embeddings: bool = False) -> Iterator[pa.Table]:
-        """All items, or those that fulfil a condition, in any order, some thousands a table.
+        """All items, or those that fulfil a condition, in any order, in tables of some thousand rows.
 
         Args:
-            embeddings: whether to read them too: of each attribute a column, called as `schema.vector_column` says.
+            embeddings: whether to read the embeddings, one column per attribute (see `schema.vector_column`).
         """
         attributes = self.schema.attributes if embeddings else ()
         return self._store.scan(self._condition(where), list(self.schema.columns), attributes)
 
-    def centroid(self, attribute: str, value: str | int | bool) -> NDArray[np.float32]:
-        """(dim,) the direction in which the items labelled with a value of an attribute lie; normalised.
+    def centroid(self, attribute: str, value: str | int | bool) -> Vectors:
+        """(dim,) mean embedding of the items with this value of the attribute, L2-normalised.
 
-        Reads their embeddings from the index, 10^5 of 128 dimensions in a tenth of a second.
+        Reads the embeddings from the index: 100,000 of 128 dimensions take 0.1 s.
 
         Raises:
-            ValueError: if the index has no column of this attribute's values, or no item with the value (names the
-                closest).
+            ValueError: if the index has no column with values of this attribute, or no item with this value (names
+                the closest).
         """
         return centroid_of(self._store, attribute, value)
 
@@ -351,27 +351,24 @@ class AttributeIndex:
 
     def _ranked(
         self,
-        targets: Mapping[str, NDArray[np.float32]],
+        targets: Mapping[str, Vectors],
         shares: Mapping[str, float],
         condition: Condition | None,
         top: int,
-        excluded: Sequence[str | None],
+        query_items: Sequence[str | None],
     ) -> list[list[Hit]]:
         columns = list(self.schema.columns)
-        wanted = top + (excluded[0] is not None)
+        wanted = top + (query_items[0] is not None)
         if len(shares) == 1:
             ((attribute, vectors),) = targets.items()
             tables = self._store.nearest(attribute, vectors, wanted, condition, columns)
         else:
-            tables = [
-                self._with_columns(
-                    nearest_to_mixture(
-                        self._store, {name: each[row] for name, each in targets.items()}, shares, wanted, condition
-                    )
-                )
-                for row in range(len(excluded))
-            ]
-        return [hits_of(table, columns, itself)[:top] for table, itself in zip(tables, excluded, strict=True)]
+            tables = []
+            for row in range(len(query_items)):
+                query = {name: vectors[row] for name, vectors in targets.items()}
+                found = nearest_to_mixture(self._store, query, shares, wanted, condition)
+                tables.append(self._with_columns(found))
+        return [hits_of(table, columns, item)[:top] for table, item in zip(tables, query_items, strict=True)]
 
     def _with_columns(self, found: pa.Table) -> pa.Table:
         condition = AnyOf(ITEM_ID, tuple(found.column(ITEM_ID).to_pylist()))
@@ -382,7 +379,7 @@ class AttributeIndex:
     def _need_model(self) -> "ImageEncoder":
         if self._model is None:
             raise ValueError(
-                "pictures need the model that made the index: AttributeIndex.open(location, model); it was "
+                "images need the model of the index: AttributeIndex.open(location, model); the model is "
                 f"{self.schema.checkpoint}"
             )
         return self._model
@@ -390,8 +387,8 @@ class AttributeIndex:
     def _check_trusted(self) -> None:
         if not self._trusted:
             raise ValueError(
-                "whose embeddings are these? AttributeIndex.open(location, checkpoint) with the model, or its "
-                f"CheckpointId; this index was made by {self.schema.checkpoint}"
+                "name the checkpoint of your embeddings: AttributeIndex.open(location, checkpoint) with the model or "
+                f"its CheckpointId; this index contains embeddings of {self.schema.checkpoint}"
             )
 
     def _check_writable(self) -> None:

@@ -1,5 +1,6 @@
-"""From what a caller has of its items to the table that a store takes; errors come before anything is written."""
+"""Converts the items of a caller to the table of a store, and checks them before anything is written."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,14 +18,11 @@ def item_table(
     embeddings: NDArray | None,
     columns: Mapping[str, Sequence[object]] | pa.Table | None,
 ) -> pa.Table:
-    """The items as `schema.arrow()` has them; without embeddings, everything but these.
+    """The items as a table with the columns of `schema.arrow()`, without vectors if `embeddings` is None.
 
     Args:
         embeddings: (items, attributes, dim).
         columns: name -> (items,).
-
-    Raises:
-        ValueError: as `AttributeIndex.add`.
     """
     names = _ids(item_ids)
     if isinstance(columns, pa.Table):
@@ -48,26 +46,25 @@ def item_table(
 def _ids(item_ids: Sequence[str | int]) -> list[str]:
     if isinstance(item_ids, str):
         raise TypeError(f"item_ids must be a list; got the string {item_ids!r}")
-    wrong = [
-        each
-        for each in item_ids
-        if not isinstance(each, (str, int, np.integer)) or isinstance(each, bool) or each == ""
-    ]
+    wrong = [item for item in item_ids if not _is_id(item)]
     if wrong:
-        raise ValueError(f"an item id is a text that is not empty, or a whole number; got {wrong[0]!r}")
-    names = [str(each) for each in item_ids]
+        raise ValueError(f"an item id is a non-empty string or an integer; got {wrong[0]!r}")
+    names = [str(item) for item in item_ids]
     if len(set(names)) < len(names):
-        seen: set[str] = set()
-        twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        twice, _ = Counter(names).most_common(1)[0]
         raise ValueError(f"the item id {twice!r} is given twice")
     return names
+
+
+def _is_id(item: object) -> bool:
+    return isinstance(item, (str, int, np.integer)) and not isinstance(item, bool) and item != ""
 
 
 def _column(name: str, values: Sequence[object] | None, kind: pa.DataType, rows: int) -> pa.Array:
     if values is None:
         return pa.nulls(rows, kind)
     if len(values) != rows:
-        raise ValueError(f"there are {rows} item_ids, and {len(values)} values of {name!r}")
+        raise ValueError(f"got {rows} item_ids, but {len(values)} values for the column {name!r}")
     try:
         array = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, from_pandas=True)
         array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
@@ -77,8 +74,8 @@ def _column(name: str, values: Sequence[object] | None, kind: pa.DataType, rows:
             if not pa.types.is_dictionary(array.type) and not pa.types.is_large_string(array.type):
                 raise pa.ArrowInvalid(f"they are {array.type}")
         array = array.cast(kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"the column {name!r} is {kind}, and cannot take its values: {error}") from error
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+        raise ValueError(f"the column {name!r} has the type {kind}, which does not fit the values: {error}") from error
     if pa.types.is_floating(kind):
         array = pc.if_else(pc.is_finite(array), array, None)
     return array
@@ -88,7 +85,7 @@ def _vectors(schema: IndexSchema, embeddings: NDArray, names: list[str]) -> NDAr
     expected = (len(names), len(schema.attributes), schema.dim)
     if embeddings.shape != expected:
         raise ValueError(
-            f"embeddings must have shape (items, attributes, dim) = {expected}, the attributes being "
+            f"embeddings must have shape (items, attributes, dim) = {expected} for the attributes "
             f"{', '.join(schema.attributes)}; got {embeddings.shape}"
         )
     vectors = embeddings.astype(np.float32, copy=False)
@@ -97,7 +94,7 @@ def _vectors(schema: IndexSchema, embeddings: NDArray, names: list[str]) -> NDAr
     if len(wrong):
         row, place = wrong[0].tolist()
         raise ValueError(
-            f"the embedding of {names[row]!r} under {schema.attributes[place]!r} is not finite, or zero; "
-            f"{len(wrong)} such vectors in all"
+            f"the embedding of {names[row]!r} for {schema.attributes[place]!r} is zero or not finite, as are "
+            f"{len(wrong) - 1} others"
         )
     return vectors / lengths

@@ -1,8 +1,8 @@
-"""The nearest rows of a LanceDB table, asked of Lance, the engine below it.
+"""The nearest rows of a LanceDB table, computed by Lance, the engine below LanceDB.
 
-LanceDB passes a query through an event loop, and its answer through it again, batch by batch: 0.8 ms of the 2.7 ms
-that a query of 100,000 items took. Lance's own package answers where it is called. And to read ten rows that lie apart
-takes it longer than to find them, the longer the more columns: those of a small table are kept in memory.
+LanceDB sends a query and each batch of its result through an event loop: 0.8 ms of the 2.7 ms of a query over 100,000
+items. Lance answers in the calling thread. Lance takes longer to read ten scattered rows than to find them, and longer
+with more columns: therefore the columns of a small table are kept in memory.
 """
 
 import threading
@@ -16,78 +16,73 @@ from numpy.typing import NDArray
 
 from .conditions import Condition, columns_of
 from .engine_filters import to_mask, to_sql
+from .schema import Vectors
 
 _ROW_ID = "_rowid"
-_SEARCH_EFFORT = 200  # of a million items, 100 find 0.956 of the ten nearest, and 200 find 0.973 for 0.3 ms more
-_FILTERED_EFFORT = 48  # items that are filtered out are passed through, and do not count
+_SEARCH_EFFORT = 200  # recall at 10 over a million items: 0.956 with 100; 0.973 with 200, for 0.3 ms more
+_FILTERED_EFFORT = 48  # items that a filter removes are visited, but do not count
 _REFINE, _LONGEST_REFINED = 2, 100
-# The columns of a version are read after so many queries, which is about what they then win together.
+# After so many queries on one version of the table, its columns are loaded: about when they have saved their cost.
 _QUERIES_BEFORE, _ROWS_A_QUERY = 32, 3_000
-_MOST_ROWS_KEPT = 2_000_000  # whose columns take less memory than the graph of one attribute
+_MOST_ROWS_KEPT = 2_000_000  # up to this size the columns need less memory than the graph of one attribute
 _MASKS_KEPT = 32
-# A filter keeps Lance busy for 2 ms, however much it keeps: where enough of the nearest fulfil it anyway, these are
-# looked through instead.
+# Any filter takes Lance 2 ms. If enough of the nearest items fulfil it anyway, these are filtered here instead.
 _LONGEST_LIST = 512
-_SPARE = 2  # times as many as should be enough
+_SPARE = 2  # how many times more items are read than should be enough
 
 
 class LanceQueries:
-    """Of the newest version, as of `seen_within` seconds ago at most; threads may ask side by side."""
+    """Queries the newest version of the table, at most `seen_within` seconds old. Threads can query in parallel."""
 
     def __init__(self, uri: str, storage_options: Mapping[str, str], seen_within: float, *, is_exact: bool) -> None:
         self.uri = uri
         self.storage_options = dict(storage_options) or None
         self.seen_within = seen_within
-        self.is_exact = is_exact  # the graphs hold the vectors themselves; what others find is ranked again
+        self.is_exact = is_exact  # whether the graphs contain the full vectors; otherwise results are ranked again
         self._opening = threading.Lock()
         self._writes = 0
-        self._opened: tuple[_Version | None, int, float] = (None, 0, 0.0)  # after how many writes, and when
+        self._opened: tuple[_Version | None, int, float] = (None, 0, 0.0)  # version, writes before it, time
 
     def look_again(self) -> None:
-        """The next query sees what was written before this call."""
+        """Makes the next query see all writes before this call."""
         self._writes += 1
 
     def nearest(
-        self,
-        column: str,
-        queries: NDArray[np.float32],
-        count: int,
-        columns: Sequence[str],
-        condition: Condition | None = None,
+        self, column: str, queries: Vectors, count: int, columns: Sequence[str], condition: Condition | None = None
     ) -> pa.Table:
         """
         Args:
             queries: (queries, dim).
-            condition: only rows that fulfil it are found.
+            condition: limits the search to rows that fulfil it.
 
         Returns:
-            `columns` and `_distance`, 1 - cosine, the nearest first; of several queries `query_index`, too.
+            `columns` and `_distance` (1 - cosine), the nearest row first; for several queries also `query_index`.
         """
         version = self._newest()
         kept = version.columns_in_memory([*columns, *columns_of(condition)], len(queries))
         if kept is None:
-            return self._ask(version, column, queries, count, condition, columns)
+            return self._scan(version, column, queries, count, condition, columns)
         if condition is not None and len(queries) == 1:
             fulfils, total = kept.mask(condition)
             length = _SPARE * count * len(fulfils) // max(1, total)
             if length <= _LONGEST_LIST:
-                found = self._ask(version, column, queries, length, None, [_ROW_ID])
+                found = self._scan(version, column, queries, length, None, [_ROW_ID])
                 found = found.filter(pa.array(fulfils[kept.places(found)]))
                 if len(found) >= count:
                     return kept.beside(found.slice(0, count), columns)
-        return kept.beside(self._ask(version, column, queries, count, condition, [_ROW_ID]), columns)
+        return kept.beside(self._scan(version, column, queries, count, condition, [_ROW_ID]), columns)
 
-    def _ask(
+    def _scan(
         self,
         version: "_Version",
         column: str,
-        queries: NDArray[np.float32],
+        queries: Vectors,
         count: int,
         condition: Condition | None,
         columns: Sequence[str],
     ) -> pa.Table:
         effort = _SEARCH_EFFORT if condition is None else _FILTERED_EFFORT
-        asked = {
+        nearest = {
             "column": column,
             "q": queries if len(queries) > 1 else queries[0],
             "k": count,
@@ -97,7 +92,7 @@ class LanceQueries:
         }
         scanner = version.dataset.scanner(
             columns=[*columns, "_distance"],
-            nearest=asked,
+            nearest=nearest,
             filter=None if condition is None else to_sql(condition),
             prefilter=condition is not None,
         )
@@ -114,10 +109,10 @@ class LanceQueries:
         import lance
 
         with self._opening:
-            if (lately := self._opened_lately()) is not None:  # by a thread that this one has waited for
+            if (lately := self._opened_lately()) is not None:  # another thread opened it in the meantime
                 return lately
             before, writes, opened = self._opened[0], self._writes, time.monotonic()
-            session = None if before is None else before.dataset.session()  # which keeps the graphs in memory
+            session = None if before is None else before.dataset.session()  # keeps the graphs in memory
             dataset = lance.dataset(self.uri, storage_options=self.storage_options, session=session)
             version = before if before is not None and before.dataset.version == dataset.version else _Version(dataset)
             self._opened = version, writes, opened
@@ -125,7 +120,7 @@ class LanceQueries:
 
 
 class _Version:
-    """One version of the table, and after some queries its columns."""
+    """One version of the table, and its columns after some queries."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -137,19 +132,19 @@ class _Version:
         self._reading = threading.Lock()
 
     def columns_in_memory(self, names: Sequence[str], queries: int) -> "_Columns | None":
-        """With these columns at least, or `None` as long as it is better to read the rows that are found."""
+        """At least these columns, or `None` while it is faster to read the rows of each result."""
         self._queries += queries
         if self._queries <= self._enough or not self._is_small:
             return None
         with self._reading:
-            there = [] if self._columns is None else self._columns.names
-            if not set(names) <= set(there):
-                self._columns = _Columns(self.dataset, sorted({*names, *there}))
+            loaded = [] if self._columns is None else self._columns.names
+            if not set(names) <= set(loaded):
+                self._columns = _Columns(self.dataset, sorted({*names, *loaded}))
             return self._columns
 
 
 class _Columns:
-    """Of all rows, found by the row's id."""
+    """Columns of all rows in memory, with an index by row id."""
 
     def __init__(self, dataset: Any, names: list[str]) -> None:
         self.names = names
@@ -159,18 +154,18 @@ class _Columns:
         self._masks: dict[Condition, tuple[NDArray[np.bool_], int]] = {}
 
     def places(self, found: pa.Table) -> NDArray[np.int64]:
-        """Where in memory the rows that were found are."""
+        """The positions in memory of the rows of a result."""
         return np.searchsorted(self._ids, found.column(_ROW_ID).to_numpy())
 
     def beside(self, found: pa.Table, names: Sequence[str]) -> pa.Table:
-        """What was found, with these columns in place of the row's id."""
+        """The result with these columns."""
         rows = self._rows.select(names).take(pa.array(self.places(found)))
         for place, name in enumerate(names):
             found = found.append_column(name, rows.column(place))
         return found
 
     def mask(self, condition: Condition) -> tuple[NDArray[np.bool_], int]:
-        """(rows,) which fulfil it, and how many do."""
+        """(rows,) True for rows that fulfil the condition, and their number."""
         known = self._masks.get(condition)
         if known is None:
             fulfils = to_mask(condition, self._rows)

@@ -1,9 +1,9 @@
-"""An index in a folder or a bucket, kept by LanceDB: no server, atomic versions, filters before the search.
+"""An index in a folder or a bucket, stored by LanceDB: no server, atomic versions, filters before the search.
 
-One row an item, one fixed-size list of floats per attribute. A write is a new version of the table, visible when it is
-whole; a process that dies in the middle leaves the version before. A file lock, which the operating system takes away
-from a dead process, keeps a second writer out of a folder; in a bucket LanceDB itself refuses writes that collide.
-What is nearest is asked of Lance, the engine below it (`lance_queries.py`).
+The table has one row per item and one fixed-size list of floats per attribute. A write makes a new version, visible
+when it is complete; if a process dies while it writes, the previous version stays. In a folder a file lock allows one
+writer; the operating system releases it when the process dies. In a bucket LanceDB refuses conflicting writes.
+Lance, the engine below LanceDB, computes the nearest rows (`lance_queries.py`).
 """
 
 import contextlib
@@ -15,14 +15,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
-from numpy.typing import NDArray
 
 from .conditions import Condition
 from .engine_filters import to_sql
 from .lance_queries import LanceQueries
-from .schema import ITEM_ID, SIMILARITY, IndexSchema
+from .schema import ITEM_ID, SIMILARITY, IndexSchema, Vectors
 from .store import IndexLockedError, NoIndexError
 
 _TABLE = "items"
@@ -30,26 +28,24 @@ _KEY = b"cca_hf.index"
 _NOTE = "cca_hf.note"
 _LOCK = ".writer.lock"
 _GRAPH = b"cca_hf.graph"
-# A graph of 16 neighbours; over 8-bit vectors, what it finds is ranked by the vectors themselves.
-_NEIGHBOURS = 16
+_NEIGHBOURS = 16  # in the graph
 _BUILD_EFFORT = 100
 _ROWS_A_GRAPH = 1_000_000
 _QUERIES_AT_ONCE = 64
-_REBUILD_SHARE = 0.2  # of rows that came after the graph was built; fewer are added to it
-# A reader that looked at each query would spend a third of its time on it.
-_SEEN_WITHIN = timedelta(seconds=1)
-_KEPT = timedelta(minutes=10)  # an old version, for whoever is still reading it
+_REBUILD_SHARE = 0.2  # with a larger share of new rows the graph is built again; fewer are added to it
+_SEEN_WITHIN = timedelta(seconds=1)  # looking for a new version at each query would take a third of its time
+_KEPT = timedelta(minutes=10)  # how long an old version stays for its readers
 
 
 @dataclass(frozen=True)
 class LanceSettings:
     """
     Args:
-        vectors: how they are stored; half the disk with "float16". Only asked when an index is made.
-        graph: "exact" holds the vectors themselves. "8-bit" takes less than half of the memory (128 numbers, float32),
-            more time a query, and finds a little less. Only asked when an index is made.
-        index_from: rows from which `optimize` builds a graph; fewer are compared one by one, which is as fast.
-        storage_options: for buckets, as in `lancedb.connect`; credentials are found in the environment too.
+        vectors: type of the stored vectors; "float16" halves the size on disk. Used when an index is created.
+        graph: "exact" stores the full vectors in the graph. "8-bit" needs less than half of the memory (128
+            dimensions, float32), takes more time and has a slightly lower recall. Used when an index is created.
+        index_from: number of rows from which `optimize` builds a graph. Without a graph a search compares all rows.
+        storage_options: options for buckets, as in `lancedb.connect`; credentials are also read from the environment.
     """
 
     vectors: Literal["float32", "float16"] = "float32"
@@ -95,11 +91,11 @@ class LanceStore:
             undo.callback(_release, lock)
             connection = _connect(location, settings)
             if _TABLE in _run(connection.list_tables()).tables:
-                raise FileExistsError(f"there is an index at {location} already; open it, or give another place")
+                raise FileExistsError(f"there is an index at {location} already; open it, or choose another location")
             kind = pa.float16() if settings.vectors == "float16" else pa.float32()
             fields = [
-                each.with_type(pa.list_(kind, schema.dim)) if pa.types.is_fixed_size_list(each.type) else each
-                for each in schema.arrow()
+                column.with_type(pa.list_(kind, schema.dim)) if pa.types.is_fixed_size_list(column.type) else column
+                for column in schema.arrow()
             ]
             stored = pa.schema(fields, metadata={_KEY: schema.to_json(), _GRAPH: settings.graph.encode()})
             store = cls(location, settings, lock, _run(connection.create_table(_TABLE, schema=stored)))
@@ -109,8 +105,8 @@ class LanceStore:
     @classmethod
     def open(cls, location: str, settings: LanceSettings, *, writable: bool) -> "LanceStore":
         if not _is_remote(location) and not Path(location, f"{_TABLE}.lance").is_dir():
-            what = "a folder without an index" if Path(location).is_dir() else "nothing"
-            raise NoIndexError(f"there is no index at {location}, but {what}")
+            what = "the folder contains no index" if Path(location).is_dir() else "the folder does not exist"
+            raise NoIndexError(f"there is no index at {location}: {what}")
         connection = _connect(location, settings)
         if _is_remote(location) and _TABLE not in _run(connection.list_tables()).tables:
             raise NoIndexError(f"there is no index at {location}")
@@ -145,44 +141,24 @@ class LanceStore:
         self._queries.look_again()
 
     def nearest(
-        self,
-        attribute: str,
-        queries: NDArray[np.float32],
-        count: int,
-        condition: Condition | None,
-        columns: Sequence[str] = (),
+        self, attribute: str, queries: Vectors, count: int, condition: Condition | None, columns: Sequence[str] = ()
     ) -> list[pa.Table]:
-        return [
-            table
-            for start in range(0, len(queries), _QUERIES_AT_ONCE)
-            for table in self._nearest(attribute, queries[start : start + _QUERIES_AT_ONCE], count, condition, columns)
-        ]
-
-    def _nearest(
-        self,
-        attribute: str,
-        queries: NDArray[np.float32],
-        count: int,
-        condition: Condition | None,
-        columns: Sequence[str],
-    ) -> list[pa.Table]:
-        several = len(queries) > 1
-        found = self._queries.nearest(
-            self.schema.vector_column(attribute), queries, count, [ITEM_ID, *columns], condition
-        )
-        similarity = 1.0 - found.column("_distance").to_numpy()
-        table = found.select([ITEM_ID, *columns]).append_column(SIMILARITY, pa.array(similarity, pa.float32()))
-        if not several:
-            return [table]
-        asked = found.column("query_index").to_numpy()
-        return [table.filter(pa.array(asked == query)) for query in range(len(queries))]
+        vector_column, names = self.schema.vector_column(attribute), [ITEM_ID, *columns]
+        tables = []
+        for start in range(0, len(queries), _QUERIES_AT_ONCE):
+            part = queries[start : start + _QUERIES_AT_ONCE]
+            found = self._queries.nearest(vector_column, part, count, names, condition)
+            similarity = 1.0 - found.column("_distance").to_numpy()
+            table = found.select(names).append_column(SIMILARITY, pa.array(similarity, pa.float32()))
+            if len(part) == 1:
+                tables.append(table)
+            else:
+                query_of_row = found.column("query_index").to_numpy()
+                tables += [table.filter(pa.array(query_of_row == query)) for query in range(len(part))]
+        return tables
 
     def scan(
-        self,
-        condition: Condition | None,
-        columns: Sequence[str],
-        attributes: Sequence[str],
-        batch_size: int = 4096,
+        self, condition: Condition | None, columns: Sequence[str], attributes: Sequence[str], batch_size: int = 4096
     ) -> Iterator[pa.Table]:
         wanted = self.schema.arrow(columns, attributes)
         search = self._table.query().select(wanted.names)
@@ -201,10 +177,8 @@ class LanceStore:
         rows = self.count(None)
         with _failures(self.location):
             indexed = {index.columns[0] for index in _run(self._table.list_indices())}
-            if not indexed:
-                _run(
-                    self._table.optimize(cleanup_older_than=_KEPT)
-                )  # small files into large ones, before graphs name them
+            if not indexed:  # merges small files before the graphs refer to them
+                _run(self._table.optimize(cleanup_older_than=_KEPT))
             if rows >= self.settings.index_from:
                 for name, kind in self.schema.filterable.items():
                     if name not in indexed:
@@ -232,9 +206,9 @@ class LanceStore:
 
 
 def _connect(location: str, settings: LanceSettings) -> Any:
-    os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are about its own inside
+    os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are about its internals
     try:
-        import lance  # noqa: F401  which answers the queries
+        import lance  # noqa: F401  used by the queries
         import lancedb
     except ImportError as error:
         raise ImportError('an index in a folder needs LanceDB and pylance: pip install "cca_hf[search]"') from error
@@ -243,7 +217,7 @@ def _connect(location: str, settings: LanceSettings) -> Any:
 
 
 def _run(work: Coroutine[Any, Any, Any]) -> Any:
-    """LanceDB's own loop, in its thread: each of its calls without `async` goes there and back several times."""
+    """Runs in LanceDB's own event loop. Its synchronous calls would enter the loop several times."""
     from lancedb.background_loop import LOOP
 
     return LOOP.run(work)
@@ -262,10 +236,10 @@ def _check_free(location: str) -> None:
     if _is_remote(location) or not path.exists():
         return
     if not path.is_dir():
-        raise FileExistsError(f"{location} is a file; an index is a folder of its own")
-    strangers = sorted(each.name for each in path.iterdir() if each.name not in (_LOCK, f"{_TABLE}.lance"))
-    if strangers:
-        raise FileExistsError(f"{location} holds other things ({strangers[0]}, ...); an index is a folder of its own")
+        raise FileExistsError(f"{location} is a file; an index needs a new or empty folder")
+    others = sorted(file.name for file in path.iterdir() if file.name not in (_LOCK, f"{_TABLE}.lance"))
+    if others:
+        raise FileExistsError(f"{location} contains other files ({others[0]}, ...); an index needs an empty folder")
 
 
 def _take_lock(location: str) -> Any:
@@ -278,7 +252,7 @@ def _take_lock(location: str) -> Any:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise IndexLockedError(
-            f"another process is writing to the index at {location}; wait until it is done, or open it for reading"
+            f"another process is writing to the index at {location}; wait until it ends, or open it for reading"
         ) from error
     return lock
 
@@ -290,7 +264,7 @@ def _release(lock: Any) -> None:
 
 @contextlib.contextmanager
 def _failures(location: str) -> Iterator[None]:
-    """LanceDB's errors as Python's; what was there before is as it was, since a version is whole or not at all."""
+    """Raises errors of LanceDB as OSError. The stored items are unchanged, since versions are atomic."""
     try:
         yield
     except (RuntimeError, OSError) as error:
@@ -300,5 +274,5 @@ def _failures(location: str) -> Iterator[None]:
         what = "the disk is full" if full else " ".join(str(error).split())
         code = errno.ENOSPC if full else getattr(error, "errno", None) or errno.EIO
         raise OSError(
-            code, f"writing to the index failed, what was in it before is untouched: {what}", location
+            code, f"writing to the index failed, its previous content is unchanged: {what}", location
         ) from error

@@ -1,8 +1,9 @@
-"""The nearest items by a weighted sum of similarities under several attributes, from an index of each.
+"""The nearest items by a weighted sum of similarities for several attributes, from one index per attribute.
 
-The threshold algorithm (Fagin, Lotem, Naor 2003, https://arxiv.org/abs/cs/0204046): of each attribute the nearest
-items; what is in no list is at most as near as the last of each. While an item outside could still be among the best,
-the lists grow fourfold. Inside them, only items that could still be among the best are read and compared exactly.
+The threshold algorithm (Fagin, Lotem, Naor 2003, https://arxiv.org/abs/cs/0204046) reads a list of the nearest items
+of each attribute. An item that is in no list is at most as similar as the last items of the lists. While such an item
+could be among the best, the lists grow fourfold. Of the listed items, only those that could be among the best are read
+and compared exactly.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from .conditions import AnyOf, Condition
-from .schema import ITEM_ID, SIMILARITY
+from .schema import ITEM_ID, SIMILARITY, Vectors
 from .store import VectorStore
 
 _FIRST_LIST = 512
@@ -23,7 +24,7 @@ _ROUNDING = 1e-6
 
 def nearest_to_mixture(
     store: VectorStore,
-    targets: Mapping[str, NDArray[np.float32]],
+    targets: Mapping[str, Vectors],
     weights: Mapping[str, float],
     count: int,
     condition: Condition | None,
@@ -32,14 +33,15 @@ def nearest_to_mixture(
 
     Args:
         targets: attribute -> (dim,), L2-normalised.
-        weights: of the same attributes, positive, their sum 1: the similarity is the weighted mean of the cosines.
+        weights: attribute -> weight, for the same attributes; positive, with sum 1. The similarity is the weighted
+            mean of the cosines.
     """
     search = _Search(store, targets, weights, count, condition)
     length = max(_FIRST_LIST, 4 * count)
-    while not search.is_settled_by(length):
+    while not search.is_complete_with(length):
         if 4 * length > _LONGEST_LIST or store.count(condition) <= min(store.read_up_to, 32 * length):
             if store.count(condition) <= store.read_up_to:
-                search.read_everything()
+                search.read(condition)  # compares with every item
             break
         length *= 4
     return search.best()
@@ -49,7 +51,7 @@ class _Search:
     def __init__(
         self,
         store: VectorStore,
-        targets: Mapping[str, NDArray[np.float32]],
+        targets: Mapping[str, Vectors],
         weights: Mapping[str, float],
         count: int,
         condition: Condition | None,
@@ -60,43 +62,40 @@ class _Search:
         self.weights = np.array([weights[attribute] for attribute in self.attributes], dtype=np.float64)  # (A,)
         self.count = count
         self.condition = condition
-        self.scores: dict[str, float] = {}  # of items whose weighted sum is known
+        self.scores: dict[str, float] = {}  # exact weighted sums
 
-    def is_settled_by(self, length: int) -> bool:
-        """Looks at the `length` nearest under each attribute; whether no other item can be among the best."""
+    def is_complete_with(self, length: int) -> bool:
+        """Reads the `length` nearest items of each attribute. True if no other item can be among the best."""
         rows: dict[str, int] = {}
         lists = []
         for attribute, target in zip(self.attributes, self.targets, strict=True):
             (found,) = self.store.nearest(attribute, target[None], length, self.condition)
-            place = [rows.setdefault(item, len(rows)) for item in found.column(ITEM_ID).to_pylist()]
-            lists.append((place, found.column(SIMILARITY).to_numpy()))
+            places = [rows.setdefault(item, len(rows)) for item in found.column(ITEM_ID).to_pylist()]
+            lists.append((places, found.column(SIMILARITY).to_numpy()))
         known = np.full((len(rows), len(lists)), np.nan)
         last = np.empty(len(lists))
-        for column, (place, similarity) in enumerate(lists):
-            known[place, column] = similarity
-            last[column] = similarity[-1] if len(place) else -1.0
+        for column, (places, similarity) in enumerate(lists):
+            known[places, column] = similarity
+            last[column] = similarity[-1] if len(places) else -1.0
         items = np.array(list(rows), dtype=object)
-        self._settle(items, known, np.where(np.isnan(known), last, known) @ self.weights)
+        self._compute_scores(items, known, np.where(np.isnan(known), last, known) @ self.weights)
         if self._threshold() >= last @ self.weights - _ROUNDING:
             return True
-        return len(rows) < length and len(rows) >= self.store.count(self.condition)  # there are no others
+        return len(rows) < length and len(rows) >= self.store.count(self.condition)  # no other items exist
 
-    def _settle(self, items: NDArray, known: NDArray[np.float64], most: NDArray[np.float64]) -> None:
-        """Scores of all items that can be among the best; `most` (n,) is what each can score at most."""
+    def _compute_scores(self, items: NDArray, known: NDArray[np.float64], upper: NDArray[np.float64]) -> None:
+        """Scores all items that can be among the best; `upper` (n,) is an upper bound of each score."""
         whole = ~np.isnan(known).any(axis=1)
         self.scores.update(zip(items[whole].tolist(), (known[whole] @ self.weights).tolist(), strict=True))
-        open_rows = [row for row in np.argsort(-most).tolist() if items[row] not in self.scores]
+        open_rows = [row for row in np.argsort(-upper).tolist() if items[row] not in self.scores]
         for start in range(0, len(open_rows), _READ_AT_ONCE):
             part = open_rows[start : start + _READ_AT_ONCE]
-            if most[part[0]] < self._threshold() - _ROUNDING:
+            if upper[part[0]] < self._threshold() - _ROUNDING:
                 return
-            self._read(AnyOf(ITEM_ID, tuple(items[part].tolist())))
+            self.read(AnyOf(ITEM_ID, tuple(items[part].tolist())))
 
-    def read_everything(self) -> None:
-        """Compares with every item."""
-        self._read(self.condition)
-
-    def _read(self, condition: Condition | None) -> None:
+    def read(self, condition: Condition | None) -> None:
+        """Scores the items that fulfil the condition."""
         columns = [self.store.schema.vector_column(attribute) for attribute in self.attributes]
         for table in self.store.scan(condition, (), self.attributes):
             scores = np.zeros(len(table))
@@ -105,7 +104,7 @@ class _Search:
             ids = table.column(ITEM_ID).to_pylist()
             if len(ids) > max(self.count, _READ_AT_ONCE):
                 best = np.argpartition(-scores, self.count - 1)[: self.count]
-                # of equals all stay, so that the order of reading does not choose among them
+                # keeps all equal scores, so that the result does not depend on the order of reading
                 kept = np.flatnonzero(scores >= scores[best].min()).tolist()
             else:
                 kept = list(range(len(ids)))
@@ -127,8 +126,8 @@ class _Search:
         )
 
 
-def vectors_of(table: pa.Table, column: str) -> NDArray[np.float32]:
-    """(rows, dim), L2-normalised: half precision has moved their lengths a little."""
+def vectors_of(table: pa.Table, column: str) -> Vectors:
+    """(rows, dim), L2-normalised again, since half precision changes the lengths slightly."""
     chunks = table.column(column).combine_chunks()
     vectors = chunks.flatten().to_numpy().reshape(len(table), -1).astype(np.float32, copy=False)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

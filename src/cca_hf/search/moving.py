@@ -1,5 +1,6 @@
-"""From one engine to the other, batch by batch; a copy that was interrupted is gone on with."""
+"""Copies an index from one engine or location to another, batch by batch. An interrupted copy can be resumed."""
 
+from contextlib import closing
 from os import PathLike, fspath
 
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
@@ -20,64 +21,59 @@ def copy_index(
     target_settings: Settings | None = None,
     show_progress: bool = True,
 ) -> int:
-    """Copies an index to another place, of the same or the other engine; the source stays as it is.
+    """Copies an index to another location, with the same engine or the other. The source is not changed.
 
-    Until the copy is whole, the target says that it is not, and `AttributeIndex.open` refuses it. Called again after
-    an interruption, it writes what is missing.
+    Until the copy is complete, `AttributeIndex.open` refuses the target. Call again after an interruption to copy the
+    remaining items.
 
     Returns:
         The number of items in the target.
 
     Raises:
-        NoIndexError: if there is no index to copy.
-        FileExistsError: if the target is an index that is not an unfinished copy of this source as it is now.
-        IndexLockedError: if another process writes to either.
-        RuntimeError: if the source was written to meanwhile.
+        NoIndexError: if the source is no index.
+        FileExistsError: if the target is an index, but no unfinished copy of the source in its present state.
+        IndexLockedError: if another process writes to the source or the target.
+        RuntimeError: if the source was changed during the copy.
     """
-    giver = open_store(fspath(source), source_settings, writable=True)
-    try:
-        if giver.note:
-            raise ValueError(f"the index at {giver.location} is not whole: {giver.note}")
-        taker = _open_target(giver, fspath(target), target_settings)
-        try:
-            with tqdm(total=giver.count(None), desc="Copying", unit="item", disable=not show_progress) as progress:
-                for table in giver.scan(None, list(giver.schema.columns), giver.schema.attributes, _ITEMS_AT_ONCE):
-                    there = AnyOf(ITEM_ID, tuple(table.column(ITEM_ID).to_pylist()))
-                    done = {item for found in taker.scan(there, (), ()) for item in found.column(ITEM_ID).to_pylist()}
-                    missing = [row for row, item in enumerate(there.values) if item not in done]
+    with closing(open_store(fspath(source), source_settings, writable=True)) as original:
+        if original.note:
+            raise ValueError(f"the index at {original.location} is not complete: {original.note}")
+        with closing(_open_target(original, fspath(target), target_settings)) as copy:
+            with tqdm(total=original.count(None), desc="Copying", unit="item", disable=not show_progress) as progress:
+                attributes = original.schema.attributes
+                for table in original.scan(None, list(original.schema.columns), attributes, _ITEMS_AT_ONCE):
+                    wanted = AnyOf(ITEM_ID, tuple(table.column(ITEM_ID).to_pylist()))
+                    done = {item for found in copy.scan(wanted, (), ()) for item in found.column(ITEM_ID).to_pylist()}
+                    missing = [row for row, item in enumerate(wanted.values) if item not in done]
                     if missing:
-                        taker.upsert(table.take(missing))
+                        copy.upsert(table.take(missing))
                     progress.update(len(table))
-            copied, wanted = taker.count(None), giver.count(None)
-            if copied != wanted:
+            copied, expected = copy.count(None), original.count(None)
+            if copied != expected:
                 raise RuntimeError(
-                    f"{giver.location} has {wanted} items and {taker.location} {copied}: the source was written to "
-                    "while it was copied; delete the target and copy again"
+                    f"{original.location} has {expected} items and {copy.location} {copied}: the source was changed "
+                    "during the copy; delete the target and copy again"
                 )
-            taker.optimize()
-            taker.set_note("")
+            copy.optimize()
+            copy.set_note("")
             return copied
-        finally:
-            taker.close()
-    finally:
-        giver.close()
 
 
-def _open_target(giver: VectorStore, target: str, settings: Settings | None) -> VectorStore:
-    note = f"copying {giver.location}{giver.version} into it was not finished; do it again"
+def _open_target(original: VectorStore, target: str, settings: Settings | None) -> VectorStore:
+    note = f"copying {original.location}{original.version} into it was not finished; do it again"
     try:
-        taker = open_store(target, settings, writable=True)
+        copy = open_store(target, settings, writable=True)
     except NoIndexError:
-        taker = create_store(target, giver.schema, settings)
+        copy = create_store(target, original.schema, settings)
     try:
-        begun = taker.note == note or (not taker.note and not taker.count(None))
-        if not begun or taker.schema != giver.schema:
+        begun = copy.note == note or (not copy.note and not copy.count(None))
+        if not begun or copy.schema != original.schema:
             raise FileExistsError(
-                f"{target} is an index already, and no unfinished copy of {giver.location} as it is now; give another "
-                "place, or delete it"
+                f"{target} is an index already, but no unfinished copy of {original.location} in its present state; "
+                "choose another location, or delete it"
             )
-        taker.set_note(note)
+        copy.set_note(note)
     except BaseException:
-        taker.close()
+        copy.close()
         raise
-    return taker
+    return copy

@@ -1,9 +1,9 @@
-"""An index on a Qdrant server or cluster: the same calls, for more than one machine can hold.
+"""An index on a Qdrant server or cluster, for catalogues that are too large for one machine.
 
-One point an item, one named vector per attribute, the columns as its payload. The server answers a write when it is
-applied; sharding and replication are its own (https://qdrant.tech/documentation/guides/distributed_deployment/).
-`qdrant-local:folder/collection` is the client's own imitation of a server, for tests: it compares with every item;
-`qdrant-local:collection` keeps it in memory.
+An item is one point with one named vector per attribute and the columns as payload. The server answers a write after
+applying it, and does sharding and replication (https://qdrant.tech/documentation/guides/distributed_deployment/).
+For tests, `qdrant-local:folder/collection` uses the client's local mode, which compares with every item;
+`qdrant-local:collection` does so in memory.
 """
 
 import contextlib
@@ -17,38 +17,39 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
-from numpy.typing import NDArray
 
 from .conditions import Condition
 from .engine_filters import payload_path, to_filter
-from .schema import ITEM_ID, SIMILARITY, IndexSchema
+from .schema import ITEM_ID, SIMILARITY, IndexSchema, Vectors
 from .store import IndexLockedError, NoIndexError
 
 LOCAL = "qdrant-local:"
 _KEY = "cca_hf.index"
 _NOTE = "cca_hf.note"
-# Point ids are UUIDs or numbers on the server; an item's is made of its id.
+# The server takes UUIDs or numbers as point ids: the UUID is derived from the item id.
 _NAMESPACE = uuid.UUID("5f2f7f7c-6d0e-5b0b-9a9d-0f3c2f1f8a11")
 _FLOATS_A_REQUEST = 1_000_000
 _QUERIES_A_REQUEST = 64
 _SEARCH_EFFORT = 128
+_LOOK_EVERY = 0.5  # seconds, while the server builds its graphs
 _PAYLOAD_INDEX = {"text": "keyword", "integer": "integer", "number": "float", "boolean": "bool"}
 
 
 @dataclass(frozen=True)
 class QdrantSettings:
-    """What a collection is made with; `None` leaves it to the server. After it is made only the last two count.
+    """Settings of a collection; for `None` the server decides. An existing collection uses only the last three.
 
     Args:
-        shards: parts of the collection, spread over the nodes.
-        replicas: copies of each shard.
-        write_consistency: copies that must have taken a write before it is acknowledged.
-        quantisation: "int8" keeps vectors of one byte a dimension in memory to search with, and ranks what they find
-            by the vectors themselves.
-        vectors: how the vectors themselves are stored.
-        vectors_on_disk: whether they are read from disk, and not kept in memory.
-        api_key: default the environment's QDRANT_API_KEY.
+        shards: number of parts of the collection on the nodes.
+        replicas: number of copies of each shard.
+        write_consistency: number of copies that must confirm a write.
+        quantisation: "int8" searches with vectors of one byte per dimension in memory, and ranks the results with the
+            full vectors.
+        vectors: type of the stored full vectors.
+        vectors_on_disk: whether full vectors are read from disk instead of kept in memory.
+        api_key: default: the environment variable QDRANT_API_KEY.
         timeout: seconds a request may take.
+        optimize_timeout: seconds that `AttributeIndex.optimize` waits until the server has built its graphs.
     """
 
     shards: int | None = None
@@ -59,6 +60,7 @@ class QdrantSettings:
     vectors_on_disk: bool = False
     api_key: str | None = None
     timeout: int = 60
+    optimize_timeout: float = 3600
 
     def __post_init__(self) -> None:
         if self.quantisation not in ("int8", "none") or self.vectors not in ("float32", "float16"):
@@ -122,7 +124,7 @@ class QdrantStore:
 
     @classmethod
     def open(cls, location: str, settings: QdrantSettings, *, writable: bool) -> "QdrantStore":
-        """`writable` makes no difference: the server puts the writes of several in order."""
+        """`writable` has no effect: the server orders the writes of several clients."""
         if location.startswith(LOCAL) and not Path(_folder(location)).is_dir():
             raise NoIndexError(f"there is no index at {location}")
         client, collection = _connect(location, settings)
@@ -165,12 +167,7 @@ class QdrantStore:
             self._client.delete(self._collection, selector, wait=True)
 
     def nearest(
-        self,
-        attribute: str,
-        queries: NDArray[np.float32],
-        count: int,
-        condition: Condition | None,
-        columns: Sequence[str] = (),
+        self, attribute: str, queries: Vectors, count: int, condition: Condition | None, columns: Sequence[str] = ()
     ) -> list[pa.Table]:
         from qdrant_client import models
 
@@ -202,11 +199,7 @@ class QdrantStore:
         return tables
 
     def scan(
-        self,
-        condition: Condition | None,
-        columns: Sequence[str],
-        attributes: Sequence[str],
-        batch_size: int = 4096,
+        self, condition: Condition | None, columns: Sequence[str], attributes: Sequence[str], batch_size: int = 4096
     ) -> Iterator[pa.Table]:
         wanted = self.schema.arrow(columns, attributes)
         vectors = [self.schema.vector_column(attribute) for attribute in attributes]
@@ -242,10 +235,21 @@ class QdrantStore:
         return counted.count
 
     def optimize(self) -> None:
-        """The server indexes by itself; this waits until it has nothing left to do."""
+        """Waits until the server, which builds its graphs in the background, has finished.
+
+        Raises:
+            TimeoutError: after `QdrantSettings.optimize_timeout` seconds.
+        """
+        until = time.monotonic() + self.settings.optimize_timeout
         with _failures(self.location):
             while self._client.get_collection(self._collection).status == "yellow":
-                time.sleep(0.5)
+                if time.monotonic() >= until:
+                    raise TimeoutError(
+                        f"the Qdrant server for {self.location} has not finished its graphs after "
+                        f"{self.settings.optimize_timeout:g} s. All items are stored, and searches work but are "
+                        "slower; call optimize() again later, or with a larger QdrantSettings(optimize_timeout=...)"
+                    )
+                time.sleep(_LOOK_EVERY)
 
     def close(self) -> None:
         self._client.close()
@@ -256,7 +260,7 @@ def _point_id(item_id: str) -> str:
 
 
 def _folder(location: str) -> str:
-    """Of a local imitation; "" for memory."""
+    """The folder of the client's local mode; "" for memory."""
     return location.removeprefix(LOCAL).rpartition("/")[0]
 
 
@@ -268,12 +272,12 @@ def _connect(location: str, settings: QdrantSettings) -> tuple[Any, str]:
     if not location.startswith(LOCAL):
         base, _, collection = location.rpartition("/")
         if not collection or not base.partition("://")[2]:
-            raise ValueError(f"an index on a server is http(s)://host:6333/collection; got {location!r}")
+            raise ValueError(f"an index on a server has the location http(s)://host:6333/collection; got {location!r}")
         key = settings.api_key or os.environ.get("QDRANT_API_KEY")
         return QdrantClient(url=base, api_key=key, timeout=settings.timeout), collection
     folder, collection = _folder(location), location.removeprefix(LOCAL).rpartition("/")[2]
     if not collection:
-        raise ValueError(f"an imitation of a server is {LOCAL}folder/collection; got {location!r}")
+        raise ValueError(f"a local collection has the location {LOCAL}folder/collection; got {location!r}")
     try:
         if not folder:
             return QdrantClient(":memory:"), collection
@@ -281,7 +285,7 @@ def _connect(location: str, settings: QdrantSettings) -> tuple[Any, str]:
     except RuntimeError as error:
         if "already accessed" not in str(error):
             raise
-        raise IndexLockedError(f"another process has opened the index at {location}; wait until it is done") from error
+        raise IndexLockedError(f"another process has opened the index at {location}; wait until it ends") from error
 
 
 @contextlib.contextmanager
@@ -295,13 +299,11 @@ def _closed_on_failure(client: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _failures(location: str) -> Iterator[None]:
-    """The client's many errors as one: what the server said, and where it is."""
+    """Raises the various errors of the client as OSError, with the location and the message of the server."""
     from qdrant_client.common.client_exceptions import QdrantException
     from qdrant_client.http.exceptions import ApiException
 
     try:
         yield
     except (QdrantException, ApiException) as error:
-        raise OSError(
-            f"the Qdrant server for {location} did not do as it was asked: {' '.join(str(error).split())}"
-        ) from error
+        raise OSError(f"the Qdrant server for {location} reported an error: {' '.join(str(error).split())}") from error

@@ -1,32 +1,36 @@
-"""What an index holds: an embedding per attribute and some columns for each item, and who made the embeddings."""
+"""The schema of an index: attributes, columns, and the checkpoint that computed the embeddings."""
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
+import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 
 from .conditions import ColumnType, unknown
 
 if TYPE_CHECKING:
     from cca_hf.models.encoding import ImageEncoder
 
+Vectors: TypeAlias = NDArray[np.float32]
+
 ITEM_ID = "item_id"
 SIMILARITY = "similarity"
 _VECTOR = "embedding_"
-_FORMAT = 1  # of what is written; another one is another layout
+_FORMAT = 1  # changes when the layout of the stored data changes
 _ARROW = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
 
 
 @dataclass(frozen=True)
 class CheckpointId:
-    """Which model made some embeddings: vectors of another are in another space, and no figure would show it.
+    """The checkpoint that computed some embeddings. Embeddings of two checkpoints cannot be compared.
 
     Args:
-        name: where it was loaded from, an id on the Hub or a folder; to load it again, not to compare.
-        fingerprint: `CCAModel.fingerprint`, of weights, attributes and how pictures are read; what is compared.
+        name: id on the Hub or folder, to load the checkpoint again. Not compared.
+        fingerprint: `CCAModel.fingerprint`: weights, attributes and preprocessing. Compared.
     """
 
     name: str
@@ -40,10 +44,10 @@ class CheckpointId:
 class IndexSchema:
     """
     Args:
-        attributes: their names, in the order of the model.
-        dim: width of each embedding.
-        columns: what else is known of each item, to filter by and to show: name -> type.
-        checkpoint: the model that made the embeddings; those of another are refused.
+        attributes: names, in the order of the model.
+        dim: width of an embedding.
+        columns: further columns of an item, to filter by and to show: name -> type.
+        checkpoint: the model that computed the embeddings. Embeddings of another model are refused.
     """
 
     attributes: tuple[str, ...]
@@ -52,16 +56,12 @@ class IndexSchema:
     checkpoint: CheckpointId
 
     def __post_init__(self) -> None:
-        """
-        Raises:
-            ValueError: for names that cannot stand beside each other, or types that no column has.
-        """
         if not self.attributes or self.dim < 1:
-            raise ValueError(f"an index needs an attribute and a width; got {self.attributes} and {self.dim}")
+            raise ValueError(f"an index needs attributes and a width; got {self.attributes} and {self.dim}")
         names = [ITEM_ID, *map(self.vector_column, self.attributes), *self.columns]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"the index would have two columns called {', '.join(twice)}; rename yours")
+            raise ValueError(f"the index would have two columns called {', '.join(twice)}; rename your columns")
         for name, kind in self.columns.items():
             if kind not in get_args(ColumnType):
                 raise ValueError(
@@ -71,17 +71,13 @@ class IndexSchema:
                 raise ValueError(f'a column cannot be called {name!r}: rename it (no leading _, none of . ` " [ ] \\)')
 
     def vector_column(self, attribute: str) -> str:
-        """The name of the column that holds an attribute's embeddings.
-
-        Raises:
-            ValueError: if there is no such attribute; names the closest.
-        """
+        """The name of the column with the embeddings of an attribute."""
         if attribute not in self.attributes:
             raise ValueError(f"the index has {unknown('attribute', attribute, self.attributes)}")
         return _VECTOR + re.sub(r"\W", "_", attribute)
 
     def arrow(self, columns: Sequence[str] | None = None, attributes: Sequence[str] | None = None) -> pa.Schema:
-        """Items as a table: `item_id`, the columns, an fp32 vector for each attribute; all of them, or those named."""
+        """The Arrow schema of items: `item_id`, the columns and an fp32 vector per attribute (default: all)."""
         names = list(self.columns) if columns is None else columns
         return pa.schema(
             [
@@ -96,7 +92,7 @@ class IndexSchema:
 
     @classmethod
     def of_model(cls, model: "ImageEncoder", name: str, columns: Mapping[str, ColumnType]) -> "IndexSchema":
-        """For what a model embeds; `name` is where it can be loaded from again."""
+        """The schema for the embeddings of `model`, which can be loaded again from `name`."""
         return cls(
             attributes=tuple(model.config.attributes),
             dim=model.config.embedding_dim or model.config.hidden_size,
@@ -106,7 +102,7 @@ class IndexSchema:
 
     @property
     def filterable(self) -> dict[str, ColumnType]:
-        """The columns that a condition may name."""
+        """The columns that a filter can use."""
         return {ITEM_ID: "text", **self.columns}
 
     def to_json(self) -> str:
@@ -114,10 +110,7 @@ class IndexSchema:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "IndexSchema":
-        """
-        Raises:
-            ValueError: if another version of this package wrote it in another format.
-        """
+        """Raises ValueError for a format of another version of this package."""
         fields = json.loads(text)
         found = fields.pop("format")
         if found != _FORMAT:
@@ -127,7 +120,7 @@ class IndexSchema:
 
 
 def column_types(schema: pa.Schema, *, skip: Sequence[str] = ()) -> tuple[dict[str, ColumnType], list[str]]:
-    """The columns of a table that an index can hold, with their types, and the names of those it cannot."""
+    """The types of the columns that an index can store, and the names of the columns that it cannot store."""
     types: dict[str, ColumnType] = {}
     unfit: list[str] = []
     for field in schema:

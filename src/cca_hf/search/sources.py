@@ -1,4 +1,4 @@
-"""What `cca index` reads: a catalogue of pictures, embedded on the way, or the folder that `cca embed` wrote."""
+"""The sources of `cca index`: a catalogue of images to embed, or a folder of embeddings written by `cca embed`."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 import pyarrow.dataset as pads  # type: ignore[import-untyped]
-from datasets import ClassLabel, Dataset, DatasetDict, Features
+from datasets import ClassLabel, DatasetDict, Features
 from numpy.typing import NDArray
 
 from cca_hf.data.columns import missing_message
@@ -17,14 +17,15 @@ from cca_hf.embedding.catalogue import Catalogue
 from cca_hf.embedding.shards import MANIFEST, column_of
 from cca_hf.models.encoding import ImageEncoder
 
-from .pictures import PICTURE, reference
+from .conditions import ColumnType
+from .images import IMAGE_REFERENCE, reference
 from .schema import ITEM_ID, CheckpointId, IndexSchema, column_types
 
 _ITEMS_AT_ONCE = 1024
 
 
 class ItemBatch(NamedTuple):
-    """Some items: ids, columns, and on demand the embeddings of those rows that are wanted."""
+    """Some items: ids, columns, and a function that computes the embeddings of given rows."""
 
     item_ids: list[str]
     columns: pa.Table
@@ -32,7 +33,7 @@ class ItemBatch(NamedTuple):
 
 
 class ItemSource(Protocol):
-    """Items to be indexed."""
+    """Items to index."""
 
     schema: IndexSchema
 
@@ -41,16 +42,13 @@ class ItemSource(Protocol):
     def batches(self) -> Iterator[ItemBatch]: ...
 
 
-class PictureSource:
-    """A folder of pictures, or a split of a data set, with the model that embeds them.
+class ImageSource:
+    """A folder of images, or a split of a data set, with the model that embeds them.
 
     Args:
-        name: where the model can be loaded from again.
-        dataset_name: where the data set can be loaded from again, "" for a folder of pictures.
-        columns: to be kept; by default all that an index can hold.
-
-    Raises:
-        ValueError: if a column is missing, or cannot be held.
+        name: id or folder of the model, to load it again.
+        dataset_name: id or folder of the data set, to load it again; "" for a folder of images.
+        columns: columns to store; by default all that an index can store.
     """
 
     def __init__(
@@ -70,9 +68,8 @@ class PictureSource:
         self.batch_size = batch_size
         types, unfit = column_types(_with_names(catalogue.rows(0, 0), catalogue.features).schema)
         if columns is not None:
-            _check_columns(columns, types, unfit)
-            types = {name: types[name] for name in columns}
-        self.schema = IndexSchema.of_model(encoder, name, {PICTURE: "text", **types})
+            types = _selected(columns, types, unfit)
+        self.schema = IndexSchema.of_model(encoder, name, {IMAGE_REFERENCE: "text", **types})
 
     @classmethod
     def from_dataset(
@@ -85,7 +82,7 @@ class PictureSource:
         id_column: str | None = None,
         columns: Sequence[str] | None = None,
         batch_size: int = 32,
-    ) -> "PictureSource":
+    ) -> "ImageSource":
         """A split of a data set on the Hub or in a folder; see `Catalogue.from_dataset`."""
         from cca_hf.data.sources import load_source
 
@@ -94,16 +91,12 @@ class PictureSource:
         chosen = split if split is not None or len(splits) > 1 else next(iter(splits))
         carried = columns
         if carried is None:
-            carried = _fit_columns(splits[chosen], id_column) if chosen in splits else ()
+            skipped = [id_column or "", IMAGE_REFERENCE]
+            schema = splits[chosen].features.arrow_schema if chosen in splits else pa.schema([])
+            carried = list(column_types(schema, skip=skipped)[0])
         catalogue = Catalogue.from_dataset(splits, split=chosen, id_column=id_column, columns=carried)
         return cls(
-            catalogue,
-            encoder,
-            name,
-            dataset_name=place,
-            split=chosen or "",
-            columns=columns,
-            batch_size=batch_size,
+            catalogue, encoder, name, dataset_name=place, split=chosen or "", columns=columns, batch_size=batch_size
         )
 
     def __len__(self) -> int:
@@ -116,15 +109,14 @@ class PictureSource:
             rows = _with_names(self.catalogue.rows(start, stop), self.catalogue.features)
 
             def embed(wanted: Sequence[int], start: int = start) -> NDArray:
-                pictures = [images[start + row] for row in wanted]
-                attributes = list(self.schema.attributes)
+                batch, attributes = [images[start + row] for row in wanted], list(self.schema.attributes)
                 return np.asarray(
-                    self.encoder.encode(pictures, attributes, batch_size=self.batch_size, show_progress=False)
+                    self.encoder.encode(batch, attributes, batch_size=self.batch_size, show_progress=False)
                 )
 
-            kept = rows.select([name for name in self.schema.columns if name != PICTURE])
-            pictures = [self._reference(images[row], row) for row in range(start, stop)]
-            yield ItemBatch(_ids(rows), kept.append_column(PICTURE, pa.array(pictures, pa.string())), embed)
+            kept = rows.select([name for name in self.schema.columns if name != IMAGE_REFERENCE])
+            references = pa.array([self._reference(images[row], row) for row in range(start, stop)], pa.string())
+            yield ItemBatch(_ids(rows), kept.append_column(IMAGE_REFERENCE, references), embed)
 
     def _reference(self, image: dict, row: int) -> str | None:
         if image["bytes"] is None:
@@ -133,32 +125,27 @@ class PictureSource:
 
 
 class EmbeddedSource:
-    """The parquet files that `cca embed` wrote into a folder.
+    """The parquet files that `cca embed` wrote to a folder.
 
     Args:
-        name: where the model can be loaded from, to embed the pictures that are searched with.
-
-    Raises:
-        FileNotFoundError: if it has not written there.
-        ValueError: if it is not finished yet, or wrote 8-bit numbers of fewer pictures than there are.
+        name: id or folder of the model, to embed the query images.
     """
 
     def __init__(self, folder: Path, name: str, *, columns: Sequence[str] | None = None) -> None:
         if not (folder / MANIFEST).is_file():
-            raise FileNotFoundError(f"there is no {MANIFEST} in {folder}: 'cca embed' has not written there")
+            raise FileNotFoundError(f"{folder} contains no {MANIFEST}: 'cca embed' has not written to it")
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = sorted(folder.glob("embeddings-*.parquet"))
         shards = -(-manifest["num_items"] // manifest["shard_size"])
         if len(files) != shards:
-            raise ValueError(f"{folder} has {len(files)} of {shards} files: let 'cca embed' finish first")
+            raise ValueError(f"{folder} has {len(files)} of {shards} files: run 'cca embed' to the end first")
         self._dataset = pads.dataset(files)
         self._features = Features.from_arrow_schema(self._dataset.schema)
         self._vectors = [column_of(attribute) for attribute in manifest["attributes"]]
         carried = pa.schema([self._dataset.schema.field(column) for column in manifest["columns"]])
         types, unfit = column_types(_with_names(carried.empty_table(), self._features).schema)
         if columns is not None:
-            _check_columns(columns, types, unfit)
-            types = {column: types[column] for column in columns}
+            types = _selected(columns, types, unfit)
         self.schema = IndexSchema(
             tuple(manifest["attributes"]), manifest["dim"], types, CheckpointId(name, manifest["model"])
         )
@@ -184,14 +171,8 @@ class EmbeddedSource:
             yield ItemBatch(_ids(table), table.select(list(self.schema.columns)), embed)
 
 
-def _fit_columns(dataset: Dataset, id_column: str | None) -> list[str]:
-    """The columns that an index can hold."""
-    types, _ = column_types(dataset.features.arrow_schema, skip=[id_column or ""])
-    return [name for name in types if name != PICTURE]
-
-
 def _with_names(table: pa.Table, features: Features) -> pa.Table:
-    """The same with the names of `ClassLabel`s in place of their numbers; -1 is no label."""
+    """The table with names of `ClassLabel` values instead of their ids; -1 becomes missing."""
     for name in table.column_names:
         feature = features.get(name)
         if isinstance(feature, ClassLabel):
@@ -201,12 +182,13 @@ def _with_names(table: pa.Table, features: Features) -> pa.Table:
     return table
 
 
-def _check_columns(columns: Sequence[str], types: dict, unfit: Sequence[str]) -> None:
+def _selected(columns: Sequence[str], types: dict[str, ColumnType], unfit: Sequence[str]) -> dict[str, ColumnType]:
     for name in columns:
         if name in unfit:
-            raise ValueError(f"the column {name!r} holds neither texts, numbers nor booleans: an index cannot hold it")
+            raise ValueError(f"an index cannot store the column {name!r}: it contains no text, numbers or booleans")
         if name not in types:
             raise ValueError(missing_message("column", [name], types))
+    return {name: types[name] for name in columns}
 
 
 def _ids(table: pa.Table) -> list[str]:

@@ -1,66 +1,55 @@
-"""What an index needs of the engine that keeps it: the protocol behind which LanceDB and Qdrant are the same."""
+"""The interface between an index and its engine, LanceDB or Qdrant."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
-from numpy.typing import NDArray
 
 from .conditions import Condition
-from .schema import IndexSchema
+from .schema import IndexSchema, Vectors
 
 
 class IndexLockedError(RuntimeError):
-    """Another process is writing to the index; the message says to which."""
+    """Another process is writing to the index; the message names the index."""
 
 
 class NoIndexError(FileNotFoundError):
-    """There is no index at this place; the message says what is there."""
+    """The location contains no index; the message says what it contains."""
 
 
 class VectorStore(Protocol):
     """Items with one vector per attribute, in one engine.
 
-    Conditions come checked against `schema.filterable`, vectors L2-normalised. Tables of items are those of
-    `IndexSchema.arrow`. What a call that writes has returned from is kept, whatever happens then.
+    Conditions were checked against `schema.filterable`, vectors are L2-normalised, and tables have the columns of
+    `IndexSchema.arrow`. A write is durable when its method returns.
     """
 
     location: str
     schema: IndexSchema
-    note: str  # what an unfinished copy leaves behind; "" for an index that is whole
-    read_up_to: int  # items that are read in about the time of some searches
+    note: str  # describes an unfinished copy; "" for a complete index
+    read_up_to: int  # so many items are scanned in about the time of a few searches
 
     @property
     def version(self) -> str:
-        """Another one after each write, where the engine tells; else empty."""
+        """Changes with each write; empty if the engine has no versions."""
         ...
 
     def set_note(self, note: str) -> None: ...
 
     def upsert(self, items: pa.Table) -> None:
-        """Writes items over those of the same id, all of the table or, where the engine allows, none."""
+        """Writes items and replaces those with the same id: all of the table or, if the engine can, nothing."""
         ...
 
     def delete(self, condition: Condition) -> None: ...
 
     def nearest(
-        self,
-        attribute: str,
-        queries: NDArray[np.float32],
-        count: int,
-        condition: Condition | None,
-        columns: Sequence[str] = (),
+        self, attribute: str, queries: Vectors, count: int, condition: Condition | None, columns: Sequence[str] = ()
     ) -> list[pa.Table]:
-        """For each row of `queries` (Q, dim) its nearest items: `item_id`, `similarity` (cosine), and the columns."""
+        """The nearest items of each row of `queries` (Q, dim): `item_id`, `similarity` (cosine) and the columns."""
         ...
 
     def scan(
-        self,
-        condition: Condition | None,
-        columns: Sequence[str],
-        attributes: Sequence[str],
-        batch_size: int = 4096,
+        self, condition: Condition | None, columns: Sequence[str], attributes: Sequence[str], batch_size: int = 4096
     ) -> Iterator[pa.Table]:
         """All items that fulfil the condition, in any order, in tables of about `batch_size` rows."""
         ...
@@ -68,7 +57,7 @@ class VectorStore(Protocol):
     def count(self, condition: Condition | None) -> int: ...
 
     def optimize(self) -> None:
-        """Makes searches fast again after much was written; returns when they are."""
+        """Restores the speed of searches after many writes; returns when it is restored."""
         ...
 
     def close(self) -> None: ...

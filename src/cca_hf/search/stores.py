@@ -1,4 +1,4 @@
-"""From the name of a place to the engine that keeps an index there."""
+"""Chooses the engine of an index by its location."""
 
 from typing import TypeAlias, TypeVar
 
@@ -12,11 +12,8 @@ _Kind = TypeVar("_Kind", LanceSettings, QdrantSettings)
 
 
 def create_store(location: str, schema: IndexSchema, settings: Settings | None) -> VectorStore:
-    """An empty index at a place: `http(s)://host:6333/collection` is on a Qdrant server, all else is a folder or a
-    bucket (`s3://...`, `gs://...`, `az://...`) and LanceDB's.
-
-    Raises:
-        FileExistsError: if there is something already.
+    """Creates an empty index: with Qdrant at `http(s)://host:6333/collection`, else with LanceDB in a folder or a
+    bucket (`s3://...`, `gs://...`, `az://...`).
     """
     if _is_qdrant(location):
         return QdrantStore.create(location, schema, _checked(settings, QdrantSettings, location))
@@ -24,12 +21,7 @@ def create_store(location: str, schema: IndexSchema, settings: Settings | None) 
 
 
 def open_store(location: str, settings: Settings | None, *, writable: bool) -> VectorStore:
-    """The index at a place.
-
-    Raises:
-        NoIndexError: if there is none.
-        IndexLockedError: if it is to be written to, and another process does so already.
-    """
+    """Opens the index at a location."""
     if _is_qdrant(location):
         return QdrantStore.open(location, _checked(settings, QdrantSettings, location), writable=writable)
     return LanceStore.open(location, _checked(settings, LanceSettings, location), writable=writable)

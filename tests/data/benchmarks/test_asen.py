@@ -61,7 +61,7 @@ def test_what_is_missing_is_named_with_its_source(small_asen, tmp_path):
     folder = small_asen("DARN", {name: content for name, content in FILES.items() if name != "candidate_test.txt"})
     with pytest.raises(FileNotFoundError, match=r"DARN/candidate_test.txt is missing; it comes with ASEN.*asenpp"):
         AsenSplits(folder, "DARN").evaluation("test_gallery")
-    with pytest.raises(ValueError, match="query_test.txt, line 1: image 2, but filenames_test.txt names 2"):
+    with pytest.raises(ValueError, match="query_test.txt, line 1: image 2, but filenames_test.txt has 2 names"):
         AsenSplits(small_asen("DARN", {"query_test.txt": "2 0 0"}), "DARN").evaluation("test_query")
     with pytest.raises(FileNotFoundError, match=r"meta.json is missing; .*github.com/Maryeon/asenpp"):
         AsenSplits(tmp_path, "DARN")

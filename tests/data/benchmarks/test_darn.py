@@ -45,13 +45,11 @@ def test_without_training_images_the_rest_is_read(asen, tmp_path):
     assert list(benchmark.splits) == list(EVALUATION_SPLITS)
     assert [len(own) for own in benchmark.splits.values()] == [4293, 17168, 4293, 17168]
     assert "There are no training images: filenames_train.txt or label_train.txt is missing." in benchmark.remarks
-    with pytest.raises(
-        FileNotFoundError, match="none of the 42,922 pictures of DARN is there, such as pic/.*darn_url"
-    ):
+    with pytest.raises(FileNotFoundError, match="all 42,922 images of DARN are missing, such as pic/.*darn_url"):
         prepare_benchmark(benchmark, tmp_path / "prepared")
     assert not (tmp_path / "prepared").exists()
 
 
 def test_it_needs_asens_files(tmp_path):
-    with pytest.raises(ValueError, match="DARN has no labels but those in ASEN's split files"):
+    with pytest.raises(ValueError, match="the labels of DARN are in ASEN's split files"):
         load_darn(tmp_path, None)

@@ -76,7 +76,7 @@ def test_prepare_load_train_evaluate(anno, asen, add_pictures, train_a_step_and_
     (root / "Anno_coarse2" / "list_attr_img.txt").write_bytes(table("image_name  attribute_labels", flags))
 
     benchmark = load_deepfashion(root, asen)
-    assert "Training images: the 8 with a value outside ASEN's" in benchmark.remarks[0]
+    assert "Training images: 8 images with a value, outside ASEN's" in benchmark.remarks[0]
     prepare_benchmark(benchmark, tmp_path / "prepared")
     data = load_attribute_dataset(tmp_path / "prepared")
     assert list(data.attributes) == list(ATTRIBUTES) and data.attributes["texture"][0].startswith("value ")
@@ -173,10 +173,14 @@ def test_asens_splits(small, small_asen):
     ("file", "content", "message"),
     [
         ("Anno/list_attr_cloth.txt", table("h", ["red plaid 6"]), "line 3: expected '<name> <type 1-5>'"),
-        ("Anno/list_attr_cloth.txt", table("h", VALUES)[:-4], "10 lines, there are 9|expected '<name> <type"),
+        ("Anno/list_attr_cloth.txt", table("h", VALUES)[:-4], "10' lines, but the file has 9|expected '<name> <type"),
         ("Anno/list_attr_img.txt", table("h", ["img/a/1.jpg 1 -1"]), "line 3: expected 10 numbers, got 2"),
         ("Eval/list_eval_partition.txt", table("h", ["img/a/1.jpg dev"]), "line 3: expected '<path> <train, val"),
-        ("Eval/list_eval_partition.txt", b"7\nh\nimg/a/1.jpg train", "its first line says '7' lines, there are 1"),
+        (
+            "Eval/list_eval_partition.txt",
+            b"7\nh\nimg/a/1.jpg train",
+            "the first line says '7' lines, but the file has 1",
+        ),
     ],
 )
 def test_a_wrong_line_is_named(small, file, content, message):

@@ -175,7 +175,7 @@ def test_training_images_are_the_rest(tmp_path, small_asen):
     names += ["train1/Images/skirt_length_labels/2s.jpg"]
     assert whole.splits["train"]["file_name"][:] == names
     assert whole.splits["test_query"]["file_name"][:] == ["deep/train2/Images/skirt_length_labels/3s.jpg"]
-    assert "the 4 official rows" in whole.remarks[0] and "equals that in ASEN's label_train.txt" in whole.remarks[0]
+    assert "4 official rows" in whole.remarks[0] and "is that of ASEN's label_train.txt" in whole.remarks[0]
     partly = load_fashionai(root, small_asen("FashionAI", {"label_train.txt": "0 4 0\n1 4 0\n2 4 1\n3 0 1\n"}))
     assert "has 4; 2 of 3 values differ in number" in partly.remarks[0]
     (tmp_path / "asen" / "FashionAI" / "label_train.txt").unlink()
@@ -203,7 +203,7 @@ def test_disagreement_is_an_error(tmp_path, small_asen):
     [
         ("Images/a.jpg,skirt_labels,nnynnn", "expected 'path,<attribute>_labels,letters'"),
         ("Images/a.jpg", "expected 'path,<attribute>_labels,letters'"),
-        ("Images/a.jpg,skirt_length_labels,nny", "skirt_length has 6 values, so 6 letters are expected"),
+        ("Images/a.jpg,skirt_length_labels,nny", "skirt_length has 6 values, so expected 6 letters"),
         ("Images/a.jpg,skirt_length_labels,nnynny", "one y and the others"),
         ("Images/a.jpg,skirt_length_labels,nnnnnn", "one y and the others"),
         ("Images/a.jpg,skirt_length_labels,nnyxnn", "got 'nnyxnn'"),

@@ -147,7 +147,7 @@ def test_an_existing_folder_is_not_touched(benchmark, tmp_path):
     output.mkdir()
     prepare_benchmark(benchmark, output)  # empty: fine
     content = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
-    with pytest.raises(FileExistsError, match="prepared is there already; name a new folder"):
+    with pytest.raises(FileExistsError, match="prepared exists already; choose a new folder"):
         prepare_benchmark(benchmark, output)
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == content
 

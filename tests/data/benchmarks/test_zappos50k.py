@@ -142,7 +142,7 @@ def test_as_many_triplets_as_the_papers_take(lists, monkeypatch):
 def test_drawn_triplets(root, monkeypatch):
     monkeypatch.setattr(zappos50k, "NUM_TRIPLETS", {"train": 800, "validation": 40, "test": 120})
     benchmark = load_zappos50k(root, triplets="sample", seed=3)
-    assert "drawn from the metadata (seed 3); they are not those of CSN" in benchmark.remarks[0]
+    assert "sampled from the metadata (seed 3); they are not those of CSN" in benchmark.remarks[0]
     assert [len(own) for own in benchmark.splits.values()] == [42, 6, 12]
     number = {name: row for row, name in enumerate(NAMES)}
     for split, triplets in benchmark.triplets.items():
@@ -214,7 +214,7 @@ def test_what_is_missing_is_named(root, tmp_path):
     with pytest.raises(ValueError, match="has no column SubCategory, HeelHeight, .*; it has CID, Category"):
         load_zappos50k(root, triplets="none")
     metadata.write_text(",".join(HEADER) + "\n" + "7-7,Shoes,Oxfords,Flat,Padded,Zipper,Men,Suede,Round\n")
-    with pytest.raises(ValueError, match="says nothing of the category, sub_category, .* of the 60 pictures"):
+    with pytest.raises(ValueError, match="has no category, sub_category, .* for any of the 60 images"):
         load_zappos50k(root, triplets="none")
     metadata.unlink()
     with pytest.raises(FileNotFoundError, match="meta-data.csv is missing; it comes with UT Zappos50K"):

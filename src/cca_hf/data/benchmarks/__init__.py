@@ -1,1 +1,1 @@
-"""One file per published benchmark: from its original files to the schema of the package."""
+"""One file per published benchmark: reads its original files into the schema of the package."""

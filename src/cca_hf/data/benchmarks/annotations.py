@@ -1,8 +1,8 @@
-"""What a benchmark's own files say of its images, as data sets of the one schema. No picture is opened.
+"""Converts the annotations of a benchmark to data sets of the package's schema. No image is opened.
 
-Columns: `image` (the path of the picture; null where the file is missing), one `ClassLabel` for each attribute (-1
-where not labelled), `file_name` (the benchmark's own, relative to its root), and, where the benchmark knows more than
-one value of an attribute, the lists `<attribute>_all` and `<attribute>_maybe` of `value_sets.py`.
+Columns: `image` (its path; null if the file is missing), one `ClassLabel` per attribute (-1: not labelled),
+`file_name` (relative to the root of the benchmark), and, if the benchmark lists several values of an attribute, the
+lists `<attribute>_all` and `<attribute>_maybe` (see `value_sets.py`).
 """
 
 import os
@@ -27,10 +27,10 @@ class Annotations:
     """The images of one split, in the order of the benchmark's files.
 
     Args:
-        file_names: relative to the benchmark's root, with forward slashes.
-        pairs: what each image shows; of several values of an attribute the first is its label.
-        all_values: every value of every attribute; None for an image of which they are not known.
-        maybe: the values that an image may show, for the attributes it is labelled with; None likewise.
+        file_names: relative to the root of the benchmark, with forward slashes.
+        pairs: the labels of each image. The first of several values of an attribute is the label.
+        all_values: all values of all attributes; None for an image with unknown values.
+        maybe: the values that an image may show, for its labelled attributes; None for an image with unknown values.
     """
 
     file_names: list[str]
@@ -41,14 +41,14 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark as it lies on this disk.
+    """A local copy of a benchmark.
 
     Args:
-        name: for people.
-        source: where the pictures come from.
+        name: name to show.
+        source: origin of the images.
         splits: data sets with the columns above.
-        remarks: what else there is to know of this copy, in sentences.
-        triplets: ready triplets by split: `condition`, and the file names `anchor`, `positive` and `negative`.
+        remarks: further facts about this copy, as sentences.
+        triplets: split -> ready triplets: `condition`, and the file names `anchor`, `positive` and `negative`.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Benchmark:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Stripped lines, whatever ends them; empty ones at the end are dropped, those within are kept."""
+    """Stripped lines, for any line ending. Empty lines at the end are dropped, others are kept."""
     lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     while lines and not lines[-1]:
         lines.pop()
@@ -67,25 +67,25 @@ def read_lines(path: Path) -> list[str]:
 
 
 def existing(path: Path, source: str) -> Path:
-    """The path, or an error that says what is missing and where to get it."""
+    """The path; raises FileNotFoundError with the origin of the file if it is missing."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; it comes with {source}")
     return path
 
 
 def find_file(root: Path, name: str) -> list[Path]:
-    """All files of this name, at any depth and behind links too, in sorted order."""
+    """All files with this name, at any depth and through links, sorted."""
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}")
     return sorted(Path(folder) / name for folder, _, files in os.walk(root, followlinks=True) if name in files)
 
 
 def to_dataset(annotations: Annotations, attributes: Mapping[str, Sequence[str]], root: Path) -> Dataset:
-    """One split; which pictures are there is looked up under `root`. An empty file counts as missing."""
+    """One split, with the images found in `root`. An empty file counts as missing."""
     count, names = len(annotations.file_names), list(attributes)
     labels = np.full((len(names), count), -1, dtype=np.int64)
     for row, pairs in enumerate(annotations.pairs):
-        for attribute, value in reversed(pairs):  # the first of several is written last
+        for attribute, value in reversed(pairs):  # writes the first of several values last
             labels[attribute, row] = value
     paths = [image_path(root, name) for name in annotations.file_names]
     columns: dict[str, Sequence] = {
@@ -98,15 +98,15 @@ def to_dataset(annotations: Annotations, attributes: Mapping[str, Sequence[str]]
         if rows is None:
             continue
         for index, name in enumerate(names):
-            about = np.ones(count, dtype=bool) if kind == "all" else labels[index] >= 0
+            known = np.ones(count, dtype=bool) if kind == "all" else labels[index] >= 0
             features[f"{name}_{kind}"] = List(ClassLabel(names=list(attributes[name])))
             columns[f"{name}_{kind}"] = [
-                None if pairs is None or not told else [value for attribute, value in pairs if attribute == index]
-                for pairs, told in zip(rows, about.tolist(), strict=True)
+                None if pairs is None or not is_known else [value for attribute, value in pairs if attribute == index]
+                for pairs, is_known in zip(rows, known.tolist(), strict=True)
             ]
     features[FILE_NAME_COLUMN] = Value("string")
     columns[FILE_NAME_COLUMN] = annotations.file_names
-    # through Arrow: `Dataset.from_dict` looks at each value for itself, which takes a minute on 200,000 images
+    # through Arrow, since `Dataset.from_dict` checks each value, which takes a minute for 200,000 images
     schema = features.arrow_schema
     arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
     return Dataset(pa.Table.from_arrays(arrays, schema=schema))

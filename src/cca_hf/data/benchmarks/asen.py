@@ -1,4 +1,4 @@
-"""The split files of ASEN, on which every later paper on FashionAI, DARN and DeepFashion reports.
+"""Reads the split files of ASEN, which all later papers on FashionAI, DARN and DeepFashion use.
 
     meta.json                                  {"FashionAI": {"ATTRIBUTES": [...], "ATTRIBUTES_NUM": {name: n}}, ...}
     <name>/filenames_{train,valid,test}.txt    one image path a line
@@ -19,7 +19,7 @@ from .annotations import Annotations, Pairs, existing, read_lines
 
 SOURCE = "ASEN's split files: data.zip, linked from https://github.com/Maryeon/asenpp"
 
-# our split -> (file of its rows, file names they count in)
+# our split -> (file with its rows, part whose file names they refer to)
 EVALUATION_SPLITS = {
     "validation_query": ("query_valid.txt", "valid"),
     "validation_gallery": ("candidate_valid.txt", "valid"),
@@ -32,12 +32,8 @@ class AsenSplits:
     """The split files of one benchmark.
 
     Args:
-        folder: holds `meta.json` and a folder for each benchmark.
-        name: the benchmark's, as `meta.json` has it.
-
-    Raises:
-        FileNotFoundError: naming a file that is missing, and where it comes from.
-        ValueError: naming the file and the line that is not as it should be.
+        folder: contains `meta.json` and a folder for each benchmark.
+        name: name of the benchmark in `meta.json`.
     """
 
     def __init__(self, folder: str | PathLike[str], name: str) -> None:
@@ -54,19 +50,19 @@ class AsenSplits:
         return read_lines(existing(self.folder / f"filenames_{part}.txt", SOURCE))
 
     def rows(self, file: str, part: str) -> dict[int, Pairs]:
-        """fid -> what a file says of it, in the order of the file. An image may have several lines."""
+        """fid -> labels, in the order of the file. An image may have several lines."""
         path, num_images = self.folder / file, len(self.file_names(part))
         rows: dict[int, Pairs] = {}
         for number, fid, pairs in self._parsed(path):
             if fid >= num_images:
                 raise ValueError(
-                    f"{path}, line {number}: image {fid}, but filenames_{part}.txt names {num_images} (from 0)"
+                    f"{path}, line {number}: image {fid}, but filenames_{part}.txt has {num_images} names (from 0)"
                 )
             rows.setdefault(fid, []).extend(pairs)
         return rows
 
     def annotations(self, file: str, part: str) -> Annotations:
-        """The same with the names of the images."""
+        """The rows with the names of the images."""
         names, rows = self.file_names(part), self.rows(file, part)
         return Annotations([names[fid] for fid in rows], list(rows.values()))
 
@@ -75,16 +71,16 @@ class AsenSplits:
         return self.annotations(*EVALUATION_SPLITS[split])
 
     def has_training_images(self) -> bool:
-        """Whether both halves are there; the published files have been passed on without the names."""
+        """Whether names and labels are there. Some copies of the published files lack the names."""
         return all((self.folder / file).is_file() for file in ("filenames_train.txt", "label_train.txt"))
 
     def training_pairs(self) -> list[Pairs] | None:
-        """The training labels, whether or not it is known whose they are; None where the file is missing."""
+        """The training labels, with or without known file names; None if the file is missing."""
         path = self.folder / "label_train.txt"
         return [pairs for _, _, pairs in self._parsed(path)] if path.is_file() else None
 
     def _parsed(self, path: Path) -> list[tuple[int, int, Pairs]]:
-        """(line, fid, pairs), each checked."""
+        """(line, fid, pairs), checked."""
         counts = list(self.num_values.values())
         parsed = []
         for number, line in enumerate(read_lines(existing(path, SOURCE)), start=1):
@@ -98,8 +94,8 @@ class AsenSplits:
             known = all(0 <= a < len(counts) and 0 <= value < counts[a] for a, value in pairs)
             if fid < 0 or not pairs or len(numbers) % 2 or not known:
                 raise ValueError(
-                    f"{path}, line {number}: expected 'fid attribute value', the attributes 0 to {len(counts) - 1} "
-                    f"having {', '.join(map(str, counts))} values; got {line!r}"
+                    f"{path}, line {number}: expected 'fid attribute value' with attributes 0 to {len(counts) - 1}, "
+                    f"which have {', '.join(map(str, counts))} values; got {line!r}"
                 )
             parsed.append((number, fid, pairs))
         return parsed

@@ -1,8 +1,7 @@
-"""DARN: nine attributes of clothes from online shops, labelled by ASEN's split files alone.
+"""DARN: nine attributes of clothes from online shops. The labels are in ASEN's split files only.
 
-The pictures are a list of addresses, "<folder>/<name> <url>", of which many are dead by now: `download.py` saves those
-that are left as `pic/<folder>/<name>.jpg`. The names of the values were never published with the splits: they are
-called by their numbers.
+The images are a list of URLs, "<folder>/<name> <url>", many of them dead: `download.py` saves the remaining images as
+`pic/<folder>/<name>.jpg`. The names of the values were not published with the splits: their numbers are used as names.
 
 Paper: Huang et al., Cross-domain Image Retrieval with a Dual Attribute-aware Ranking Network, ICCV 2015.
 """
@@ -15,28 +14,24 @@ from datasets import DatasetDict
 from .annotations import Benchmark, to_dataset
 from .asen import EVALUATION_SPLITS, AsenSplits
 
-URLS = "the list of addresses darn_url.txt, linked from https://github.com/Maryeon/asenpp"
-SOURCE = f"{URLS}; 'cca data download darn' fetches them"
+URLS = "the list of URLs darn_url.txt, linked from https://github.com/Maryeon/asenpp"
+SOURCE = f"{URLS}; 'cca data download darn' downloads the images"
 
 
 def load_darn(root: str | PathLike[str], asen_splits: str | PathLike[str] | None) -> Benchmark:
-    """Reads ASEN's splits of DARN, the only ones there are.
+    """Reads ASEN's splits of DARN. DARN has no other splits.
 
     Args:
-        root: the folder that holds `pic/`.
+        root: the folder that contains `pic/`.
         asen_splits: the folder with ASEN's `meta.json`.
-
-    Raises:
-        FileNotFoundError: naming the file that is missing, and where it comes from.
-        ValueError: naming a line that is not as it should be, or without `asen_splits`.
     """
     if asen_splits is None:
-        raise ValueError("DARN has no labels but those in ASEN's split files: name their folder (asen_splits)")
+        raise ValueError("the labels of DARN are in ASEN's split files: give their folder as asen_splits")
     asen = AsenSplits(asen_splits, "DARN")
-    # "clothes color" -> "clothes_color": a column that can be typed
+    # "clothes color" -> "clothes_color": easier to type in a command
     attributes = {name.replace(" ", "_"): [str(value) for value in range(n)] for name, n in asen.num_values.items()}
     splits = {split: asen.evaluation(split) for split in EVALUATION_SPLITS}
-    remarks = ["The values have numbers for names: DARN's own were not published with the splits."]
+    remarks = ["The names of the values are numbers: DARN's own names were not published with the splits."]
     if asen.has_training_images():
         splits = {"train": asen.annotations("label_train.txt", "train"), **splits}
     else:

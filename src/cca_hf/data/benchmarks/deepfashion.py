@@ -1,13 +1,13 @@
-"""DeepFashion, category and attribute prediction: five attributes with a thousand values, often several at once.
+"""DeepFashion, category and attribute prediction: five attributes with a thousand values, often several per image.
 
     Anno/list_attr_cloth.txt         the number of values, a header, "<name with spaces> <type 1-5>"
     Anno/list_attr_img.txt           the number of images, a header, "<path> <1000 times -1, 0 or 1>"
     Eval/list_eval_partition.txt     the number of images, a header, "<path> <train, val or test>"
-    img/, or Img/img/                the pictures
+    img/, or Img/img/                the images
 
-The five types are the attributes; a value's id is its rank within its type, in the order of the file. ASEN's splits
-keep one value of each image, which is its label here; all of them go into `<attribute>_all`. In ASEN's folder they
-stand as `label_{valid,test}.txt`: "fid (type id)*", `id` being the 0-based line of `list_attr_cloth.txt`.
+The five types are the attributes; the id of a value is its rank within its type, in the order of the file. ASEN's
+splits keep one value per image, which is the label; `<attribute>_all` contains all values. In ASEN's folder these are
+in `label_{valid,test}.txt`: "fid (type id)*", where `id` is the 0-based line of `list_attr_cloth.txt`.
 
 Paper: Liu et al., DeepFashion: Powering Robust Clothes Recognition and Retrieval with Rich Annotations, CVPR 2016.
 """
@@ -27,18 +27,18 @@ from .asen import EVALUATION_SPLITS, AsenSplits
 SOURCE = (
     "DeepFashion's Category and Attribute Prediction Benchmark, http://mmlab.ie.cuhk.edu.hk/projects/DeepFashion.html"
 )
-ATTRIBUTES = ("texture", "fabric", "shape", "part", "style")  # of type 1 to 5
+ATTRIBUTES = ("texture", "fabric", "shape", "part", "style")  # types 1 to 5
 _SPLIT_OF_PART = {"train": "train", "val": "validation", "test": "test"}
 
 
 class ValueTable(NamedTuple):
-    """The values of all types in the order of the file, in which `pairs` holds (attribute, value) of each line."""
+    """The values of all types in the order of the file; `pairs` contains (attribute, value) for each line."""
 
     attributes: dict[str, list[str]]
     pairs: Pairs
 
     def of_types(self, numbers: list[int]) -> Pairs:
-        """From (type, id, type, id, ...)."""
+        """Converts (type, id, type, id, ...) to pairs."""
         pairs = [self.pairs[line] for line in numbers[1::2]]
         if len(numbers) % 2 or any(a + 1 != kind for (a, _), kind in zip(pairs, numbers[::2], strict=True)):
             raise ValueError("the types are not those of list_attr_cloth.txt")
@@ -46,22 +46,18 @@ class ValueTable(NamedTuple):
 
 
 def load_deepfashion(root: str | PathLike[str], asen_splits: str | PathLike[str] | None = None) -> Benchmark:
-    """Reads the labels of the original download, in the splits of ASEN if their folder is given.
+    """Reads the labels of the original download, with the splits of ASEN if their folder is given.
 
-    Without them the splits are DeepFashion's own, to be evaluated leave-one-out, and the label of an image is the
-    first of its values in the order of `list_attr_cloth.txt`.
+    Without `asen_splits` the splits are DeepFashion's own, for leave-one-out evaluation, and the label of an image is
+    the first of its values in the order of `list_attr_cloth.txt`.
 
     Args:
-        root: the folder that holds `Anno/`, `Eval/` and `img/` (or `Img/img/`).
+        root: the folder that contains `Anno/`, `Eval/` and `img/` (or `Img/img/`).
         asen_splits: the folder with ASEN's `meta.json`.
-
-    Raises:
-        FileNotFoundError: naming the file that is missing, and where it comes from.
-        ValueError: naming a line that is not as it should be.
     """
     root = Path(root)
     table = read_values(_annotation_file(root, "list_attr_cloth.txt"))
-    pictures = root if (root / "img").is_dir() or not (root / "Img").is_dir() else root / "Img"
+    image_root = root if (root / "img").is_dir() or not (root / "Img").is_dir() else root / "Img"
     remarks: list[str] = []
     if asen_splits is None:
         partition = _annotation_file(root, "list_eval_partition.txt")
@@ -71,13 +67,13 @@ def load_deepfashion(root: str | PathLike[str], asen_splits: str | PathLike[str]
     return Benchmark(
         "DeepFashion",
         SOURCE,
-        DatasetDict({split: to_dataset(each, table.attributes, pictures) for split, each in rows.items()}),
+        DatasetDict({split: to_dataset(each, table.attributes, image_root) for split, each in rows.items()}),
         remarks,
     )
 
 
 def read_values(path: Path) -> ValueTable:
-    """`list_attr_cloth.txt`."""
+    """Reads `list_attr_cloth.txt`."""
     attributes: dict[str, list[str]] = {attribute: [] for attribute in ATTRIBUTES}
     pairs = []
     for number, line in _table_lines(path):
@@ -91,15 +87,15 @@ def read_values(path: Path) -> ValueTable:
 
 
 def _annotation_file(root: Path, name: str) -> Path:
-    """The file, in whatever folder of the download; `Anno_fine` is another benchmark, of 26 values."""
+    """Finds the file in any folder of the download but `Anno_fine`, another benchmark with 26 values."""
     found = [path for path in find_file(root, name) if path.parent.name != "Anno_fine"]
     if not found:
-        raise FileNotFoundError(f"there is no {name} in {root} or in any folder of it; it comes with {SOURCE}")
+        raise FileNotFoundError(f"there is no {name} in {root} or its subfolders; it comes with {SOURCE}")
     return found[0]
 
 
 def _table_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number, line) below the count and the header; streamed, for one of these files has 800 MB."""
+    """(line number, line) below the count and the header; streamed, since one of these files has 800 MB."""
     with path.open(encoding="utf-8") as file:
         count = file.readline().strip()
         file.readline()
@@ -109,11 +105,11 @@ def _table_lines(path: Path) -> Iterator[tuple[int, str]]:
                 lines += 1
                 yield number, line
     if not count.isdecimal() or lines != int(count):
-        raise ValueError(f"{path}: its first line says {count!r} lines, there are {lines}: the file is not whole")
+        raise ValueError(f"{path}: the first line says {count!r} lines, but the file has {lines}: it is not complete")
 
 
 def _values_of_images(path: Path, table: ValueTable) -> Iterator[tuple[str, Pairs]]:
-    """`list_attr_img.txt`."""
+    """Reads `list_attr_img.txt`."""
     for number, line in tqdm(_table_lines(path), desc=f"Reading {path.name}", unit=" images"):
         name, _, flags = line.partition(" ")
         shown = np.array(flags.split()) == "1"
@@ -159,7 +155,7 @@ def _asen_splits(asen: AsenSplits, root: Path, table: ValueTable) -> tuple[dict[
 
 
 def _all_values(asen: AsenSplits, part: str, table: ValueTable) -> dict[int, Pairs]:
-    """fid -> all values; empty where ASEN's folder lacks `label_<part>.txt`."""
+    """fid -> all values; empty if `label_<part>.txt` is missing in ASEN's folder."""
     path = asen.folder / f"label_{part}.txt"
     if not path.is_file():
         return {}
@@ -177,18 +173,17 @@ def _all_values(asen: AsenSplits, part: str, table: ValueTable) -> dict[int, Pai
 def _training(
     asen: AsenSplits, root: Path, table: ValueTable, held_out: Set[str]
 ) -> tuple[Annotations | None, list[str]]:
-    """ASEN's own list, or all labelled images outside the evaluation, with the first of their values as label."""
+    """ASEN's list, or all labelled images outside the evaluation, with the first of their values as label."""
     if asen.has_training_images():
         rows = asen.annotations("label_train.txt", "train")
         return Annotations(rows.file_names, rows.pairs, list(rows.pairs)), []
     if not [path for path in find_file(root, "list_attr_img.txt") if path.parent.name != "Anno_fine"]:
         return None, [
-            "There are no training images: neither ASEN's filenames_train.txt is there, nor list_attr_img.txt of "
-            f"{SOURCE}."
+            f"There are no training images: ASEN's filenames_train.txt is missing, and list_attr_img.txt of {SOURCE}."
         ]
     values = _values_of_images(_annotation_file(root, "list_attr_img.txt"), table)
     training = _annotations([(name, pairs) for name, pairs in values if pairs and name not in held_out])
     return training, [
-        f"Training images: the {len(training.file_names):,} with a value outside ASEN's validation and test part; "
+        f"Training images: {len(training.file_names):,} images with a value, outside ASEN's validation and test part; "
         "their label is the first of their values."
     ]

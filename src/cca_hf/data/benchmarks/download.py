@@ -1,13 +1,11 @@
-"""Fetches a long list of pictures of which many are gone, such as DARN's: "<folder>/<name> <url>" a line.
+"""Downloads a long list of images with many dead links, such as DARN's: "<folder>/<name> <url>" per line.
 
-Each picture is made smaller on its way and saved as `pic/<folder>/<name>.jpg`. What is there already is not asked for
-again, a link that turned out dead neither: an interrupted run goes on where it was. The dead ones stand with their
-reasons in `dead_links.tsv`.
+Images are resized and saved as `pic/<folder>/<name>.jpg`. An interrupted run can be resumed: existing images and known
+dead links are not requested again. `dead_links.tsv` lists the dead links and the reasons.
 
-HTTP, connection pools and retries are urllib3's. Of the ready downloaders, img2dataset (1.47, tried on the server of
-our tests) numbers its files, resumes by whole shards, waits without end for a picture that trickles in, ignores EXIF
-rotation, brings wandb, OpenCV and an older pandas, and imports `imghdr`, which Python 3.13 no longer has; pypdl and
-pooch are for few large files; the download manager of `datasets` stops at the first dead link.
+urllib3 does HTTP, connection pools and retries. Other downloaders do not fit: img2dataset 1.47 numbers its files,
+resumes whole shards only, has no deadline per image, ignores EXIF rotation, and needs `imghdr`, which Python 3.13 no
+longer has; pypdl and pooch are for few large files; `datasets` stops at the first dead link.
 """
 
 import io
@@ -24,6 +22,7 @@ from datasets.utils import tqdm
 from PIL import Image, UnidentifiedImageError
 
 from cca_hf.models.images import UnreadableImageError, load_image
+from cca_hf.models.whole_files import write_text
 
 from .annotations import read_lines
 
@@ -33,21 +32,21 @@ if TYPE_CHECKING:
 DEAD_LINKS = "dead_links.tsv"
 _HEADERS = {"User-Agent": "Mozilla/5.0 (compatible; cca_hf)", "Accept": "image/*,*/*;q=0.5"}
 _MAX_BYTES = 64_000_000
-_MAX_PIXELS = 64_000_000  # in memory, that is after a JPEG has been decoded to a fraction of its size
+_MAX_PIXELS = 64_000_000  # in memory, after a JPEG was decoded to a fraction of its size
 _CHUNK = 65_536
 _EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
 class DownloadSettings:
-    """How pictures are fetched.
+    """How to download images.
 
     Args:
-        size: pixels of the shorter side; smaller pictures stay as they are.
-        workers: pictures under way at the same time.
-        timeout: seconds without an answer, or without the next piece of it.
-        deadline: seconds for a whole picture.
-        retries: of a connection that fails, breaks off or answers with 429 or 5xx, each after a longer pause.
+        size: length of the shorter side in pixels; smaller images are not resized.
+        workers: number of parallel downloads.
+        timeout: seconds to wait for an answer, or for its next part.
+        deadline: seconds for a whole image.
+        retries: number of retries, with growing pauses, if a connection fails, breaks off or answers 429 or 5xx.
     """
 
     size: int = 320
@@ -58,45 +57,45 @@ class DownloadSettings:
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.workers < 1 or self.retries < 0 or self.timeout <= 0 or self.deadline <= 0:
-            raise ValueError(f"size and workers must be at least 1, the times above 0, retries at least 0; got {self}")
+            raise ValueError(f"size and workers must be at least 1, times above 0, retries at least 0; got {self}")
 
 
 @dataclass(frozen=True)
 class DownloadReport:
-    """What became of a list."""
+    """The result of a download."""
 
     listed: int
-    present: int  # before
-    saved: int  # now
+    present: int  # before this run
+    saved: int  # in this run
     dead: dict[str, str]  # name -> reason, of all runs
 
     def __str__(self) -> str:
-        there = self.present + self.saved
-        lines = [f"{there:,} of {self.listed:,} pictures are there, {self.saved:,} of them fetched now."]
+        total = self.present + self.saved
+        lines = [f"{total:,} of {self.listed:,} images are present, {self.saved:,} of them downloaded now."]
         reasons = Counter(reason.partition(":")[0] for reason in self.dead.values())
         if self.dead:
-            told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(5))
-            lines.append(f"{len(self.dead):,} links are dead ({told}{', ...' if len(reasons) > 5 else ''}).")
+            shown = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(5))
+            lines.append(f"{len(self.dead):,} links are dead ({shown}{', ...' if len(reasons) > 5 else ''}).")
         return "\n".join(lines)
 
 
 class DeadLinkError(Exception):
-    """No picture can be had from there; the message is the reason."""
+    """A link without a usable image; the message is the reason."""
 
 
-def download_pictures(
+def download_images(
     urls: Path, output: Path, settings: DownloadSettings | None = None, *, retry_dead: bool = False
 ) -> DownloadReport:
-    """Fetches what is still missing.
+    """Downloads the missing images of a list.
 
     Args:
-        urls: the list.
-        output: gets `pic/` and `dead_links.tsv`.
-        retry_dead: whether to ask the dead links of earlier runs once more.
+        urls: the file with the list.
+        output: folder for `pic/` and `dead_links.tsv`.
+        retry_dead: whether to request the dead links of earlier runs again.
 
     Raises:
         ImportError: without urllib3.
-        ValueError: naming the line of the list that is not as it should be.
+        ValueError: if a line of the list has a wrong format; names the line.
     """
     settings = settings or DownloadSettings()
     pool = _connection_pool(settings)
@@ -110,10 +109,10 @@ def download_pictures(
     saved = 0
     with (
         dead_links.open("a", encoding="utf-8") as record,
-        tqdm(total=len(listed), initial=len(listed) - len(wanted), desc="Fetching", unit=" pictures") as progress,
+        tqdm(total=len(listed), initial=len(listed) - len(wanted), desc="Downloading", unit=" images") as progress,
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such pictures are dealt with below
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `shrink` refuses these images
         for name, reason in _fetch_all(pool, wanted, output, settings):
             if reason is None:
                 saved += 1
@@ -127,7 +126,7 @@ def download_pictures(
 
 
 def read_url_list(path: Path) -> dict[str, str]:
-    """Name -> address; of a name that stands there twice, the first."""
+    """Name -> URL; the first URL of a repeated name."""
     listed: dict[str, str] = {}
     for number, line in enumerate(read_lines(path), start=1):
         if not line:
@@ -136,30 +135,30 @@ def read_url_list(path: Path) -> dict[str, str]:
         url = url.strip()
         inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
         if not inside or not url.startswith(("http://", "https://")):
-            raise ValueError(f"{path}, line {number}: expected '<folder>/<name> <http address>', got {line!r}")
+            raise ValueError(f"{path}, line {number}: expected '<folder>/<name> <http URL>', got {line!r}")
         listed.setdefault(name, url)
     return listed
 
 
 def shrink(content: bytes, size: int) -> bytes:
-    """A JPEG, upright, whose shorter side has at most `size` pixels; one that is so already stays byte for byte.
+    """An upright JPEG with a shorter side of at most `size` pixels. Content that fits already is not changed.
 
     Raises:
-        DeadLinkError: if it is no picture, not whole, or too large.
+        DeadLinkError: if the content is no image, incomplete, or too large.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
             given = image.size
-            image.draft("RGB", (size, size))  # a large JPEG is decoded to a half, a quarter or an eighth
+            image.draft("RGB", (size, size))  # decodes a large JPEG to a half, a quarter or an eighth
             if image.width * image.height > _MAX_PIXELS:
                 raise DeadLinkError(f"too large: {given[0]} x {given[1]} pixels")
             upright = load_image(image)
             as_it_is = image.format == "JPEG" and image.mode == "RGB"
             as_it_is &= image.getexif().get(_EXIF_ORIENTATION, 1) == 1 and min(given) <= size
     except UnidentifiedImageError as error:
-        raise DeadLinkError("no picture") from error
+        raise DeadLinkError("no image") from error
     except (UnreadableImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DeadLinkError(f"broken picture: {error.__cause__ or error}") from error
+        raise DeadLinkError(f"broken image: {error.__cause__ or error}") from error
     if as_it_is:
         return content
     factor = min(1.0, size / min(upright.size))
@@ -182,7 +181,7 @@ def _connection_pool(settings: DownloadSettings) -> "PoolManager":
         redirect=5,
         status_forcelist=(429, 500, 502, 503, 504),
         backoff_factor=0.5,
-        respect_retry_after_header=False,  # it may say an hour
+        respect_retry_after_header=False,  # may be an hour
         raise_on_status=False,
     )
     timeout = Timeout(connect=settings.timeout, read=settings.timeout)
@@ -192,7 +191,7 @@ def _connection_pool(settings: DownloadSettings) -> "PoolManager":
 def _fetch_all(
     pool: "PoolManager", wanted: dict[str, str], output: Path, settings: DownloadSettings
 ) -> Iterator[tuple[str, str | None]]:
-    """(name, why there is no picture of it or None), as they come in."""
+    """(name, reason for a dead link or None), in the order of completion."""
     executor = ThreadPoolExecutor(settings.workers, thread_name_prefix="fetch")
     pending: dict[Future[str | None], str] = {}
     try:
@@ -213,12 +212,12 @@ def _finished(pending: dict[Future[str | None], str]) -> Iterable[tuple[str, str
 
 def _fetch(pool: "PoolManager", url: str, target: Path, settings: DownloadSettings) -> str | None:
     try:
-        picture = shrink(_content(pool, url, settings), settings.size)
+        content = shrink(_content(pool, url, settings), settings.size)
     except DeadLinkError as error:
         return " ".join(str(error).split())
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f"{target.name}.unfinished")
-    unfinished.write_bytes(picture)
+    unfinished.write_bytes(content)
     unfinished.replace(target)
     return None
 
@@ -230,7 +229,7 @@ def _content(pool: "PoolManager", url: str, settings: DownloadSettings) -> bytes
     while True:
         try:
             response = pool.request("GET", url, preload_content=False)
-        except (HTTPError, ValueError) as error:  # urllib3 has tried again
+        except (HTTPError, ValueError) as error:  # after the retries of urllib3
             cause = error.reason if isinstance(error, MaxRetryError) and error.reason is not None else error
             raise DeadLinkError(f"no answer: {type(cause).__name__}") from error
         with response:
@@ -238,7 +237,7 @@ def _content(pool: "PoolManager", url: str, settings: DownloadSettings) -> bytes
                 raise DeadLinkError(f"HTTP {response.status}")
             try:
                 return _body(response, settings.deadline)
-            except HTTPError as error:  # within the picture it is for us to try again
+            except HTTPError as error:  # urllib3 does not retry once the body has begun
                 if not retries_left:
                     raise DeadLinkError(f"broke off: {type(error).__name__}") from error
         retries_left -= 1
@@ -247,16 +246,16 @@ def _content(pool: "PoolManager", url: str, settings: DownloadSettings) -> bytes
 def _body(response: "BaseHTTPResponse", deadline: float) -> bytes:
     until = time.monotonic() + deadline
     content = bytearray()
-    while chunk := response.read1(_CHUNK):  # what has come, however little: a trickle must not pass for progress
+    while chunk := response.read1(_CHUNK):  # returns any data at once, so that the deadline also stops a slow server
         content += chunk
         if len(content) > _MAX_BYTES:
             raise DeadLinkError(f"too large: more than {_MAX_BYTES:,} bytes")
         if time.monotonic() > until:
-            raise DeadLinkError(f"too slow: not whole after {deadline:g} s")
+            raise DeadLinkError(f"too slow: not complete after {deadline:g} s")
     return bytes(content)
 
 
-# ---- What is known of earlier runs ----
+# ---- The results of earlier runs ----
 
 
 def _target(output: Path, name: str) -> Path:
@@ -268,7 +267,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _read_dead(path: Path) -> dict[str, str]:
-    """Name -> reason. The last line may have been cut off when the run was killed."""
+    """Name -> reason. A killed run may have left an incomplete last line."""
     if not path.is_file():
         return {}
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
@@ -276,6 +275,4 @@ def _read_dead(path: Path) -> dict[str, str]:
 
 
 def _write_dead(path: Path, dead: dict[str, str], listed: dict[str, str]) -> None:
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text("".join(f"{name}\t{listed[name]}\t{why}\n" for name, why in dead.items()), encoding="utf-8")
-    unfinished.replace(path)
+    write_text("".join(f"{name}\t{listed[name]}\t{why}\n" for name, why in dead.items()), path)

@@ -1,14 +1,14 @@
-"""FashionAI: eight attributes of women's clothes, one for each picture.
+"""FashionAI: eight attributes of women's clothes, one attribute per image.
 
     fashionAI_attributes_train{1,2}/Annotations/label.csv                   rows without a header, as
         Images/collar_design_labels/<md5>.jpg,collar_design_labels,nnynm
     fashionAI_attributes_train{1,2}/Images/<attribute>_labels/<md5>.jpg
 
-A letter for each value: the label is where the `y` stands; `m` means "may be", and goes into `<attribute>_maybe`. In
-the protocol a retrieved `m` counts as wrong; the evaluation gives a second figure without such candidates.
+A row has one letter per value: `y` marks the label, and `m` ("may be") goes into `<attribute>_maybe`. In the protocol
+a retrieved `m` counts as wrong; the evaluation gives a second figure without these candidates.
 
-With ASEN's splits, queries and galleries are theirs; the training images are all official rows whose md5 is in neither
-the validation nor the test part. Their published `label_train.txt` then tells whether the copy is complete.
+ASEN's splits define queries and galleries; the training images are all official rows whose md5 is in neither the
+validation nor the test part. ASEN's `label_train.txt` then shows whether the copy is complete.
 
 Paper: Zou et al., FashionAI: A Hierarchical Dataset for Fashion Understanding, CVPR Workshops 2019.
 """
@@ -30,7 +30,7 @@ SOURCE = (
     "https://tianchi.aliyun.com/competition/entrance/231671"
 )
 
-# The names of the contest, in the order of the letters.
+# The names used in the contest, in the order of the letters.
 ATTRIBUTES = {
     "skirt_length": [
         "Invisible", "Short Length", "Knee Length", "Midi Length", "Ankle Length", "Floor Length",
@@ -73,30 +73,26 @@ class OfficialRow(NamedTuple):
 
 
 class ImageKey(NamedTuple):
-    """Which row speaks of a picture, in whatever folder it lies."""
+    """Identifies the row of an image, in any folder."""
 
     md5: str
     attribute: int
 
 
 def load_fashionai(root: str | PathLike[str], asen_splits: str | PathLike[str] | None = None) -> Benchmark:
-    """Reads the labels of the original download, in the splits of ASEN if their folder is given.
+    """Reads the labels of the original download, with the splits of ASEN if their folder is given.
 
-    Without them there is one split, `train`, of all labelled pictures.
+    Without `asen_splits` all labelled images are in one split, `train`.
 
     Args:
-        root: the folder in which the zips were unpacked.
+        root: the folder with the unpacked zip files.
         asen_splits: the folder with ASEN's `meta.json`.
-
-    Raises:
-        FileNotFoundError: naming the file that is missing, and where it comes from.
-        ValueError: naming a row that is not as it should be, or if the two disagree on a label.
     """
     root = Path(root)
     official = read_official_rows(root)
     if asen_splits is None:
         if not official:
-            raise FileNotFoundError(f"there is no label.csv in {root} or in any folder of it; it comes with {SOURCE}")
+            raise FileNotFoundError(f"there is no label.csv in {root} or its subfolders; it comes with {SOURCE}")
         splits = DatasetDict(train=to_dataset(_annotations(official.values()), ATTRIBUTES, root))
         return Benchmark("FashionAI", SOURCE, splits)
     asen = AsenSplits(asen_splits, "FashionAI")
@@ -117,7 +113,7 @@ def load_fashionai(root: str | PathLike[str], asen_splits: str | PathLike[str] |
 
 
 def read_official_rows(root: Path) -> dict[ImageKey, OfficialRow]:
-    """The rows of every `label.csv` at any depth; a row that stands in several files counts once."""
+    """The rows of all `label.csv` files at any depth; a row in several files counts once."""
     rows: dict[ImageKey, OfficialRow] = {}
     for file in find_file(root, "label.csv"):
         folder = file.parent.parent if file.parent.name == "Annotations" else file.parent
@@ -128,7 +124,7 @@ def read_official_rows(root: Path) -> dict[ImageKey, OfficialRow]:
             row = _parse(line, prefix, f"{file}, line {number}")
             known = rows.setdefault(ImageKey(_md5(row.file_name), row.attribute), row)
             if (known.value, known.maybe) != (row.value, row.maybe):
-                raise ValueError(f"{file}, line {number}: {line!r} contradicts an earlier row of the same picture")
+                raise ValueError(f"{file}, line {number}: {line!r} contradicts an earlier row of the same image")
     return rows
 
 
@@ -140,8 +136,8 @@ def _parse(line: str, prefix: str, place: str) -> OfficialRow:
     expected = len(ATTRIBUTES[attribute])
     if len(letters) != expected or letters.count("y") != 1 or set(letters) - set("ymn"):
         raise ValueError(
-            f"{place}: {attribute} has {expected} values, so {expected} letters are expected, one y and the others "
-            f"n or m; got {letters!r}"
+            f"{place}: {attribute} has {expected} values, so expected {expected} letters, one y and the others n or "
+            f"m; got {letters!r}"
         )
     maybe = [value for value, letter in enumerate(letters) if letter == "m"]
     return OfficialRow(posixpath.normpath(f"{prefix}/{name}"), _IDS[attribute], letters.index("y"), maybe)
@@ -163,7 +159,7 @@ def _annotations(rows: Iterable[OfficialRow]) -> Annotations:
 def _training(
     asen: AsenSplits, evaluation: Iterable[Annotations], official: dict[ImageKey, OfficialRow]
 ) -> tuple[Annotations | None, list[str]]:
-    """The training images: all official rows but those of the evaluation, or what ASEN's own list says."""
+    """The training images: ASEN's list, or all official rows outside the evaluation."""
     if asen.has_training_images():
         return asen.annotations("label_train.txt", "train"), []
     held_out = {_md5(name) for rows in evaluation for name in rows.file_names}
@@ -172,23 +168,23 @@ def _training(
         return None, [f"There are no training images: filenames_train.txt is missing, and label.csv of {SOURCE}."]
     published = asen.training_pairs()
     if published is None:
-        return training, ["label_train.txt is missing, so it is not known whether all training images are here."]
+        return training, ["label_train.txt is missing, so that missing training images cannot be noticed."]
     ours, theirs = (Counter(pair for pairs in each for pair in pairs) for each in (training.pairs, published))
     if ours == theirs:
         return training, [
-            f"Training images: the {ours.total():,} official rows outside the validation and test part; the number "
-            "of each value equals that in ASEN's label_train.txt."
+            f"Training images: {ours.total():,} official rows outside the validation and test part; the number of "
+            "images of each value is that of ASEN's label_train.txt."
         ]
     differ = len((ours - theirs) | (theirs - ours))
     return training, [
-        f"Training images: {ours.total():,} official rows lie outside the validation and test part, where ASEN's "
-        f"label_train.txt has {theirs.total():,}; {differ} of {len(theirs)} values differ in number: this copy of "
-        "label.csv is not the whole one."
+        f"Training images: {ours.total():,} official rows outside the validation and test part; ASEN's "
+        f"label_train.txt has {theirs.total():,}, and {differ} of {len(theirs)} values differ in number: this copy of "
+        "label.csv is not complete."
     ]
 
 
 def _with_official(rows: Annotations, official: dict[ImageKey, OfficialRow]) -> Annotations:
-    """ASEN's rows with what only the official ones tell: where the picture lies, and the values it may show."""
+    """Adds to ASEN's rows what only the official rows contain: the path of the image and the values it may show."""
     if rows.maybe is not None or not official:
         return rows
     file_names: list[str] = []
@@ -201,17 +197,17 @@ def _with_official(rows: Annotations, official: dict[ImageKey, OfficialRow]) -> 
 
 
 def _check_against_official(evaluation: Iterable[Annotations], official: dict[ImageKey, OfficialRow]) -> None:
-    told: list[tuple[str, Pairs]] = [
+    evaluated: list[tuple[str, Pairs]] = [
         (name, pairs) for rows in evaluation for name, pairs in zip(rows.file_names, rows.pairs, strict=True)
     ]
     differ = [
         f"{name}: {list(ATTRIBUTES)[attribute]} {value} and {official[key].value}"
-        for name, pairs in told
+        for name, pairs in evaluated
         for attribute, value in pairs
         if (key := ImageKey(_md5(name), attribute)) in official and official[key].value != value
     ]
     if differ:
         raise ValueError(
-            f"ASEN's files and label.csv differ on {len(differ)} of {len(told)} evaluated images, such as "
+            f"ASEN's files and label.csv differ on {len(differ)} of {len(evaluated)} evaluated images, such as "
             f"{'; '.join(differ[:3])}"
         )

@@ -1,13 +1,11 @@
-"""Writes a benchmark as parquet files: a data set that `load_attribute_dataset` reads and the Hub takes as it is.
+"""Writes a benchmark as parquet files: a data set for `load_attribute_dataset` and the Hub.
 
-    README.md                                           what it is, what is missing, and which file is which split
-    data/<split>-00000-of-00003-<mark>.parquet          the pictures and their labels
-    triplets/<split>-00000-of-00001-<mark>.parquet      ready triplets, by file name, where the benchmark has them
+    README.md                                           description, missing images, and the files of each split
+    data/<split>-00000-of-00003-<mark>.parquet          the images and their labels
+    triplets/<split>-00000-of-00001-<mark>.parquet      ready triplets, by file name, if the benchmark has them
 
-The mark is another one each time: `datasets` keeps what it loaded by the name of the folder and the patterns of its
-files, and would give the old content of a folder that was prepared again.
-
-With annotations alone the column `image` holds paths in place of pictures.
+The mark is random: `datasets` caches by the name of the folder and the patterns of its files, and would return the old
+content of a folder that was prepared again. With annotations only, the column `image` contains paths.
 """
 
 import json
@@ -30,18 +28,18 @@ TRIPLETS_CONFIG = "triplets"
 def prepare_benchmark(
     benchmark: Benchmark, output: Path, *, with_images: bool = True, shard_bytes: int = SHARD_BYTES
 ) -> dict[str, Coverage]:
-    """Writes the benchmark into a new folder, whole or not at all.
+    """Writes the benchmark to a new folder, completely or not at all.
 
     Args:
-        with_images: whether the pictures go into the files, or only where they lie.
-        shard_bytes: of pictures in a file, about.
+        with_images: whether to store the images, or only their paths.
+        shard_bytes: approximate size of the images in one file.
 
     Returns:
-        split -> how many of its pictures are there.
+        split -> number of images present and listed.
 
     Raises:
-        FileExistsError: if `output` holds something.
-        FileNotFoundError: if there is none of the pictures.
+        FileExistsError: if `output` is not empty.
+        FileNotFoundError: if all images are missing.
     """
     check_new(output)
     coverage = {split: _coverage(dataset) for split, dataset in benchmark.splits.items()}
@@ -49,7 +47,7 @@ def prepare_benchmark(
         example = next(iter(benchmark.splits.values()))[0]["file_name"]
         listed = sum(own.listed for own in coverage.values())
         raise FileNotFoundError(
-            f"none of the {listed:,} pictures of {benchmark.name} is there, such as {example}; they come with "
+            f"all {listed:,} images of {benchmark.name} are missing, such as {example}; they come with "
             f"{benchmark.source}"
         )
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -83,9 +81,9 @@ def _readme(benchmark: Benchmark, coverage: dict[str, Coverage], mark: str, with
         lines.append(f"- {json.dumps({'config_name': name, 'data_files': files, 'default': name == 'default'})}")
     lines += ["---", f"# {benchmark.name}, prepared for cca_hf", ""]
     lines.append(
-        f"The pictures are those of {benchmark.source}; their owners' terms apply: keep this data set private."
+        f"The images come from {benchmark.source}; the terms of their owners apply: keep this data set private."
         if with_images
-        else f"Annotations alone; the pictures are those of {benchmark.source}."
+        else f"Annotations only; the images come from {benchmark.source}."
     )
     lines += ["", "| split | images | found |", "|---|---|---|"]
     lines += [f"| {split} | {own.listed:,} | {own.found:,} |" for split, own in coverage.items()]
@@ -95,7 +93,7 @@ def _readme(benchmark: Benchmark, coverage: dict[str, Coverage], mark: str, with
     if any(own.found < own.listed for own in coverage.values()):
         lines += [
             "",
-            "**A subset**: rows whose picture is missing hold null and are left out when the data are loaded.",
+            "**A subset**: rows without an image contain null, and are left out when the data set is loaded.",
         ]
     for remark in benchmark.remarks:
         lines += ["", remark]

@@ -1,22 +1,19 @@
-"""Triplets drawn from labels or measures, seeded, all at once: (triplets, 3) rows of anchor, far and close.
+"""Samples triplets from labels or measures: (triplets, 3) rows of anchor, far and close, the order of CSN's files.
 
-That order is the one of CSN's files. Nothing is drawn of an image without a label or measure.
+Images without a label or measure are not sampled.
 """
 
 import numpy as np
 
 
 def sample_by_value(labels: np.ndarray, number: int, generator: np.random.Generator) -> np.ndarray:
-    """The close one shows the anchor's value, the far one another.
+    """The close image has the value of the anchor, the far image another value.
 
     Args:
         labels: (images,) value ids, -1 = not labelled.
-
-    Raises:
-        ValueError: if no value has two images, or there is one value only.
     """
     order = np.argsort(labels, kind="stable")
-    order = order[np.searchsorted(labels[order], 0) :]  # the labelled ones, each value a run
+    order = order[np.searchsorted(labels[order], 0) :]  # labelled images only; images of one value form a run
     values, first, count = np.unique(labels[order], return_index=True, return_counts=True)
     able = np.flatnonzero(np.repeat(count, count) >= 2)
     if len(values) < 2 or not len(able):
@@ -24,23 +21,20 @@ def sample_by_value(labels: np.ndarray, number: int, generator: np.random.Genera
     anchor = generator.choice(able, size=number)
     run = np.searchsorted(first, anchor, side="right") - 1
     start, size = first[run], count[run]
-    # one of the run's others: the places from the anchor on move up by one
+    # another image of the run: places from the anchor on are shifted by one
     close = start + generator.integers(0, size - 1)
     close += close >= anchor
-    # one of the places outside the run: those from its start on move up by its size
+    # an image outside the run: places from its start on are shifted by its size
     far = generator.integers(0, len(order) - size)
     far += np.where(far >= start, size, 0)
     return order[np.stack([anchor, far, close], axis=1)]
 
 
 def sample_by_distance(measures: np.ndarray, number: int, generator: np.random.Generator) -> np.ndarray:
-    """Of two other images, the one whose measure is nearer to the anchor's is close; equally near ones are not drawn.
+    """The close image has a measure nearer to the anchor's than the far image. Ties are not sampled.
 
     Args:
         measures: (images,), NaN = not measured.
-
-    Raises:
-        ValueError: if there are fewer than three images, or all measures are equal.
     """
     measured = np.flatnonzero(np.isfinite(measures))
     if len(measured) < 3 or len(np.unique(measures[measured])) < 2:

@@ -2,11 +2,11 @@
 
     ut-zap50k-images/<Category>/<SubCategory>/<Brand>/<CID with dots>.jpg      (or ut-zap50k-images-square/)
     ut-zap50k-data/meta-data.csv     CID,Category,SubCategory,HeelHeight,Insole,Closure,Gender,Material,ToeStyle
-    filenames.json                   plain text, whatever its name says: a path below ut-zap50k-images a line
+    filenames.json                   plain text, despite its name: one path below ut-zap50k-images per line
     tripletlists/{class,closure,gender,heel}_tripletlist_{train,val,test}.txt  "a b c": lines of filenames.json
 
-In a row of CSN, a is the anchor, **b the far one, c the close one**. A cell of the metadata may name several values
-("Leather;Suede"): all of them go into `<attribute>_all`, and the label is left open.
+In a row of CSN, a is the anchor, **b the far image, c the close image**. A cell of the metadata may contain several
+values ("Leather;Suede"): `<attribute>_all` contains all of them, and the image has no label.
 
 Papers: Yu and Grauman, Fine-Grained Visual Comparisons with Local Learning, CVPR 2014; Veit, Belongie, Karaletsos,
 Conditional Similarity Networks, CVPR 2017.
@@ -49,17 +49,17 @@ COLUMNS = {
 }
 # condition, which is an attribute -> its name in CSN's files
 CONDITIONS = {"category": "class", "closure": "closure", "gender": "gender", "heel_height": "heel"}
-# The triplets that the papers of this family train and report on, over the four conditions.
+# The numbers of triplets in the papers on conditional similarity, for all four conditions together.
 NUM_TRIPLETS = {"train": 200_000, "validation": 80_000, "test": 160_000}
 _THEIR_SPLIT = {"train": "train", "validation": "val", "test": "test"}
 _IMAGE_SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}  # CSN's
 
 
 class Shoes(NamedTuple):
-    """All pictures, with what the metadata says of them."""
+    """All images and their metadata."""
 
-    file_names: list[str]  # below the folder of pictures
-    cells: dict[str, list[list[str]]]  # attribute -> the values of each picture, none where the cell is empty
+    file_names: list[str]  # relative to the image folder
+    cells: dict[str, list[list[str]]]  # attribute -> the values of each image, [] for an empty cell
     attributes: dict[str, list[str]]  # attribute -> its values, in the order of their ids
 
 
@@ -68,21 +68,17 @@ def load_zappos50k(
 ) -> Benchmark:
     """Reads attributes and triplets of the original downloads.
 
-    A picture's split is that of the triplets it is in, so that no test picture is learned from under its labels.
+    The split of an image is the split of its triplets, so that a training with labels uses no test image.
 
     Args:
-        root: the folder in which the zips were unpacked.
-        triplets: "lists" takes CSN's files; "sample" draws triplets from the metadata, in numbers and kind as CSN did;
-            "none" leaves them out and has one split, `train`.
-        seed: of the drawn triplets, or of the choice among CSN's where there are more than `NUM_TRIPLETS`.
-
-    Raises:
-        FileNotFoundError: naming the file that is missing, and where it comes from.
-        ValueError: naming a line that is not as it should be.
+        root: the folder with the unpacked zip files.
+        triplets: "lists" reads CSN's files; "sample" samples triplets from the metadata, as many and of the same kind
+            as CSN; "none" makes no triplets and one split, `train`.
+        seed: seed for sampling triplets, or for choosing `NUM_TRIPLETS` of CSN's triplets.
     """
     root = Path(root)
-    pictures = _folder_of_pictures(root)
-    shoes = _read_shoes(root, pictures)
+    image_root = _image_folder(root)
+    shoes = _read_shoes(root, image_root)
     remarks = []
     rows: dict[str, Dataset] = {}
     if triplets == "none":
@@ -90,7 +86,7 @@ def load_zappos50k(
     elif triplets == "sample":
         part_of = _random_parts(len(shoes.file_names), seed)
         rows = {part: _sampled(shoes, np.flatnonzero(part_of == part), part, seed) for part in _THEIR_SPLIT}
-        remarks.append(f"The triplets were drawn from the metadata (seed {seed}); they are not those of CSN.")
+        remarks.append(f"The triplets were sampled from the metadata (seed {seed}); they are not those of CSN.")
     elif triplets == "lists":
         indices = {part: _read_lists(root, part, len(shoes.file_names), seed) for part in _THEIR_SPLIT}
         part_of = _parts_of_triplets(indices, len(shoes.file_names))
@@ -100,12 +96,12 @@ def load_zappos50k(
     splits = DatasetDict()
     for part in _THEIR_SPLIT if rows else ["train"]:
         annotations = _annotations(shoes, np.flatnonzero(part_of == part))
-        splits[part] = to_dataset(annotations, shoes.attributes, pictures)
+        splits[part] = to_dataset(annotations, shoes.attributes, image_root)
     return Benchmark("UT Zappos50K", SOURCE, splits, remarks, DatasetDict(rows) if rows else None)
 
 
 def heel_inches(value: str) -> float | None:
-    """The height that a value of HeelHeight stands for, the middle of a range; None for one without a number.
+    """The height in inches for a value of HeelHeight, the middle of a range; None for a value without a number.
 
     Examples: "Flat" 0, "Under 1in" 0.5, "2in - 2 3/4in" 2.375, "5in & over" 5.
     """
@@ -125,15 +121,15 @@ def heel_inches(value: str) -> float | None:
 # ---- The metadata ----
 
 
-def _folder_of_pictures(root: Path) -> Path:
+def _image_folder(root: Path) -> Path:
     for name in ("ut-zap50k-images", "ut-zap50k-images-square"):
         if (root / name).is_dir():
             return root / name
     raise FileNotFoundError(f"there is no folder ut-zap50k-images in {root}; it comes with {SOURCE}")
 
 
-def _read_shoes(root: Path, pictures: Path) -> Shoes:
-    names = _file_names(root, pictures)
+def _read_shoes(root: Path, image_root: Path) -> Shoes:
+    names = _file_names(root, image_root)
     found = find_file(root, "meta-data.csv")
     path = found[0] if found else existing(root / "ut-zap50k-data" / "meta-data.csv", SOURCE)
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -152,29 +148,29 @@ def _read_shoes(root: Path, pictures: Path) -> Shoes:
     values = {attribute: sorted({value for cell in own for value in cell}) for attribute, own in cells.items()}
     empty = [attribute for attribute, own in values.items() if not own]
     if empty:
-        raise ValueError(f"{path} says nothing of the {', '.join(empty)} of the {len(names)} pictures in {pictures}")
+        raise ValueError(f"{path} has no {', '.join(empty)} for any of the {len(names)} images in {image_root}")
     values["heel_height"].sort(key=lambda value: (heel_inches(value) is None, heel_inches(value)))
     return Shoes(names, cells, values)
 
 
-def _file_names(root: Path, pictures: Path) -> list[str]:
-    """CSN's list, on whose lines its triplets count; otherwise the pictures that are there."""
+def _file_names(root: Path, image_root: Path) -> list[str]:
+    """CSN's list, whose lines the triplets refer to, or the image files if the list is missing."""
     listed = root / "filenames.json"
     if listed.is_file():
         return read_lines(listed)
     names = [
-        Path(folder, file).relative_to(pictures).as_posix()
-        for folder, _, files in os.walk(pictures, followlinks=True)
+        Path(folder, file).relative_to(image_root).as_posix()
+        for folder, _, files in os.walk(image_root, followlinks=True)
         for file in files
         if file.endswith(".jpg")
     ]
     if not names:
-        raise FileNotFoundError(f"there is no picture in {pictures}; they come with {SOURCE}")
+        raise FileNotFoundError(f"there is no image in {image_root}; the images come with {SOURCE}")
     return sorted(names)
 
 
 def _annotations(shoes: Shoes, rows: np.ndarray) -> Annotations:
-    """Labels where a cell names one value; all values in any case."""
+    """A label if a cell contains one value, and always the list of all values."""
     ids = {a: {value: index for index, value in enumerate(own)} for a, own in shoes.attributes.items()}
     shown: list[Pairs | None] = []
     single: list[Pairs] = []
@@ -209,7 +205,7 @@ def _read_lists(root: Path, part: str, num_images: int, seed: int) -> tuple[np.n
 
 def _parts_of_triplets(indices: dict[str, tuple[np.ndarray, np.ndarray]], num_images: int) -> np.ndarray:
     part_of = np.full(num_images, "train", dtype="<U10")
-    for part in ("validation", "test"):  # in that order: a picture of both is a test picture
+    for part in ("validation", "test"):  # in this order: an image of both is a test image
         part_of[np.unique(indices[part][1])] = part
     return part_of
 

@@ -19,8 +19,8 @@ from cca_hf.data.new_folder import check_new
 from cca_hf.models.images import load_image
 from cca_hf.models.whole_files import staged
 from cca_hf.search import AttributeIndex, CheckpointId
+from cca_hf.search.images import IMAGE_REFERENCE, ImageFinder, is_elsewhere, reference
 from cca_hf.search.mixtures import vectors_of
-from cca_hf.search.pictures import PICTURE, PictureFinder, is_elsewhere, reference
 from cca_hf.search.schema import ITEM_ID
 
 from .lookup import Lookup
@@ -104,9 +104,9 @@ def _copy_index(index: AttributeIndex, folder: Path, model_name: str) -> None:
 
 def _with_images(index: AttributeIndex, folder: Path) -> Iterator[pa.Table]:
     """The items of the index; local images are copied to parquet files, and the items refer to these."""
-    finder, rows = PictureFinder(), 0
+    finder, rows = ImageFinder(), 0
     for place, items in enumerate(index.tables(embeddings=True)):
-        texts, copies = items.column(PICTURE).to_pylist(), []
+        texts, copies = items.column(IMAGE_REFERENCE).to_pylist(), []
         for row, text in enumerate(texts):
             if text is not None and not is_elsewhere(text):
                 copies.append({"bytes": _small(load_image(finder.find(text))), "path": None})
@@ -116,7 +116,9 @@ def _with_images(index: AttributeIndex, folder: Path) -> Iterator[pa.Table]:
             folder.mkdir(exist_ok=True)
             images = Dataset.from_dict({"image": copies}, features=Features(image=ImageFeature()))
             images.to_parquet(folder / f"{_SPLIT}-{place:05}.parquet")
-        yield items.set_column(items.column_names.index(PICTURE), PICTURE, pa.array(texts, pa.string()))
+        yield items.set_column(
+            items.column_names.index(IMAGE_REFERENCE), IMAGE_REFERENCE, pa.array(texts, pa.string())
+        )
 
 
 def _small(image: Image.Image) -> bytes:

@@ -12,7 +12,7 @@ from PIL import Image
 from cca_hf.models.images import UnreadableImageError, load_image
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.search import AttributeIndex, Hit
-from cca_hf.search.pictures import PICTURE, PictureFinder
+from cca_hf.search.images import IMAGE_REFERENCE, ImageFinder
 from cca_hf.search.schema import ITEM_ID
 from cca_hf.visualization.attention import attention_overlays
 from cca_hf.visualization.page import data_uri
@@ -65,9 +65,9 @@ class Lookup:
     """
 
     def __init__(self, model: CCAModel, index: AttributeIndex) -> None:
-        if PICTURE not in index.schema.columns:
+        if IMAGE_REFERENCE not in index.schema.columns:
             raise ValueError(
-                f"the index has no column {PICTURE!r} with the paths or URLs of its images, which a Space shows. "
+                f"the index has no column {IMAGE_REFERENCE!r} with the paths or URLs of its images, which a Space shows. "
                 "'cca index --images' and 'cca index --dataset' write this column"
             )
         if not index.count():
@@ -75,7 +75,7 @@ class Lookup:
         self.model = model
         self.index = index
         self.attributes = list(index.schema.attributes)
-        self._finder = PictureFinder()
+        self._finder = ImageFinder()
         self._thumbnail: Callable[[str], str | None] = lru_cache(_CACHED)(self._make_thumbnail)
 
     @property
@@ -88,7 +88,7 @@ class Lookup:
     @property
     def filters(self) -> dict[str, str]:
         """Column -> type, for the columns that a filter can use."""
-        return {name: kind for name, kind in self.index.schema.columns.items() if name != PICTURE}
+        return {name: kind for name, kind in self.index.schema.columns.items() if name != IMAGE_REFERENCE}
 
     def image_of(self, item_id: str) -> Image.Image:
         """The image of an item.
@@ -97,7 +97,7 @@ class Lookup:
             ValueError: if the item does not exist, or its image is missing or unreadable.
         """
         (hit,) = self.index.get([item_id])
-        reference = hit.columns[PICTURE]
+        reference = hit.columns[IMAGE_REFERENCE]
         if reference is None:
             raise UnreadableImageError(f"the index has no path or URL for the image of item {item_id}")
         return load_image(self._finder.find(str(reference)))
@@ -164,10 +164,10 @@ class Lookup:
         return [self._found(Hit(row.pop(ITEM_ID), 1.0, row), "", "") for row in chosen]
 
     def _found(self, hit: Hit, attribute: str, wanted: str) -> Found:
-        known = {name: value for name, value in hit.columns.items() if name != PICTURE and value is not None}
+        known = {name: value for name, value in hit.columns.items() if name != IMAGE_REFERENCE and value is not None}
         words = ", ".join([f"item {hit.item_id}", *(f"{name} {value}" for name, value in known.items())])
         value = str(known.get(attribute, ""))
-        reference = hit.columns.get(PICTURE)
+        reference = hit.columns.get(IMAGE_REFERENCE)
         image = None if reference is None else self._thumbnail(str(reference))
         return Found(hit.item_id, image, words, hit.similarity, value, bool(value) and value == wanted)
 

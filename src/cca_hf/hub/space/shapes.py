@@ -5,7 +5,7 @@ from pathlib import Path
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.recipes.shapes import draw_shapes, train_on_shapes
 from cca_hf.search.filling import fill_index
-from cca_hf.search.sources import PictureSource
+from cca_hf.search.sources import ImageSource
 
 _SPLIT = "test"
 
@@ -27,6 +27,6 @@ def index_shapes(folder: Path, model: CCAModel) -> Path:
     """Adds the test images to the index of this model unless it contains them; returns the path of the index."""
     store = folder / f"space-{model.fingerprint()[:12]}.index"
     checkpoint = str((folder / "cca").resolve())
-    source = PictureSource.from_dataset(str(folder / "shapes"), model, checkpoint, split=_SPLIT)
+    source = ImageSource.from_dataset(str(folder / "shapes"), model, checkpoint, split=_SPLIT)
     fill_index(str(store), source, only_new=True)
     return store

@@ -1,6 +1,6 @@
-"""Where the pictures of an index's items are, so that what was found can be looked at.
+"""The images of indexed items, to show search results.
 
-The index holds a text for each, not the picture: its path or URL, or data set, split and row.
+The index stores a reference for each image: its path or URL, or its data set, split and row.
 """
 
 import re
@@ -13,42 +13,38 @@ if TYPE_CHECKING:
 
     from cca_hf.models.images import ImageInput
 
-PICTURE = "picture"  # the column
+IMAGE_REFERENCE = "picture"  # the column; the name is part of the format of an index
 _IN_DATASET = re.compile(r"^(?P<source>.+)::(?P<split>[\w.-]+)::(?P<row>\d+)$")
 
 
 def reference(source: str, split: str, row: int) -> str:
-    """The text for a picture inside a data set."""
+    """The reference to an image in a data set."""
     return f"{source}::{split}::{row}"
 
 
-class PictureFinder:
-    """Finds pictures by their texts; each data set is opened once."""
+class ImageFinder:
+    """Finds images by their references; opens each data set once."""
 
     def __init__(self) -> None:
         self._sources: dict[str, DatasetDict] = {}
         self._columns: dict[tuple[str, str], Dataset] = {}
 
     def find(self, text: str) -> "ImageInput":
-        """What `load_image` takes.
-
-        Raises:
-            ValueError: if a data set does not hold the picture any more.
-        """
+        """The input of `load_image` for a reference."""
         place = _IN_DATASET.match(text)
         if place is None:
             return text
         source, split, row = place["source"], place["split"], int(place["row"])
         if (source, split) not in self._columns:
             self._columns[source, split] = self._open(source, split, row)
-        pictures = self._columns[source, split]
-        if row >= len(pictures):
+        images = self._columns[source, split]
+        if row >= len(images):
             raise _not_indexed(source, split, row)
-        (column,) = pictures.column_names
-        return pictures[row][column]
+        (column,) = images.column_names
+        return images[row][column]
 
     def _open(self, source: str, split: str, row: int) -> "Dataset":
-        """The column of pictures alone, not decoded."""
+        """The image column, undecoded."""
         from datasets import Image
 
         from cca_hf.data.sources import load_source
@@ -60,27 +56,23 @@ class PictureFinder:
         dataset = self._sources[source][split]
         column = next((name for name, feature in dataset.features.items() if isinstance(feature, Image)), None)
         if column is None:
-            raise ValueError(f"the data set {source} has no column of pictures: it is not the one indexed")
+            raise ValueError(f"the data set {source} has no image column: it is not the indexed data set")
         return dataset.select_columns([column]).cast_column(column, Image(decode=False))
 
 
 def is_elsewhere(text: str) -> bool:
-    """Whether a picture is found from any machine: by an address, or in a data set on the Hub."""
+    """Whether any machine can find the image: by a URL, or in a data set on the Hub."""
     place = _IN_DATASET.match(text)
     if place is None:
         return text.startswith(("http://", "https://"))
     return not Path(place["source"]).exists()
 
 
-def find_pictures(references: Sequence[str]) -> "list[ImageInput]":
-    """What `load_image` takes, for each text.
-
-    Raises:
-        ValueError: if a data set does not hold the picture any more.
-    """
-    finder = PictureFinder()
+def find_images(references: Sequence[str]) -> "list[ImageInput]":
+    """The inputs of `load_image` for several references; see `ImageFinder.find`."""
+    finder = ImageFinder()
     return [finder.find(text) for text in references]
 
 
 def _not_indexed(source: str, split: str, row: int) -> ValueError:
-    return ValueError(f"the data set {source} has no row {row} in a split {split!r}: it is not the one indexed")
+    return ValueError(f"the data set {source} has no row {row} in split {split!r}: it is not the indexed data set")
