@@ -104,6 +104,7 @@ class TrainingStep:
         self.trainer.training_step(self.model, dict(self.batch))
         self.trainer.accelerator.clip_grad_norm_(self.model.parameters(), self.trainer.args.max_grad_norm)
         self.trainer.optimizer.step()
+        self.trainer.loss.optimizer_step()
         self.model.zero_grad()
 
 

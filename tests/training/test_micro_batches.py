@@ -86,8 +86,8 @@ def test_dropout_is_the_same_both_times(make_trainer, make_model):
     every = torch.arange(5).expand(BATCH, -1)
     parts = zip(batch["pixel_values"].split(5), every.split(5), strict=True)
     embeddings = torch.cat([model(pictures, ids).embeddings for pictures, ids in parts])
-    criterion = make_trainer(model).loss.criterion  # with proxies that have not learned yet
-    criterion(embeddings, batch["labels"]).loss.backward()
+    loss = make_trainer(model).loss  # with proxies that have not learned yet
+    loss.compare(embeddings, batch["labels"]).loss.backward()
     assert_same(found, {name: p.grad for name, p in model.named_parameters()})
 
 

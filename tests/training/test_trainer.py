@@ -221,12 +221,12 @@ def test_accumulated_batches_count_as_their_mean(make_trainer):
 
 
 def test_the_loss_follows_the_arguments(make_trainer):
-    objective = make_trainer(temperature=0.3, margin=0.1).loss.criterion
-    soft = objective.pairs
+    objective = make_trainer(temperature=0.3, margin=0.1).loss
+    soft = objective.criterion
     assert isinstance(soft, ConditionalSoftTripletLoss) and (soft.temperature, soft.margin) == (0.3, 0.1)
     assert objective.proxies.temperature == 0.3 and objective.proxy_weight == 1
-    objective = make_trainer(loss="triplet", mining="hardest", margin=0.5, proxy_weight=0.0).loss.criterion
-    triplet = objective.pairs
+    objective = make_trainer(loss="triplet", mining="hardest", margin=0.5, proxy_weight=0.0).loss
+    triplet = objective.criterion
     assert isinstance(triplet, ConditionalTripletLoss) and (triplet.mining, triplet.margin) == ("hardest", 0.5)
     assert objective.proxies is None
 

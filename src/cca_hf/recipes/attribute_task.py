@@ -19,7 +19,7 @@ from cca_hf.evaluation.retrieval.confusions import Confusion, nearest_confusions
 from cca_hf.evaluation.retrieval.embeddings import Gallery, evaluate_splits
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.training.arguments import CCATrainingArguments
-from cca_hf.training.attribute_losses import LabelLoss, PairsAndProxies, TripletLoss, embed_under_all
+from cca_hf.training.attribute_losses import LabelLoss, TripletLoss, embed_under_all
 from cca_hf.training.losses import ConditionalSoftTripletLoss, ConditionalTripletLoss
 from cca_hf.training.per_attribute_loss import PerAttributeLoss
 from cca_hf.training.task import Batches, Task
@@ -57,12 +57,9 @@ def make_label_task(
         values_per_batch=args.values_per_batch,
         seed=args.seed if args.data_seed is None else args.data_seed,
     )
-    criterion = make_criterion(args, data.attributes, dim) if loss is None else loss
-    if isinstance(criterion, PerAttributeLoss):
-        criterion.settle(data.attributes, dim)
     return Task(
         Batches(images, collator, batch_sampler),
-        LabelLoss(criterion, list(data.attributes), args.micro_batch_size),
+        make_loss(args, data.attributes, dim, loss),
         AttributeEvaluator(data, image_processor, args.device, cache),
     )
 
@@ -82,23 +79,33 @@ def make_triplet_task(
     )
 
 
-def make_criterion(args: CCATrainingArguments, attributes: Mapping[str, Sequence[str]], dim: int) -> PairsAndProxies:
-    """The loss that `args` describe: between images, and of value proxies beside it."""
-    pairs = (
+def make_loss(
+    args: CCATrainingArguments,
+    attributes: Mapping[str, Sequence[str]],
+    dim: int,
+    loss: PerAttributeLoss | None = None,
+) -> LabelLoss:
+    """`loss`, or the loss that `args` describe: between images, and of value proxies beside it."""
+    names, micro_batch_size = list(attributes), args.micro_batch_size
+    if loss is not None:
+        return LabelLoss(loss.settle(attributes, dim), names, micro_batch_size=micro_batch_size)
+    criterion = (
         ConditionalSoftTripletLoss(args.temperature, args.margin)
         if args.loss == "soft_triplet"
         else ConditionalTripletLoss(args.margin, args.mining)
     )
-    if args.proxy_weight == 0:
-        return PairsAndProxies(pairs)
-    proxies = ValueProxies(
-        [len(values) for values in attributes.values()],
-        dim,
-        temperature=args.temperature,
-        learning_rate=args.proxy_learning_rate,
-        seed=args.seed,
+    proxies = None
+    if args.proxy_weight > 0:
+        proxies = ValueProxies(
+            [len(values) for values in attributes.values()],
+            dim,
+            temperature=args.temperature,
+            learning_rate=args.proxy_learning_rate,
+            seed=args.seed,
+        )
+    return LabelLoss(
+        criterion, names, proxies=proxies, proxy_weight=args.proxy_weight, micro_batch_size=micro_batch_size
     )
-    return PairsAndProxies(pairs, proxies, args.proxy_weight)
 
 
 def training_transform(args: CCATrainingArguments) -> TrainingTransform:

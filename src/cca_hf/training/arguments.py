@@ -11,6 +11,18 @@ from transformers.trainer_utils import HubStrategy, IntervalStrategy
 PRETRAINED_LEARNING_RATE = 1e-4
 FEATURE_MAP_LEARNING_RATE = 3e-4
 
+_AT_LEAST = {
+    "proxy_weight": 0,
+    "proxy_learning_rate": 0,
+    "head_learning_rate": 0,
+    "images_per_value": 2,
+    "values_per_batch": 2,
+    "micro_batch_size": 1,
+    "cpu_threads": 1,
+    "early_stopping_patience": 0,
+    "collapse_patience": 0,
+}
+
 
 @dataclass
 class CCATrainingArguments(TrainingArguments):
@@ -195,17 +207,11 @@ class CCATrainingArguments(TrainingArguments):
         strategy = HubStrategy(self.hub_strategy)
         allowed = "end: checkpoints stay in output_dir, and the repository gets one commit, the evaluated model's"
         _check("hub_strategy", strategy.value, strategy is HubStrategy.END, allowed)
-        _check("temperature", self.temperature, self.temperature > 0, "above 0")
-        _check("margin", self.margin, self.margin > 0, "above 0")
-        _check("proxy_weight", self.proxy_weight, self.proxy_weight >= 0, "at least 0")
-        _check("proxy_learning_rate", self.proxy_learning_rate, self.proxy_learning_rate >= 0, "at least 0")
-        _check("head_learning_rate", self.head_learning_rate, self.head_learning_rate >= 0, "at least 0")
-        _check("images_per_value", self.images_per_value, self.images_per_value >= 2, "at least 2")
-        _check("values_per_batch", self.values_per_batch, self.values_per_batch >= 2, "at least 2")
-        if self.micro_batch_size is not None:
-            _check("micro_batch_size", self.micro_batch_size, self.micro_batch_size >= 1, "at least 1")
-        if self.cpu_threads is not None:
-            _check("cpu_threads", self.cpu_threads, self.cpu_threads >= 1, "at least 1")
+        for name in ("temperature", "margin"):
+            _check(name, vars(self)[name], vars(self)[name] > 0, "above 0")
+        for name, least in _AT_LEAST.items():
+            value = vars(self)[name]
+            _check(name, value, value is None or value >= least, f"at least {least}")
         _check("horizontal_flip", self.horizontal_flip, 0 <= self.horizontal_flip <= 1, "between 0 and 1")
         _check("crop_scale", self.crop_scale, 0 < self.crop_scale <= 1, "above 0 and at most 1")
         _check("crop_ratio", self.crop_ratio, self.crop_ratio >= 1, "at least 1")
@@ -214,10 +220,7 @@ class CCATrainingArguments(TrainingArguments):
             _check("freeze_backbone", self.freeze_backbone, self.freeze_backbone, "True with cache_tokens")
             _check("colour_jitter", self.colour_jitter, self.colour_jitter == 0, "0 with cache_tokens")
             self.crop_scale = self.crop_ratio = 1.0  # the features are those of whole images
-        patience = self.early_stopping_patience
-        _check("early_stopping_patience", patience, patience >= 0, "at least 0")
-        _check("collapse_patience", self.collapse_patience, self.collapse_patience >= 0, "at least 0")
-        if patience and not evaluates:
+        if self.early_stopping_patience and not evaluates:
             raise ValueError("early_stopping_patience needs an evaluation: set eval_strategy to epoch or steps")
         super().__post_init__()
 

@@ -4,7 +4,6 @@ Both embed the images of a batch, and compute the loss over the joined batch of 
 """
 
 from collections.abc import Sequence
-from os import PathLike
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from torch import nn
 
 from .distributed import gather_with_gradient
 from .losses import ConditionalLossOutput, explicit_triplet_loss
-from .per_attribute_loss import PerAttributeLoss
 from .task import Loss, LossOutput
 from .value_proxies import ValueProxies
 
@@ -21,23 +19,42 @@ _EQUAL = 1e-3
 _NO_NEARER = 1e-4
 
 
-class PairsAndProxies(nn.Module):
-    """A conditional loss between images, and value proxies beside it.
+class LabelLoss(Loss):
+    """The loss of images with labels, each embedded under every attribute.
+
+    A batch holds `labels` (batch, attributes), and the inputs of the model under their own names.
 
     Args:
-        pairs: such as [`ConditionalTripletLoss`].
-        proxies: their loss counts `proxy_weight` times; None leaves them out.
+        criterion: embeddings (batch, attributes, dim) and labels -> loss, such as [`ConditionalTripletLoss`].
+        attributes: names of the attributes, for the logs.
+        proxies: a second loss, which counts `proxy_weight` times.
+        micro_batch_size: see `CCAModel.forward`.
     """
 
-    def __init__(self, pairs: nn.Module, proxies: ValueProxies | None = None, proxy_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        criterion: nn.Module,
+        attributes: Sequence[str],
+        *,
+        proxies: ValueProxies | None = None,
+        proxy_weight: float = 1.0,
+        micro_batch_size: int | None = None,
+    ) -> None:
         super().__init__()
-        self.pairs = pairs
+        self.criterion = criterion
+        self.attributes = list(attributes)
         self.proxies = proxies
         self.proxy_weight = proxy_weight
+        self.micro_batch_size = micro_batch_size
 
-    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> ConditionalLossOutput:
+    def forward(self, model: nn.Module, batch: dict[str, Any]) -> LossOutput:
+        embeddings, labels = embed_under_all(model, batch, self.micro_batch_size)
+        output = self.compare(gather_with_gradient(embeddings), gather_with_gradient(labels))
+        return name_figures(output, self.attributes)
+
+    def compare(self, embeddings: torch.Tensor, labels: torch.Tensor) -> ConditionalLossOutput:
         """As [`ConditionalTripletLoss.forward`], with both losses in `loss` and `attribute_loss`."""
-        output: ConditionalLossOutput = self.pairs(embeddings, labels)
+        output: ConditionalLossOutput = self.criterion(embeddings, labels)
         if self.proxies is None:
             return output
         proxy_loss = self.proxy_weight * self.proxies(embeddings, labels)  # (A,)
@@ -45,66 +62,6 @@ class PairsAndProxies(nn.Module):
             loss=output.loss + proxy_loss.sum() / (labels >= 0).any(0).sum().clamp(min=1),
             attribute_loss=output.attribute_loss + proxy_loss.detach(),
         )
-
-    def optimizer_step(self) -> None:
-        """A step of the proxies."""
-        if self.proxies is not None:
-            self.proxies.optimizer_step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Discards the gradients of the proxies."""
-        if self.proxies is not None:
-            self.proxies.zero_grad(set_to_none)
-
-    def save(self, folder: str | PathLike[str]) -> None:
-        """Writes the proxies into a checkpoint."""
-        if self.proxies is not None:
-            self.proxies.save(folder)
-
-    def load(self, folder: str | PathLike[str]) -> None:
-        """Reads what `save` wrote; see [`ValueProxies.load`]."""
-        if self.proxies is not None:
-            self.proxies.load(folder)
-
-
-class LabelLoss(Loss):
-    """The loss of images with labels, each embedded under every attribute.
-
-    A batch holds `labels` (batch, attributes), and the inputs of the model under their own names.
-
-    Args:
-        criterion: embeddings (batch, attributes, dim) and labels -> loss.
-        attributes: names of the attributes, for the logs.
-        micro_batch_size: see `CCAModel.forward`.
-    """
-
-    def __init__(
-        self,
-        criterion: PairsAndProxies | PerAttributeLoss,
-        attributes: Sequence[str],
-        micro_batch_size: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.criterion = criterion
-        self.attributes = list(attributes)
-        self.micro_batch_size = micro_batch_size
-
-    def forward(self, model: nn.Module, batch: dict[str, Any]) -> LossOutput:
-        embeddings, labels = embed_under_all(model, batch, self.micro_batch_size)
-        output = self.criterion(gather_with_gradient(embeddings), gather_with_gradient(labels))
-        return name_figures(output, self.attributes)
-
-    def optimizer_step(self) -> None:
-        self.criterion.optimizer_step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        self.criterion.zero_grad(set_to_none)
-
-    def save(self, folder: str | PathLike[str]) -> None:
-        self.criterion.save(folder)
-
-    def load(self, folder: str | PathLike[str]) -> None:
-        self.criterion.load(folder)
 
 
 class TripletLoss(Loss):

@@ -30,8 +30,8 @@ class SetEpoch(TrainerCallback):
         self.batch_sampler.set_epoch(int(state.epoch or 0))
 
 
-class BriefProgress(ProgressCallback):
-    """The Trainer's progress bar with logs of one line: the figures of every attribute would fill a screen."""
+class _Brief(TrainerCallback):
+    """Reduces logs to one line: the figures of every attribute would fill a screen."""
 
     def __init__(self, shown: Iterable[str] = ()) -> None:
         super().__init__()
@@ -45,29 +45,14 @@ class BriefProgress(ProgressCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if brief := _brief(logs, self.shown):
+        brief = {name: value for name, value in (logs or {}).items() if name in self.shown}
+        if len(brief) > 1:  # more than the epoch
             super().on_log(args, state, control, logs=brief, **kwargs)
 
 
-class BriefPrinter(PrinterCallback):
+class BriefProgress(_Brief, ProgressCallback):
+    """The Trainer's progress bar with logs of one line."""
+
+
+class BriefPrinter(_Brief, PrinterCallback):
     """The same logs without a progress bar."""
-
-    def __init__(self, shown: Iterable[str] = ()) -> None:
-        self.shown = {*_ALWAYS_SHOWN, *shown}
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if brief := _brief(logs, self.shown):
-            super().on_log(args, state, control, logs=brief, **kwargs)
-
-
-def _brief(logs: dict[str, float] | None, shown: set[str]) -> dict[str, float]:
-    """The figures to show; nothing if only the epoch is left."""
-    brief = {name: value for name, value in (logs or {}).items() if name in shown}
-    return brief if len(brief) > 1 else {}

@@ -5,6 +5,7 @@ The weights (proxies, centres, boundaries) belong to the training and not to the
 """
 
 from collections.abc import Iterable, Sequence
+from os import PathLike
 
 import torch
 from torch import nn
@@ -35,6 +36,14 @@ class OwnWeights(nn.Module):
             gradient /= self._num_batches
         self.optimizer.step()
         self.zero_grad()
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Writes weights and optimizer into a checkpoint; writes nothing if nothing is learned."""
+        raise NotImplementedError
+
+    def load(self, folder: str | PathLike[str]) -> None:
+        """Reads what `save` wrote; raises `ValueError` if the checkpoint was made with another loss."""
+        raise NotImplementedError
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Discards the gradients that have been collected."""

@@ -7,7 +7,6 @@ other libraries are other batches and other losses.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-LOSS_FILE = "loss.pt"
+from .own_weights import OwnWeights
 
 
 class Result(Protocol):
@@ -56,35 +55,41 @@ class LossOutput(NamedTuple):
 
 
 class Loss(nn.Module):
-    """The loss of a task, with whatever it learns beside the model."""
+    """The loss of a task. Modules with weights of their own inside it learn, are saved and are loaded with it."""
 
     def forward(self, model: nn.Module, batch: Any) -> LossOutput:
         """The loss of one batch; `model` may be wrapped for several processes."""
         raise NotImplementedError
 
     def optimizer_step(self) -> None:
-        """Updates the weights of the loss itself; called after each step of the model's optimizer.
+        """Updates the loss's own weights; called after each step of the model's optimizer.
 
         When a gradient scaler skips the model's step, `zero_grad` is called instead.
         """
+        for module in self._learning():
+            module.optimizer_step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Discards the gradients of the loss's own weights."""
+        for module in self._learning():
+            module.zero_grad(set_to_none)
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes what the loss has learned into a checkpoint; writes nothing if it has learned nothing."""
-        if state := self.state_dict():
-            torch.save(state, Path(folder) / LOSS_FILE)
+        for module in self._learning():
+            module.save(folder)
 
     def load(self, folder: str | PathLike[str]) -> None:
         """Reads what `save` wrote.
 
         Raises:
-            ValueError: if the checkpoint has no weights of this loss.
+            ValueError: if the checkpoint was made with another loss.
         """
-        if not self.state_dict():
-            return
-        path = Path(folder) / LOSS_FILE
-        if not path.exists():
-            raise ValueError(f"{folder} has no {LOSS_FILE}: it was trained with another loss")
-        self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        for module in self._learning():
+            module.load(folder)
+
+    def _learning(self) -> list[OwnWeights]:
+        return [module for module in self.modules() if isinstance(module, OwnWeights)]
 
 
 class Evaluator(Protocol):

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,20 +40,6 @@ from cca_hf.models.whole_files import write_json
 _FORMAT = 1
 # numpy has no bfloat16: such numbers are stored by their bits
 _STORED_AS = {"float16": np.float16, "bfloat16": np.int16, "float32": np.float32}
-
-
-class CachedExample(TypedDict):
-    """One image."""
-
-    features: torch.Tensor  # (numbers,)
-    labels: torch.Tensor  # (attributes,) int64, -1 where not labelled
-
-
-class FeatureBatch(TypedDict):
-    """One batch."""
-
-    backbone_features: list[torch.Tensor]  # each (batch, cells, channels)
-    labels: torch.Tensor  # (batch, attributes) int64, -1 where not labelled
 
 
 class CachedImages(AttributeImages):
@@ -79,7 +65,8 @@ class CachedImages(AttributeImages):
         """Opened at the first use, in the worker process that reads it."""
         return np.memmap(self._path, _STORED_AS[self._described["dtype"]], mode="r", shape=_shape(self._described))
 
-    def __getitems__(self, keys: Sequence[int | SampleKey]) -> list[CachedExample]:  # type: ignore[override]
+    def __getitems__(self, keys: Sequence[int | SampleKey]) -> list[Any]:
+        """Features (numbers,) and labels (attributes,) of each key."""
         rows = [key.index if isinstance(key, SampleKey) else int(key) for key in keys]
         block = torch.from_numpy(self._features[rows, [self._version(key) for key in keys]])  # (keys, numbers)
         features = block.view(getattr(torch, self._described["dtype"]))
@@ -99,7 +86,8 @@ class FeatureCollator:
     def __init__(self, levels: Sequence[tuple[int, int]]) -> None:
         self.levels = [tuple(level) for level in levels]
 
-    def __call__(self, examples: Sequence[CachedExample]) -> FeatureBatch:
+    def __call__(self, examples: Sequence[dict[str, torch.Tensor]]) -> dict[str, Any]:
+        """`backbone_features`, each (batch, cells, channels), and `labels` (batch, attributes)."""
         stacked = torch.stack([example["features"] for example in examples])
         parts = stacked.split([cells * channels for cells, channels in self.levels], dim=1)
         return {

@@ -23,7 +23,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .callbacks import BriefPrinter, BriefProgress, SetEpoch
 from .checkpoints import TrainingFailedError, WholeCheckpointTrainer, last_checkpoint, remove_leftovers
@@ -146,7 +146,7 @@ class TaskTrainer(WholeCheckpointTrainer):
         return self.get_test_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """As `Trainer.get_test_dataloader`; also for the name of a split."""
+        """As `Trainer.get_test_dataloader`; also for the name of a split, which `predict` then takes as well."""
         return super().get_test_dataloader(self._images(test_dataset))
 
     # ---- Training ----
@@ -236,12 +236,6 @@ class TaskTrainer(WholeCheckpointTrainer):
         return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False)
 
     # ---- Evaluation ----
-
-    def predict(
-        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
-    ) -> PredictionOutput:
-        """As `Trainer.predict`; also for the name of a split."""
-        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     def prediction_step(
         self,
