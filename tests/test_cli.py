@@ -256,7 +256,7 @@ TRIPLETS = ["--dataset", "{prepared}", "--config_name", "triplets"]
         (["evaluate", "--model", "--dataset", DATA], 2, "'--model': the option needs a value"),
         (["evaluate", "--model", MODEL, "--dataset", DATA, "shape"], 2, "unexpected extra argument"),
         (["evaluate", "--model", "{broken}", "--dataset", DATA], 1, "header"),
-        (["card", "--model", "x", "--compare", "one"], 2, "--compare takes NAME=...; got 'one'"),
+        (["card", "--model", "x", "--compare", "one"], 2, "--compare takes NAME=FOLDER; got 'one'"),
         (["train", "--lr", "1"], 2, "cca train: error: unknown argument --lr: did you mean --learning_rate?"),
         (["train", "shoes"], 2, "'shoes' is no flag and no settings file"),
         (["evaluate", "--model", MODEL, "--dataset", "{unsplit}"], 1, "has no 'test' split, and the checkpoint"),
