@@ -85,6 +85,15 @@ def test_evaluate_takes_the_baselines_too(shoes, tmp_path, capsys):
     assert capsys.readouterr().out == RetrievalEvaluator(data)(csn).table() + "\n"
 
 
+def test_evaluate_computes_in_the_saved_dtype(shoes, checkpoint, tmp_path, capsys):
+    CCAModel.from_pretrained(checkpoint).to(torch.bfloat16).save_pretrained(tmp_path / "cca")
+    assert run("evaluate", "--model", tmp_path / "cca", "--dataset", shoes, "--json") == 0
+    model = CCAModel.from_pretrained(tmp_path / "cca", dtype="auto")
+    assert model.dtype == torch.bfloat16
+    expected = RetrievalEvaluator(load_attribute_dataset(shoes, list(VALUES)))(model).metrics()
+    assert json.loads(capsys.readouterr().out) == pytest.approx(expected, abs=1e-6)
+
+
 def test_json_is_all_that_goes_to_standard_output(shoes, checkpoint):
     """In a process of its own: nothing that a library prints may spoil the pipe."""
     words = ["evaluate", "--model", checkpoint, "--dataset", shoes, "--json", "--attributes", "shape", "colour"]
@@ -247,7 +256,7 @@ TRIPLETS = ["--dataset", "{prepared}", "--config_name", "triplets"]
         (["evaluate", "--model", "--dataset", DATA], 2, "'--model': the option needs a value"),
         (["evaluate", "--model", MODEL, "--dataset", DATA, "shape"], 2, "unexpected extra argument"),
         (["evaluate", "--model", "{broken}", "--dataset", DATA], 1, "header"),
-        (["card", "--model", "x", "--compare", "one"], 2, "--compare takes NAME=...; got 'one'"),
+        (["card", "--model", "x", "--compare", "one"], 2, "--compare takes NAME=FOLDER; got 'one'"),
         (["train", "--lr", "1"], 2, "cca train: error: unknown argument --lr: did you mean --learning_rate?"),
         (["train", "shoes"], 2, "'shoes' is no flag and no settings file"),
         (["evaluate", "--model", MODEL, "--dataset", "{unsplit}"], 1, "has no 'test' split, and the checkpoint"),
@@ -300,6 +309,19 @@ def test_a_checkpoint_with_missing_weights_is_not_measured(shoes, checkpoint, tm
     )
     assert run("evaluate", "--model", folder, "--dataset", shoes) == 1
     assert f"lacks 1 of the model's weights, such as {lost}" in capsys.readouterr().err
+
+
+def test_an_error_of_another_kind_is_one_line_too(monkeypatch, capsys):
+    def overflow(*arguments, **options):
+        raise OverflowError("too large")
+
+    monkeypatch.setattr("cca_hf.recipes.index_search.search_index", overflow)
+    assert run("search", "--store", "x", "--item", 1) == 1
+    line = "cca: error: OverflowError: too large (CCA_TRACEBACK=1 shows where it comes from)"
+    assert capsys.readouterr().err.splitlines() == [line]
+    monkeypatch.setenv("CCA_TRACEBACK", "1")
+    with pytest.raises(OverflowError):
+        run("search", "--store", "x", "--item", 1)
 
 
 def test_traceback_on_request(monkeypatch):

@@ -104,8 +104,8 @@ def prepare(
 
         loaded = _load(benchmark, root, asen_splits, triplets or Triplets.LISTS, seed or 0)
         coverage = prepare_benchmark(loaded, output, with_images=not annotations_only)
-    for split, own in coverage.items():
-        print(f"{split}: {own if own.found < own.listed else f'{own.listed:,} images'}")
+    for split, counts in coverage.items():
+        print(f"{split}: {counts if counts.found < counts.listed else f'{counts.listed:,} images'}")
     for split, rows in (loaded.triplets or {}).items():
         print(f"triplets, {split}: {rows.num_rows:,}")
     for remark in loaded.remarks:

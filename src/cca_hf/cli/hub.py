@@ -98,7 +98,7 @@ def push(
 def _baselines(compare: list[str] | None) -> "dict[str, EvaluationResult]":
     from cca_hf.evaluation.retrieval.result import EvaluationResult
 
-    folders = named_values("--compare", compare)
+    folders = named_values("--compare", compare, "NAME=FOLDER")
     return {
         name: EvaluationResult.load_json(Path(folder) / "test_evaluation.json") for name, folder in folders.items()
     }

@@ -135,13 +135,13 @@ Licence = Annotated[str | None, option("license", "ID", "Licence to name on the 
 # ---- What the commands do before their one call ----
 
 
-def named_values(option: str, words: list[str] | None) -> dict[str, str]:
-    """The words `NAME=VALUE ...` of an option."""
+def named_values(name_of_option: str, words: list[str] | None, form: str = "NAME=...") -> dict[str, str]:
+    """The words `NAME=VALUE ...` of an option; an error names the `form` that the words must have."""
     values = {}
     for word in words or ():
         name, equals, value = word.partition("=")
         if not (name and equals and value):
-            raise UsageError(f"{option} takes NAME=...; got {word!r}")
+            raise UsageError(f"{name_of_option} takes {form}; got {word!r}")
         values[name] = value
     return values
 
