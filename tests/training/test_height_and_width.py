@@ -38,7 +38,7 @@ BACKBONES = {
 }
 GRIDS = {"vit": (8, 4), "swin": (8, 4), "convnext": (7, 4), "mobilenet_v2": (7, 4)}
 PADS = ViTImageProcessorPil(
-    size={"max_height": 128, "max_width": 64}, do_pad=True, pad_size=dict(zip(("height", "width"), SIZE, strict=True))
+    size={"max_height": 128, "max_width": 64}, do_pad=True, pad_size={"height": 128, "width": 64}
 )
 CROPS = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 128, "width": 64})
 

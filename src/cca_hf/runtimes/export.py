@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cca_hf.models.checkpoints import staged
 from cca_hf.models.images import ImageReader
@@ -118,7 +119,8 @@ def _write_onnx(embedder: _Embedder, path: Path) -> None:
         inputs["attribute_ids"] = torch.zeros(2, 2, dtype=torch.long, device=model.device)
         shapes["attribute_ids"] = {0: batch, 1: torch.export.Dim("attributes")}
     weights = sum(tensor.numel() * tensor.element_size() for tensor in embedder.state_dict().values())
-    with _quiet_exporter():
+    # the exporter knows the memory layout of the plain kernel only; that of others breaks Swin's masked attention
+    with _quiet_exporter(), sdpa_kernel(SDPBackend.MATH):
         torch.onnx.export(
             embedder,
             kwargs=inputs,
