@@ -178,7 +178,8 @@ class CCAModel(CCAPreTrainedModel):
         # convolutions run up to 2.4 times faster on a CPU with channels last; a ViT's patch embedding does not care
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         features = extract_features(self.backbone, pixel_values, levels, self.interpolates_positions)
-        return self.image_tokens.flatten(features, tuple(pixel_values.shape[-2:]))
+        height, width = pixel_values.shape[-2:]
+        return self.image_tokens.flatten(features, (height, width))
 
     def _ask(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool
