@@ -81,7 +81,7 @@ class ImageReader:
         self._size: list[Any] = [
             size.get("height"),
             size.get("width"),
-        ]  # None where the processor's size is another one
+        ]  # None for another kind of size
         self._mode = _MODES.get(settings.get("resample"))
         self.resizes_only = (
             type(image_processor).__name__ in ("ViTImageProcessor", "ViTImageProcessorPil")
