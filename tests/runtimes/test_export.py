@@ -28,7 +28,7 @@ def vit() -> CCAModel:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     generator = np.random.default_rng(0)
     return [Image.fromarray(generator.integers(0, 256, (40, 30, 3), dtype=np.uint8)) for _ in range(5)]
 
@@ -42,48 +42,48 @@ def exported(vit, tmp_path_factory) -> ExportedModel:
     return ExportedModel.from_pretrained(folder, num_threads=1)
 
 
-def test_the_same_answers(vit, exported, pictures):
-    want = vit.encode(pictures)
+def test_the_same_answers(vit, exported, images):
+    want = vit.encode(images)
     for batch_size in (1, 2, 5):
-        np.testing.assert_allclose(exported.encode(pictures, batch_size=batch_size), want, atol=1e-5)
-    np.testing.assert_allclose(exported.encode(pictures, ["heel height", "colour"]), want[:, [2, 0]], atol=1e-5)
+        np.testing.assert_allclose(exported.encode(images, batch_size=batch_size), want, atol=1e-5)
+    np.testing.assert_allclose(exported.encode(images, ["heel height", "colour"]), want[:, [2, 0]], atol=1e-5)
     assert exported.config.attributes == list(ATTRIBUTES) and exported.config.attribute_values == ATTRIBUTES
     with pytest.raises(ValueError, match=r"unknown attribute 'color'\. Did you mean 'colour'"):
-        exported.encode(pictures, "color")
+        exported.encode(images, "color")
 
 
-def test_in_the_pipeline(vit, exported, pictures):
+def test_in_the_pipeline(vit, exported, images):
     extract = CCAPipeline(model=exported, image_processor=exported.image_processor)
-    want = vit.encode(pictures)
-    np.testing.assert_allclose(extract(pictures[0], attribute="shape"), want[0, 1], atol=1e-5)
-    for got, row in zip(extract(pictures, batch_size=2), want, strict=True):
+    want = vit.encode(images)
+    np.testing.assert_allclose(extract(images[0], attribute="shape"), want[0, 1], atol=1e-5)
+    for got, row in zip(extract(images, batch_size=2), want, strict=True):
         np.testing.assert_allclose(list(got.values()), row, atol=1e-5)
 
 
-def test_in_a_catalogue(vit, exported, pictures, tmp_path):
-    for number, picture in enumerate(pictures):
-        picture.save(tmp_path / f"{number}.png")
+def test_in_a_catalogue(vit, exported, images, tmp_path):
+    for number, image in enumerate(images):
+        image.save(tmp_path / f"{number}.png")
     catalogue = Catalogue.from_folder(tmp_path)
     assert embed_catalogue(exported, catalogue, tmp_path / "out", show_progress=False).complete
     with pytest.raises(ValueError, match="differs in model"):
         embed_catalogue(vit, catalogue, tmp_path / "out", show_progress=False)
 
 
-def test_attributes_as_an_input(vit, pictures, tmp_path):
+def test_attributes_as_an_input(vit, images, tmp_path):
     folder = export_model(vit, tmp_path, attributes=["shape", "colour"], attribute_input=True)
     exported = ExportedModel.from_pretrained(folder, num_threads=1)
-    want = vit.encode(pictures, ["shape", "colour"])
-    np.testing.assert_allclose(exported.encode(pictures), want, atol=1e-5)
-    np.testing.assert_allclose(exported.encode(pictures[:1], "colour"), want[:1, 1:], atol=1e-5)
-    pixel_values = vit.image_processor([p.resize((32, 32)) for p in pictures], return_tensors="pt")["pixel_values"]
-    own = torch.tensor([[0], [1], [1], [0], [1]])  # another for each picture; of the graph's attributes
+    want = vit.encode(images, ["shape", "colour"])
+    np.testing.assert_allclose(exported.encode(images), want, atol=1e-5)
+    np.testing.assert_allclose(exported.encode(images[:1], "colour"), want[:1, 1:], atol=1e-5)
+    pixel_values = vit.image_processor([p.resize((32, 32)) for p in images], return_tensors="pt")["pixel_values"]
+    own = torch.tensor([[0], [1], [1], [0], [1]])  # another for each image; of the graph's attributes
     with torch.no_grad():
         expected = vit(pixel_values, attribute_ids=1 - own).embeddings
     np.testing.assert_allclose(exported(pixel_values, own).embeddings, expected, atol=1e-5)
     np.testing.assert_allclose(exported(pixel_values, own[:, 0]).embeddings, expected[:, 0], atol=1e-5)
 
 
-def test_int8(vit, pictures, tmp_path):
+def test_int8(vit, images, tmp_path):
     """The backbone's matrix products alone become integers, per channel."""
     import onnx
 
@@ -98,7 +98,7 @@ def test_int8(vit, pictures, tmp_path):
     assert any(weights[name].dims and weights[name].dims[0] > 1 for name in scales), "one scale a channel"
     written = {path.name for path in folder.iterdir() if path.suffix != ".py"}  # config.json names its code
     assert written == {"model.onnx", "config.json", "preprocessor_config.json", "export.json"}
-    got, want = ExportedModel.from_pretrained(folder, num_threads=1).encode(pictures), vit.encode(pictures)
+    got, want = ExportedModel.from_pretrained(folder, num_threads=1).encode(images), vit.encode(images)
     assert 0.999 < (got * want).sum(axis=-1).min() < 1 - 1e-7
     np.testing.assert_allclose(np.linalg.norm(got, axis=-1), 1, atol=1e-5)
 
@@ -110,23 +110,23 @@ def test_int8_of_convolutions_is_refused(tmp_path):
     assert not any((tmp_path / "out").iterdir())
 
 
-def test_openvino(vit, pictures, tmp_path):
+def test_openvino(vit, images, tmp_path):
     pytest.importorskip("openvino", reason="the extra [openvino] is not installed")
     folder = export_model(vit, tmp_path, "openvino")
     assert {"model.xml", "model.bin"} <= {path.name for path in folder.iterdir()}
     assert not list(folder.glob("*.onnx*"))
     exported = ExportedModel.from_pretrained(folder, num_threads=1)
-    np.testing.assert_allclose(exported.encode(pictures, batch_size=2), vit.encode(pictures), atol=1e-5)
+    np.testing.assert_allclose(exported.encode(images, batch_size=2), vit.encode(images), atol=1e-5)
 
 
 def test_refusals(vit, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="'onnx', 'openvino'; got 'tensorrt'"):
         export_model(vit, tmp_path, "tensorrt")
-    with pytest.raises(ValueError, match="for runtime='onnx' alone; got 'openvino'"):
+    with pytest.raises(ValueError, match="for runtime='onnx' only; got 'openvino'"):
         export_model(vit, tmp_path, "openvino", int8=True)
     with pytest.raises(ValueError, match="Did you mean 'colour'"):
         export_model(vit, tmp_path, attributes=["color"])
-    with pytest.raises(FileNotFoundError, match="holds no exported model"):
+    with pytest.raises(FileNotFoundError, match="contains no exported model"):
         ExportedModel.from_pretrained(tmp_path)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))

@@ -95,11 +95,8 @@ class ImageTokens(nn.Module):
             Cells (batch, cells, channels) of the output first and then of the levels, from the last to the first; and
             the (height, width) of their grids, which follow the prefix tokens.
         """
-        *levels, output = features
-        flat = [
-            self._flatten(output, image_size, pool=False),
-            *(self._flatten(level, image_size, pool=True) for level in reversed(levels)),
-        ]
+        last = len(features) - 1
+        flat = [self._flatten(features[level], image_size, pool=level < last) for level in range(last, -1, -1)]
         return [cells for cells, _ in flat], [grid for _, grid in flat]
 
     def forward(self, flattened: list[torch.Tensor]) -> torch.Tensor:
@@ -293,12 +290,15 @@ def describe_backbone(
     if levels is None:
         levels = _default_feature_levels(outputs.hidden_states, output)
     features = [*(outputs.hidden_states[level] for level in levels), output]
-
     backbone_config = copy.deepcopy(native.config)
+    num_prefix_tokens = 0
+    if output.ndim == 3:  # CLS, distillation and register tokens come before the grid
+        rows, columns = _token_grid(output.shape[1], size, _patch_size(backbone_config))
+        num_prefix_tokens = output.shape[1] - rows * columns
     described: dict[str, Any] = {
         "backbone_config": backbone_config,
         "replaces_last_layer": takes_last_layer and backbone_config.model_type == "vit",
-        "num_prefix_tokens": _num_prefix_tokens(output, size, _patch_size(backbone_config)),
+        "num_prefix_tokens": num_prefix_tokens,
         "feature_levels": list(levels),
         "feature_channels": [_channels(feature) for feature in features],
     }
@@ -315,32 +315,20 @@ def describe_backbone(
             "intermediate_size": 2 * hidden_size,
             "layer_norm_eps": 1e-6,
             # measured on MobileNetV2: with its summary, a mean, as residual, retrieval by colour is half as good
-            "residual": "image" if described["num_prefix_tokens"] else "condition",
+            "residual": "image" if num_prefix_tokens else "condition",
         }
     return described
 
 
 def _default_feature_levels(hidden_states: Sequence[torch.Tensor], output: torch.Tensor) -> list[int]:
     """The last hidden state of each of the three resolutions above the output's; none where it does not shrink."""
-    sizes = [_num_cells(feature) for feature in hidden_states]
-    finer = sorted({size for size in sizes if size > _num_cells(output)})[:3]
+    *sizes, last = [feature[0].numel() // _channels(feature) for feature in (*hidden_states, output)]
+    finer = sorted({size for size in sizes if size > last})[:3]
     return sorted(max(level for level, s in enumerate(sizes) if s == size) for size in finer)
-
-
-def _num_cells(feature: torch.Tensor) -> int:
-    return feature.shape[1] if feature.ndim == 3 else feature.shape[2] * feature.shape[3]
 
 
 def _channels(feature: torch.Tensor) -> int:
     return feature.shape[2] if feature.ndim == 3 else feature.shape[1]
-
-
-def _num_prefix_tokens(output: torch.Tensor, image_size: tuple[int, int], patch_size: tuple[int, int] | None) -> int:
-    """Tokens in excess of the grid: CLS, distillation and register tokens, which come first."""
-    if output.ndim == 4:
-        return 0
-    rows, columns = _token_grid(output.shape[1], image_size, patch_size)
-    return output.shape[1] - rows * columns
 
 
 def _num_heads(hidden_size: int) -> int:
@@ -368,11 +356,11 @@ def make_image_processor(size: int | Sequence[int], like: BaseImageProcessor | N
     The centre crop of ImageNet recipes is left out on purpose: it cuts off what attributes are about, collars and
     heels.
     """
-    height, width = _height_and_width(size)
+    target = dict(zip(("height", "width"), _height_and_width(size), strict=True))
     if like is None:
-        return ViTImageProcessor(size={"height": height, "width": width})
+        return ViTImageProcessor(size=target)
     return ViTImageProcessor(
-        size={"height": height, "width": width},
+        size=target,
         resample=like.resample,
         do_normalize=like.do_normalize is not False,
         image_mean=like.image_mean,

@@ -13,7 +13,7 @@ import base64
 import io
 from functools import cached_property
 from os import PathLike, fspath
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -78,7 +78,10 @@ class ImageReader:
         self.image_processor = image_processor
         settings = image_processor.to_dict()
         size = settings.get("size") or {}
-        self._size = (size.get("height"), size.get("width"))  # None where the processor's size is another one
+        self._size: list[Any] = [
+            size.get("height"),
+            size.get("width"),
+        ]  # None for another kind of size
         self._mode = _MODES.get(settings.get("resample"))
         self.resizes_only = (
             type(image_processor).__name__ in ("ViTImageProcessor", "ViTImageProcessorPil")

@@ -170,10 +170,11 @@ def make_model(model_args: ModelArguments, data: AttributeDataset, model_class: 
         vectors = embed_texts(list(texts.values()), model_args.text_encoder)
         optional |= {"text_embeddings": dict(zip(texts, vectors, strict=True))}
         optional |= {"text_encoder": model_args.text_encoder, "attribute_texts": texts}
+    size = model_args.image_size
     return model_class.from_backbone(
         model_args.backbone if model_args.backbone is not None else _read_config(model_args.backbone_config or ""),
         attributes=data.attributes,
-        image_size=model_args.image_size,
+        image_size=size[0] if size is not None and len(size) == 1 else size,
         attn_implementation=model_args.attn_implementation,
         revision=model_args.backbone_revision,
         condition_embedding=model_args.condition_embedding,

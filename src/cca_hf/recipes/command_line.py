@@ -71,7 +71,10 @@ class ModelArguments:
     feature_levels: list[int] | None = field(
         default=None, metadata={"help": "Hidden states of the backbone to attend to, besides its output."}
     )
-    image_size: int | None = field(default=None, metadata={"help": "Height and width of the images, in pixels."})
+    image_size: list[int] | None = field(
+        default=None,
+        metadata={"help": "Size of the images in pixels: one number for squares, or height and width."},
+    )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "eager, sdpa, flash_attention_2 or flex_attention."}
     )
@@ -83,6 +86,10 @@ class ModelArguments:
             raise ValueError("--condition_embedding text and --text_encoder go together")
         if self.attribute_sentences is not None and self.text_encoder is None:
             raise ValueError("--attribute_sentences needs --condition_embedding text and --text_encoder")
+        if isinstance(self.image_size, int):  # from Python
+            self.image_size = [self.image_size]
+        if self.image_size is not None and (len(self.image_size) not in (1, 2) or min(self.image_size) < 1):
+            raise ValueError(f"--image_size must be a positive number, or height and width; got {self.image_size}")
 
 
 @dataclass

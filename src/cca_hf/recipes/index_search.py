@@ -116,8 +116,8 @@ def write_answers(answers: Sequence[Answer], path: Path, *, store: str, where: s
     lost = [item for item, place in places.items() if place is None]
     if lost:
         raise ValueError(
-            f"the index does not say where the image of item {lost[0]} is: --html needs a column {IMAGE_REFERENCE!r} of "
-            "paths or addresses, which 'cca index --images' and '--dataset' write"
+            f"the index has no path or URL for the image of item {lost[0]}: --html needs a column {IMAGE_REFERENCE!r} "
+            "of paths or URLs, which 'cca index --images' and '--dataset' write"
         )
     images = dict(zip(places, find_images([str(place) for place in places.values()]), strict=True))
     shown = []

@@ -35,7 +35,7 @@ def train_on_shapes(
         ModelArguments(
             backbone_config=BACKBONE,
             condition_embedding="none" if one_space else "one_hot",
-            image_size=IMAGE_SIZE,
+            image_size=[IMAGE_SIZE],
             hidden_size=HIDDEN_SIZE,
         ),
         DataArguments(dataset=str(shapes), attributes=list(SHAPE_ATTRIBUTES)),

@@ -1,1 +1,1 @@
-"""Trained models on other engines: exported to one graph for ONNX Runtime or OpenVINO, and used as before."""
+"""Trained models on other engines: exported to one graph for ONNX Runtime or OpenVINO, with the same interface."""

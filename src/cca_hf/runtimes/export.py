@@ -1,8 +1,8 @@
 """A trained model as one graph: pixel values in, normalised embeddings under all attributes out.
 
-The backbone, the conditions, the conditional layer, its pooling and the normalisation are in it, for any number of
-pictures. The exporter is PyTorch's (`torch.onnx.export`), the quantiser ONNX Runtime's, the converter OpenVINO's; what
-stands here is which module is given to them and what has to lie beside the graph.
+The graph contains the backbone, the conditions, the conditional layer and the normalisation, for batches of any size.
+PyTorch exports it (`torch.onnx.export`), ONNX Runtime quantises it, and OpenVINO converts it. This file selects the
+module that they are given, and writes the files that belong beside the graph.
 """
 
 import ast
@@ -19,12 +19,14 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cca_hf.models.configuration_cca import ConditionConfig
+from cca_hf.models.images import ImageReader
 from cca_hf.models.modeling_conditional import CCAPreTrainedModel
 from cca_hf.models.whole_files import staged
 
-DESCRIPTION = "export.json"  # what is in the graph; ExportedModel reads it
+DESCRIPTION = "export.json"  # describes the graph; ExportedModel reads it
 GRAPH = {"onnx": "model.onnx", "openvino": "model.xml"}
 _LARGEST_IN_ONE_FILE = 1.9 * 2**30  # bytes of weights: a protobuf message ends at 2 GiB
 
@@ -40,38 +42,39 @@ def export_model(
     attribute_input: bool = False,
     int8: bool = False,
 ) -> Path:
-    """Writes a model as one graph, with what [`ExportedModel`] needs to use it like the model itself.
+    """Write a model as one graph, with the files that [`ExportedModel`] needs to use it like the model itself.
 
     Args:
         model: any CCA model, or a baseline of the same interface.
-        folder: gets `model.onnx`, or `model.xml` and `model.bin`; `config.json`, `preprocessor_config.json` and
-            `export.json`.
+        folder: where `model.onnx`, or `model.xml` and `model.bin`, are written, with `config.json`,
+            `preprocessor_config.json` and `export.json`.
         runtime: `"onnx"` for ONNX Runtime, `"openvino"` for OpenVINO.
-        attributes: those that the graph answers, in this order; all by default.
-        attribute_input: the graph has a second input `attribute_ids`, (batch, k) places in `attributes`, and answers
-            these, (batch, k, dim). Without, it answers all its attributes, (batch, attributes, dim).
-        int8: weights of the backbone's matrix products as 8-bit integers with a scale per output channel, their inputs
-            likewise at run time. Half the time on a CPU with VNNI, a quarter of the disk; for `"onnx"` alone.
+        attributes: the attributes of the graph, in this order; all by default.
+        attribute_input: whether the graph has a second input `attribute_ids`, (batch, k) indices into `attributes`,
+            and returns (batch, k, dim). Without it, the graph returns (batch, attributes, dim).
+        int8: whether the weights of the backbone's matrix products become 8-bit integers with a scale per output
+            channel, and their inputs likewise at run time. This takes half the time on a CPU with VNNI and a quarter
+            of the disk; for `"onnx"` only.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: an unknown runtime or attribute; `int8` for OpenVINO, or of a backbone without matrix products.
-        ImportError: saying what to install.
+        ValueError: for an unknown runtime or attribute, or `int8` with OpenVINO or a backbone without matrix products.
+        ImportError: if a package is missing; the message says what to install.
     """
     if runtime not in GRAPH:
         raise ValueError(f"runtime must be one of {', '.join(map(repr, GRAPH))}; got {runtime!r}")
     if int8 and runtime != "onnx":
-        raise ValueError(f"int8 is made by ONNX Runtime's quantiser, for runtime='onnx' alone; got {runtime!r}")
+        raise ValueError(f"int8 is made by ONNX Runtime's quantiser, for runtime='onnx' only; got {runtime!r}")
     _check_installed(runtime, int8=int8)
     ids = model.config.attribute_ids(None if attributes is None else list(attributes))
-    names = [model.config.attributes[place] for place in ids]
+    names = [model.config.attributes[index] for index in ids]
     target = Path(folder)
     with staged(target) as staging:
         graph = staging / GRAPH["onnx"]
-        with _in_eval_mode(model):
-            _write_onnx(_Answers(model, ids, attribute_input=attribute_input).eval(), model, graph)
+        embedder = _Embedder(model.in_eval_mode(), ids, attribute_input=attribute_input).eval()
+        _write_onnx(embedder, graph)
         if int8:
             _quantise(graph, model)
         if runtime == "openvino":
@@ -91,8 +94,8 @@ def export_model(
     return target
 
 
-class _Answers(nn.Module):
-    """What is exported: a model asked for a fixed list of attributes, or for places in that list."""
+class _Embedder(nn.Module):
+    """The exported module: a model with a fixed list of attributes, or with indices into that list as an input."""
 
     def __init__(self, model: CCAPreTrainedModel, ids: list[int], *, attribute_input: bool):
         super().__init__()
@@ -106,29 +109,21 @@ class _Answers(nn.Module):
         return self.model(pixel_values, attribute_ids=ids).embeddings
 
 
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Any:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-def _write_onnx(answers: _Answers, model: CCAPreTrainedModel, path: Path) -> None:
-    size = model.image_processor.to_dict()["size"]
-    # two of each, since a size of 1 would be taken for a constant
-    pixel_values = torch.zeros(2, 3, size["height"], size["width"], dtype=model.dtype, device=model.device)
+def _write_onnx(embedder: _Embedder, path: Path) -> None:
+    model = embedder.model
+    size = ImageReader(model.image_processor).height_and_width
+    # two images and two attributes, because a dimension of 1 would become a constant
+    pixel_values = torch.zeros(2, 3, *size, dtype=model.dtype, device=model.device)
     batch = torch.export.Dim("batch")
     inputs, shapes = {"pixel_values": pixel_values}, {"pixel_values": {0: batch}}
-    if answers.attribute_input:
+    if embedder.attribute_input:
         inputs["attribute_ids"] = torch.zeros(2, 2, dtype=torch.long, device=model.device)
-        shapes["attribute_ids"] = {0: batch, 1: torch.export.Dim("asked")}
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in answers.state_dict().values())
-    with _quiet_exporter():
+        shapes["attribute_ids"] = {0: batch, 1: torch.export.Dim("attributes")}
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in embedder.state_dict().values())
+    # the exporter knows the memory layout of the plain kernel only; that of others breaks Swin's masked attention
+    with _quiet_exporter(), sdpa_kernel(SDPBackend.MATH):
         torch.onnx.export(
-            answers,
+            embedder,
             kwargs=inputs,
             f=path,
             dynamo=True,
@@ -142,7 +137,7 @@ def _write_onnx(answers: _Answers, model: CCAPreTrainedModel, path: Path) -> Non
 
 @contextmanager
 def _quiet_exporter() -> Any:
-    """Without a warning for each operator of torchvision, which is not needed."""
+    """Silence a warning for each operator of torchvision, which is not needed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -156,7 +151,7 @@ def _quantise(graph: Path, model: CCAPreTrainedModel) -> None:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    # What stands behind the backbone is a hundredth of the work, and its errors are the embeddings' own.
+    # The layers behind the backbone are a hundredth of the work, and their errors go straight into the embeddings.
     nodes = onnx.load(graph, load_external_data=False).graph.node
     products = [node for node in nodes if node.op_type == "MatMul"]
     behind = [node.name for node in products if not _is_of_backbone(node)]
@@ -181,7 +176,7 @@ def _quantise(graph: Path, model: CCAPreTrainedModel) -> None:
 
 
 def _is_of_backbone(node: Any) -> bool:
-    """The exporter writes beside each node the names of the modules that it came from."""
+    """Read from the module names that the exporter writes into the metadata of each node."""
     written = {each.key: each.value for each in node.metadata_props}
     modules = ast.literal_eval(written["pkg.torch.onnx.name_scopes"])
     return any("backbone" in module.split(".") for module in modules)
@@ -192,7 +187,7 @@ def _convert_to_openvino(graph: Path) -> None:
 
     converted = openvino.convert_model(graph)
     openvino.save_model(converted, graph.with_name(GRAPH["openvino"]), compress_to_fp16=False)
-    del converted  # it holds the file open
+    del converted  # it keeps the file open
     for path in graph.parent.glob(f"{graph.name}*"):
         path.unlink()
 
@@ -209,7 +204,7 @@ def _write_config(model: CCAPreTrainedModel, names: list[str], folder: Path) -> 
 
 
 def _hash_files(folder: Path) -> str:
-    """Of the graph, its weights, its attributes and how pictures are read."""
+    """SHA-256 of the graph, its weights, its attributes and the image processor."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         digest.update(path.name.encode())

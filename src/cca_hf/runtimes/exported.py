@@ -1,7 +1,7 @@
-"""An exported model in the place of the model: the same `encode`, the same pipeline, the same evaluators.
+"""An exported model in place of the model: the same `encode`, the same pipeline, the same evaluators.
 
-It is an object of its own and not a `backend=` of the model's `encode`: an exported graph has weights of its own,
-8-bit ones it may be, and its own list of attributes, and where it is used the model's need not be loaded at all.
+It is another class and not a `backend=` of the model's `encode`: a graph has other weights, possibly 8-bit ones, and
+another list of attributes, and the weights of the model need not be loaded.
 """
 
 import json
@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, BaseImageProcessor
 
-# transformers 5.17 lends the same class from its top level only where torchvision is installed
+# transformers 5.17 has the same class at its top level only where torchvision is installed
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from cca_hf.models.configuration_images import AttributeConfig
@@ -29,7 +29,7 @@ RunGraph = Callable[[dict[str, np.ndarray]], np.ndarray]
 
 
 class ExportedModel(ImageEncoder):
-    """A model that [`export_model`] wrote, run by ONNX Runtime or OpenVINO on the CPU.
+    """A model written by [`export_model`], which ONNX Runtime or OpenVINO runs on the CPU.
 
     Example:
 
@@ -66,13 +66,13 @@ class ExportedModel(ImageEncoder):
     ) -> "ExportedModel":
         """
         Args:
-            folder: what `export_model` wrote, here or as an id on the Hub.
-            num_threads: of the runtime; its own choice by default.
-            revision, token, cache_dir, local_files_only: as for a model from the Hub.
+            folder: a local folder that `export_model` has written, or a model id on the Hub.
+            num_threads: number of threads of the runtime, which chooses it by default.
+            revision, token, cache_dir, local_files_only: as in `from_pretrained` of transformers.
 
         Raises:
-            FileNotFoundError: if there is no exported model.
-            ImportError: saying what to install.
+            FileNotFoundError: if the folder contains no exported model.
+            ImportError: if the runtime is missing; the message says what to install.
         """
         path = Path(folder)
         if not path.is_dir():
@@ -87,7 +87,7 @@ class ExportedModel(ImageEncoder):
                 )
             )
         if not is_exported(path):
-            raise FileNotFoundError(f"{folder} holds no exported model: there is no {DESCRIPTION} in it")
+            raise FileNotFoundError(f"{folder} contains no exported model: {DESCRIPTION} is missing")
         description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
         config: AttributeConfig = AutoConfig.from_pretrained(path)
         open_graph = {"onnx": _open_onnx, "openvino": _open_openvino}[description["runtime"]]
@@ -95,7 +95,7 @@ class ExportedModel(ImageEncoder):
         return cls(config, AutoImageProcessor.from_pretrained(path), description, run)
 
     def __call__(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> CCAModelOutput:
-        """As a model's forward pass: ids (batch,) or (batch, k) -> embeddings (batch, dim) or (batch, k, dim)."""
+        """As the forward pass of a model: ids (batch,) or (batch, k) -> embeddings (batch, dim) or (batch, k, dim)."""
         ids = attribute_ids[:, None] if attribute_ids.ndim == 1 else attribute_ids
         inputs = {"pixel_values": pixel_values.float().contiguous().numpy()}
         if self.description["attribute_input"]:
@@ -106,17 +106,17 @@ class ExportedModel(ImageEncoder):
         return CCAModelOutput(embeddings=embeddings[:, 0] if attribute_ids.ndim == 1 else embeddings)
 
     def fingerprint(self) -> str:
-        """A hash of the graph, its attributes and how pictures are read."""
+        """A hash of the graph, its attributes and the image processor."""
         return self.description["fingerprint"]
 
     def _embed(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
         embeddings = self(pixel_values, attribute_ids.expand(len(pixel_values), -1)).embeddings
-        assert embeddings is not None  # a model's output may lack them, this one's does not
+        assert embeddings is not None  # for the type checker: the field is optional
         return embeddings
 
 
 def is_exported(folder: str | PathLike[str]) -> bool:
-    """Whether a local folder holds an exported model."""
+    """Whether a local folder contains an exported model."""
     return (Path(folder) / DESCRIPTION).is_file()
 
 
@@ -124,7 +124,7 @@ def _open_onnx(graph: Path, num_threads: int | None) -> RunGraph:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ImportError(f'{graph} is run by onnxruntime: pip install "cca_hf[onnx]"') from error
+        raise ImportError(f'{graph} needs onnxruntime: pip install "cca_hf[onnx]"') from error
     options = onnxruntime.SessionOptions()
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
@@ -136,8 +136,8 @@ def _open_openvino(graph: Path, num_threads: int | None) -> RunGraph:
     try:
         import openvino
     except ImportError as error:
-        raise ImportError(f'{graph} is run by openvino: pip install "cca_hf[openvino]"') from error
-    # left to itself it computes in bfloat16 where the processor can
+        raise ImportError(f'{graph} needs openvino: pip install "cca_hf[openvino]"') from error
+    # by default OpenVINO computes in bfloat16 where the processor supports it
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
     if num_threads is not None:
         settings["INFERENCE_NUM_THREADS"] = num_threads

@@ -67,8 +67,8 @@ class Lookup:
     def __init__(self, model: CCAModel, index: AttributeIndex) -> None:
         if IMAGE_REFERENCE not in index.schema.columns:
             raise ValueError(
-                f"the index has no column {IMAGE_REFERENCE!r} with the paths or URLs of its images, which a Space shows. "
-                "'cca index --images' and 'cca index --dataset' write this column"
+                f"the index has no column {IMAGE_REFERENCE!r} with the paths or URLs of its images, which a Space "
+                "shows. 'cca index --images' and 'cca index --dataset' write this column"
             )
         if not index.count():
             raise ValueError("the index is empty: there is nothing to search")
