@@ -156,7 +156,7 @@ class CCAModel(ConditionalPreTrainedModel):
         *,
         text_embeddings: Mapping[str, Vector] | None = None,
         freeze_backbone: bool = False,
-        image_size: int | tuple[int, int] | None = None,
+        image_size: int | Sequence[int] | None = None,
         attn_implementation: str | None = None,
         dtype: torch.dtype = torch.float32,
         revision: str | None = None,
