@@ -1,81 +1,141 @@
-"""A family that exists only here: a config, a model without attributes and a recipe, on the package as it is."""
+"""A family that exists only here: two files of models/, a loss, an evaluator, a result and a recipe.
 
+It needs no edit in training/, hub/ or cli/.
+"""
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-    TrainingArguments,
-    ViTImageProcessor,
-)
-from transformers.modeling_outputs import ImageClassifierOutput
+from transformers import TrainingArguments
 
+import cca_hf.models
 from cca_hf.data.shapes import generate_shapes_dataset
-from cca_hf.models.images import load_image
+from cca_hf.evaluation.results import Result, ResultCard, load_result
+from cca_hf.evaluation.text_table import Table
+from cca_hf.hub.model_card import write_model_card
+from cca_hf.models.images import ImageReader
+from cca_hf.models.loading import load_model
 from cca_hf.training.task import Batches, Loss, LossOutput, Task
 from cca_hf.training.trainer import TaskTrainer
 
-SIZE = 32
+SIZE = (16, 32)  # height and width
+CLASSES = 4
+
+# The two files of the family. They lie beside copies of the shared files, as in models/.
+CONFIGURATION = '''"""Configuration of the toy classifier."""
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_images import ImageModelConfig
 
 
-class ToyConfig(PreTrainedConfig):
-    model_type = "toy_classifier"
-
-    def __init__(self, hidden_size: int = 16, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.hidden_size = hidden_size
+@strict
+class ToyConfig(ImageModelConfig):
+    model_type = "toy"
 
 
-class ToyModel(PreTrainedModel):
-    """Mean colour in, class out."""
+ToyConfig.register_for_auto_class()
+'''
+MODELING = '''"""A linear classifier on the mean token of a backbone."""
 
+from torch import nn
+from transformers import AutoModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from .configuration_toy import ToyConfig
+from .modeling_images import ImagePreTrainedModel
+
+
+class ToyModel(ImagePreTrainedModel):
     config_class = ToyConfig
-    main_input_name = "pixel_values"
+    display_name = "Toy"
+    method = "a linear classifier"
 
-    def __init__(self, config: ToyConfig) -> None:
+    def __init__(self, config):
         super().__init__(config)
-        self.backbone = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, config.hidden_size), nn.ReLU())
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.image_processor = ViTImageProcessor(size={"height": SIZE, "width": SIZE})
+        self.backbone = AutoModel.from_config(config.backbone_config, add_pooling_layer=False)
+        self.classifier = nn.Linear(config.backbone_config.hidden_size, config.num_labels)
         self.post_init()
 
-    def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
-        return ImageClassifierOutput(logits=self.classifier(self.backbone(pixel_values)))
+    @classmethod
+    def usage_example(cls, model_id, config):
+        return f"The model has {config.num_labels} classes: `AutoModel.from_pretrained({model_id!r})`."
+
+    def forward(self, pixel_values):
+        tokens = self.backbone(pixel_values, interpolate_pos_encoding=True).last_hidden_state
+        return ImageClassifierOutput(logits=self.classifier(tokens.mean(1)))
 
 
-AutoConfig.register(ToyConfig.model_type, ToyConfig)
-AutoModelForImageClassification.register(ToyConfig, ToyModel)
+ToyModel.register_for_auto_class("AutoModel")
+'''
 
 
-# ---- The recipe ----
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """`cca_hf.models.modeling_toy`, registered as models/__init__.py registers the other families."""
+    folder = tmp_path_factory.mktemp("models")
+    for path in Path(cca_hf.models.__file__).parent.glob("*.py"):
+        shutil.copy(path, folder)
+    (folder / "configuration_toy.py").write_text(CONFIGURATION, encoding="utf-8")
+    (folder / "modeling_toy.py").write_text(MODELING, encoding="utf-8")
+    cca_hf.models.__path__.append(str(folder))
+    module = importlib.import_module("cca_hf.models.modeling_toy")
+    from transformers import AutoConfig, AutoModel
+
+    AutoConfig.register("toy", module.ToyConfig, exist_ok=True)
+    AutoModel.register(module.ToyConfig, module.ToyModel, exist_ok=True)
+    yield module
+    cca_hf.models.__path__.remove(str(folder))
 
 
-class Labelled(Dataset):
-    def __init__(self, split: Any, column: str) -> None:
-        self.split, self.column = split, column
+# ---- What a recipe hands to the Trainer ----
+
+
+class LabelledImages(Dataset):
+    def __init__(self, rows: Any, reader: ImageReader) -> None:
+        self.rows, self.reader = rows, reader
 
     def __len__(self) -> int:
-        return len(self.split)
+        return len(self.rows)
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return {"image": load_image(self.split[row]["image"]), "label": self.split[row][self.column]}
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+        return self.reader.read(self.rows[row]["image"]), self.rows[row]["background"]
 
 
-class Accuracy:
-    def __init__(self, right: np.ndarray) -> None:
-        self.right = right
+@dataclass(frozen=True)
+class Accuracy(Result):
+    primary_metric: ClassVar[str] = "accuracy"
+    accuracy: float
 
     def metrics(self) -> dict[str, float]:
-        return {"accuracy": float(self.right.mean())}
+        return {"accuracy": self.accuracy}
+
+    def as_table(self, decimals: int) -> Table:
+        return Table(["accuracy in %"], [[[f"{100 * self.accuracy:.{decimals}f}"]]])
+
+    def card(self) -> ResultCard:
+        row = ("accuracy", "Accuracy", 100 * self.accuracy)
+        return ResultCard("Accuracy", "image-classification", f"{row[2]:.1f} % are right.", (row,))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"accuracy": self.accuracy}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        return cls(content["accuracy"])
 
 
 class CrossEntropy(Loss):
@@ -89,44 +149,57 @@ class ClassificationEvaluator:
     primary_metric = "accuracy"
     shown_metrics = ("accuracy",)
 
-    def __init__(self, data: Any, column: str, collator: Any) -> None:
-        self.data, self.column, self.collator = data, column, collator
+    def __init__(self, data: Any, reader: ImageReader) -> None:
+        self.data, self.reader = data, reader
+
+    def collator(self, examples: list[tuple[torch.Tensor, int]]) -> dict[str, torch.Tensor]:
+        pixel_values = self.reader.scale(torch.stack([image for image, _ in examples]), "cpu", torch.float32)
+        return {"pixel_values": pixel_values, "labels": torch.tensor([label for _, label in examples])}
 
     def images(self, split: Any) -> Dataset:
-        return Labelled(self.data[split] if isinstance(split, str) else split, self.column)
+        return LabelledImages(self.data[split] if isinstance(split, str) else split, self.reader)
 
     def forward(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return model(batch["pixel_values"]).logits, batch["labels"]
 
     def score(self, images: Dataset, predictions: np.ndarray, labels: np.ndarray) -> Accuracy:
-        return Accuracy(predictions.argmax(1) == labels)
+        return Accuracy(float((predictions.argmax(1) == labels).mean()))
 
 
-def make_trainer(model: ToyModel, args: TrainingArguments, data: Any, column: str) -> TaskTrainer:
-    def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        pixels = model.image_processor([example["image"] for example in examples], return_tensors="pt")
-        return {**pixels, "labels": torch.tensor([example["label"] for example in examples])}
-
-    evaluator = ClassificationEvaluator(data, column, collate)
-    task = Task(Batches(evaluator.images("train"), collate), CrossEntropy(), evaluator)
-    return TaskTrainer(model, args, task, eval_dataset="validation", head_learning_rate=3e-2)
+def make_trainer(model: Any, args: TrainingArguments, data: Any) -> TaskTrainer:
+    evaluator = ClassificationEvaluator(data, ImageReader(model.image_processor))
+    task = Task(Batches(evaluator.images("train"), evaluator.collator), CrossEntropy(), evaluator)
+    return TaskTrainer(model, args, task, eval_dataset="validation", head_learning_rate=3e-3)
 
 
-# ---- What the package makes of it ----
+def run(model: Any, args: TrainingArguments, data: Any) -> TaskTrainer:
+    trainer = make_trainer(model, args, data)
+    trainer.train()
+    trainer.evaluate("test")
+    trainer.save_model()
+    trainer.evaluation_result.save_json(Path(args.output_dir) / "test_evaluation.json")
+    write_model_card(args.output_dir)
+    return trainer
 
 
-@pytest.fixture
-def trained(tmp_path: Path) -> TaskTrainer:
-    data = generate_shapes_dataset(num_images=224, image_size=SIZE, seed=0)
+# ---- What comes of it ----
+
+
+@pytest.fixture(scope="module")
+def trained(family: Any, tmp_path_factory: pytest.TempPathFactory) -> TaskTrainer:
+    data = generate_shapes_dataset(num_images=224, image_size=32, seed=0)
     torch.manual_seed(0)
-    model = ToyModel(ToyConfig(num_labels=data["train"].features["background"].num_classes))
+    backbone = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    backbone |= {"intermediate_size": 64, "patch_size": 8, "image_size": 16}
+    num_labels = data["train"].features["background"].num_classes
+    config = family.ToyConfig(backbone_config=backbone, image_size=SIZE, num_labels=num_labels)
     args = TrainingArguments(
-        str(tmp_path / "out"),
+        str(tmp_path_factory.mktemp("toy") / "out"),
         use_cpu=True,
         report_to="none",
         disable_tqdm=True,
-        learning_rate=1e-2,
-        num_train_epochs=3,
+        learning_rate=1e-3,
+        num_train_epochs=4,
         per_device_train_batch_size=16,
         logging_steps=1,
         eval_strategy="epoch",
@@ -134,9 +207,7 @@ def trained(tmp_path: Path) -> TaskTrainer:
         load_best_model_at_end=True,
         save_total_limit=1,
     )
-    trainer = make_trainer(model, args, data, "background")
-    trainer.train()
-    return trainer
+    return run(family.ToyModel(config), args, data)
 
 
 def test_it_trains_and_evaluates(trained: TaskTrainer) -> None:
@@ -150,17 +221,59 @@ def test_it_trains_and_evaluates(trained: TaskTrainer) -> None:
     assert trained.predict("test").metrics["test_accuracy"] == test
 
 
+def test_its_result_and_its_card(trained: TaskTrainer) -> None:
+    folder = Path(trained.args.output_dir)
+    stored = load_result(folder / "test_evaluation.json", Accuracy)
+    assert stored == trained.evaluation_result
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"{100 * stored.accuracy:.1f} % are right." in card and "a linear classifier" in card
+    assert "metrics:\n- accuracy\n" in card and "- toy\n" in card and "## Accuracy" in card
+    assert "AutoModel.from_pretrained('out')" in card and "attribute" not in card
+
+
+def test_it_loads(family: Any, trained: TaskTrainer) -> None:
+    folder = trained.args.output_dir
+    loaded = load_model(folder, "cpu")
+    assert type(loaded) is family.ToyModel and loaded.config.image_size == list(SIZE)
+    assert loaded.fingerprint() == trained.model.fingerprint()
+
+
+PROGRAM = """
+import sys
+sys.modules["cca_hf"] = None  # importing it raises ImportError
+import json, torch
+from transformers import AutoModel
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+pixel_values = torch.linspace(-1, 1, 3 * 16 * 32).reshape(1, 3, 16, 32)
+print(json.dumps([model(pixel_values).logits.tolist(), model.image_processor.size["width"]]))
+"""
+
+
 def test_transformers_alone_loads_it(trained: TaskTrainer, tmp_path: Path) -> None:
-    trained.save_model(str(tmp_path / "saved"))
-    pixel_values = torch.zeros(1, 3, SIZE, SIZE)
-    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "saved")
-    torch.testing.assert_close(loaded(pixel_values).logits, trained.model.eval()(pixel_values).logits)
-    assert AutoImageProcessor.from_pretrained(tmp_path / "saved").size["height"] == SIZE
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, trained.args.output_dir],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    logits, width = json.loads(done.stdout.splitlines()[-1])
+    pixel_values = torch.linspace(-1, 1, 3 * 16 * 32).reshape(1, 3, 16, 32)
+    with torch.no_grad():
+        expected = trained.model.eval()(pixel_values).logits
+    torch.testing.assert_close(torch.tensor(logits), expected, atol=1e-6, rtol=0)
+    assert width == SIZE[1]
 
 
-def test_it_resumes(trained: TaskTrainer, tmp_path: Path) -> None:
+def test_only_the_shared_files_travel_with_it(trained: TaskTrainer) -> None:
+    saved = {path.stem for path in Path(trained.args.output_dir).glob("*.py")}
+    assert {"configuration_toy", "modeling_toy", "modeling_images"} <= saved
+    assert not {name for name in saved if "cca" in name or "conditional" in name}
+
+
+def test_it_resumes(family: Any, trained: TaskTrainer) -> None:
     args = trained.args
-    args.num_train_epochs = 4
-    model = ToyModel(trained.model.config)
-    resumed = make_trainer(model, args, trained.evaluator.data, "background")
-    assert resumed.train(resume_from_checkpoint=True).global_step == 40
+    args.num_train_epochs = 5
+    resumed = make_trainer(family.ToyModel(trained.model.config), args, trained.evaluator.data)
+    assert resumed.train(resume_from_checkpoint=True).global_step == 50
