@@ -121,7 +121,7 @@ def test_missing_splits_are_made_and_said(encode, caplog):
     source = dataset_of(encode, colour=["red", "blue"] * 50, row=list(range(100)))
     with caplog.at_level(logging.WARNING):
         data = load_attribute_dataset(source, ["colour"])
-    assert "no split validation or test" in caplog.text
+    assert "no validation or test split" in caplog.text
     assert "made train (80 images), validation (10 images), test (10 images)" in caplog.text
     rows = {split: list(data[split]["row"]) for split in data.splits}
     assert list(rows) == ["train", "validation", "test"]

@@ -177,7 +177,7 @@ def test_training_images_are_the_rest(tmp_path, small_asen):
     assert whole.splits["test_query"]["file_name"][:] == ["deep/train2/Images/skirt_length_labels/3s.jpg"]
     assert "4 official rows" in whole.remarks[0] and "is that of ASEN's label_train.txt" in whole.remarks[0]
     partly = load_fashionai(root, small_asen("FashionAI", {"label_train.txt": "0 4 0\n1 4 0\n2 4 1\n3 0 1\n"}))
-    assert "has 4; 2 of 3 values differ in number" in partly.remarks[0]
+    assert "has 4, and 2 of 3 values differ in number" in partly.remarks[0]
     (tmp_path / "asen" / "FashionAI" / "label_train.txt").unlink()
     assert "label_train.txt is missing" in load_fashionai(root, tmp_path / "asen").remarks[0]
 
