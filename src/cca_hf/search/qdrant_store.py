@@ -20,8 +20,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 
 from .conditions import Condition
 from .engine_filters import payload_path, to_filter
-from .schema import ITEM_ID, SIMILARITY, IndexSchema, Vectors
-from .store import IndexLockedError, NoIndexError
+from .schema import ITEM_ID, SIMILARITY, IndexLockedError, IndexSchema, NoIndexError, Vectors
 
 LOCAL = "qdrant-local:"
 _KEY = "cca_hf.index"
