@@ -78,7 +78,11 @@ def warn_of_shared_groups(splits: DatasetDict, group_column: str) -> None:
 def _cut(dataset: Dataset, held_out: int, group_column: str | None, seed: int) -> list[Dataset]:
     """The remaining training images, then `held_out` parts, all in the order of the source."""
     rows = dataset.num_rows
-    _, groups = np.unique(_group_codes(dataset, group_column), return_inverse=True)
+    groups = np.arange(rows)
+    if group_column is not None:
+        (codes,) = group_codes([ColumnPlace(group_column).read(dataset)])
+        groups = np.where(codes >= 0, codes, -1 - groups)
+    _, groups = np.unique(groups, return_inverse=True)
     sizes = np.bincount(groups)
     if len(sizes) <= held_out:
         raise ValueError(
@@ -97,11 +101,3 @@ def _cut(dataset: Dataset, held_out: int, group_column: str | None, seed: int) -
         part_of_group[chosen] = part
         left = left[part_of_group[left] == 0]
     return [dataset.select(np.flatnonzero(part_of_group[groups] == part)) for part in range(held_out + 1)]
-
-
-def _group_codes(dataset: Dataset, group_column: str | None) -> np.ndarray:
-    rows = np.arange(dataset.num_rows)
-    if group_column is None:
-        return rows
-    (codes,) = group_codes([ColumnPlace(group_column).read(dataset)])
-    return np.where(codes >= 0, codes, -1 - rows)

@@ -20,9 +20,7 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets import DatasetDict
-
-from .annotations import Annotations, Benchmark, Pairs, find_file, read_lines, to_dataset
+from .annotations import Annotations, Benchmark, Pairs, find_file, read_lines, to_splits
 from .asen import EVALUATION_SPLITS, AsenSplits
 
 SOURCE = (
@@ -93,23 +91,17 @@ def load_fashionai(root: str | PathLike[str], asen_splits: str | PathLike[str] |
     if asen_splits is None:
         if not official:
             raise FileNotFoundError(f"there is no label.csv in {root} or its subfolders; it comes with {SOURCE}")
-        splits = DatasetDict(train=to_dataset(_annotations(official.values()), ATTRIBUTES, root))
-        return Benchmark("FashionAI", SOURCE, splits)
+        return Benchmark("FashionAI", SOURCE, to_splits({"train": _annotations(official.values())}, ATTRIBUTES, root))
     asen = AsenSplits(asen_splits, "FashionAI")
     given = {attribute: len(values) for attribute, values in ATTRIBUTES.items()}
     if asen.num_values != given:
         raise ValueError(f"{asen.folder.parent / 'meta.json'}: expected {given}, got {asen.num_values}")
     evaluation = {split: asen.evaluation(split) for split in EVALUATION_SPLITS}
     training, remarks = _training(asen, evaluation.values(), official)
-    merged = {"train": training, **evaluation}
-    splits = {split: _with_official(rows, official) for split, rows in merged.items() if rows is not None}
+    merged = evaluation if training is None else {"train": training, **evaluation}
+    splits = {split: _with_official(rows, official) for split, rows in merged.items()}
     _check_against_official(evaluation.values(), official)
-    return Benchmark(
-        "FashionAI",
-        SOURCE,
-        DatasetDict({split: to_dataset(rows, ATTRIBUTES, root) for split, rows in splits.items()}),
-        remarks,
-    )
+    return Benchmark("FashionAI", SOURCE, to_splits(splits, ATTRIBUTES, root), remarks)
 
 
 def read_official_rows(root: Path) -> dict[ImageKey, OfficialRow]:
@@ -160,8 +152,8 @@ def _training(
     asen: AsenSplits, evaluation: Iterable[Annotations], official: dict[ImageKey, OfficialRow]
 ) -> tuple[Annotations | None, list[str]]:
     """The training images: ASEN's list, or all official rows outside the evaluation."""
-    if asen.has_training_images():
-        return asen.annotations("label_train.txt", "train"), []
+    if (listed := asen.training()) is not None:
+        return listed, []
     held_out = {_md5(name) for rows in evaluation for name in rows.file_names}
     training = _annotations(row for key, row in official.items() if key.md5 not in held_out)
     if not training.file_names:
@@ -169,17 +161,14 @@ def _training(
     published = asen.training_pairs()
     if published is None:
         return training, ["label_train.txt is missing, so that missing training images cannot be noticed."]
-    ours, theirs = (Counter(pair for pairs in each for pair in pairs) for each in (training.pairs, published))
+    ours, theirs = (Counter(pair for row in rows for pair in row) for rows in (training.pairs, published))
+    counted = f"Training images: {ours.total():,} official rows outside the validation and test part; "
     if ours == theirs:
-        return training, [
-            f"Training images: {ours.total():,} official rows outside the validation and test part; the number of "
-            "images of each value is that of ASEN's label_train.txt."
-        ]
+        return training, [counted + "the number of images of each value is that of ASEN's label_train.txt."]
     differ = len((ours - theirs) | (theirs - ours))
     return training, [
-        f"Training images: {ours.total():,} official rows outside the validation and test part; ASEN's "
-        f"label_train.txt has {theirs.total():,}, and {differ} of {len(theirs)} values differ in number: this copy of "
-        "label.csv is not complete."
+        f"{counted}ASEN's label_train.txt has {theirs.total():,}, and {differ} of {len(theirs)} values differ in "
+        "number: this copy of label.csv is not complete."
     ]
 
 

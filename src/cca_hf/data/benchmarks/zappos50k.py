@@ -25,7 +25,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from cca_hf.data.triplets import CONDITION_COLUMN, TRIPLET_COLUMNS
 
-from .annotations import Annotations, Benchmark, Pairs, existing, find_file, read_lines, to_dataset
+from .annotations import Annotations, Benchmark, Pairs, existing, find_file, read_lines, to_splits
 from .triplet_sampling import sample_by_distance, sample_by_value
 
 SOURCE = (
@@ -93,10 +93,9 @@ def load_zappos50k(
         rows = {part: _to_triplets(shoes.file_names, *own) for part, own in indices.items()}
     else:
         raise ValueError(f"triplets must be 'lists', 'sample' or 'none', got {triplets!r}")
-    splits = DatasetDict()
-    for part in _THEIR_SPLIT if rows else ["train"]:
-        annotations = _annotations(shoes, np.flatnonzero(part_of == part))
-        splits[part] = to_dataset(annotations, shoes.attributes, image_root)
+    parts = _THEIR_SPLIT if rows else ["train"]
+    annotations = {part: _annotations(shoes, np.flatnonzero(part_of == part)) for part in parts}
+    splits = to_splits(annotations, shoes.attributes, image_root)
     return Benchmark("UT Zappos50K", SOURCE, splits, remarks, DatasetDict(rows) if rows else None)
 
 
