@@ -48,7 +48,7 @@ def load_attribute_dataset(
             their paths in it. Default: their folder when `cca data prepare --annotations-only` ran.
         config_name: the configuration, if a repository on the Hub has several.
         revision: branch, tag or commit on the Hub.
-        make_splits: whether to cut a missing validation or test split, a tenth each, from the training images. Splits
+        make_splits: whether to cut a missing validation or test split, each a tenth, from the training images. Splits
             of the source are kept, including `test_query` and `test_gallery` of benchmarks.
         split_seed: seed of these splits.
 

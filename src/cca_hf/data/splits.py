@@ -9,7 +9,7 @@ from .columns import ColumnPlace, group_codes
 
 logger = logging.getLogger(__name__)
 
-# a source has one of these as a split with this name, or as its queries and gallery
+# a source has such a split under this name, or as `<name>_query` and `<name>_gallery`
 HELD_OUT = ("validation", "test")
 _SHARE = 0.1
 _OTHER_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
@@ -34,7 +34,7 @@ def with_usual_names(splits: DatasetDict) -> DatasetDict:
 
 
 def complete_splits(splits: DatasetDict, group_column: str | None, seed: int) -> DatasetDict:
-    """Cuts a missing validation or test split, a tenth of the images each, from the training images.
+    """Cuts a missing validation or test split, each a tenth of the images, from the training images.
 
     A single split counts as training images, unless its name is validation or test. A source without training images
     is for evaluation, and is not changed. An image without a group is a group by itself.
@@ -63,13 +63,13 @@ def warn_of_shared_groups(splits: DatasetDict, group_column: str) -> None:
         return
     codes = group_codes([ColumnPlace(group_column).read(dataset) for dataset in splits.values()])
     groups = dict(zip(splits, codes, strict=True))
-    for split, own in groups.items():
-        shared = int((np.isin(own, groups["train"]) & (own >= 0)).sum())
+    for split, split_groups in groups.items():
+        shared = int((np.isin(split_groups, groups["train"]) & (split_groups >= 0)).sum())
         if split != "train" and shared:
             logger.warning(
                 "%d of %d images of the split %r share their %r with training images",
                 shared,
-                len(own),
+                len(split_groups),
                 split,
                 group_column,
             )

@@ -101,20 +101,20 @@ def distinct_images(triplets: Dataset, images: Dataset | None = None) -> tuple[D
     rows = np.empty((triplets.num_rows, len(TRIPLET_COLUMNS)), dtype=np.int64)
     parts = []
     for place, column in enumerate(TRIPLET_COLUMNS):
-        own = triplets.select_columns([column])  # other columns are not read
+        column_only = triplets.select_columns([column])  # other columns are not read
         first = []
-        for row, key in enumerate(_keys(own, column)):
+        for row, key in enumerate(_keys(column_only, column)):
             if key not in numbers:
                 numbers[key] = len(numbers)
                 first.append(row)
             rows[row, place] = numbers[key]
-        parts.append(own.select(first).rename_column(column, IMAGE_COLUMN))
+        parts.append(column_only.select(first).rename_column(column, IMAGE_COLUMN))
     if images is None:
         return concatenate_datasets(parts), rows
     places = _rows_of(list(numbers), images)
-    there = places >= 0
-    renumbered = np.where(there, np.cumsum(there) - 1, -1)
-    return images.select_columns([IMAGE_COLUMN]).select(places[there]), renumbered[rows]
+    present = places >= 0
+    renumbered = np.where(present, np.cumsum(present) - 1, -1)
+    return images.select_columns([IMAGE_COLUMN]).select(places[present]), renumbered[rows]
 
 
 def _all_images(source: DatasetDict) -> Dataset:

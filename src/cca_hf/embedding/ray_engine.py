@@ -68,7 +68,7 @@ def embed_catalogue_on_ray(
     with logging.tqdm(total=total, desc="Embedding", unit="image", disable=not show_progress) as progress:
         if missing:
             with _running_ray():
-                workers, resources = _share_out(ray_workers, len(missing))
+                workers, resources = _workers_and_resources(ray_workers, len(missing))
                 tries = start_tries()
                 shards = ray.data.from_items(missing, override_num_blocks=len(missing))
                 # one shard at a time: an idle worker cannot take over a shard that waits at another worker
@@ -161,7 +161,7 @@ def _running_ray() -> Iterator[None]:
             ray.shutdown()
 
 
-def _share_out(workers: int | None, shards: int) -> tuple[int, dict[str, Any]]:
+def _workers_and_resources(workers: int | None, shards: int) -> tuple[int, dict[str, Any]]:
     """The number of workers, and the resources of each."""
     import ray
 

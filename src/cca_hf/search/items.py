@@ -84,11 +84,13 @@ def _column(name: str, values: Sequence[object] | None, kind: pa.DataType, rows:
     try:
         array = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, from_pandas=True)
         array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-        if pa.types.is_boolean(array.type) != pa.types.is_boolean(kind) and not pa.types.is_null(array.type):
+        fits = pa.types.is_boolean(array.type) == pa.types.is_boolean(kind)
+        if pa.types.is_string(kind):
+            fits = any(
+                test(array.type) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary)
+            )
+        if not fits and not pa.types.is_null(array.type):
             raise pa.ArrowInvalid(f"they are {array.type}")
-        if pa.types.is_string(kind) and not (pa.types.is_string(array.type) or pa.types.is_null(array.type)):
-            if not pa.types.is_dictionary(array.type) and not pa.types.is_large_string(array.type):
-                raise pa.ArrowInvalid(f"they are {array.type}")
         array = array.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
         raise ValueError(f"the column {name!r} has the type {kind}, which does not fit the values: {error}") from error

@@ -130,12 +130,12 @@ class LanceStore:
         merge = self._table.merge_insert(ITEM_ID).when_matched_update_all().when_not_matched_insert_all()
         with _failures(self.location):
             _run(merge.execute(items.cast(self._written)))
-        self._queries.look_again()
+        self._queries.refresh()
 
     def delete(self, condition: Condition) -> None:
         with _failures(self.location):
             _run(self._table.delete(to_sql(condition)))
-        self._queries.look_again()
+        self._queries.refresh()
 
     def nearest(
         self, attribute: str, queries: Vectors, count: int, condition: Condition | None, columns: Sequence[str] = ()
@@ -191,7 +191,7 @@ class LanceStore:
                         _run(self._table.create_index(name, config=graph))
             if indexed or rows >= self.settings.index_from:
                 _run(self._table.optimize(cleanup_older_than=_KEPT))
-        self._queries.look_again()
+        self._queries.refresh()
 
     def _needs_graph(self, column: str, rows: int) -> bool:
         known = _run(self._table.index_stats(f"{column}_idx"))

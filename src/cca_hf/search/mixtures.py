@@ -2,8 +2,8 @@
 
 The threshold algorithm (Fagin, Lotem, Naor 2003, https://arxiv.org/abs/cs/0204046) reads a list of the nearest items
 of each attribute. An item that is in no list is at most as similar as the last items of the lists. While such an item
-could be among the best, the lists grow fourfold. Of the listed items, only those that could be among the best are read
-and compared exactly.
+could be among the best, the lists grow fourfold. Only the listed items that could be among the best are read and
+compared exactly.
 """
 
 from collections.abc import Mapping

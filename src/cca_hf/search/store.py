@@ -24,7 +24,7 @@ class VectorStore(Protocol):
     location: str
     schema: IndexSchema
     note: str  # describes an unfinished copy; "" for a complete index
-    read_up_to: int  # so many items are scanned in about the time of a few searches
+    read_up_to: int  # scanning this many items takes about as long as a few searches
 
     @property
     def version(self) -> str:

@@ -53,7 +53,7 @@ def load_deepfashion(root: str | PathLike[str], asen_splits: str | PathLike[str]
     remarks: list[str] = []
     if asen_splits is None:
         partition = _annotation_file(root, "list_eval_partition.txt")
-        rows = _own_splits(partition, _annotation_file(root, "list_attr_img.txt"), table)
+        rows = _official_splits(partition, _annotation_file(root, "list_attr_img.txt"), table)
     else:
         rows, remarks = _asen_splits(AsenSplits(asen_splits, "DeepFashion"), root, table)
     return Benchmark("DeepFashion", SOURCE, to_splits(rows, table.attributes, image_root), remarks)
@@ -105,7 +105,7 @@ def _values_of_images(path: Path, table: ValueTable) -> Iterator[tuple[str, Pair
         yield name, [table.pairs[value] for value in np.flatnonzero(shown)]
 
 
-def _own_splits(partition: Path, values: Path, table: ValueTable) -> dict[str, Annotations]:
+def _official_splits(partition: Path, values: Path, table: ValueTable) -> dict[str, Annotations]:
     split_of = {}
     for number, line in _table_lines(partition):
         name, _, part = line.partition(" ")
@@ -116,7 +116,7 @@ def _own_splits(partition: Path, values: Path, table: ValueTable) -> dict[str, A
     for name, pairs in _values_of_images(values, table):
         if pairs and name in split_of:
             rows[split_of[name]].append((name, pairs))
-    return {split: _annotations(own) for split, own in rows.items()}
+    return {split: _annotations(split_rows) for split, split_rows in rows.items()}
 
 
 def _annotations(rows: list[tuple[str, Pairs]]) -> Annotations:

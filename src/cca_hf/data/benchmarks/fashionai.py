@@ -30,9 +30,7 @@ SOURCE = (
 
 # The names used in the contest, in the order of the letters.
 ATTRIBUTES = {
-    "skirt_length": [
-        "Invisible", "Short Length", "Knee Length", "Midi Length", "Ankle Length", "Floor Length",
-    ],
+    "skirt_length": ["Invisible", "Short Length", "Knee Length", "Midi Length", "Ankle Length", "Floor Length"],
     "sleeve_length": [
         "Invisible", "Sleeveless", "Cup Sleeves", "Short Sleeves", "Elbow Sleeves", "3/4 Sleeves", "Wrist Length",
         "Long Sleeves", "Extra Long Sleeves",
@@ -41,22 +39,14 @@ ATTRIBUTES = {
         "Invisible", "High Waist Length", "Regular Length", "Long Length", "Micro Length", "Knee Length",
         "Midi Length", "Ankle&Floor Length",
     ],
-    "pant_length": [
-        "Invisible", "Short Pant", "Mid Length", "3/4 Length", "Cropped Pant", "Full Length",
-    ],
-    "collar_design": [
-        "Invisible", "Shirt Collar", "Peter Pan", "Puritan Collar", "Rib Collar",
-    ],
-    "lapel_design": [
-        "Invisible", "Notched", "Collarless", "Shawl Collar", "Plus Size Shawl",
-    ],
+    "pant_length": ["Invisible", "Short Pant", "Mid Length", "3/4 Length", "Cropped Pant", "Full Length"],
+    "collar_design": ["Invisible", "Shirt Collar", "Peter Pan", "Puritan Collar", "Rib Collar"],
+    "lapel_design": ["Invisible", "Notched", "Collarless", "Shawl Collar", "Plus Size Shawl"],
     "neckline_design": [
         "Invisible", "Strapless Neck", "Deep V Neckline", "Straight Neck", "V Neck", "Square Neckline",
         "Off Shoulder", "Round Neckline", "Sweat Heart Neck", "OneShoulder Neckline",
     ],
-    "neck_design": [
-        "Invisible", "Turtle Neck", "Ruffle Semi-High Collar", "Low Turtle Neck", "Draped Collar",
-    ],
+    "neck_design": ["Invisible", "Turtle Neck", "Ruffle Semi-High Collar", "Low Turtle Neck", "Draped Collar"],
 }  # fmt: skip
 _IDS = {attribute: index for index, attribute in enumerate(ATTRIBUTES)}
 
