@@ -16,8 +16,7 @@ from transformers import ViTConfig
 
 from cca_hf.cli.main import main
 from cca_hf.data.loading import load_attribute_dataset
-from cca_hf.data.triplet_images import load_triplets
-from cca_hf.data.triplets import TRIPLET_COLUMNS
+from cca_hf.data.triplets import TRIPLET_COLUMNS, load_triplets
 from cca_hf.evaluation import EvaluationResult, RetrievalEvaluator, TripletEvaluator, TripletResult
 from cca_hf.evaluation.entanglement.evaluator import measure_entanglement
 from cca_hf.evaluation.entanglement.result import EntanglementResult

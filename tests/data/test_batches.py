@@ -13,10 +13,9 @@ from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileV
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from cca_hf.data.collator import AttributeCollator
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.sampler import AttributeBatchSampler, SampleKey
-from cca_hf.data.torch_dataset import AttributeImages
+from cca_hf.data.torch_dataset import AttributeCollator, AttributeImages
 from cca_hf.data.transforms import TrainingTransform
 from cca_hf.models.encoding import pixel_batches
 from cca_hf.models.images import load_image

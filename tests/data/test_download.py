@@ -276,7 +276,7 @@ def test_killed_in_the_middle(server, tmp_path):
         file.write("dead/7\thttp://half")  # killed while it wrote
     asked = Counter(server.asked)
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "80 of 88 pictures are there" in done.stdout and "8 links are dead (8 HTTP 404)." in done.stdout
+    assert "80 of 88 images are present" in done.stdout and "8 links are dead (8 HTTP 404)." in done.stdout
     assert str(record) in done.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
     finished = {f"/fine/{path.stem}" for path in before}

@@ -9,10 +9,9 @@ from datasets import DatasetDict
 from torch.utils.data import DataLoader
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from cca_hf.data.collator import AttributeCollator
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.sampler import AttributeBatchSampler
-from cca_hf.data.torch_dataset import AttributeImages
+from cca_hf.data.torch_dataset import AttributeCollator, AttributeImages
 from cca_hf.data.transforms import TrainingTransform
 
 FASHION = ["article_type", "sub_category", "master_category", "base_colour", "gender", "season", "usage"]

@@ -114,7 +114,7 @@ def test_tiny_images_have_a_crop(size):
         ({"crop_scale": (0.9, 0.5)}, "crop_scale"),
         ({"crop_scale": (0.5, 1.2)}, "crop_scale"),
         ({"crop_ratio": (1.1, 1.3)}, "must be a range around 1; got"),
-        ({"colour_jitter": 1.0}, r"must lie in \[0, 1\); got 1.0"),
+        ({"colour_jitter": 1.0}, r"must be in \[0, 1\); got 1.0"),
     ],
 )
 def test_refusals(options, message):

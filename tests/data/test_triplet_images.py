@@ -5,8 +5,7 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from cca_hf.data.triplet_images import distinct_images
-from cca_hf.data.triplets import to_triplet_dataset
+from cca_hf.data.triplets import distinct_images, to_triplet_dataset
 from cca_hf.models.images import load_image
 
 ROWS = [(0, 1, 2), (1, 0, 3), (2, 2, 0), (4, 1, 0)]

@@ -18,8 +18,7 @@ from cca_hf.cli.main import main
 from cca_hf.cli.options import load_encoder
 from cca_hf.embedding.catalogue import Catalogue
 from cca_hf.embedding.job import EmbeddingJob, EmbeddingSettings, embed_catalogue
-from cca_hf.embedding.ray_engine import ShardMaker, embed_catalogue_on_ray
-from cca_hf.embedding.tries import MOST, Tries
+from cca_hf.embedding.ray_engine import MOST_TRIES, ShardMaker, embed_catalogue_on_ray, start_tries
 
 HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
@@ -85,18 +84,17 @@ def test_same_files_though_a_worker_dies(cluster, model, model_folder, pictures,
 def test_what_a_worker_tells(cluster, model_folder, model, pictures, tmp_path):
     (pictures / "left/000.png").write_bytes(b"no picture")
     job = EmbeddingJob.begin(model, Catalogue.from_folder(pictures), tmp_path / "out", EmbeddingSettings(shard_size=8))
-    tries = ray.remote(Tries).options(num_cpus=0).remote()
-    worker = ShardMaker(partial(mortal.load_small, model_folder, 3), job, tries)
+    worker = ShardMaker(partial(mortal.load_small, model_folder, 3), job, start_tries())
     assert worker.batch_size == 32
     assert worker({"item": np.array([5])}) == {"images": [2], "unreadable": [""], "died": [""]}
     assert worker.batch_size == 32  # the last shard holds two pictures
     assert worker({"item": np.array([1])})["images"] == [8]
     assert worker.batch_size == 2 and len(made(tmp_path / "out")) == 2
-    for _ in range(MOST):
+    for _ in range(MOST_TRIES):
         (told,) = worker({"item": np.array([0])})["unreadable"]
         assert "000.png cannot be read as an image" in told
     (told,) = worker({"item": np.array([0])})["died"]
-    assert f"{MOST} workers in turn died at the images 0 to 7 of the catalogue" in told
+    assert f"{MOST_TRIES} workers in turn died at the images 0 to 7 of the catalogue" in told
     worker.batch_size = 1
     worker.model._embed = lambda *_: (_ for _ in ()).throw(RuntimeError("CUDA out of memory. Tried to allocate"))
     with pytest.raises(RuntimeError, match="out of memory"):

@@ -54,7 +54,7 @@ def missing_message(kind: str, missing: Sequence[str], available: Iterable[str])
 
 
 def is_label_feature(feature: object) -> bool:
-    """Whether a column of this feature can hold the values of an attribute."""
+    """Whether a column of this feature can contain the values of an attribute."""
     if isinstance(feature, datasets.ClassLabel):
         return True
     if not isinstance(feature, datasets.Value):
@@ -95,21 +95,21 @@ def encode_labels(
         vocabularies = [feature.names for feature in features.values() if isinstance(feature, datasets.ClassLabel)]
         if len(vocabularies) == len(features) and all(names == vocabularies[0] for names in vocabularies):
             return {split: codes for split, (codes, _) in encoded.items()}, list(vocabularies[0])
-        found = {value for _, own in encoded.values() for value in own}
+        found = {value for _, split_values in encoded.values() for value in split_values}
         try:
             values = [str(value) for value in sorted(found)]
         except TypeError:  # strings in one split, integers in another
             values = sorted(map(str, found))
     ids = {value: index for index, value in enumerate(values)}
     labels = {}
-    for split, (codes, own) in encoded.items():
+    for split, (codes, split_values) in encoded.items():
         used = set(np.unique(codes).tolist())
-        unknown = [str(value) for code, value in enumerate(own) if code in used and str(value) not in ids]
+        unknown = [str(value) for code, value in enumerate(split_values) if code in used and str(value) not in ids]
         if unknown:
             shown = missing_message(f"value of the attribute {name!r} called", unknown[:5], values)
             raise ValueError(f"split {split!r} contains {len(unknown)} unexpected value(s): {shown}")
         # the last entry is for the code -1
-        table = np.array([ids.get(str(value), -1) for value in own] + [-1], dtype=np.int64)
+        table = np.array([ids.get(str(value), -1) for value in split_values] + [-1], dtype=np.int64)
         labels[split] = table[codes]
     return labels, list(values)
 
@@ -141,10 +141,10 @@ def _encode(name: str, column: pa.ChunkedArray, feature: object) -> tuple[np.nda
         column = pc.if_else(column, "true", "false")
     elif pa.types.is_null(kind):
         column = column.cast(pa.string())
-    codes, own = _codes(column)
-    blank = [value is None or value == -1 or (isinstance(value, str) and not value.strip()) for value in own]
-    kept = [value for value, is_blank in zip(own, blank, strict=True) if not is_blank]
-    table = np.full(len(own) + 1, -1, dtype=np.int64)  # the last entry is for the code -1
+    codes, values = _codes(column)
+    blank = [value is None or value == -1 or (isinstance(value, str) and not value.strip()) for value in values]
+    kept = [value for value, is_blank in zip(values, blank, strict=True) if not is_blank]
+    table = np.full(len(values) + 1, -1, dtype=np.int64)  # the last entry is for the code -1
     table[:-1][~np.array(blank, dtype=bool)] = np.arange(len(kept))
     return table[codes], kept
 

@@ -12,7 +12,6 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset, DatasetDict, Image
 
 from .columns import ColumnPlace, missing_message
@@ -50,7 +49,7 @@ def leave_out_missing(splits: DatasetDict, image_column: str) -> tuple[DatasetDi
     """
     kept, coverage = DatasetDict(), {}
     for split, dataset in splits.items():
-        present = _rows_with_image(dataset, image_column)
+        present = rows_with_image(dataset, image_column)
         if len(present) == 0:
             raise ValueError(f"none of the {dataset.num_rows:,} images of the split {split!r} exists")
         kept[split] = dataset
@@ -66,7 +65,7 @@ def with_images_of(splits: Mapping[str, Dataset], image_column: str, image_root:
     """The same rows with the images below `image_root`, at the paths in their column `file_name`.
 
     Raises:
-        ValueError: if there is no column `file_name`, or it does not hold strings.
+        ValueError: if there is no column `file_name`, or it contains other values than strings.
         FileNotFoundError: if the folder does not exist.
     """
     root = Path(image_root).expanduser()
@@ -98,13 +97,10 @@ def image_path(root: Path, name: str) -> str | None:
     return path if status.st_size and stat.S_ISREG(status.st_mode) else None
 
 
-def _rows_with_image(dataset: Dataset, image_column: str) -> np.ndarray:
+def rows_with_image(dataset: Dataset, image_column: str) -> np.ndarray:
+    """The rows whose image is not null."""
     if dataset.data.column(image_column).null_count == 0:  # known without reading any row
         return np.arange(dataset.num_rows)
     batches = dataset.select_columns([image_column]).with_format("arrow").iter(_ROWS_AT_ONCE)
-    present = [_is_valid(table.column(image_column)) for table in batches]
+    present = [table.column(image_column).is_valid().to_numpy() for table in batches]
     return np.flatnonzero(np.concatenate(present)) if present else np.arange(0)
-
-
-def _is_valid(column: pa.ChunkedArray) -> np.ndarray:
-    return column.is_valid().to_numpy()

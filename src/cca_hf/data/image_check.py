@@ -1,4 +1,4 @@
-"""Decoding every image of a data set once, to name the broken ones before any work is lost."""
+"""Decodes every image of a data set once, to name the broken ones before any work is lost."""
 
 import hashlib
 import logging
@@ -47,7 +47,7 @@ def report_unreadable(reasons: dict[str, dict[int, str]], *, skipped: bool) -> N
 
 
 def _state_of_files(images: Dataset) -> str | None:
-    """A hash of the sizes and times of the files that the images lie in; `None` if some are URLs."""
+    """A hash of the paths, sizes and times of the image files; `None` if some images are URLs."""
     digest = hashlib.sha256()
     for batch in images.flatten().select_columns(["image.path"]).iter(batch_size=1000):
         for path in batch["image.path"]:

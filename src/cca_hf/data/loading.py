@@ -9,10 +9,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 from .columns import ColumnPlace, column_places, encode_labels, is_label_feature, missing_message
 from .coverage import leave_out_missing, with_images_of
-from .schema import IMAGE_COLUMN, AttributeDataset
+from .schema import IMAGE_COLUMN, AttributeDataset, DatasetSummary
 from .sources import load_source
 from .splits import complete_splits, warn_of_shared_groups, with_usual_names
-from .summary import DatasetSummary
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ def load_attribute_dataset(
             their paths in it. Default: their folder when `cca data prepare --annotations-only` ran.
         config_name: the configuration, if a repository on the Hub has several.
         revision: branch, tag or commit on the Hub.
-        make_splits: whether to cut a missing validation or test split, a tenth each, from the training images. Splits
+        make_splits: whether to cut a missing validation or test split, each a tenth, from the training images. Splits
             of the source are kept, including `test_query` and `test_gallery` of benchmarks.
         split_seed: seed of these splits.
 
@@ -116,22 +115,18 @@ def _attribute_names(
 ) -> list[str]:
     features = _features(splits)
     places = column_places(features)
-    candidates = [
-        name for name, place in places.items() if is_label_feature(place.feature(features)) and name[:2] != "__"
-    ]
-    if attributes is None:
-        names = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
-        if not names:
-            raise ValueError(
-                "no column is a ClassLabel, so name the attributes; these columns could be attributes: "
-                f"{', '.join(candidates) or 'none'}"
-            )
-        return names
     if isinstance(attributes, str):
         raise TypeError(f"attributes must be a list of names; got the string {attributes!r}, write [{attributes!r}]")
-    names = list(attributes)
+    labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
+    names = labels if attributes is None else list(attributes)
     if not names:
-        raise ValueError(f"attributes is empty; these columns could be attributes: {', '.join(candidates) or 'none'}")
+        problem = "no column is a ClassLabel, so name the attributes" if attributes is None else "attributes is empty"
+        candidates = [
+            name for name, place in places.items() if is_label_feature(place.feature(features)) and name[:2] != "__"
+        ]
+        raise ValueError(f"{problem}; these columns could be attributes: {', '.join(candidates) or 'none'}")
+    if attributes is None:
+        return names
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"attributes contains more than once: {', '.join(twice)}")
@@ -195,7 +190,6 @@ def _with_labels(dataset: Dataset, name: str, labels: np.ndarray, values: list[s
 
 def _check_labels(data: AttributeDataset) -> None:
     """An attribute needs two values, and a value with two images, or it has no triplet and no query."""
-    summary = data.summary()
     where, splits = ("the training images", ["train"]) if "train" in data else ("this data set", list(data.splits))
     all_labels = np.concatenate([data.labels(split) for split in splits])
     for (attribute, names), labels in zip(data.attributes.items(), all_labels.T, strict=True):
@@ -208,19 +202,18 @@ def _check_labels(data: AttributeDataset) -> None:
                 f"all {(counts > 0).sum()} values of the attribute {attribute!r} have one image in {where}: "
                 "nothing can be learned or retrieved. Is it an identifier or free text?"
             )
-    _warn_of_single_images(summary)
+    _warn_of_single_images(data.summary())
 
 
 def _warn_of_single_images(summary: DatasetSummary) -> None:
     lines = []
-    for split, found in summary.splits.items():
+    for split, of_split in summary.splits.items():
         if split.endswith(("_query", "_gallery")):
             continue  # queries are compared with the gallery, not with each other
-        for attribute, summary_of_one in found.attributes.items():
-            single = summary_of_one.single_image_values
-            if single:
+        for attribute, counts in of_split.attributes.items():
+            if single := counts.single_image_values:
                 shown = ", ".join(single[:_SHOWN_VALUES]) + (", ..." if len(single) > _SHOWN_VALUES else "")
-                lines.append(f"  {split}, {attribute}: {len(single)} of {summary_of_one.values} ({shown})")
+                lines.append(f"  {split}, {attribute}: {len(single)} of {counts.values} ({shown})")
     if lines:
         logger.warning(
             "these values have one image in their split, and so no pair to learn from or to retrieve:\n%s",

@@ -123,7 +123,7 @@ class AttributeBatchSampler(Sampler[list[SampleKey]]):
             yield [SampleKey(index, seed) for index, seed in zip(batch.tolist(), seeds.tolist(), strict=True)]
 
     def _batches_per_attribute(self) -> np.ndarray:
-        """(attributes,) batches of an epoch for each attribute; in sum enough to draw as many images as there are."""
+        """(attributes,) batches of an epoch per attribute; together they have as many places as the set has images."""
         drawn = np.array([values.give_triplets for values in self._values])
         if not drawn.any():
             raise ValueError("no attribute has a value with two images and another value beside it")
@@ -209,16 +209,16 @@ class _Rounds:
         return np.concatenate(drawn) if drawn else np.empty(0, dtype=np.int64)
 
     def _next_images(self, value: int, wanted: int) -> np.ndarray:
-        own = self.images[self.starts[value] : self.starts[value + 1]]
+        images = self.images[self.starts[value] : self.starts[value + 1]]
         start = self.next[value]
         self.next[value] += wanted
-        if self.next[value] <= len(own):
-            return own[start : start + wanted].copy()
+        if self.next[value] <= len(images):
+            return images[start : start + wanted].copy()
         # the round ends: take its last images, then the first of a new round, in which the last ones come at the end
-        last, others = own[start:].copy(), self.random.permutation(own[:start])
-        own[:] = np.concatenate([others, last])
+        last, others = images[start:].copy(), self.random.permutation(images[:start])
+        images[:] = np.concatenate([others, last])
         self.next[value] = wanted - len(last)
-        return np.concatenate([last, own[: self.next[value]]])
+        return np.concatenate([last, images[: self.next[value]]])
 
 
 class _Fillers:

@@ -9,7 +9,7 @@ from .columns import ColumnPlace, group_codes
 
 logger = logging.getLogger(__name__)
 
-# a source has one of these as a split with this name, or as its queries and gallery
+# a source has such a split under this name, or as `<name>_query` and `<name>_gallery`
 HELD_OUT = ("validation", "test")
 _SHARE = 0.1
 _OTHER_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
@@ -34,7 +34,7 @@ def with_usual_names(splits: DatasetDict) -> DatasetDict:
 
 
 def complete_splits(splits: DatasetDict, group_column: str | None, seed: int) -> DatasetDict:
-    """Cuts a missing validation or test split, a tenth of the images each, from the training images.
+    """Cuts a missing validation or test split, each a tenth of the images, from the training images.
 
     A single split counts as training images, unless its name is validation or test. A source without training images
     is for evaluation, and is not changed. An image without a group is a group by itself.
@@ -63,13 +63,13 @@ def warn_of_shared_groups(splits: DatasetDict, group_column: str) -> None:
         return
     codes = group_codes([ColumnPlace(group_column).read(dataset) for dataset in splits.values()])
     groups = dict(zip(splits, codes, strict=True))
-    for split, own in groups.items():
-        shared = int((np.isin(own, groups["train"]) & (own >= 0)).sum())
+    for split, split_groups in groups.items():
+        shared = int((np.isin(split_groups, groups["train"]) & (split_groups >= 0)).sum())
         if split != "train" and shared:
             logger.warning(
                 "%d of %d images of the split %r share their %r with training images",
                 shared,
-                len(own),
+                len(split_groups),
                 split,
                 group_column,
             )
@@ -78,7 +78,11 @@ def warn_of_shared_groups(splits: DatasetDict, group_column: str) -> None:
 def _cut(dataset: Dataset, held_out: int, group_column: str | None, seed: int) -> list[Dataset]:
     """The remaining training images, then `held_out` parts, all in the order of the source."""
     rows = dataset.num_rows
-    _, groups = np.unique(_group_codes(dataset, group_column), return_inverse=True)
+    groups = np.arange(rows)
+    if group_column is not None:
+        (codes,) = group_codes([ColumnPlace(group_column).read(dataset)])
+        groups = np.where(codes >= 0, codes, -1 - groups)
+    _, groups = np.unique(groups, return_inverse=True)
     sizes = np.bincount(groups)
     if len(sizes) <= held_out:
         raise ValueError(
@@ -97,11 +101,3 @@ def _cut(dataset: Dataset, held_out: int, group_column: str | None, seed: int) -
         part_of_group[chosen] = part
         left = left[part_of_group[left] == 0]
     return [dataset.select(np.flatnonzero(part_of_group[groups] == part)) for part in range(held_out + 1)]
-
-
-def _group_codes(dataset: Dataset, group_column: str | None) -> np.ndarray:
-    rows = np.arange(dataset.num_rows)
-    if group_column is None:
-        return rows
-    (codes,) = group_codes([ColumnPlace(group_column).read(dataset)])
-    return np.where(codes >= 0, codes, -1 - rows)

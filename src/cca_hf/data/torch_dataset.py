@@ -1,4 +1,7 @@
-"""One split for a `torch.utils.data.DataLoader`: decoded, upright RGB images with the labels of all attributes."""
+"""One split for a `torch.utils.data.DataLoader`, and its collator.
+
+The images are decoded, upright and RGB; the labels are those of all attributes.
+"""
 
 from collections.abc import Sequence
 from typing import TypedDict
@@ -6,8 +9,9 @@ from typing import TypedDict
 import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, Dataset
+from transformers import BaseImageProcessor
 
-from cca_hf.models.images import UnreadableImageError, decode_image
+from cca_hf.models.images import ImageReader, UnreadableImageError, decode_image
 
 from .sampler import SampleKey
 from .schema import IMAGE_COLUMN, AttributeDataset
@@ -35,7 +39,7 @@ class AttributeImages(Dataset[AttributeExample]):
         self.split = split
         self.labels = torch.from_numpy(data.labels(split))
         self.transform = transform
-        # a dataset of one column reads nothing of the others
+        # reads no other column
         self._images = data[split].select_columns([IMAGE_COLUMN])
 
     def __len__(self) -> int:
@@ -71,3 +75,22 @@ class QueriesAndGallery(ConcatDataset[AttributeExample]):
         super().__init__([queries, gallery])
         self.queries = queries
         self.gallery = gallery
+
+
+class AttributeBatch(TypedDict):
+    """One batch."""
+
+    pixel_values: torch.Tensor  # (batch, 3, height, width) float32
+    labels: torch.Tensor  # (batch, attributes) int64, -1 where not labelled
+
+
+class AttributeCollator:
+    """Resizes and normalises images by the reader that `encode` uses, to the same pixel values."""
+
+    def __init__(self, image_processor: BaseImageProcessor) -> None:
+        self.reader = ImageReader(image_processor)
+
+    def __call__(self, examples: Sequence[AttributeExample]) -> AttributeBatch:
+        resized = torch.stack([self.reader.resize(example["image"]) for example in examples])
+        pixel_values = self.reader.scale(resized, torch.device("cpu"), torch.float32)
+        return {"pixel_values": pixel_values, "labels": torch.stack([example["labels"] for example in examples])}

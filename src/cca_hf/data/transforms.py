@@ -1,7 +1,7 @@
 """Augmentation of one image as a function of the image and a seeded generator.
 
-Colour is an attribute, so nothing changes it unless asked. Flip and crop keep most attributes; set `horizontal_flip=0`
-where left and right matter.
+Colour is an attribute, so it does not change by default. Flip and crop preserve most attributes; set
+`horizontal_flip=0` where left and right matter.
 """
 
 import math
@@ -14,7 +14,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 class TrainingTransform:
-    """Random crop, horizontal flip and, if asked for, colour jitter.
+    """Random crop, horizontal flip and optional colour jitter.
 
     The result has the size of the crop. The image processor resizes it afterwards, as it does at evaluation.
 
@@ -40,7 +40,7 @@ class TrainingTransform:
         if not 0 < crop_ratio[0] <= 1 <= crop_ratio[1]:
             raise ValueError(f"crop_ratio must be a range around 1; got {crop_ratio}")
         if not 0 <= colour_jitter < 1:
-            raise ValueError(f"colour_jitter must lie in [0, 1); got {colour_jitter}")
+            raise ValueError(f"colour_jitter must be in [0, 1); got {colour_jitter}")
         self.horizontal_flip = horizontal_flip
         self.crop_scale = crop_scale
         self.crop_ratio = crop_ratio

@@ -1,13 +1,20 @@
 """Ready triplets: under the condition, the anchor is closer to the positive than to the negative.
 
-Zappos50K is published in this form. Triplets have a schema of their own, beside that of images with labels.
+Zappos50K is published in this form. Its schema is not that of images with labels.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from os import PathLike
 
-from datasets import ClassLabel, Dataset, DatasetDict, Image
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets
 
 from .columns import ColumnPlace, encode_labels, missing_message
+from .coverage import FILE_NAME_COLUMN, rows_with_image
+from .schema import IMAGE_COLUMN
+from .sources import load_source
+from .splits import with_usual_names
 
 CONDITION_COLUMN = "condition"
 TRIPLET_COLUMNS = ("anchor", "positive", "negative")
@@ -46,3 +53,99 @@ def to_triplet_dataset(dataset: Dataset, attributes: Sequence[str] | None = None
         dataset = dataset.cast_column(column, Image(decode=False))
     dataset = dataset.remove_columns(CONDITION_COLUMN)
     return dataset.add_column(CONDITION_COLUMN, conditions, feature=ClassLabel(names=names))
+
+
+def load_triplets(
+    source: str | PathLike[str], split: str = "test", config_name: str | None = None
+) -> tuple[Dataset, Dataset | None]:
+    """Loads ready triplets, and their images if the triplets contain only file names.
+
+    A benchmark written by `cca data prepare` has a configuration `triplets` with file names; the images are in its
+    default configuration.
+
+    Returns:
+        The split, and the columns `image` and `file_name` of all splits of the default configuration, or None if the
+        triplets contain their images.
+
+    Raises:
+        KeyError: if the split does not exist; the message names the splits that do.
+        ValueError: if the default configuration lacks the columns.
+    """
+    splits = with_usual_names(load_source(source, config_name, None))
+    if split not in splits:
+        raise KeyError(missing_message("split", [split], splits))
+    triplets = splits[split]
+    if config_name is None or isinstance(triplets.features[TRIPLET_COLUMNS[0]], Image):
+        return triplets, None
+    return triplets, _all_images(load_source(source, None, None))
+
+
+def distinct_images(triplets: Dataset, images: Dataset | None = None) -> tuple[Dataset, np.ndarray]:
+    """Every image once, since it may occur in many triplets, and the rows of the images of each triplet.
+
+    Two images are the same if their bytes are equal; files are the same if their paths are equal.
+
+    Args:
+        triplets: in the schema of `to_triplet_dataset`.
+        images: for triplets with file names instead of images: a data set with the columns `image` and
+            `file_name`.
+
+    Returns:
+        A data set with the column `image`, and the rows of anchor, positive and negative in it, (triplets, 3) int64;
+        -1 for an image that `images` lacks.
+
+    Raises:
+        ValueError: if a triplet lacks an image, or `images` a column.
+    """
+    numbers: dict[bytes | str, int] = {}
+    rows = np.empty((triplets.num_rows, len(TRIPLET_COLUMNS)), dtype=np.int64)
+    parts = []
+    for place, column in enumerate(TRIPLET_COLUMNS):
+        column_only = triplets.select_columns([column])  # other columns are not read
+        first = []
+        for row, key in enumerate(_keys(column_only, column)):
+            if key not in numbers:
+                numbers[key] = len(numbers)
+                first.append(row)
+            rows[row, place] = numbers[key]
+        parts.append(column_only.select(first).rename_column(column, IMAGE_COLUMN))
+    if images is None:
+        return concatenate_datasets(parts), rows
+    places = _rows_of(list(numbers), images)
+    present = places >= 0
+    renumbered = np.where(present, np.cumsum(present) - 1, -1)
+    return images.select_columns([IMAGE_COLUMN]).select(places[present]), renumbered[rows]
+
+
+def _all_images(source: DatasetDict) -> Dataset:
+    parts = []
+    for dataset in source.values():
+        missing = [name for name in (IMAGE_COLUMN, FILE_NAME_COLUMN) if name not in dataset.column_names]
+        if missing:
+            raise ValueError(
+                "the triplets contain file names, and the default configuration must contain the images: "
+                + missing_message("column", missing, dataset.column_names)
+            )
+        parts.append(dataset.select_columns([IMAGE_COLUMN, FILE_NAME_COLUMN]))
+    return concatenate_datasets(parts).cast_column(IMAGE_COLUMN, Image(decode=False))
+
+
+def _keys(images: Dataset, column: str) -> Iterator[bytes | str]:
+    """For each row a hash of the bytes of the image, or its path."""
+    row = 0
+    for batch in images.with_format("arrow").iter(batch_size=1000):
+        for image in batch.column(column).to_pylist():
+            if image is not None and image["bytes"] is not None:
+                yield hashlib.blake2b(image["bytes"], digest_size=16).digest()
+            elif image is not None and image["path"] is not None:
+                yield image["path"]
+            else:
+                raise ValueError(f"the triplet of row {row} has no {column}: bytes and path are empty")
+            row += 1
+
+
+def _rows_of(names: list[bytes | str], images: Dataset) -> np.ndarray:
+    """(names,) rows of `images`, -1 for an image that is missing or null."""
+    known = ColumnPlace(FILE_NAME_COLUMN).read(images).to_pylist()
+    row_of = {known[row]: row for row in rows_with_image(images, IMAGE_COLUMN).tolist()}
+    return np.array([row_of.get(name, -1) for name in names], dtype=np.int64)

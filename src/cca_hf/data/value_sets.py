@@ -28,7 +28,7 @@ def read_value_sets(
     A column of that name without lists has another meaning, and is ignored.
 
     Raises:
-        ValueError: if a list holds something that is not a value of the attribute.
+        ValueError: if a list contains anything but values of the attribute.
     """
     column = f"{attribute}_{kind}"
     feature = dataset.features.get(column)

@@ -24,7 +24,8 @@ def webdataset_features(tars: Iterable[str]) -> Features:
     """
     features = Features()
     fields: dict[str, dict[str, list[object]]] = {}
-    for member, extension, read in _members(tars):
+    for member, tar, info in _members(tars):
+        extension = member.rsplit(".", 1)[-1].lower()
         if extension in WebDataset.IMAGE_EXTENSIONS:
             features[member] = Image()
         elif extension in _INTEGERS:
@@ -32,7 +33,8 @@ def webdataset_features(tars: Iterable[str]) -> Features:
         elif extension in _TEXT:
             features[member] = Value("string")
         elif extension in _JSON:
-            content = json.loads(read())
+            file = tar.extractfile(info)  # images are not read
+            content = json.loads(b"" if file is None else file.read())
             if not isinstance(content, dict):
                 raise ValueError(f"the member {member!r} must be a JSON object in every sample; got {content!r:.80}")
             for field, value in content.items():
@@ -42,25 +44,13 @@ def webdataset_features(tars: Iterable[str]) -> Features:
     return Features({**features, "__key__": Value("string"), "__url__": Value("string")})
 
 
-def _members(tars: Iterable[str]) -> Iterator[tuple[str, str, "_Reader"]]:
+def _members(tars: Iterable[str]) -> Iterator[tuple[str, tarfile.TarFile, tarfile.TarInfo]]:
     for path in tars:
         with tarfile.open(path) as tar:
             for info in tar:
                 member = base_plus_ext(info.name)[1] if info.isfile() else None
                 if member is not None:
-                    yield member, member.rsplit(".", 1)[-1].lower(), _Reader(tar, info)
-
-
-class _Reader:
-    """Reads one member when called. Images are not read."""
-
-    def __init__(self, tar: tarfile.TarFile, info: tarfile.TarInfo) -> None:
-        self.tar = tar
-        self.info = info
-
-    def __call__(self) -> bytes:
-        file = self.tar.extractfile(self.info)
-        return b"" if file is None else file.read()
+                    yield member, tar, info
 
 
 def _feature(values: list[object]) -> object:

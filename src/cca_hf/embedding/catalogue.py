@@ -12,7 +12,7 @@ import pyarrow.compute as pc  # type: ignore[import-untyped]
 from datasets import Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 
-from cca_hf.data.columns import missing_message
+from cca_hf.data.columns import ColumnPlace, missing_message
 from cca_hf.data.sources import load_source
 
 ITEM_ID = "item_id"
@@ -92,7 +92,11 @@ class Catalogue:
         taken = [name for name in columns if name in (image_column, _IMAGE, ITEM_ID)]
         if taken:
             raise ValueError(f"the column {taken[0]!r} cannot be kept: the output uses this name itself")
-        ids = pa.array(range(dataset.num_rows)) if id_column is None else _read_column(dataset, id_column)
+        ids = (
+            pa.array(range(dataset.num_rows))
+            if id_column is None
+            else ColumnPlace(id_column).read(dataset).combine_chunks()
+        )
         if ids.null_count or pc.count_distinct(ids).as_py() != len(ids):
             raise ValueError(f"ids must be unique; {id_column!r} contains {_repeated(ids)!r} more than once")
         dataset = dataset.select_columns([image_column, *columns])
@@ -139,10 +143,6 @@ class Catalogue:
     @property
     def _kept(self) -> list[str]:
         return [name for name in self.dataset.column_names if name != _IMAGE]
-
-
-def _read_column(dataset: Dataset, name: str) -> pa.Array:
-    return dataset.select_columns([name]).with_format("arrow")[:][name].combine_chunks()
 
 
 def _repeated(ids: pa.Array) -> object:

@@ -112,7 +112,7 @@ class EmbeddingJob:
         return features_of(self.catalogue.features, manifest.attributes, manifest.dim, manifest.dtype)
 
     def path_of(self, shard: int) -> Path:
-        return self.manifest.path_of(self.folder, shard)
+        return self.folder / f"embeddings-{shard:05}-of-{self.manifest.num_shards:05}.parquet"
 
     def missing(self) -> list[int]:
         """The shards that are not finished."""
@@ -176,10 +176,8 @@ class EmbeddingJob:
                 made, before = made + 1, before + stop - start
                 items = self.catalogue.rows(start, stop)
                 ids = items[ITEM_ID].to_pylist()
-                note = ShardNote(
-                    self.catalogue.fingerprint(start, stop),
-                    {str(ids[row]): reason for row, reason in unreadable.items()},
-                )
+                reasons = {str(ids[row]): reason for row, reason in unreadable.items()}
+                note = ShardNote(self.catalogue.fingerprint(start, stop), reasons)
                 overtaken = writing is not None and not writing.result()
                 writing = writer.submit(
                     write_shard,

@@ -22,8 +22,8 @@ from cca_hf.models.images import UnreadableImageError
 
 from .catalogue import Catalogue
 from .job import EmbeddedFolder, EmbeddingJob, EmbeddingSettings
-from .tries import MOST, Tries
 
+MOST_TRIES = 3  # workers that may die at one shard
 _FIRST_BATCH_ON_CPU = 32
 _FIRST_BATCH = 256
 _MOST_CPUS_BESIDE_ACCELERATOR = 8  # threads that read images, see `encode`
@@ -68,8 +68,8 @@ def embed_catalogue_on_ray(
     with logging.tqdm(total=total, desc="Embedding", unit="image", disable=not show_progress) as progress:
         if missing:
             with _running_ray():
-                workers, resources = _share_out(ray_workers, len(missing))
-                tries = ray.remote(Tries).options(num_cpus=0).remote()
+                workers, resources = _workers_and_resources(ray_workers, len(missing))
+                tries = start_tries()
                 shards = ray.data.from_items(missing, override_num_blocks=len(missing))
                 # one shard at a time: an idle worker cannot take over a shard that waits at another worker
                 pool = ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1)
@@ -106,11 +106,11 @@ class ShardMaker:
 
         shard = int(block["item"][0])
         result: dict[str, list] = {"images": [0], "unreadable": [""], "died": [""]}
-        if ray.get(self.tries.begin.remote(shard)) > MOST:
+        if ray.get(self.tries.begin.remote(shard)) > MOST_TRIES:
             first, last = self.job.manifest.range_of(shard)
             result["died"] = [
-                f"{MOST} workers in turn died at the images {first} to {last - 1} of the catalogue: the memory is too "
-                "small, or an image crashes its decoder; finished shards are kept"
+                f"{MOST_TRIES} workers in turn died at the images {first} to {last - 1} of the catalogue: the memory "
+                "is too small, or an image crashes its decoder; finished shards are kept"
             ]
             return result
         try:
@@ -129,24 +129,39 @@ class ShardMaker:
             self.batch_size //= 2
 
 
+def start_tries() -> Any:
+    """Starts an actor that counts the tries of each shard, to recognise an image that kills its worker."""
+    import ray
+
+    class Tries:  # pickled by value, as a local class, so that the process of the actor does not import this module
+        def __init__(self) -> None:
+            self.begun: dict[int, int] = {}
+
+        def begin(self, shard: int) -> int:
+            self.begun[shard] = self.begun.get(shard, 0) + 1
+            return self.begun[shard]
+
+    return ray.remote(Tries).options(num_cpus=0).remote()
+
+
 @contextlib.contextmanager
 def _running_ray() -> Iterator[None]:
     """Uses the running Ray, or starts one and stops it at the end."""
     import ray
 
-    own = not ray.is_initialized()
-    if own:
+    is_ours = not ray.is_initialized()
+    if is_ours:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns about actors of Ray Data itself
         python_logging.getLogger("ray.data").setLevel(python_logging.ERROR)
         ray.init(log_to_driver=False, logging_level=python_logging.ERROR, include_dashboard=False)
     try:
         yield
     finally:
-        if own:
+        if is_ours:
             ray.shutdown()
 
 
-def _share_out(workers: int | None, shards: int) -> tuple[int, dict[str, Any]]:
+def _workers_and_resources(workers: int | None, shards: int) -> tuple[int, dict[str, Any]]:
     """The number of workers, and the resources of each."""
     import ray
 

@@ -52,9 +52,6 @@ class Manifest:
         """The first row of a shard, and the row after its last."""
         return shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_items)
 
-    def path_of(self, folder: Path, shard: int) -> Path:
-        return folder / f"embeddings-{shard:05}-of-{self.num_shards:05}.parquet"
-
     def write_or_compare(self, folder: Path) -> None:
         """Writes the manifest to a new folder, or compares it with the manifest of the folder."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,11 +9,10 @@ from torch import nn
 from torch.utils.data import Dataset, default_collate
 from transformers import BaseImageProcessor
 
-from cca_hf.data.collator import AttributeCollator
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.sampler import AttributeBatchSampler
 from cca_hf.data.schema import AttributeDataset
-from cca_hf.data.torch_dataset import AttributeImages, QueriesAndGallery
+from cca_hf.data.torch_dataset import AttributeCollator, AttributeImages, QueriesAndGallery
 from cca_hf.data.transforms import TrainingTransform
 from cca_hf.evaluation.retrieval.confusions import Confusion, nearest_confusions
 from cca_hf.evaluation.retrieval.embeddings import Gallery, evaluate_splits

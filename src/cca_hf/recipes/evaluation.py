@@ -14,8 +14,7 @@ from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.sources import load_source
 from cca_hf.data.splits import HELD_OUT, with_usual_names
-from cca_hf.data.triplet_images import load_triplets
-from cca_hf.data.triplets import holds_triplets
+from cca_hf.data.triplets import holds_triplets, load_triplets
 from cca_hf.evaluation.entanglement.evaluator import measure_entanglement
 from cca_hf.evaluation.entanglement.result import EntanglementResult
 from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator

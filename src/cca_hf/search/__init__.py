@@ -2,13 +2,12 @@
 
 from .condition_text import parse
 from .conditions import column
-from .hits import Hit
 from .index import AttributeIndex
+from .items import Hit
 from .lance_store import LanceSettings
 from .moving import copy_index
 from .qdrant_store import QdrantSettings
-from .schema import CheckpointId, IndexSchema
-from .store import IndexLockedError, NoIndexError
+from .schema import CheckpointId, IndexLockedError, IndexSchema, NoIndexError
 
 __all__ = [
     "AttributeIndex",

@@ -48,6 +48,9 @@ def to_filter(condition: Condition) -> Any:
     """The filter for Qdrant, whose negation selects missing values too."""
     from qdrant_client import models
 
+    def field(name: str, **test: Any) -> Any:
+        return models.Filter(must=[models.FieldCondition(key=payload_path(name), **test)])
+
     match condition:
         case Not(part):
             return models.Filter(must_not=[to_filter(part)])
@@ -59,14 +62,11 @@ def to_filter(condition: Condition) -> Any:
             return models.Filter(must=[models.IsEmptyCondition(is_empty=models.PayloadField(key=payload_path(name)))])
         case AnyOf(name, values):
             if all(isinstance(value, (str, int)) and not isinstance(value, bool) for value in values) and values:
-                field = models.FieldCondition(key=payload_path(name), match=models.MatchAny(any=list(values)))
-                return models.Filter(must=[field])
+                return field(name, match=models.MatchAny(any=list(values)))
             equal = [to_filter(Comparison(name, "==", value)) for value in values]
             return models.Filter(should=equal) if equal else models.Filter(must=[models.HasIdCondition(has_id=[])])
         case Comparison(name, "==", value) if not isinstance(value, float):
-            return models.Filter(
-                must=[models.FieldCondition(key=payload_path(name), match=models.MatchValue(value=value))]
-            )
+            return field(name, match=models.MatchValue(value=value))
         case Comparison(name, operator, value) if not isinstance(value, str):
             bounds: Mapping[str, Mapping[str, float]] = {
                 "==": {"gte": value, "lte": value},
@@ -75,8 +75,7 @@ def to_filter(condition: Condition) -> Any:
                 ">": {"gt": value},
                 ">=": {"gte": value},
             }
-            between = models.Range(**bounds[operator])
-            return models.Filter(must=[models.FieldCondition(key=payload_path(name), range=between)])
+            return field(name, range=models.Range(**bounds[operator]))
     raise TypeError(f"not a condition: {condition!r}")
 
 

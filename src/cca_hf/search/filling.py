@@ -3,9 +3,8 @@
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from .index import AttributeIndex
-from .schema import IndexSchema
+from .schema import IndexSchema, NoIndexError
 from .sources import ItemSource
-from .store import NoIndexError
 
 
 def fill_index(store: str, source: ItemSource, *, only_new: bool = False) -> tuple[int, IndexSchema]:

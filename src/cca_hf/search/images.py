@@ -23,7 +23,7 @@ def reference(source: str, split: str, row: int) -> str:
 
 
 class ImageFinder:
-    """Finds images by their references; opens each data set once."""
+    """Finds images by their references; loads a data set once."""
 
     def __init__(self) -> None:
         self._sources: dict[str, DatasetDict] = {}

@@ -11,13 +11,11 @@ from numpy.typing import ArrayLike
 
 from .condition_text import parse
 from .conditions import INT64, AnyOf, ColumnType, Condition, check
-from .hits import Hit, hits_of
-from .items import item_table
+from .items import Hit, hits_of, item_table
 from .mixtures import nearest_to_mixture
-from .queries import centroid_of, check_present, embeddings_of, shares_of, targets_of
+from .queries import centroid_of, check_present, embeddings_of, ids_among, shares_of, targets_of
 from .schema import ITEM_ID, CheckpointId, IndexSchema, Vectors
-from .store import VectorStore
-from .stores import Settings, create_store, open_store
+from .store import Settings, VectorStore, create_store, open_store
 
 if TYPE_CHECKING:
     from cca_hf.models.encoding import ImageEncoder
@@ -319,10 +317,7 @@ class AttributeIndex:
 
     def ids_among(self, item_ids: Sequence[str | int]) -> set[str]:
         """The ids that are in the index."""
-        if not len(item_ids):
-            return set()
-        condition = AnyOf(ITEM_ID, tuple(map(str, item_ids)))
-        return {item for table in self._store.scan(condition, (), ()) for item in table.column(ITEM_ID).to_pylist()}
+        return ids_among(self._store, [str(item) for item in item_ids])
 
     def tables(self, *, where: Where = None, embeddings: bool = False) -> Iterator[pa.Table]:
         """All items, or those that fulfil a condition, in any order, in tables of some thousand rows.

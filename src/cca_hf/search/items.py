@@ -1,7 +1,8 @@
-"""Converts the items of a caller to the table of a store, and checks them before anything is written."""
+"""Converts items to the table of a store, after checking them, and the table of a result to hits."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -9,7 +10,22 @@ import pyarrow.compute as pc  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from .conditions import unknown
-from .schema import IndexSchema
+from .schema import ITEM_ID, SIMILARITY, IndexSchema
+
+
+class Hit(NamedTuple):
+    """One item of a result."""
+
+    item_id: str
+    similarity: float  # cosine, or a weighted mean of cosines
+    columns: dict[str, str | int | float | bool | None]
+
+
+def hits_of(table: pa.Table, columns: Sequence[str], query_item: str | None) -> list[Hit]:
+    """The rows by falling similarity, equal ones by id, without the item that was the query."""
+    rows = table.to_pylist()
+    hits = [Hit(row[ITEM_ID], row[SIMILARITY], {name: row[name] for name in columns}) for row in rows]
+    return sorted((hit for hit in hits if hit.item_id != query_item), key=lambda hit: (-hit.similarity, hit.item_id))
 
 
 def item_table(
@@ -68,11 +84,13 @@ def _column(name: str, values: Sequence[object] | None, kind: pa.DataType, rows:
     try:
         array = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, from_pandas=True)
         array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-        if pa.types.is_boolean(array.type) != pa.types.is_boolean(kind) and not pa.types.is_null(array.type):
+        fits = pa.types.is_boolean(array.type) == pa.types.is_boolean(kind)
+        if pa.types.is_string(kind):
+            fits = any(
+                test(array.type) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary)
+            )
+        if not fits and not pa.types.is_null(array.type):
             raise pa.ArrowInvalid(f"they are {array.type}")
-        if pa.types.is_string(kind) and not (pa.types.is_string(array.type) or pa.types.is_null(array.type)):
-            if not pa.types.is_dictionary(array.type) and not pa.types.is_large_string(array.type):
-                raise pa.ArrowInvalid(f"they are {array.type}")
         array = array.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
         raise ValueError(f"the column {name!r} has the type {kind}, which does not fit the values: {error}") from error

@@ -1,8 +1,8 @@
 """The nearest rows of a LanceDB table, computed by Lance, the engine below LanceDB.
 
-LanceDB sends a query and each batch of its result through an event loop: 0.8 ms of the 2.7 ms of a query over 100,000
-items. Lance answers in the calling thread. Lance takes longer to read ten scattered rows than to find them, and longer
-with more columns: therefore the columns of a small table are kept in memory.
+LanceDB sends a query and each batch of its result through an event loop, which takes 0.8 ms of the 2.7 ms of a query
+over 100,000 items. Lance answers in the calling thread. Reading ten scattered rows takes longer than finding them, so
+the columns of a small table are kept in memory.
 """
 
 import threading
@@ -22,13 +22,13 @@ _ROW_ID = "_rowid"
 _SEARCH_EFFORT = 200  # recall at 10 over a million items: 0.956 with 100; 0.973 with 200, for 0.3 ms more
 _FILTERED_EFFORT = 48  # items that a filter removes are visited, but do not count
 _REFINE, _LONGEST_REFINED = 2, 100
-# After so many queries on one version of the table, its columns are loaded: about when they have saved their cost.
+# After this many queries on one version of the table, its columns are loaded, since more queries are likely.
 _QUERIES_BEFORE, _ROWS_A_QUERY = 32, 3_000
 _MOST_ROWS_KEPT = 2_000_000  # up to this size the columns need less memory than the graph of one attribute
 _MASKS_KEPT = 32
-# Any filter takes Lance 2 ms. If enough of the nearest items fulfil it anyway, these are filtered here instead.
+# A filter costs 2 ms in Lance. If enough of the nearest items are expected to fulfil it, they are filtered here.
 _LONGEST_LIST = 512
-_SPARE = 2  # how many times more items are read than should be enough
+_SPARE = 2  # reads twice the number of items that is expected to suffice
 
 
 class LanceQueries:
@@ -43,7 +43,7 @@ class LanceQueries:
         self._writes = 0
         self._opened: tuple[_Version | None, int, float] = (None, 0, 0.0)  # version, writes before it, time
 
-    def look_again(self) -> None:
+    def refresh(self) -> None:
         """Makes the next query see all writes before this call."""
         self._writes += 1
 
@@ -69,8 +69,8 @@ class LanceQueries:
                 found = self._scan(version, column, queries, length, None, [_ROW_ID])
                 found = found.filter(pa.array(fulfils[kept.places(found)]))
                 if len(found) >= count:
-                    return kept.beside(found.slice(0, count), columns)
-        return kept.beside(self._scan(version, column, queries, count, condition, [_ROW_ID]), columns)
+                    return kept.added_to(found.slice(0, count), columns)
+        return kept.added_to(self._scan(version, column, queries, count, condition, [_ROW_ID]), columns)
 
     def _scan(
         self,
@@ -99,9 +99,9 @@ class LanceQueries:
         return scanner.to_table()
 
     def _newest(self) -> "_Version":
-        return self._opened_lately() or self._open()
+        return self._recently_opened() or self._open()
 
-    def _opened_lately(self) -> "_Version | None":
+    def _recently_opened(self) -> "_Version | None":
         version, writes, opened = self._opened
         return version if writes == self._writes and time.monotonic() - opened < self.seen_within else None
 
@@ -109,8 +109,8 @@ class LanceQueries:
         import lance
 
         with self._opening:
-            if (lately := self._opened_lately()) is not None:  # another thread opened it in the meantime
-                return lately
+            if (recent := self._recently_opened()) is not None:  # another thread opened it in the meantime
+                return recent
             before, writes, opened = self._opened[0], self._writes, time.monotonic()
             session = None if before is None else before.dataset.session()  # keeps the graphs in memory
             dataset = lance.dataset(self.uri, storage_options=self.storage_options, session=session)
@@ -157,7 +157,7 @@ class _Columns:
         """The positions in memory of the rows of a result."""
         return np.searchsorted(self._ids, found.column(_ROW_ID).to_numpy())
 
-    def beside(self, found: pa.Table, names: Sequence[str]) -> pa.Table:
+    def added_to(self, found: pa.Table, names: Sequence[str]) -> pa.Table:
         """The result with these columns."""
         rows = self._rows.select(names).take(pa.array(self.places(found)))
         for place, name in enumerate(names):

@@ -20,8 +20,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from .conditions import Condition
 from .engine_filters import to_sql
 from .lance_queries import LanceQueries
-from .schema import ITEM_ID, SIMILARITY, IndexSchema, Vectors
-from .store import IndexLockedError, NoIndexError
+from .schema import ITEM_ID, SIMILARITY, IndexLockedError, IndexSchema, NoIndexError, Vectors
 
 _TABLE = "items"
 _KEY = b"cca_hf.index"
@@ -73,9 +72,7 @@ class LanceStore:
         stored = _run(table.schema())
         self.schema = IndexSchema.from_json(stored.metadata[_KEY])
         self.note = ((stored.field(ITEM_ID).metadata or {}).get(_NOTE.encode()) or b"").decode()
-        vectors = {self.schema.vector_column(attribute) for attribute in self.schema.attributes}
         self._written = pa.schema([stored.field(name) for name in self.schema.arrow().names])
-        self._vectors = vectors
         self._exact = stored.metadata[_GRAPH] == b"exact"
         self._queries = LanceQueries(
             _run(table.uri()), settings.storage_options, _SEEN_WITHIN.total_seconds(), is_exact=self._exact
@@ -133,12 +130,12 @@ class LanceStore:
         merge = self._table.merge_insert(ITEM_ID).when_matched_update_all().when_not_matched_insert_all()
         with _failures(self.location):
             _run(merge.execute(items.cast(self._written)))
-        self._queries.look_again()
+        self._queries.refresh()
 
     def delete(self, condition: Condition) -> None:
         with _failures(self.location):
             _run(self._table.delete(to_sql(condition)))
-        self._queries.look_again()
+        self._queries.refresh()
 
     def nearest(
         self, attribute: str, queries: Vectors, count: int, condition: Condition | None, columns: Sequence[str] = ()
@@ -189,12 +186,12 @@ class LanceStore:
                     m=_NEIGHBOURS,
                     ef_construction=_BUILD_EFFORT,
                 )
-                for name in sorted(self._vectors):
+                for name in sorted(map(self.schema.vector_column, self.schema.attributes)):
                     if self._needs_graph(name, rows):
                         _run(self._table.create_index(name, config=graph))
             if indexed or rows >= self.settings.index_from:
                 _run(self._table.optimize(cleanup_older_than=_KEPT))
-        self._queries.look_again()
+        self._queries.refresh()
 
     def _needs_graph(self, column: str, rows: int) -> bool:
         known = _run(self._table.index_stats(f"{column}_idx"))

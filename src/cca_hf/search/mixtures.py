@@ -2,11 +2,12 @@
 
 The threshold algorithm (Fagin, Lotem, Naor 2003, https://arxiv.org/abs/cs/0204046) reads a list of the nearest items
 of each attribute. An item that is in no list is at most as similar as the last items of the lists. While such an item
-could be among the best, the lists grow fourfold. Of the listed items, only those that could be among the best are read
-and compared exactly.
+could be among the best, the lists grow fourfold. Only the listed items that could be among the best are read and
+compared exactly.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -36,7 +37,9 @@ def nearest_to_mixture(
         weights: attribute -> weight, for the same attributes; positive, with sum 1. The similarity is the weighted
             mean of the cosines.
     """
-    search = _Search(store, targets, weights, count, condition)
+    attributes = list(targets)
+    shares = np.array([weights[attribute] for attribute in attributes], dtype=np.float64)
+    search = _Search(store, attributes, np.stack(list(targets.values())), shares, count, condition)
     length = max(_FIRST_LIST, 4 * count)
     while not search.is_complete_with(length):
         if 4 * length > _LONGEST_LIST or store.count(condition) <= min(store.read_up_to, 32 * length):
@@ -47,25 +50,18 @@ def nearest_to_mixture(
     return search.best()
 
 
+@dataclass
 class _Search:
-    def __init__(
-        self,
-        store: VectorStore,
-        targets: Mapping[str, Vectors],
-        weights: Mapping[str, float],
-        count: int,
-        condition: Condition | None,
-    ) -> None:
-        self.store = store
-        self.attributes = list(targets)
-        self.targets = np.stack([targets[attribute] for attribute in self.attributes])  # (A, D)
-        self.weights = np.array([weights[attribute] for attribute in self.attributes], dtype=np.float64)  # (A,)
-        self.count = count
-        self.condition = condition
-        self.scores: dict[str, float] = {}  # exact weighted sums
+    store: VectorStore
+    attributes: list[str]
+    targets: Vectors  # (attributes, dim)
+    weights: NDArray[np.float64]  # (attributes,)
+    count: int
+    condition: Condition | None
+    scores: dict[str, float] = field(default_factory=dict)  # item id -> exact weighted sum
 
     def is_complete_with(self, length: int) -> bool:
-        """Reads the `length` nearest items of each attribute. True if no other item can be among the best."""
+        """Reads the `length` nearest items per attribute, and returns whether no other item can be among the best."""
         rows: dict[str, int] = {}
         lists = []
         for attribute, target in zip(self.attributes, self.targets, strict=True):

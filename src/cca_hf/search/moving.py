@@ -5,10 +5,9 @@ from os import PathLike, fspath
 
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from .conditions import AnyOf
-from .schema import ITEM_ID
-from .store import NoIndexError, VectorStore
-from .stores import Settings, create_store, open_store
+from .queries import ids_among
+from .schema import ITEM_ID, NoIndexError
+from .store import Settings, VectorStore, create_store, open_store
 
 _ITEMS_AT_ONCE = 2048
 
@@ -42,9 +41,9 @@ def copy_index(
             with tqdm(total=original.count(None), desc="Copying", unit="item", disable=not show_progress) as progress:
                 attributes = original.schema.attributes
                 for table in original.scan(None, list(original.schema.columns), attributes, _ITEMS_AT_ONCE):
-                    wanted = AnyOf(ITEM_ID, tuple(table.column(ITEM_ID).to_pylist()))
-                    done = {item for found in copy.scan(wanted, (), ()) for item in found.column(ITEM_ID).to_pylist()}
-                    missing = [row for row, item in enumerate(wanted.values) if item not in done]
+                    items = table.column(ITEM_ID).to_pylist()
+                    done = ids_among(copy, items)
+                    missing = [row for row, item in enumerate(items) if item not in done]
                     if missing:
                         copy.upsert(table.take(missing))
                     progress.update(len(table))

@@ -20,8 +20,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 
 from .conditions import Condition
 from .engine_filters import payload_path, to_filter
-from .schema import ITEM_ID, SIMILARITY, IndexSchema, Vectors
-from .store import IndexLockedError, NoIndexError
+from .schema import ITEM_ID, SIMILARITY, IndexLockedError, IndexSchema, NoIndexError, Vectors
 
 LOCAL = "qdrant-local:"
 _KEY = "cca_hf.index"
@@ -31,7 +30,7 @@ _NAMESPACE = uuid.UUID("5f2f7f7c-6d0e-5b0b-9a9d-0f3c2f1f8a11")
 _FLOATS_A_REQUEST = 1_000_000
 _QUERIES_A_REQUEST = 64
 _SEARCH_EFFORT = 128
-_LOOK_EVERY = 0.5  # seconds, while the server builds its graphs
+_POLL_INTERVAL = 0.5  # seconds, while the server builds its graphs
 _PAYLOAD_INDEX = {"text": "keyword", "integer": "integer", "number": "float", "boolean": "bool"}
 
 
@@ -151,7 +150,7 @@ class QdrantStore:
             points = [
                 models.PointStruct(
                     id=_point_id(payload[ITEM_ID]),
-                    vector={name: each[row].tolist() for name, each in vectors.items()},
+                    vector={name: column[row].tolist() for name, column in vectors.items()},
                     payload={key: value for key, value in payload.items() if value is not None},
                 )
                 for row, payload in enumerate(payloads[start : start + rows], start=start)
@@ -249,7 +248,7 @@ class QdrantStore:
                         f"{self.settings.optimize_timeout:g} s. All items are stored, and searches work but are "
                         "slower; call optimize() again later, or with a larger QdrantSettings(optimize_timeout=...)"
                     )
-                time.sleep(_LOOK_EVERY)
+                time.sleep(_POLL_INTERVAL)
 
     def close(self) -> None:
         self._client.close()

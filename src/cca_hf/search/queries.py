@@ -84,6 +84,12 @@ def embeddings_of(store: VectorStore, items: list[str], attributes: Sequence[str
     return {name: np.stack([rows[item][name] for item in items]) for name in attributes}
 
 
+def ids_among(store: VectorStore, items: Sequence[str]) -> set[str]:
+    """The ids that are in the index."""
+    tables = store.scan(AnyOf(ITEM_ID, tuple(items)), (), ()) if items else ()
+    return {item for table in tables for item in table.column(ITEM_ID).to_pylist()}
+
+
 def check_present(items: list[str], stored: Mapping[str, object]) -> None:
     """Raises ValueError for ids that are not stored."""
     missing = [item for item in items if item not in stored]

@@ -1,4 +1,4 @@
-"""The schema of an index: attributes, columns, and the checkpoint that computed the embeddings."""
+"""The schema of an index (attributes, columns, and the checkpoint that computed the embeddings), and its errors."""
 
 import json
 import re
@@ -22,6 +22,14 @@ SIMILARITY = "similarity"
 _VECTOR = "embedding_"
 _FORMAT = 1  # changes when the layout of the stored data changes
 _ARROW = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
+
+
+class IndexLockedError(RuntimeError):
+    """Another process is writing to the index; the message names the index."""
+
+
+class NoIndexError(FileNotFoundError):
+    """The location contains no index; the message says what it contains."""
 
 
 @dataclass(frozen=True)

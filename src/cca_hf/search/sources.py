@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cca_hf.data.columns import missing_message
 from cca_hf.embedding.catalogue import Catalogue
-from cca_hf.embedding.shards import MANIFEST, column_of
+from cca_hf.embedding.shards import MANIFEST, Manifest, column_of
 from cca_hf.models.encoding import ImageEncoder
 
 from .conditions import ColumnType
@@ -30,16 +30,6 @@ class ItemBatch(NamedTuple):
     item_ids: list[str]
     columns: pa.Table
     embed: Callable[[Sequence[int]], NDArray]  # rows -> (rows, attributes, dim)
-
-
-class ItemSource(Protocol):
-    """Items to index."""
-
-    schema: IndexSchema
-
-    def __len__(self) -> int: ...
-
-    def batches(self) -> Iterator[ItemBatch]: ...
 
 
 class ImageSource:
@@ -86,7 +76,6 @@ class ImageSource:
         """A split of a data set on the Hub or in a folder; see `Catalogue.from_dataset`."""
         from cca_hf.data.sources import load_source
 
-        place = str(Path(source).resolve()) if Path(source).exists() else source
         splits: DatasetDict = load_source(source, None, None)
         chosen = split if split is not None or len(splits) > 1 else next(iter(splits))
         carried = columns
@@ -95,9 +84,9 @@ class ImageSource:
             schema = splits[chosen].features.arrow_schema if chosen in splits else pa.schema([])
             carried = list(column_types(schema, skip=skipped)[0])
         catalogue = Catalogue.from_dataset(splits, split=chosen, id_column=id_column, columns=carried)
-        return cls(
-            catalogue, encoder, name, dataset_name=place, split=chosen or "", columns=columns, batch_size=batch_size
-        )
+        place = str(Path(source).resolve()) if Path(source).exists() else source
+        split = chosen or ""
+        return cls(catalogue, encoder, name, dataset_name=place, split=split, columns=columns, batch_size=batch_size)
 
     def __len__(self) -> int:
         return len(self.catalogue)
@@ -134,21 +123,21 @@ class EmbeddedSource:
     def __init__(self, folder: Path, name: str, *, columns: Sequence[str] | None = None) -> None:
         if not (folder / MANIFEST).is_file():
             raise FileNotFoundError(f"{folder} contains no {MANIFEST}: 'cca embed' has not written to it")
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = Manifest(**json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
         files = sorted(folder.glob("embeddings-*.parquet"))
-        shards = -(-manifest["num_items"] // manifest["shard_size"])
-        if len(files) != shards:
-            raise ValueError(f"{folder} has {len(files)} of {shards} files: run 'cca embed' to the end first")
+        if len(files) != manifest.num_shards:
+            raise ValueError(
+                f"{folder} has {len(files)} of {manifest.num_shards} files: run 'cca embed' to the end first"
+            )
         self._dataset = pads.dataset(files)
         self._features = Features.from_arrow_schema(self._dataset.schema)
-        self._vectors = [column_of(attribute) for attribute in manifest["attributes"]]
-        carried = pa.schema([self._dataset.schema.field(column) for column in manifest["columns"]])
+        self._vectors = [column_of(attribute) for attribute in manifest.attributes]
+        carried = pa.schema([self._dataset.schema.field(column) for column in manifest.columns])
         types, unfit = column_types(_with_names(carried.empty_table(), self._features).schema)
         if columns is not None:
             types = _selected(columns, types, unfit)
-        self.schema = IndexSchema(
-            tuple(manifest["attributes"]), manifest["dim"], types, CheckpointId(name, manifest["model"])
-        )
+        checkpoint = CheckpointId(name, manifest.model)
+        self.schema = IndexSchema(tuple(manifest.attributes), manifest.dim, types, checkpoint)
 
     def __len__(self) -> int:
         return self._dataset.count_rows()
@@ -169,6 +158,9 @@ class EmbeddedSource:
                 return np.stack(vectors, axis=1).astype(np.float32)
 
             yield ItemBatch(_ids(table), table.select(list(self.schema.columns)), embed)
+
+
+ItemSource: TypeAlias = ImageSource | EmbeddedSource
 
 
 def _with_names(table: pa.Table, features: Features) -> pa.Table:

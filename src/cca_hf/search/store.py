@@ -1,20 +1,17 @@
-"""The interface between an index and its engine, LanceDB or Qdrant."""
+"""The interface between an index and its engine, LanceDB or Qdrant; the location of an index selects the engine."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias, TypeVar
 
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from .conditions import Condition
+from .lance_store import LanceSettings, LanceStore
+from .qdrant_store import LOCAL, QdrantSettings, QdrantStore
 from .schema import IndexSchema, Vectors
 
-
-class IndexLockedError(RuntimeError):
-    """Another process is writing to the index; the message names the index."""
-
-
-class NoIndexError(FileNotFoundError):
-    """The location contains no index; the message says what it contains."""
+Settings: TypeAlias = LanceSettings | QdrantSettings
+_Kind = TypeVar("_Kind", LanceSettings, QdrantSettings)
 
 
 class VectorStore(Protocol):
@@ -27,7 +24,7 @@ class VectorStore(Protocol):
     location: str
     schema: IndexSchema
     note: str  # describes an unfinished copy; "" for a complete index
-    read_up_to: int  # so many items are scanned in about the time of a few searches
+    read_up_to: int  # scanning this many items takes about as long as a few searches
 
     @property
     def version(self) -> str:
@@ -61,3 +58,31 @@ class VectorStore(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def create_store(location: str, schema: IndexSchema, settings: Settings | None) -> VectorStore:
+    """Creates an empty index: with Qdrant at `http(s)://host:6333/collection`, else with LanceDB in a folder or a
+    bucket (`s3://...`, `gs://...`, `az://...`).
+    """
+    if _is_qdrant(location):
+        return QdrantStore.create(location, schema, _checked(settings, QdrantSettings, location))
+    return LanceStore.create(location, schema, _checked(settings, LanceSettings, location))
+
+
+def open_store(location: str, settings: Settings | None, *, writable: bool) -> VectorStore:
+    """Opens the index at a location."""
+    if _is_qdrant(location):
+        return QdrantStore.open(location, _checked(settings, QdrantSettings, location), writable=writable)
+    return LanceStore.open(location, _checked(settings, LanceSettings, location), writable=writable)
+
+
+def _is_qdrant(location: str) -> bool:
+    return location.startswith(("http://", "https://", LOCAL))
+
+
+def _checked(settings: Settings | None, kind: type[_Kind], location: str) -> _Kind:
+    if settings is None:
+        return kind()
+    if not isinstance(settings, kind):
+        raise TypeError(f"the index at {location} takes {kind.__name__}; got {type(settings).__name__}")
+    return settings

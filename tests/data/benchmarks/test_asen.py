@@ -28,7 +28,7 @@ def test_real_files(asen, name):
         assert {attribute for attribute, _ in shown} == set(range(len(splits.num_values)))
     names = {part: set(splits.file_names(part)) for part in ("valid", "test")}
     assert not names["valid"] & names["test"]
-    assert not splits.has_training_images()
+    assert splits.training() is None
     assert (splits.training_pairs() is not None) == (name == "FashionAI")
 
 
@@ -45,8 +45,8 @@ def test_line_ends_blanks_and_names_with_spaces(small_asen):
 def test_training_rows_with_several_attributes(small_asen):
     files = {"filenames_train.txt": "x.jpg\ny.jpg\n", "label_train.txt": "0 0 2 1 1\n1 1 0"}
     splits = AsenSplits(small_asen("DARN", FILES | files), "DARN")
-    assert splits.has_training_images()
-    training = splits.annotations("label_train.txt", "train")
+    training = splits.training()
+    assert training is not None
     assert (training.file_names, training.pairs) == (["x.jpg", "y.jpg"], [[(0, 2), (1, 1)], [(1, 0)]])
 
 

@@ -93,7 +93,7 @@ def test_prepare_load_train_evaluate(root, asen, add_pictures, train_a_step_and_
     found = {split: len(own) for split, own in rows.items()}
     queries, gallery = found["test_query"], found["test_gallery"]
     assert f"test_query: {queries} of 3,600 images found; results are for a subset" in printed
-    assert "19,818 official rows lie outside the validation and test part" in printed
+    assert "19,818 official rows outside the validation and test part" in printed
     assert "54 of 54 values differ in number" in printed
 
     data = load_attribute_dataset(output)

@@ -80,6 +80,13 @@ def find_file(root: Path, name: str) -> list[Path]:
     return sorted(Path(folder) / name for folder, _, files in os.walk(root, followlinks=True) if name in files)
 
 
+def to_splits(
+    annotations: Mapping[str, Annotations], attributes: Mapping[str, Sequence[str]], root: Path
+) -> DatasetDict:
+    """All splits; see `to_dataset`."""
+    return DatasetDict({split: to_dataset(rows, attributes, root) for split, rows in annotations.items()})
+
+
 def to_dataset(annotations: Annotations, attributes: Mapping[str, Sequence[str]], root: Path) -> Dataset:
     """One split, with the images found in `root`. An empty file counts as missing."""
     count, names = len(annotations.file_names), list(attributes)

@@ -43,7 +43,9 @@ class AsenSplits:
         if name not in meta:
             raise ValueError(f"{meta_file} describes {', '.join(meta)}, not {name}")
         # attribute -> number of values, in the order of the ids
-        self.num_values = {each: int(meta[name]["ATTRIBUTES_NUM"][each]) for each in meta[name]["ATTRIBUTES"]}
+        self.num_values = {
+            attribute: int(meta[name]["ATTRIBUTES_NUM"][attribute]) for attribute in meta[name]["ATTRIBUTES"]
+        }
 
     def file_names(self, part: str) -> list[str]:
         """The images of `train`, `valid` or `test`, by fid."""
@@ -61,23 +63,24 @@ class AsenSplits:
             rows.setdefault(fid, []).extend(pairs)
         return rows
 
-    def annotations(self, file: str, part: str) -> Annotations:
-        """The rows with the names of the images."""
-        names, rows = self.file_names(part), self.rows(file, part)
-        return Annotations([names[fid] for fid in rows], list(rows.values()))
-
     def evaluation(self, split: str) -> Annotations:
         """The rows of `validation_query`, `validation_gallery`, `test_query` or `test_gallery`."""
-        return self.annotations(*EVALUATION_SPLITS[split])
+        return self._annotations(*EVALUATION_SPLITS[split])
 
-    def has_training_images(self) -> bool:
-        """Whether names and labels are there. Some copies of the published files lack the names."""
-        return all((self.folder / file).is_file() for file in ("filenames_train.txt", "label_train.txt"))
+    def training(self) -> Annotations | None:
+        """The training images; None without their names, which some copies of the published files lack."""
+        if not all((self.folder / file).is_file() for file in ("filenames_train.txt", "label_train.txt")):
+            return None
+        return self._annotations("label_train.txt", "train")
 
     def training_pairs(self) -> list[Pairs] | None:
         """The training labels, with or without known file names; None if the file is missing."""
         path = self.folder / "label_train.txt"
         return [pairs for _, _, pairs in self._parsed(path)] if path.is_file() else None
+
+    def _annotations(self, file: str, part: str) -> Annotations:
+        names, rows = self.file_names(part), self.rows(file, part)
+        return Annotations([names[fid] for fid in rows], list(rows.values()))
 
     def _parsed(self, path: Path) -> list[tuple[int, int, Pairs]]:
         """(line, fid, pairs), checked."""

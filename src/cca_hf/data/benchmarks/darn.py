@@ -9,9 +9,7 @@ Paper: Huang et al., Cross-domain Image Retrieval with a Dual Attribute-aware Ra
 from os import PathLike
 from pathlib import Path
 
-from datasets import DatasetDict
-
-from .annotations import Benchmark, to_dataset
+from .annotations import Benchmark, to_splits
 from .asen import EVALUATION_SPLITS, AsenSplits
 
 URLS = "the list of URLs darn_url.txt, linked from https://github.com/Maryeon/asenpp"
@@ -32,13 +30,9 @@ def load_darn(root: str | PathLike[str], asen_splits: str | PathLike[str] | None
     attributes = {name.replace(" ", "_"): [str(value) for value in range(n)] for name, n in asen.num_values.items()}
     splits = {split: asen.evaluation(split) for split in EVALUATION_SPLITS}
     remarks = ["The names of the values are numbers: DARN's own names were not published with the splits."]
-    if asen.has_training_images():
-        splits = {"train": asen.annotations("label_train.txt", "train"), **splits}
-    else:
+    training = asen.training()
+    if training is None:
         remarks.append("There are no training images: filenames_train.txt or label_train.txt is missing.")
-    return Benchmark(
-        "DARN",
-        SOURCE,
-        DatasetDict({split: to_dataset(rows, attributes, Path(root)) for split, rows in splits.items()}),
-        remarks,
-    )
+    else:
+        splits = {"train": training, **splits}
+    return Benchmark("DARN", SOURCE, to_splits(splits, attributes, Path(root)), remarks)

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from datasets import DatasetDict
 from datasets.utils import tqdm
 
-from .annotations import Annotations, Benchmark, Pairs, find_file, read_lines, to_dataset
+from .annotations import Annotations, Benchmark, Pairs, find_file, read_lines, to_splits
 from .asen import EVALUATION_SPLITS, AsenSplits
 
 SOURCE = (
@@ -36,13 +35,6 @@ class ValueTable(NamedTuple):
 
     attributes: dict[str, list[str]]
     pairs: Pairs
-
-    def of_types(self, numbers: list[int]) -> Pairs:
-        """Converts (type, id, type, id, ...) to pairs."""
-        pairs = [self.pairs[line] for line in numbers[1::2]]
-        if len(numbers) % 2 or any(a + 1 != kind for (a, _), kind in zip(pairs, numbers[::2], strict=True)):
-            raise ValueError("the types are not those of list_attr_cloth.txt")
-        return pairs
 
 
 def load_deepfashion(root: str | PathLike[str], asen_splits: str | PathLike[str] | None = None) -> Benchmark:
@@ -61,15 +53,10 @@ def load_deepfashion(root: str | PathLike[str], asen_splits: str | PathLike[str]
     remarks: list[str] = []
     if asen_splits is None:
         partition = _annotation_file(root, "list_eval_partition.txt")
-        rows = _own_splits(partition, _annotation_file(root, "list_attr_img.txt"), table)
+        rows = _official_splits(partition, _annotation_file(root, "list_attr_img.txt"), table)
     else:
         rows, remarks = _asen_splits(AsenSplits(asen_splits, "DeepFashion"), root, table)
-    return Benchmark(
-        "DeepFashion",
-        SOURCE,
-        DatasetDict({split: to_dataset(each, table.attributes, image_root) for split, each in rows.items()}),
-        remarks,
-    )
+    return Benchmark("DeepFashion", SOURCE, to_splits(rows, table.attributes, image_root), remarks)
 
 
 def read_values(path: Path) -> ValueTable:
@@ -118,7 +105,7 @@ def _values_of_images(path: Path, table: ValueTable) -> Iterator[tuple[str, Pair
         yield name, [table.pairs[value] for value in np.flatnonzero(shown)]
 
 
-def _own_splits(partition: Path, values: Path, table: ValueTable) -> dict[str, Annotations]:
+def _official_splits(partition: Path, values: Path, table: ValueTable) -> dict[str, Annotations]:
     split_of = {}
     for number, line in _table_lines(partition):
         name, _, part = line.partition(" ")
@@ -129,7 +116,7 @@ def _own_splits(partition: Path, values: Path, table: ValueTable) -> dict[str, A
     for name, pairs in _values_of_images(values, table):
         if pairs and name in split_of:
             rows[split_of[name]].append((name, pairs))
-    return {split: _annotations(own) for split, own in rows.items()}
+    return {split: _annotations(split_rows) for split, split_rows in rows.items()}
 
 
 def _annotations(rows: list[tuple[str, Pairs]]) -> Annotations:
@@ -164,7 +151,9 @@ def _all_values(asen: AsenSplits, part: str, table: ValueTable) -> dict[int, Pai
         if line:
             try:
                 fid, *numbers = map(int, line.split())
-                shown[fid] = table.of_types(numbers)
+                shown[fid] = [table.pairs[value] for value in numbers[1::2]]
+                if [attribute + 1 for attribute, _ in shown[fid]] != numbers[::2]:
+                    raise ValueError("the types are not those of list_attr_cloth.txt")
             except (ValueError, IndexError) as error:
                 raise ValueError(f"{path}, line {number}: expected 'fid (type id)*', got {line!r}: {error}") from error
     return shown
@@ -174,14 +163,15 @@ def _training(
     asen: AsenSplits, root: Path, table: ValueTable, held_out: Set[str]
 ) -> tuple[Annotations | None, list[str]]:
     """ASEN's list, or all labelled images outside the evaluation, with the first of their values as label."""
-    if asen.has_training_images():
-        rows = asen.annotations("label_train.txt", "train")
-        return Annotations(rows.file_names, rows.pairs, list(rows.pairs)), []
-    if not [path for path in find_file(root, "list_attr_img.txt") if path.parent.name != "Anno_fine"]:
+    if (listed := asen.training()) is not None:
+        return Annotations(listed.file_names, listed.pairs, list(listed.pairs)), []
+    try:
+        path = _annotation_file(root, "list_attr_img.txt")
+    except FileNotFoundError:
         return None, [
             f"There are no training images: ASEN's filenames_train.txt is missing, and list_attr_img.txt of {SOURCE}."
         ]
-    values = _values_of_images(_annotation_file(root, "list_attr_img.txt"), table)
+    values = _values_of_images(path, table)
     training = _annotations([(name, pairs) for name, pairs in values if pairs and name not in held_out])
     return training, [
         f"Training images: {len(training.file_names):,} images with a value, outside ASEN's validation and test part; "

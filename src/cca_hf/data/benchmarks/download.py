@@ -3,9 +3,8 @@
 Images are resized and saved as `pic/<folder>/<name>.jpg`. An interrupted run can be resumed: existing images and known
 dead links are not requested again. `dead_links.tsv` lists the dead links and the reasons.
 
-urllib3 does HTTP, connection pools and retries. Other downloaders do not fit: img2dataset 1.47 numbers its files,
-resumes whole shards only, has no deadline per image, ignores EXIF rotation, and needs `imghdr`, which Python 3.13 no
-longer has; pypdl and pooch are for few large files; `datasets` stops at the first dead link.
+img2dataset 1.47 does not fit: it numbers its files, resumes only whole shards, has no deadline per image and ignores
+EXIF rotation.
 """
 
 import io
@@ -100,11 +99,11 @@ def download_images(
     settings = settings or DownloadSettings()
     pool = _connection_pool(settings)
     listed = read_url_list(urls)
-    missing = {name: url for name, url in listed.items() if not _is_there(_target(output, name))}
+    missing = {name: url for name, url in listed.items() if not _exists(_target(output, name))}
     dead_links = output / DEAD_LINKS
     dead = {} if retry_dead else {name: why for name, why in _read_dead(dead_links).items() if name in missing}
     output.mkdir(parents=True, exist_ok=True)
-    _write_dead(dead_links, dead, listed)
+    write_text("".join(f"{name}\t{listed[name]}\t{reason}\n" for name, reason in dead.items()), dead_links)
     wanted = {name: url for name, url in missing.items() if name not in dead}
     saved = 0
     with (
@@ -262,7 +261,7 @@ def _target(output: Path, name: str) -> Path:
     return output / "pic" / f"{name.removesuffix('.jpg')}.jpg"
 
 
-def _is_there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
@@ -272,7 +271,3 @@ def _read_dead(path: Path) -> dict[str, str]:
         return {}
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
     return {row[0]: row[2] for row in rows if len(row) == 3}
-
-
-def _write_dead(path: Path, dead: dict[str, str], listed: dict[str, str]) -> None:
-    write_text("".join(f"{name}\t{listed[name]}\t{why}\n" for name, why in dead.items()), path)

@@ -20,9 +20,7 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets import DatasetDict
-
-from .annotations import Annotations, Benchmark, Pairs, find_file, read_lines, to_dataset
+from .annotations import Annotations, Benchmark, Pairs, find_file, read_lines, to_splits
 from .asen import EVALUATION_SPLITS, AsenSplits
 
 SOURCE = (
@@ -32,9 +30,7 @@ SOURCE = (
 
 # The names used in the contest, in the order of the letters.
 ATTRIBUTES = {
-    "skirt_length": [
-        "Invisible", "Short Length", "Knee Length", "Midi Length", "Ankle Length", "Floor Length",
-    ],
+    "skirt_length": ["Invisible", "Short Length", "Knee Length", "Midi Length", "Ankle Length", "Floor Length"],
     "sleeve_length": [
         "Invisible", "Sleeveless", "Cup Sleeves", "Short Sleeves", "Elbow Sleeves", "3/4 Sleeves", "Wrist Length",
         "Long Sleeves", "Extra Long Sleeves",
@@ -43,22 +39,14 @@ ATTRIBUTES = {
         "Invisible", "High Waist Length", "Regular Length", "Long Length", "Micro Length", "Knee Length",
         "Midi Length", "Ankle&Floor Length",
     ],
-    "pant_length": [
-        "Invisible", "Short Pant", "Mid Length", "3/4 Length", "Cropped Pant", "Full Length",
-    ],
-    "collar_design": [
-        "Invisible", "Shirt Collar", "Peter Pan", "Puritan Collar", "Rib Collar",
-    ],
-    "lapel_design": [
-        "Invisible", "Notched", "Collarless", "Shawl Collar", "Plus Size Shawl",
-    ],
+    "pant_length": ["Invisible", "Short Pant", "Mid Length", "3/4 Length", "Cropped Pant", "Full Length"],
+    "collar_design": ["Invisible", "Shirt Collar", "Peter Pan", "Puritan Collar", "Rib Collar"],
+    "lapel_design": ["Invisible", "Notched", "Collarless", "Shawl Collar", "Plus Size Shawl"],
     "neckline_design": [
         "Invisible", "Strapless Neck", "Deep V Neckline", "Straight Neck", "V Neck", "Square Neckline",
         "Off Shoulder", "Round Neckline", "Sweat Heart Neck", "OneShoulder Neckline",
     ],
-    "neck_design": [
-        "Invisible", "Turtle Neck", "Ruffle Semi-High Collar", "Low Turtle Neck", "Draped Collar",
-    ],
+    "neck_design": ["Invisible", "Turtle Neck", "Ruffle Semi-High Collar", "Low Turtle Neck", "Draped Collar"],
 }  # fmt: skip
 _IDS = {attribute: index for index, attribute in enumerate(ATTRIBUTES)}
 
@@ -93,23 +81,17 @@ def load_fashionai(root: str | PathLike[str], asen_splits: str | PathLike[str] |
     if asen_splits is None:
         if not official:
             raise FileNotFoundError(f"there is no label.csv in {root} or its subfolders; it comes with {SOURCE}")
-        splits = DatasetDict(train=to_dataset(_annotations(official.values()), ATTRIBUTES, root))
-        return Benchmark("FashionAI", SOURCE, splits)
+        return Benchmark("FashionAI", SOURCE, to_splits({"train": _annotations(official.values())}, ATTRIBUTES, root))
     asen = AsenSplits(asen_splits, "FashionAI")
     given = {attribute: len(values) for attribute, values in ATTRIBUTES.items()}
     if asen.num_values != given:
         raise ValueError(f"{asen.folder.parent / 'meta.json'}: expected {given}, got {asen.num_values}")
     evaluation = {split: asen.evaluation(split) for split in EVALUATION_SPLITS}
     training, remarks = _training(asen, evaluation.values(), official)
-    merged = {"train": training, **evaluation}
-    splits = {split: _with_official(rows, official) for split, rows in merged.items() if rows is not None}
+    merged = evaluation if training is None else {"train": training, **evaluation}
+    splits = {split: _with_official(rows, official) for split, rows in merged.items()}
     _check_against_official(evaluation.values(), official)
-    return Benchmark(
-        "FashionAI",
-        SOURCE,
-        DatasetDict({split: to_dataset(rows, ATTRIBUTES, root) for split, rows in splits.items()}),
-        remarks,
-    )
+    return Benchmark("FashionAI", SOURCE, to_splits(splits, ATTRIBUTES, root), remarks)
 
 
 def read_official_rows(root: Path) -> dict[ImageKey, OfficialRow]:
@@ -160,8 +142,8 @@ def _training(
     asen: AsenSplits, evaluation: Iterable[Annotations], official: dict[ImageKey, OfficialRow]
 ) -> tuple[Annotations | None, list[str]]:
     """The training images: ASEN's list, or all official rows outside the evaluation."""
-    if asen.has_training_images():
-        return asen.annotations("label_train.txt", "train"), []
+    if (listed := asen.training()) is not None:
+        return listed, []
     held_out = {_md5(name) for rows in evaluation for name in rows.file_names}
     training = _annotations(row for key, row in official.items() if key.md5 not in held_out)
     if not training.file_names:
@@ -169,17 +151,14 @@ def _training(
     published = asen.training_pairs()
     if published is None:
         return training, ["label_train.txt is missing, so that missing training images cannot be noticed."]
-    ours, theirs = (Counter(pair for pairs in each for pair in pairs) for each in (training.pairs, published))
+    ours, theirs = (Counter(pair for row in rows for pair in row) for rows in (training.pairs, published))
+    counted = f"Training images: {ours.total():,} official rows outside the validation and test part; "
     if ours == theirs:
-        return training, [
-            f"Training images: {ours.total():,} official rows outside the validation and test part; the number of "
-            "images of each value is that of ASEN's label_train.txt."
-        ]
+        return training, [counted + "the number of images of each value is that of ASEN's label_train.txt."]
     differ = len((ours - theirs) | (theirs - ours))
     return training, [
-        f"Training images: {ours.total():,} official rows outside the validation and test part; ASEN's "
-        f"label_train.txt has {theirs.total():,}, and {differ} of {len(theirs)} values differ in number: this copy of "
-        "label.csv is not complete."
+        f"{counted}ASEN's label_train.txt has {theirs.total():,}, and {differ} of {len(theirs)} values differ in "
+        "number: this copy of label.csv is not complete."
     ]
 
 

@@ -43,9 +43,9 @@ def prepare_benchmark(
     """
     check_new(output)
     coverage = {split: _coverage(dataset) for split, dataset in benchmark.splits.items()}
-    if not any(own.found for own in coverage.values()):
+    if not any(part.found for part in coverage.values()):
         example = next(iter(benchmark.splits.values()))[0]["file_name"]
-        listed = sum(own.listed for own in coverage.values())
+        listed = sum(part.listed for part in coverage.values())
         raise FileNotFoundError(
             f"all {listed:,} images of {benchmark.name} are missing, such as {example}; they come with "
             f"{benchmark.source}"
@@ -86,11 +86,11 @@ def _readme(benchmark: Benchmark, coverage: dict[str, Coverage], mark: str, with
         else f"Annotations only; the images come from {benchmark.source}."
     )
     lines += ["", "| split | images | found |", "|---|---|---|"]
-    lines += [f"| {split} | {own.listed:,} | {own.found:,} |" for split, own in coverage.items()]
+    lines += [f"| {split} | {part.listed:,} | {part.found:,} |" for split, part in coverage.items()]
     if benchmark.triplets is not None:
         counts = ", ".join(f"{dataset.num_rows:,} {split}" for split, dataset in benchmark.triplets.items())
         lines += ["", f"Triplets (configuration `{TRIPLETS_CONFIG}`): {counts}."]
-    if any(own.found < own.listed for own in coverage.values()):
+    if any(part.found < part.listed for part in coverage.values()):
         lines += [
             "",
             "**A subset**: rows without an image contain null, and are left out when the data set is loaded.",

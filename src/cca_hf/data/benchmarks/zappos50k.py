@@ -25,7 +25,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from cca_hf.data.triplets import CONDITION_COLUMN, TRIPLET_COLUMNS
 
-from .annotations import Annotations, Benchmark, Pairs, existing, find_file, read_lines, to_dataset
+from .annotations import Annotations, Benchmark, Pairs, existing, find_file, read_lines, to_splits
 from .triplet_sampling import sample_by_distance, sample_by_value
 
 SOURCE = (
@@ -90,13 +90,12 @@ def load_zappos50k(
     elif triplets == "lists":
         indices = {part: _read_lists(root, part, len(shoes.file_names), seed) for part in _THEIR_SPLIT}
         part_of = _parts_of_triplets(indices, len(shoes.file_names))
-        rows = {part: _to_triplets(shoes.file_names, *own) for part, own in indices.items()}
+        rows = {part: _to_triplets(shoes.file_names, *lists) for part, lists in indices.items()}
     else:
         raise ValueError(f"triplets must be 'lists', 'sample' or 'none', got {triplets!r}")
-    splits = DatasetDict()
-    for part in _THEIR_SPLIT if rows else ["train"]:
-        annotations = _annotations(shoes, np.flatnonzero(part_of == part))
-        splits[part] = to_dataset(annotations, shoes.attributes, image_root)
+    parts = _THEIR_SPLIT if rows else ["train"]
+    annotations = {part: _annotations(shoes, np.flatnonzero(part_of == part)) for part in parts}
+    splits = to_splits(annotations, shoes.attributes, image_root)
     return Benchmark("UT Zappos50K", SOURCE, splits, remarks, DatasetDict(rows) if rows else None)
 
 
@@ -142,11 +141,11 @@ def _read_shoes(root: Path, image_root: Path) -> Shoes:
     # 100627-72 is 100627.72.jpg
     rows = [row_of.get(PurePosixPath(name).stem.replace(".", "-"), without) for name in names]
     cells = {
-        attribute: [[value for each in (row[column] or "").split(";") if (value := each.strip())] for row in rows]
+        attribute: [[value for part in (row[column] or "").split(";") if (value := part.strip())] for row in rows]
         for attribute, column in COLUMNS.items()
     }
-    values = {attribute: sorted({value for cell in own for value in cell}) for attribute, own in cells.items()}
-    empty = [attribute for attribute, own in values.items() if not own]
+    values = {attribute: sorted({value for cell in column for value in cell}) for attribute, column in cells.items()}
+    empty = [attribute for attribute, names in values.items() if not names]
     if empty:
         raise ValueError(f"{path} has no {', '.join(empty)} for any of the {len(names)} images in {image_root}")
     values["heel_height"].sort(key=lambda value: (heel_inches(value) is None, heel_inches(value)))
@@ -171,7 +170,7 @@ def _file_names(root: Path, image_root: Path) -> list[str]:
 
 def _annotations(shoes: Shoes, rows: np.ndarray) -> Annotations:
     """A label if a cell contains one value, and always the list of all values."""
-    ids = {a: {value: index for index, value in enumerate(own)} for a, own in shoes.attributes.items()}
+    ids = {a: {value: index for index, value in enumerate(names)} for a, names in shoes.attributes.items()}
     shown: list[Pairs | None] = []
     single: list[Pairs] = []
     for row in rows.tolist():
@@ -191,13 +190,13 @@ def _read_lists(root: Path, part: str, num_images: int, seed: int) -> tuple[np.n
     for name in CONDITIONS.values():
         path = existing(root / "tripletlists" / f"{name}_tripletlist_{_THEIR_SPLIT[part]}.txt", TRIPLET_SOURCE)
         try:
-            own = np.loadtxt(path, dtype=np.int64, ndmin=2) if path.stat().st_size else np.empty((0, 3))
+            rows = np.loadtxt(path, dtype=np.int64, ndmin=2) if path.stat().st_size else np.empty((0, 3))
         except ValueError as error:
             raise ValueError(f"{path}: expected three numbers a line: {error}") from error
-        if own.shape[1:] != (3,) or not len(own) or own.min() < 0 or own.max() >= num_images:
+        if rows.shape[1:] != (3,) or not len(rows) or rows.min() < 0 or rows.max() >= num_images:
             raise ValueError(f"{path}: expected three numbers a line, each below {num_images}")
-        triplets.append(own)
-    conditions = np.repeat(np.arange(len(triplets)), [len(own) for own in triplets])
+        triplets.append(rows)
+    conditions = np.repeat(np.arange(len(triplets)), [len(rows) for rows in triplets])
     together = np.concatenate(triplets)
     chosen = np.random.default_rng([seed, len(together)]).permutation(len(together))[: NUM_TRIPLETS[part]]
     return conditions[chosen], together[chosen]
@@ -242,7 +241,7 @@ def _to_triplets(file_names: Sequence[str], conditions: np.ndarray, rows: np.nda
     """`rows`: (triplets, 3) anchor, far and close, as in CSN's files."""
     anchor, negative, positive = rows.T.tolist()
     by_column = dict(zip(TRIPLET_COLUMNS, (anchor, positive, negative), strict=True))
-    columns = {name: [file_names[row] for row in own] for name, own in by_column.items()}
+    columns = {name: [file_names[row] for row in column] for name, column in by_column.items()}
     features = Features(
         {CONDITION_COLUMN: ClassLabel(names=list(CONDITIONS)), **{name: Value("string") for name in TRIPLET_COLUMNS}}
     )

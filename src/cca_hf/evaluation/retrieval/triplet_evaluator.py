@@ -8,8 +8,7 @@ from datasets import Dataset
 
 from cca_hf.data.columns import ColumnPlace, integers, missing_message
 from cca_hf.data.schema import IMAGE_COLUMN
-from cca_hf.data.triplet_images import distinct_images
-from cca_hf.data.triplets import CONDITION_COLUMN, TRIPLET_COLUMNS, to_triplet_dataset
+from cca_hf.data.triplets import CONDITION_COLUMN, TRIPLET_COLUMNS, distinct_images, to_triplet_dataset
 from cca_hf.models.modeling_cca import CCAModel
 
 from .triplet_accuracy import TripletResult, triplet_accuracy
