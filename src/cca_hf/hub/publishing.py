@@ -19,7 +19,6 @@ from tempfile import TemporaryDirectory
 from cca_hf.data.new_folder import check_new
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.models.loading import load_model
-from cca_hf.training.arguments import CCATrainingArguments
 from cca_hf.visualization.page import public_name
 from cca_hf.visualization.report import EXAMPLES
 
@@ -72,17 +71,6 @@ def push_model(
             message=message,
             replaces=_WEIGHTS,
         )
-
-
-def push_run(args: CCATrainingArguments) -> str:
-    """[`push_model`] for `--push_to_hub`: pushes the output folder, with the settings of the `hub_*` arguments."""
-    return push_model(
-        args.output_dir,
-        args.hub_model_id or Path(args.output_dir).absolute().name,
-        private=args.hub_private_repo,
-        revision=args.hub_revision,
-        token=args.hub_token,
-    )
 
 
 def stage_model(

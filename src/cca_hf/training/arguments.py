@@ -7,7 +7,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy
 
-# for pretrained backbones: transformers, and networks of feature maps, whose early levels stay frozen
+# for pretrained backbones: transformers, and networks of feature maps, whose early levels stay frozen;
+# the help of --learning_rate names both
 PRETRAINED_LEARNING_RATE = 1e-4
 FEATURE_MAP_LEARNING_RATE = 3e-4
 
@@ -92,8 +93,8 @@ class CCATrainingArguments(TrainingArguments):
     micro_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Number of images whose activations are kept at once. The batch and its gradient stay the same; "
-            "memory falls to that of the smaller number, for about a third more time. Default: the whole batch."
+            "help": "Number of images whose activations are in memory at once. The batch and its gradient do not "
+            "change, and a step takes about a third longer. Default: the whole batch."
         },
     )
     images_per_value: int = field(
@@ -142,8 +143,8 @@ class CCATrainingArguments(TrainingArguments):
     learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": f"Rate of the backbone. Default: {PRETRAINED_LEARNING_RATE} for a pretrained transformer, "
-            f"{FEATURE_MAP_LEARNING_RATE} for a pretrained network of feature maps, the head's for one from scratch."
+            "help": "Rate of the backbone. Default: 0.0001 for a pretrained transformer, 0.0003 for a pretrained "
+            "network of feature maps, the head's for one from scratch."
         },
     )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "See transformers.SchedulerType."})

@@ -1,8 +1,9 @@
-"""What the Trainer does at the events that transformers' Trainer announces."""
+"""Callbacks of the Trainer: the epoch of the batch sampler, the step of the loss, and short logs."""
 
 from collections.abc import Iterable
 from typing import Any
 
+from accelerate import Accelerator
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -11,6 +12,8 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+
+from .task import Loss
 
 _ALWAYS_SHOWN = ("epoch", "loss", "grad_norm", "learning_rate", "eval_runtime", "train_runtime")
 
@@ -30,8 +33,24 @@ class SetEpoch(TrainerCallback):
         self.batch_sampler.set_epoch(int(state.epoch or 0))
 
 
+class StepLoss(TrainerCallback):
+    """Updates the weights of the loss after each step of the model's optimizer that was not skipped."""
+
+    def __init__(self, loss: Loss, accelerator: Accelerator) -> None:
+        self.loss = loss
+        self.accelerator = accelerator
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.accelerator.optimizer_step_was_skipped:
+            self.loss.zero_grad()
+        else:
+            self.loss.optimizer_step()
+
+
 class _Brief(TrainerCallback):
-    """Reduces logs to one line: the figures of every attribute would fill a screen."""
+    """Reduces logs to one line: the figures of all attributes would fill a screen."""
 
     def __init__(self, shown: Iterable[str] = ()) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from torch import nn
 from .distributed import average_over_processes
 from .losses import ConditionalLossOutput, at_least_fp32, cosine_similarities, with_figures
 from .mining import count_active, pair_masks
-from .own_weights import OwnWeights
+from .task import OwnWeights
 
 FILE_NAME = "attribute_losses.pt"
 _MARGIN = 0.2  # for the triplets that `active_share` counts; the triplet loss has the same, so the figures compare
@@ -106,7 +106,7 @@ class PerAttributeLoss(OwnWeights):
         with torch.random.fork_rng(devices=[]):
             try:
                 found = self._call(copy.deepcopy(loss), embeddings, values)
-            except Exception as error:  # whatever a loss of whatever origin raises
+            except Exception as error:  # losses of other libraries raise errors of any type
                 raise ValueError(
                     f"the loss of {name!r}, {type(loss).__name__}, does not accept embeddings of {dim} numbers with "
                     f"{num_values} values: {type(error).__name__}: {error}"

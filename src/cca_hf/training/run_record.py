@@ -39,7 +39,7 @@ _THEIRS = (
     "seed",
     "data_seed",
 )
-_PLACES = ("cache_tokens", "cpu_threads")  # arguments that describe the machine, not the recipe
+_PLACES = ("cache_tokens", "cpu_threads")  # arguments about the machine, not the training
 # how the data set was loaded, besides its name
 _LOADED_WITH = (
     "attributes",
@@ -166,7 +166,7 @@ def rows_digest(images: Dataset) -> str:
 
 
 def _name(dataset: str) -> str:
-    """The id, or the name of the folder: the path on this machine is nobody's business."""
+    """The id, or the name of the folder without its path on this machine."""
     return Path(dataset).resolve().name if Path(dataset).exists() else dataset
 
 

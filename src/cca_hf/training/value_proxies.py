@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .own_weights import OwnWeights
+from .task import OwnWeights
 
 FILE_NAME = "value_proxies.pt"
 
