@@ -1,4 +1,4 @@
-"""`cca train`: a data set and a backbone in, a trained and evaluated checkpoint out."""
+"""`cca train`: trains a model on a data set and evaluates it."""
 
 from typing import TYPE_CHECKING, Any
 

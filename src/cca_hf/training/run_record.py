@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
 from pathlib import Path
@@ -88,11 +88,6 @@ class RunRecord:
         """The record of a training that begins in this process; `loaded_with` are the fields of `DataArguments`."""
         dataset = loaded_with["dataset"]
         folder = Path(dataset).exists()
-        labels = data.labels("train")
-        counts = {
-            name: dict(zip(values, np.bincount(column[column >= 0], minlength=len(values)).tolist(), strict=True))
-            for (name, values), column in zip(data.attributes.items(), labels.T, strict=True)
-        }
         own = {each.name for each in fields(CCATrainingArguments)} - {
             each.name for each in fields(transformers.TrainingArguments)
         }
@@ -102,7 +97,7 @@ class RunRecord:
             dataset=_name(dataset),
             dataset_on_hub=not folder,
             splits={split: rows.num_rows for split, rows in data.splits.items()},
-            value_counts=counts,
+            value_counts=count_values(data.attributes, data.labels("train")),
             settings={name: settings[name] for name in (*_THEIRS, *sorted(own - {*_PLACES}))},
             hardware=_hardware(args),
             versions={
@@ -149,6 +144,14 @@ class RunRecord:
     def describes(self, dataset: str) -> bool:
         """Whether the training loaded this data set, and the record says how."""
         return bool(self.data) and (self.dataset, self.dataset_on_hub) == (_name(dataset), not Path(dataset).exists())
+
+
+def count_values(attributes: Mapping[str, Sequence[str]], labels: np.ndarray) -> dict[str, dict[str, int]]:
+    """Attribute -> value -> number of images, from labels (images, attributes)."""
+    return {
+        name: dict(zip(values, np.bincount(column[column >= 0], minlength=len(values)).tolist(), strict=True))
+        for (name, values), column in zip(attributes.items(), labels.T, strict=True)
+    }
 
 
 def rows_digest(images: Dataset) -> str:
