@@ -94,7 +94,7 @@ def embed(
     if engine == "ray" and several:
         raise UsageError("--engine ray starts its own workers; run it without a launcher")
     if store is not None and several:
-        raise UsageError("an index takes one writer: run 'cca index --embeddings' when all processes have finished")
+        raise UsageError("an index allows one writer: run 'cca index --embeddings' when all processes have finished")
     with stdout_kept_clean():
         from cca_hf.embedding.catalogue import Catalogue
         from cca_hf.embedding.job import EmbeddingSettings, embed_catalogue

@@ -109,9 +109,9 @@ def stage_model(
         shutil.copytree(folder / EXAMPLES, output / EXAMPLES)
     for name in _BESIDE:
         shutil.copy(Path(__file__).with_name(name), output)
-    own = folder / "README.md"
-    if own.is_file() and f'"{repo_id}"' in own.read_text(encoding="utf-8"):
-        _copy_card(own, output)
+    card = folder / "README.md"
+    if card.is_file() and f'"{repo_id}"' in card.read_text(encoding="utf-8"):
+        _copy_card(card, output)
     else:
         write_model_card(output, model_id=repo_id, licence=licence, baselines=baselines)
     return output

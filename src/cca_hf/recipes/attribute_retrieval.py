@@ -50,7 +50,7 @@ class TrainingRun:
 def run_training(
     model_args: ModelArguments, data_args: DataArguments, training_args: CCATrainingArguments
 ) -> TrainingRun:
-    """Trains a model, keeps the best checkpoint on validation, evaluates it once on test, and saves everything.
+    """Trains a model, selects the best checkpoint on validation, evaluates it once on test, and saves everything.
 
     `output_dir` gets the model with image processor, pipeline and code; `all_results.json` with `test_map`,
     `test_map_<attribute>`, ... and their chance levels, as fractions; `test_evaluation.json` with the figures of each
@@ -121,8 +121,8 @@ def measure(
     embedded = []
     for split in splits:
         rows = np.array_split(np.arange(data[split].num_rows), accelerator.num_processes)[accelerator.process_index]
-        own = evaluator.embed(model, data[split].select(rows)["image"]) if len(rows) else None
-        parts = [part for part in gather_object([own]) if part is not None]
+        embeddings = evaluator.embed(model, data[split].select(rows)["image"]) if len(rows) else None
+        parts = [part for part in gather_object([embeddings]) if part is not None]
         embedded.append(Gallery.of_split(data, split, np.concatenate(parts), data.labels(split)))
     queries, *galleries = embedded
     gallery = galleries[0] if galleries else None

@@ -138,7 +138,7 @@ class AttributeEvaluator:
     def images(self, split: Any) -> Dataset[Any]:
         """A split by its name, or a `datasets.Dataset` with the columns of the training data.
 
-        `"test"` stands for `test_query` and `test_gallery` if the data set has these in its place.
+        `"test"` means `test_query` and `test_gallery` if the data set has these two instead.
         """
         if isinstance(split, datasets.Dataset):
             return self._given_images(split)

@@ -41,7 +41,7 @@ class CCATrainer(TaskTrainer):
         triplets: ready triplets to train on instead of the labels of `train`: any map-style data set whose batches,
             made by `data_collator`, contain `anchor`, `positive` and `negative` pixel values and `condition` ids.
         data_collator: for `triplets` only; by default their tensors are stacked.
-        loss: a loss of another library or your own, instead of the loss that `args` describe (`loss`, `temperature`,
+        loss: a loss such as those of other libraries, instead of the one that `args` describe (`loss`, `temperature`,
             `mining`, `margin`, `proxy_weight`); see [`PerAttributeLoss`].
         publish: the function that `push_to_hub` calls: `cca_hf.push_model`.
         callbacks, optimizers: as in `Trainer`.
@@ -74,7 +74,7 @@ class CCATrainer(TaskTrainer):
                 f"the model has the attributes {list(model.config.attributes)}, the data {list(data.attributes)}"
             )
         if data_collator is not None and triplets is None:
-            raise ValueError("data_collator is for triplets; images with labels have a collator of their own")
+            raise ValueError("data_collator is for triplets; images with labels are collated by AttributeCollator")
         if loss is not None and triplets is not None:
             raise ValueError("loss is for images with labels; ready triplets have the triplet loss")
         if args.cache_tokens is not None and triplets is not None:
@@ -120,14 +120,16 @@ class CCATrainer(TaskTrainer):
         """As `TaskTrainer.check_checkpoint`; also compares the attributes, whose ids are rows of the weights."""
         super().check_checkpoint(checkpoint)
         attributes = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("attributes")
-        own = list(self.model.config.attributes)
-        if attributes is not None and list(attributes) != own:
-            raise ValueError(f"{checkpoint} was trained with the attributes {attributes}, and this model has {own}")
+        expected = list(self.model.config.attributes)
+        if attributes is not None and list(attributes) != expected:
+            raise ValueError(
+                f"{checkpoint} was trained with the attributes {attributes}, and this model has {expected}"
+            )
 
     def fit_subspaces(self) -> None:
         """Fits `model.subspaces` to the training split, as the model embeds it now; see `subspaces.py`.
 
-        Call it at the end of training, with the weights that are kept. A second call starts over.
+        Call it after training, when the model has its final weights. A second call starts over.
 
         Raises:
             ValueError: if the model was not made with `attribute_subspaces=True`.

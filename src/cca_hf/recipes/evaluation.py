@@ -81,8 +81,8 @@ def evaluate_checkpoint(
     if holds_triplets(_load_source(dataset, config_name, _recorded(checkpoint, dataset))):
         if report or entanglement or group_column is not None or split_seed is not None:
             raise ValueError(
-                f"{dataset} holds ready triplets: there is no --report, --entanglement, --group_column or "
-                "--split_seed for them"
+                f"{dataset} contains ready triplets: --report, --entanglement, --group_column and --split_seed "
+                "are not for them"
             )
         triplets, images = load_triplets(dataset, split, config_name)
         accuracy = TripletEvaluator(
@@ -159,14 +159,14 @@ def load_evaluation_data(
             if value != recorded[name]:
                 raise ValueError(
                     f"{checkpoint} was trained with {_flag(name, recorded[name])}, which decides which images its "
-                    f"{split!r} split holds; with {_flag(name, value)} the split would hold training images. Leave "
-                    f"the flag out"
+                    f"{split!r} split contains; with {_flag(name, value)} the split would contain training images. "
+                    "Leave the flag out"
                 )
     elif must_cut and not given.keys() & {"group_column", "split_seed"} and ("train" in source or len(source) == 1):
         raise ValueError(
             f"{dataset} has no {split!r} split, and the checkpoint {checkpoint} does not record how its training "
-            f"split this data set: a {split!r} split that is cut now may hold images that the model was trained on. "
-            "If the model was trained on this data set, repeat the --split_seed (0 unless it was given) and the "
+            f"split this data set: a {split!r} split that is cut now may contain images that the model was trained "
+            "on. If the model was trained on this data set, repeat the --split_seed (0 unless it was given) and the "
             "--group_column of that training. If not, --split_seed 0 cuts a split"
         )
     groups = settings.get("group_column")
@@ -184,7 +184,7 @@ def load_evaluation_data(
         if rows_digest(data[split]) != cut[split]:
             raise ValueError(
                 f"{dataset} has changed since {checkpoint} was trained on it: the {split!r} split that is cut now "
-                f"differs from the one of the training, and may hold images that the model was trained on"
+                f"differs from the one of the training, and may contain images that the model was trained on"
             )
     return data
 

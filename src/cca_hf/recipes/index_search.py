@@ -49,7 +49,7 @@ def search_index(
     Args:
         encoder: encodes the `images`.
         images, items: the queries; without them the `values` are the only query.
-        values: attribute -> value to search for, instead of the query's own.
+        values: attribute -> value to search for, instead of the value of the query.
         attributes: default: all of the index.
 
     Raises:

@@ -113,11 +113,11 @@ class CCATrainingArguments(TrainingArguments):
     )
     crop_scale: float = field(
         default=0.6,
-        metadata={"help": "Smallest share of an image's area that a random crop keeps; 1 turns cropping off."},
+        metadata={"help": "Smallest share of an image's area in a random crop; 1 turns cropping off."},
     )
     crop_ratio: float = field(
         default=4 / 3,
-        metadata={"help": "Largest change of a crop's aspect ratio; 1 keeps the image's ratio."},
+        metadata={"help": "Largest change of a crop's aspect ratio; 1 means no change."},
     )
     colour_jitter: float = field(
         default=0.0,
@@ -186,13 +186,13 @@ class CCATrainingArguments(TrainingArguments):
     eval_accumulation_steps: int | None = field(
         default=16, metadata={"help": "Evaluation batches between moves of the embeddings to the CPU."}
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Has no effect: batches come ready made."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Has no effect."})
     hub_strategy: str = field(
         default="end",
-        metadata={"help": "Only end: with --push_to_hub the repository gets one commit, the evaluated model's."},
+        metadata={"help": "Only end is allowed: --push_to_hub makes one commit, with the evaluated model."},
     )
     restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "A resumed run keeps its count for early stopping."}
+        default=True, metadata={"help": "A resumed run continues its count for early stopping."}
     )
 
     def __post_init__(self) -> None:
@@ -206,7 +206,7 @@ class CCATrainingArguments(TrainingArguments):
         if not evaluates:
             self.load_best_model_at_end = False  # without a metric no checkpoint is the best
         strategy = HubStrategy(self.hub_strategy)
-        allowed = "end: checkpoints stay in output_dir, and the repository gets one commit, the evaluated model's"
+        allowed = "end: checkpoints stay in output_dir, and the repository gets one commit, with the evaluated model"
         _check("hub_strategy", strategy.value, strategy is HubStrategy.END, allowed)
         for name in ("temperature", "margin"):
             _check(name, vars(self)[name], vars(self)[name] > 0, "above 0")
@@ -233,6 +233,6 @@ def _hardware_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def _check(name: str, value: float | str, holds: bool, allowed: str) -> None:
-    if not holds:
+def _check(name: str, value: float | str, valid: bool, allowed: str) -> None:
+    if not valid:
         raise ValueError(f"{name} must be {allowed}, got {value}")

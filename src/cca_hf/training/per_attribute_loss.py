@@ -125,7 +125,7 @@ class PerAttributeLoss(OwnWeights):
         return [parameter for parameter in self.losses.parameters() if parameter.requires_grad]
 
     def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> ConditionalLossOutput:
-        """As [`ConditionalTripletLoss.forward`]. While gradients are recorded, the losses collect their own."""
+        """As [`ConditionalTripletLoss.forward`]. While gradients are recorded, those of the losses are collected."""
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = at_least_fp32(embeddings)
             similarities = cosine_similarities(embeddings.detach(), labels)
@@ -183,7 +183,9 @@ class PerAttributeLoss(OwnWeights):
             return
         path = Path(folder) / FILE_NAME
         if not path.exists():
-            raise ValueError(f"{folder} was made without losses that learn: resume with its own loss, or start anew")
+            raise ValueError(
+                f"{folder} was made without losses that learn: resume with the loss of that training, or start anew"
+            )
         content = torch.load(path, map_location=self._learned()[0].device, weights_only=True)
         try:
             self.losses.load_state_dict(content["losses"])

@@ -39,7 +39,7 @@ class LossOutput(NamedTuple):
         loss: the mean over the batch, which is minimised.
         logs: figures of the batch by name, detached scalars. The log gets their means; NaN means that the batch has no
             such figure. A figure that could not be computed is infinite.
-        collapsed: 1 if all embeddings of the batch are equal, 0 if not, NaN if the batch cannot tell.
+        collapsed: 1 if all embeddings of the batch are equal, 0 if not, NaN if the batch does not show it.
     """
 
     loss: torch.Tensor
@@ -128,8 +128,8 @@ class Loss(nn.Module):
 class Evaluator(Protocol):
     """Computes the figures of a split.
 
-    `forward` runs batch by batch on every process, `score` once, on the main process, with the tensors of the whole
-    split as numpy arrays.
+    `forward` runs on every process for each batch. `score` runs once, on the main process, with the tensors of the
+    whole split as numpy arrays.
     """
 
     collator: Callable[[list[Any]], Any]
@@ -140,7 +140,7 @@ class Evaluator(Protocol):
 
     @property
     def shown_metrics(self) -> Iterable[str]:
-        """The metrics that a progress bar has room for; the log holds all of them."""
+        """The metrics that a progress bar shows; the log contains all metrics."""
 
     def images(self, split: Any) -> Dataset[Any]:
         """The images of a split, given by its name or as a `datasets.Dataset`; other data sets stay as they are."""

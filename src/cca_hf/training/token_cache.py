@@ -120,7 +120,7 @@ class TokenCache:
         folder: created if it does not exist. Its features belong to one backbone, image processor and data set.
         dtype: the stored precision.
         flipped: whether to store the mirror images of `train` as well.
-        autocast: compute in bfloat16 or float16, as the training does; `None` for the model's own precision.
+        autocast: compute in bfloat16 or float16, as the training does; `None` computes in the precision of the model.
 
     Raises:
         ValueError: if the backbone learns, even if only statistics of batch normalisation.
@@ -255,11 +255,11 @@ class TokenCache:
         dtype = getattr(torch, self.dtype)
         for batch in tqdm(loader, desc=f"Token cache ({split})", unit="batch"):
             flat = torch.cat([feature.flatten(1) for feature in self._features(batch)], dim=1)
-            kept = flat.to(dtype)
-            if not torch.isfinite(kept).all():
+            stored = flat.to(dtype)
+            if not torch.isfinite(stored).all():
                 largest = flat.abs().max().item()
                 raise ValueError(f"features of up to {largest:.3g} do not fit into {self.dtype}: use bfloat16")
-            yield kept.cpu().view(torch.uint8).numpy().tobytes()
+            yield stored.cpu().view(torch.uint8).numpy().tobytes()
 
 
 def _shape(described: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
 """The Trainer of all tasks: transformers' Trainer with a [`Task`] in place of data sets, collator and metrics.
 
-What it adds: a loss over the joined batch of all processes that may learn weights of its own, learning rates of
-backbone and head, evaluation by the task's evaluator, and checkpoints that are complete or absent (`checkpoints.py`).
+It adds a loss over the joined batch of all processes, whose own weights can learn; learning rates of backbone and
+head; evaluation by the task's evaluator; and checkpoints that are complete or absent (`checkpoints.py`).
 """
 
 import copy
@@ -66,7 +66,7 @@ class TaskTrainer(WholeCheckpointTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
         args = copy.copy(args)
-        args.remove_unused_columns = False  # batches come ready made
+        args.remove_unused_columns = False  # the collator selects the columns
         evaluator = task.evaluator
         if evaluator is not None and args.metric_for_best_model in (None, "loss"):
             args.metric_for_best_model, args.greater_is_better = evaluator.primary_metric, True
@@ -140,7 +140,7 @@ class TaskTrainer(WholeCheckpointTrainer):
         return self.get_test_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """As `Trainer.get_test_dataloader`; also for the name of a split, which `predict` then takes as well."""
+        """As `Trainer.get_test_dataloader`; also accepts the name of a split, and so does `predict`."""
         return super().get_test_dataloader(self._images(test_dataset))
 
     # ---- Training ----
