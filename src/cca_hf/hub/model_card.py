@@ -97,9 +97,7 @@ def write_model_card(
         usage=model_class.usage_example(name, config),
         attributes=_attributes(config, run),
         counted=run is not None,
-        results=[
-            {**vars(result.card), "image": None if result.image is None else result.image.name} for result in results
-        ],
+        results=results,
         report=(folder / "report.png").exists(),
         curves=(folder / "training.png").exists(),
         training=None if run is None else _training(run),

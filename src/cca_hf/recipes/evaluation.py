@@ -17,10 +17,8 @@ from cca_hf.data.splits import HELD_OUT, with_usual_names
 from cca_hf.data.triplet_images import load_triplets
 from cca_hf.data.triplets import holds_triplets
 from cca_hf.evaluation.entanglement.evaluator import measure_entanglement
-from cca_hf.evaluation.entanglement.result import EntanglementResult
+from cca_hf.evaluation.results import Result
 from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
-from cca_hf.evaluation.retrieval.result import EvaluationResult
-from cca_hf.evaluation.retrieval.triplet_accuracy import TripletResult
 from cca_hf.evaluation.retrieval.triplet_evaluator import TripletEvaluator
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.run_record import RunRecord, rows_digest
@@ -33,7 +31,7 @@ logger = logging.getLogger(__name__)
 class Evaluation:
     """The results of [`evaluate_checkpoint`]."""
 
-    results: tuple[EvaluationResult | TripletResult | EntanglementResult, ...]
+    results: tuple[Result, ...]
 
     def metrics(self) -> dict[str, float | None]:
         """The metrics of all results, as fractions; None where a metric is not defined."""
@@ -102,7 +100,7 @@ def evaluate_checkpoint(
         config_name=config_name,
     )
     result = RetrievalEvaluator(data, split, batch_size=batch_size, num_workers=num_workers)(model)
-    results: list[EvaluationResult | EntanglementResult] = [result]
+    results: list[Result] = [result]
     if output_dir is not None:
         result.save_json(output_dir / "evaluation.json")
         if draws:

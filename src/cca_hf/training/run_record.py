@@ -87,15 +87,14 @@ class RunRecord:
     def of(cls, data: AttributeDataset, loaded_with: Mapping[str, Any], args: CCATrainingArguments) -> "RunRecord":
         """The record of a training that begins in this process; `loaded_with` are the fields of `DataArguments`."""
         dataset = loaded_with["dataset"]
-        folder = Path(dataset).exists()
         own = {each.name for each in fields(CCATrainingArguments)} - {
             each.name for each in fields(transformers.TrainingArguments)
         }
         settings = args.to_dict()  # plain values
-        digests = {split: rows_digest(data[split]) for split in data.cut_splits}
+        cut = {split: rows_digest(data[split]) for split in data.cut_splits}
         return cls(
             dataset=_name(dataset),
-            dataset_on_hub=not folder,
+            dataset_on_hub=not Path(dataset).exists(),
             splits={split: rows.num_rows for split, rows in data.splits.items()},
             value_counts=count_values(data.attributes, data.labels("train")),
             settings={name: settings[name] for name in (*_THEIRS, *sorted(own - {*_PLACES}))},
@@ -105,7 +104,7 @@ class RunRecord:
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
             },
-            data={name: loaded_with[name] for name in _LOADED_WITH} | {"cut_splits": digests},
+            data={name: loaded_with[name] for name in _LOADED_WITH} | {"cut_splits": cut},
         )
 
     def save(self, folder: str | PathLike[str]) -> Path:
