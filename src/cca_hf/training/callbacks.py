@@ -1,9 +1,8 @@
 """Callbacks of the Trainer: the epoch of the batch sampler, the step of the loss, and short logs."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -13,7 +12,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from .task import Loss
+if TYPE_CHECKING:
+    from .trainer import TaskTrainer
 
 _ALWAYS_SHOWN = ("epoch", "loss", "grad_norm", "learning_rate", "eval_runtime", "train_runtime")
 
@@ -36,17 +36,16 @@ class SetEpoch(TrainerCallback):
 class StepLoss(TrainerCallback):
     """Updates the weights of the loss after each step of the model's optimizer that was not skipped."""
 
-    def __init__(self, loss: Loss, accelerator: Accelerator) -> None:
-        self.loss = loss
-        self.accelerator = accelerator
+    def __init__(self, trainer: "TaskTrainer") -> None:
+        self.trainer = trainer  # it may replace its accelerator
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.accelerator.optimizer_step_was_skipped:
-            self.loss.zero_grad()
+        if self.trainer.accelerator.optimizer_step_was_skipped:
+            self.trainer.loss.zero_grad()
         else:
-            self.loss.optimizer_step()
+            self.trainer.loss.optimizer_step()
 
 
 class _Brief(TrainerCallback):

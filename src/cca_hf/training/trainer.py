@@ -90,7 +90,7 @@ class TaskTrainer(WholeCheckpointTrainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
-        self.add_callback(StepLoss(self.loss, self.accelerator))
+        self.add_callback(StepLoss(self))
         if task.batches.batch_sampler is not None:
             self.add_callback(SetEpoch(task.batches.batch_sampler))
         shown = [] if evaluator is None else [f"eval_{name}" for name in evaluator.shown_metrics]
