@@ -201,7 +201,7 @@ def test_files_and_images_that_were_skipped(tmp_path, images):
 
 def test_the_record_is_written_before_the_training_ends(catalogue, tmp_path, monkeypatch):
     """An interrupted training leaves checkpoints, which can be evaluated."""
-    from cca_hf.training.trainer import CCATrainer
+    from cca_hf.recipes.attribute_trainer import CCATrainer
 
     def interrupted(self, **kwargs):
         raise KeyboardInterrupt
