@@ -228,3 +228,35 @@ def test_public_names() -> None:
     assert set(package.__all__) <= set(dir(package))
     with pytest.raises(AttributeError, match="no attribute 'CCAModle'"):
         package.CCAModle  # noqa: B018
+
+
+def takes_training_arguments(source: str) -> bool:
+    """Whether a file has an annotation or a parameter that stands for the training arguments."""
+    for node in ast.walk(ast.parse(source)):
+        annotations = [node.annotation] if isinstance(node, ast.arg | ast.AnnAssign) else []
+        annotations += [node.returns] if isinstance(node, ast.FunctionDef) else []
+        named = isinstance(node, ast.arg) and node.arg == "training_args"
+        if named or any("TrainingArguments" in ast.unparse(each) for each in annotations if each is not None):
+            return True
+    return False
+
+
+def test_training_arguments_pass_through_few_files() -> None:
+    files = [*FILES, *(ROOT / "scripts").glob("*.py")]
+    takers = {name_of(path) for path in files if takes_training_arguments(path.read_text(encoding="utf-8"))}
+    assert {"src/cca_hf/cli/train.py", "src/cca_hf/training/trainer.py"} <= takers and len(takers) <= 8, takers
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("def f(args: CCATrainingArguments | None): ...", True),
+        ("class A:\n    args: 'TrainingArguments'", True),
+        ("async def f(*, training_args): ...", True),
+        ("def read() -> 'tuple[ModelArguments, CCATrainingArguments]': ...", True),
+        ("from x import CCATrainingArguments\nrun(CCATrainingArguments(lr=1))", False),
+    ],
+)
+def test_training_arguments_are_seen(source: str, expected: bool) -> None:
+    """The check itself."""
+    assert takes_training_arguments(source) == expected

@@ -273,7 +273,7 @@ TRIPLETS = ["--dataset", "{prepared}", "--config_name", "triplets"]
         (["evaluate", "--model", MODEL, "--dataset", DATA, "--attributes", "item"], 1, "unknown attribute 'item'"),
         (["evaluate", "--model", MODEL, "--dataset", DATA, "--device", "gpu"], 1, "gpu"),
         (["evaluate", "--model", MODEL, *TRIPLETS, "--split", "tset"], 1, "no split 'tset' (did you mean 'test'?)"),
-        (["evaluate", "--model", MODEL, *TRIPLETS, "--group_column", "item"], 1, "holds ready triplets: there is no"),
+        (["evaluate", "--model", MODEL, *TRIPLETS, "--group_column", "item"], 1, "contains ready triplets: --report"),
         (["evaluate", "--model", MODEL, *TRIPLETS, "--attributes", "color"], 1, "(did you mean 'colour'?)"),
         (["train", "--dataset", "/no/such", "--backbone", "y", "--output_dir", "{tmp}"], 1, "/no/such"),
     ],

@@ -90,7 +90,7 @@ def test_an_index_takes_one_writer(checkpoint, catalogue, tmp_path, capsys, monk
     monkeypatch.setenv("WORLD_SIZE", "2")
     command = ["embed", "--model", str(checkpoint), "--images", str(catalogue), "--output_dir", str(tmp_path / "out")]
     assert main([*command, "--store", str(tmp_path / "shapes.index")]) == 2
-    assert "an index takes one writer" in capsys.readouterr().err
+    assert "an index allows one writer" in capsys.readouterr().err
 
 
 def test_unreadable_pictures(checkpoint, catalogue, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from PIL import Image
 from transformers.pipelines import SUPPORTED_TASKS
 
 from cca_hf import CCAModel, CCATrainer, CCATrainingArguments, load_attribute_dataset
-from cca_hf.hub.publishing import push_run, stage_model
+from cca_hf.cli.train import train_and_report
+from cca_hf.hub.publishing import stage_model
 
 from .conftest import VIT
 from .stand_in import Commit, Repository
@@ -318,12 +320,19 @@ def test_push_to_hub_of_the_trainer(finished, tmp_path):
 
 
 def test_push_to_hub_of_a_training(monkeypatch, tmp_path):
-    told = {}
+    pushed = []
+    run = SimpleNamespace(result="a result", output_dir=tmp_path / "my-run")
+    monkeypatch.setattr("cca_hf.training.process.prepare_process", lambda *settings: None)
+    monkeypatch.setattr("cca_hf.recipes.attribute_retrieval.run_training", lambda *arguments: run)
+    monkeypatch.setattr("cca_hf.recipes.evaluation.can_draw", lambda needed: False)
+    monkeypatch.setattr("cca_hf.hub.model_card.write_model_card", lambda folder: folder / "README.md")
     monkeypatch.setattr(
-        "cca_hf.hub.publishing.push_model", lambda *places, **settings: told.update(settings) or places
+        "cca_hf.hub.publishing.push_model", lambda *places, **settings: pushed.append((places, settings))
     )
-    args = CCATrainingArguments(str(tmp_path / "my-run"), use_cpu=True, bf16=False, hub_token="hf_x")
-    assert push_run(args) == (str(tmp_path / "my-run"), "my-run")
-    assert told == {"private": None, "revision": None, "token": "hf_x"}
+    settings = {"use_cpu": True, "bf16": False, "hub_token": "hf_x"}
+    train_and_report(None, None, CCATrainingArguments(str(run.output_dir), **settings))
+    assert not pushed
+    train_and_report(None, None, CCATrainingArguments(str(run.output_dir), push_to_hub=True, **settings))
+    assert pushed == [((run.output_dir, "my-run"), {"private": None, "revision": None, "token": "hf_x"})]
     with pytest.raises(ValueError, match="hub_strategy must be end: .* got every_save"):
         CCATrainingArguments(str(tmp_path), hub_strategy="every_save")

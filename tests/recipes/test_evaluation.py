@@ -119,9 +119,9 @@ def test_a_data_set_that_moved_is_the_same(run, catalogue, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--split_seed", 4], "was trained with --split_seed 3, which decides which images its 'test' split holds"),
+        (["--split_seed", 4], "was trained with --split_seed 3, which decides which images its 'test' split contains"),
         (["--group_column", "colour"], "was trained with --group_column item, which"),
-        (["--split", "train", "--split-seed", 0], "which images its 'train' split holds; with --split_seed 0"),
+        (["--split", "train", "--split-seed", 0], "which images its 'train' split contains; with --split_seed 0"),
     ],
 )  # fmt: skip
 def test_flags_that_contradict_the_training(run, catalogue, capsys, words, message):

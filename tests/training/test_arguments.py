@@ -88,7 +88,7 @@ def test_a_wrong_name_in_a_file_is_said(tmp_path, capsys):
     file.write_text("[1, 2]")
     with pytest.raises(SystemExit):
         parse_arguments([str(file)])
-    assert "must hold names and values, got list" in capsys.readouterr().err
+    assert "must contain names and values, got list" in capsys.readouterr().err
 
 
 def test_without_evaluation_there_is_no_best_checkpoint():

@@ -67,7 +67,7 @@ def test_it_goes_on_where_it_stopped_and_never_over_another_run(make_args, shape
     model_args = ModelArguments(backbone_config=VIT)
     run_training(model_args, data_args, make_args(resume_from_checkpoint="last"))
     assert "training starts at the beginning" in caplog.text
-    with pytest.raises(ValueError, match=f"holds checkpoint-{EPOCH} of an earlier run"):
+    with pytest.raises(ValueError, match=f"contains checkpoint-{EPOCH} of an earlier run"):
         run_training(model_args, data_args, make_args())
     more = run_training(model_args, data_args, make_args(num_train_epochs=2, resume_from_checkpoint="last"))
     steps = [entry["step"] for entry in more.history if "loss" in entry]

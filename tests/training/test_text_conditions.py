@@ -84,8 +84,8 @@ def test_names_or_sentences(tmp_path):
     ("content", "message"),
     [
         ({"closures": "how it is closed"}, r"unknown attribute 'closures'\. Did you mean 'closure'\?"),
-        (["how it is closed"], r"must hold sentences by attribute name: \{'closure': '...'\}"),
-        ({"closure": 3}, "must hold sentences by attribute name"),
+        (["how it is closed"], r"must contain sentences by attribute name: \{'closure': '...'\}"),
+        ({"closure": 3}, "must contain sentences by attribute name"),
     ],
 )
 def test_unfit_sentences(tmp_path, content, message):

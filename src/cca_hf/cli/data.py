@@ -1,8 +1,7 @@
 """`cca data`: published benchmarks as data sets of this package, and data sets on the Hub."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,9 +21,6 @@ from .options import (
     switch,
 )
 
-if TYPE_CHECKING:
-    from cca_hf.data.benchmarks.annotations import Benchmark
-
 app = typer.Typer(
     name="data",
     help="Convert the original downloads of benchmarks to data sets for the other commands; put data sets on the Hub.",
@@ -32,32 +28,12 @@ app = typer.Typer(
 )
 
 
-class Prepared(StrEnum):
-    """The benchmarks that 'cca data prepare' converts."""
-
-    FASHIONAI = "fashionai"
-    DARN = "darn"
-    DEEPFASHION = "deepfashion"
-    ZAPPOS50K = "zappos50k"
-
-
-class Downloaded(StrEnum):
-    """The benchmarks that are published as lists of addresses."""
-
-    DARN = "darn"
-
-
-class Triplets(StrEnum):
-    """The source of the triplets of Zappos50K."""
-
-    LISTS = "lists"
-    SAMPLE = "sample"
-    NONE = "none"
-
-
 @app.command(cls=Command)
 def prepare(
-    benchmark: Annotated[Prepared, typer.Argument(metavar="NAME", help="fashionai, darn, deepfashion or zappos50k.")],
+    benchmark: Annotated[
+        Literal["fashionai", "darn", "deepfashion", "zappos50k"],
+        typer.Argument(metavar="NAME", help="fashionai, darn, deepfashion or zappos50k."),
+    ],
     root: Annotated[Path, option("root", "FOLDER", "Folder with the unpacked download.")],
     output: Annotated[Path, option("output", "FOLDER", "A new folder for the data set.")],
     asen_splits: Annotated[
@@ -72,7 +48,7 @@ def prepare(
         bool, switch("annotations_only", "Write the paths of the images instead of the images.")
     ] = False,
     triplets: Annotated[
-        Triplets | None,
+        Literal["lists", "sample", "none"] | None,
         option(
             "triplets",
             "KIND",
@@ -94,15 +70,22 @@ def prepare(
       cca data prepare zappos50k --root zappos --output zappos50k
       cca train --dataset fashionai --backbone google/vit-base-patch16-224-in21k --output_dir out
     """
-    is_zappos = benchmark is Prepared.ZAPPOS50K
-    given = {"--asen_splits": asen_splits} if is_zappos else {"--triplets": triplets, "--seed": seed}
+    given = {"--triplets": triplets, "--seed": seed} if benchmark != "zappos50k" else {"--asen_splits": asen_splits}
     for name, value in given.items():
         if value is not None:
-            raise UsageError(f"{name} is not for {benchmark.value}")
+            raise UsageError(f"{name} is not for {benchmark}")
     with stdout_kept_clean():
+        from cca_hf.data.benchmarks.darn import load_darn
+        from cca_hf.data.benchmarks.deepfashion import load_deepfashion
+        from cca_hf.data.benchmarks.fashionai import load_fashionai
         from cca_hf.data.benchmarks.prepare import prepare_benchmark
+        from cca_hf.data.benchmarks.zappos50k import load_zappos50k
 
-        loaded = _load(benchmark, root, asen_splits, triplets or Triplets.LISTS, seed or 0)
+        if benchmark == "zappos50k":
+            loaded = load_zappos50k(root, triplets or "lists", seed or 0)
+        else:
+            load = {"fashionai": load_fashionai, "darn": load_darn, "deepfashion": load_deepfashion}[benchmark]
+            loaded = load(root, asen_splits)
         coverage = prepare_benchmark(loaded, output, with_images=not annotations_only)
     for split, counts in coverage.items():
         print(f"{split}: {counts if counts.found < counts.listed else f'{counts.listed:,} images'}")
@@ -113,24 +96,9 @@ def prepare(
     print(f"written: {output}")
 
 
-def _load(benchmark: Prepared, root: Path, asen_splits: Path | None, triplets: Triplets, seed: int) -> "Benchmark":
-    from cca_hf.data.benchmarks.darn import load_darn
-    from cca_hf.data.benchmarks.deepfashion import load_deepfashion
-    from cca_hf.data.benchmarks.fashionai import load_fashionai
-    from cca_hf.data.benchmarks.zappos50k import load_zappos50k
-
-    if benchmark is Prepared.FASHIONAI:
-        return load_fashionai(root, asen_splits)
-    if benchmark is Prepared.DARN:
-        return load_darn(root, asen_splits)
-    if benchmark is Prepared.DEEPFASHION:
-        return load_deepfashion(root, asen_splits)
-    return load_zappos50k(root, triplets.value, seed)
-
-
 @app.command(cls=Command)
 def download(
-    benchmark: Annotated[Downloaded, typer.Argument(metavar="NAME", help="darn.")],
+    benchmark: Annotated[Literal["darn"], typer.Argument(metavar="NAME", help="darn.")],
     urls: Annotated[Path, option("urls", "FILE", "The benchmark's list: lines '<folder>/<name> <url>'.")],
     output: Annotated[Path, option("output", "FOLDER", "Folder for pic/<folder>/<name>.jpg and dead_links.tsv.")],
     size: Annotated[int, option("size", "PIXELS", "Shorter side; a smaller image keeps its size.", min=1)] = 320,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from .options import Device, OptionalModel, UsageError, load_model, model_of_index, option, stdout_kept_clean, switch
+from .options import Device, OptionalModel, UsageError, model_of_index, option, stdout_kept_clean, switch
 
 
 def demo(
@@ -39,11 +39,12 @@ def demo(
     if model is not None and store is None:
         raise UsageError("--model needs the --store that it made: 'cca index' makes one")
     if export is not None and (host is not None or port is not None or open_browser):
-        raise UsageError("--export writes a folder and opens nothing: --host, --port and --open go without it")
+        raise UsageError("--export writes a folder and opens no page: leave out --host, --port and --open")
     with stdout_kept_clean():
         from cca_hf.hub.space import Lookup, export_space, launch_space
         from cca_hf.hub.space.page import TITLE
         from cca_hf.hub.space.shapes import index_shapes, train_shapes
+        from cca_hf.models.loading import load_model
         from cca_hf.search import AttributeIndex
         from cca_hf.training.process import prepare_process
 

@@ -2,10 +2,9 @@
 
 import json
 import os
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from .options import (
     Attributes,
@@ -18,45 +17,14 @@ from .options import (
     OptionalDataset,
     OutputDir,
     Precision,
-    PrecisionOption,
     Split,
     UsageError,
     load_encoder,
-    load_model,
     option,
     resolved,
     stdout_kept_clean,
     switch,
 )
-
-
-class Numbers(StrEnum):
-    """Number types of embeddings in files."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    INT8 = "int8"
-
-
-class OnUnreadable(StrEnum):
-    """What to do with an image that cannot be read."""
-
-    ERROR = "error"
-    SKIP = "skip"
-
-
-class Engine(StrEnum):
-    """What runs the work of 'cca embed'."""
-
-    LOOP = "loop"
-    RAY = "ray"
-
-
-class Runtime(StrEnum):
-    """What runs an exported model."""
-
-    ONNX = "onnx"
-    OPENVINO = "openvino"
 
 
 def embed(
@@ -73,8 +41,10 @@ def embed(
         list[str] | None, option("columns", "NAME ...", "Columns of the data set to store next to the embeddings.")
     ] = None,
     attributes: Attributes = None,
-    dtype: Annotated[Numbers, option("dtype", None, "Number type of the embeddings in the files.")] = Numbers.FLOAT32,
-    precision: PrecisionOption = Precision.AUTO,
+    dtype: Annotated[
+        Literal["float32", "float16", "int8"], option("dtype", None, "Number type of the embeddings in the files.")
+    ] = "float32",
+    precision: Precision = "auto",
     batch_size: Annotated[
         int | None,
         option(
@@ -86,12 +56,13 @@ def embed(
     ] = 4096,
     num_workers: NumWorkers = None,
     on_unreadable: Annotated[
-        OnUnreadable, option("on_unreadable", None, "Stop at an image that cannot be read, or skip it.")
-    ] = OnUnreadable.ERROR,
+        Literal["error", "skip"], option("on_unreadable", None, "Stop at an image that cannot be read, or skip it.")
+    ] = "error",
     device: Device = None,
     engine: Annotated[
-        Engine, option("engine", None, "loop: this process. ray: workers on this machine or a Ray cluster.")
-    ] = Engine.LOOP,
+        Literal["loop", "ray"],
+        option("engine", None, "loop: this process. ray: workers on this machine or a Ray cluster."),
+    ] = "loop",
     ray_workers: Annotated[
         int | None, option("ray_workers", "NUMBER", "Default: one worker for each GPU, or for each machine.", min=1)
     ] = None,
@@ -118,32 +89,32 @@ def embed(
         raise UsageError("give either --images or --dataset")
     if images is not None and (split or id_column or columns):
         raise UsageError("--split, --id_column and --columns are for a --dataset; image files have none")
-    if engine is Engine.LOOP and ray_workers is not None:
+    if engine == "loop" and ray_workers is not None:
         raise UsageError("--ray_workers is for --engine ray")
-    if engine is Engine.RAY and several:
+    if engine == "ray" and several:
         raise UsageError("--engine ray starts its own workers; run it without a launcher")
     if store is not None and several:
-        raise UsageError("an index takes one writer: run 'cca index --embeddings' when all processes have finished")
+        raise UsageError("an index allows one writer: run 'cca index --embeddings' when all processes have finished")
     with stdout_kept_clean():
         from cca_hf.embedding.catalogue import Catalogue
         from cca_hf.embedding.job import EmbeddingSettings, embed_catalogue
 
         if images is not None:
             # the workers of Ray start in another working directory
-            catalogue = Catalogue.from_folder(images.resolve() if engine is Engine.RAY else images)
+            catalogue = Catalogue.from_folder(images.resolve() if engine == "ray" else images)
         else:
             catalogue = Catalogue.from_dataset(
                 dataset or "", split=split, image_column=image_column, id_column=id_column, columns=columns or ()
             )
         rank, num_ranks, device = _place_among_processes(device)
-        settings = EmbeddingSettings(attributes, dtype.value, shard_size, batch_size, num_workers, on_unreadable.value)
-        if engine is Engine.RAY:
+        settings = EmbeddingSettings(attributes, dtype, shard_size, batch_size, num_workers, on_unreadable)
+        if engine == "ray":
             from cca_hf.embedding.ray_engine import embed_catalogue_on_ray
 
-            loading = partial(load_encoder, resolved(model), device, precision.value)
+            loading = partial(load_encoder, resolved(model), device, precision)
             done = embed_catalogue_on_ray(loading, catalogue, output_dir.resolve(), settings, ray_workers=ray_workers)
         else:
-            encoder = load_encoder(model, device, precision.value)
+            encoder = load_encoder(model, device, precision)
             done = embed_catalogue(
                 encoder, catalogue, output_dir, settings, rank=rank, num_ranks=num_ranks, show_progress=rank == 0
             )
@@ -173,8 +144,8 @@ def export(
     model: Model,
     output_dir: OutputDir,
     runtime: Annotated[
-        Runtime, option("runtime", None, "Where the model will run: ONNX Runtime or OpenVINO.")
-    ] = Runtime.ONNX,
+        Literal["onnx", "openvino"], option("runtime", None, "Where the model will run: ONNX Runtime or OpenVINO.")
+    ] = "onnx",
     attributes: Attributes = None,
     attribute_input: Annotated[
         bool, switch("attribute_input", "Give the graph an input for the attributes to encode.")
@@ -193,12 +164,13 @@ def export(
       cca export --model out --output_dir shoes-openvino --runtime openvino --attributes colour closure
     """
     with stdout_kept_clean():
+        from cca_hf.models.loading import load_model
         from cca_hf.runtimes.export import export_model
 
         folder = export_model(
             load_model(model, "cpu", "float32"),
             output_dir,
-            runtime.value,
+            runtime,
             attributes=attributes,
             attribute_input=attribute_input,
             int8=int8,

@@ -14,7 +14,6 @@ from .options import (
     Model,
     NumWorkers,
     UsageError,
-    load_model,
     option,
     stdout_kept_clean,
     switch,
@@ -85,6 +84,7 @@ def evaluate(
     if report and output_dir is None:
         raise UsageError("--report needs --output_dir")
     with stdout_kept_clean():
+        from cca_hf.models.loading import load_model
         from cca_hf.recipes.evaluation import evaluate_checkpoint
 
         evaluation = evaluate_checkpoint(

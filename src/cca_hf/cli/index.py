@@ -111,7 +111,7 @@ def move(
     source: Annotated[str, typer.Argument(metavar="FROM", help="The existing index.")],
     target: Annotated[str, typer.Argument(metavar="TO", help="Its new place, on the same engine or the other.")],
 ) -> None:
-    """Copy an index to another place. An interrupted copy is resumed by the same command. FROM is kept.
+    """Copy an index to another place. An interrupted copy is resumed by the same command. FROM is not deleted.
 
     \b
     Examples:

@@ -1,19 +1,17 @@
-"""What the commands of `cca` share: how words become options, the options themselves, and loading a model."""
+"""Shared by the commands of `cca`: the parsing of options, the options of several commands, and loading a model."""
 
 import contextlib
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 if TYPE_CHECKING:
     from cca_hf.models.encoding import ImageEncoder
-    from cca_hf.models.modeling_cca import CCAModel
 
 # Recent versions of typer contain a copy of click; this is the right class with or without it.
 UsageError: Any = typer.BadParameter.__base__
@@ -68,15 +66,6 @@ def _one_value_each(command: Any, context: Any, words: list[str]) -> list[str]:
 # ---- Options of several commands ----
 
 
-class Precision(StrEnum):
-    """The type of number a model computes in."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
 def option(name: str, metavar: str | None, text: str, **limits: Any) -> Any:
     """An option with a value, for `Annotated`."""
     return typer.Option(f"--{name}", metavar=metavar, help=text, **limits)
@@ -118,8 +107,9 @@ Device = Annotated[
     str | None,
     option("device", "NAME", "cpu, cuda, cuda:1, mps, ... Default: the accelerator, if the machine has one."),
 ]
-PrecisionOption = Annotated[
-    Precision, option("precision", None, "Number type of the computation; auto is the type the model was saved in.")
+Precision = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    option("precision", None, "Number type of the computation; auto is the type the model was saved in."),
 ]
 Json = Annotated[bool, switch("json", "Print JSON instead of text.")]
 Repo = Annotated[str, option("repo", "ID", "Repository on the Hub, such as me/shoes.")]
@@ -132,7 +122,7 @@ DryRun = Annotated[Path | None, option("dry_run", "FOLDER", "Write the files to 
 Licence = Annotated[str | None, option("license", "ID", "Licence to name on the card, such as apache-2.0.")]
 
 
-# ---- What the commands do before their one call ----
+# ---- Used by several commands before their call of the library ----
 
 
 def named_values(name_of_option: str, words: list[str] | None, form: str = "NAME=...") -> dict[str, str]:
@@ -146,26 +136,21 @@ def named_values(name_of_option: str, words: list[str] | None, form: str = "NAME
     return values
 
 
-def load_model(name: str, device: str | None, precision: str = "auto") -> "CCAModel":
-    """As [`cca_hf.models.loading.load_model`], imported when a command needs it."""
-    from cca_hf.models.loading import load_model
-
-    return load_model(name, device, precision)
-
-
 def load_encoder(name: str, device: str | None, precision: str = "auto") -> "ImageEncoder":
-    """As `load_model`, or what `cca export` wrote."""
+    """Loads a checkpoint, or a folder that `cca export` wrote."""
+    from cca_hf.models.loading import load_model
     from cca_hf.runtimes.exported import ExportedModel, is_exported
 
     if not is_exported(name):
-        return load_model(name, device, precision)
+        encoder: ImageEncoder = load_model(name, device, precision)
+        return encoder
     if device not in (None, "cpu") or precision not in ("auto", "float32"):
         raise ValueError(f"{name} is an exported model: it runs on the CPU, in the precision that it was exported in")
     return ExportedModel.from_pretrained(name)
 
 
 def resolved(name: str) -> str:
-    """A folder as an absolute path, which is still right in another process or working directory; an id as it is."""
+    """The absolute path of a folder, which is valid in any working directory; an id is returned unchanged."""
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 

@@ -32,7 +32,7 @@ def search(
         option(
             "value",
             "NAME=VALUE ...",
-            "Values to search for. With --image or --item, they replace its own values ('this one, but red').",
+            "Values to search for. With --image or --item, they replace the query's values ('this one, but red').",
         ),
     ] = None,
     attribute: Annotated[

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Annotated
 
-from .options import Device, Encoder, Precision, PrecisionOption, load_encoder, option, stdout_kept_clean, switch
+from .options import Device, Encoder, Precision, load_encoder, option, stdout_kept_clean, switch
 
 
 def serve(
@@ -40,7 +40,7 @@ def serve(
         ),
     ] = None,
     device: Device = None,
-    precision: PrecisionOption = Precision.AUTO,
+    precision: Precision = "auto",
 ) -> None:
     """Serve a model over HTTP: images in, one embedding per attribute out.
 
@@ -67,5 +67,5 @@ def serve(
             allow_urls=limits.allow_urls if allow_urls is None else allow_urls,
         )
         settings = ServerSettings(host, port, max_batch, max_waiting, max_body)
-        encoder = load_encoder(model, device, precision.value)
+        encoder = load_encoder(model, device, precision)
     serve_encoder(encoder, model, limits, settings)

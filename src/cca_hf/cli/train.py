@@ -1,4 +1,4 @@
-"""`cca train`: a data set and a backbone in, a trained and evaluated checkpoint out."""
+"""`cca train`: trains a model on a data set and evaluates it."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ def train(context: typer.Context) -> None:
     """Train a model, evaluate the best checkpoint once on the test split, and write a report and a model card.
 
     The most used flags are --dataset, --attributes, --backbone and --output_dir. If the data set has no validation or
-    test split, it is cut from the training images. Flags can also stand in a YAML or JSON file.
+    test split, it is cut from the training images. A YAML or JSON file can contain the flags.
 
     \b
     Examples:
@@ -56,7 +56,7 @@ def train_and_report(
 ) -> None:
     """Trains, then writes the report and the model card, and pushes the model if `push_to_hub` is set."""
     from cca_hf.hub.model_card import write_model_card
-    from cca_hf.hub.publishing import push_run
+    from cca_hf.hub.publishing import push_model
     from cca_hf.recipes.attribute_retrieval import run_training
     from cca_hf.recipes.evaluation import can_draw, report_name
     from cca_hf.training.process import prepare_process
@@ -73,4 +73,11 @@ def train_and_report(
         print(f"report: {page}")
     print(f"model card: {write_model_card(run.output_dir)}")
     if training_args.push_to_hub:
-        print(f"pushed: {push_run(training_args)}")
+        commit = push_model(
+            run.output_dir,
+            training_args.hub_model_id or run.output_dir.absolute().name,
+            private=training_args.hub_private_repo,
+            revision=training_args.hub_revision,
+            token=training_args.hub_token,
+        )
+        print(f"pushed: {commit}")

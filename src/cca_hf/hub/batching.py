@@ -70,7 +70,7 @@ class Batcher:
     async def embed(
         self, images: Sequence[ImageInput], attribute_ids: list[int], readers: ThreadPoolExecutor | None = None
     ) -> list[torch.Tensor | Exception]:
-        """The embeddings of each image, (attributes, dim) float32 on the CPU, or the error that occurred for it.
+        """The embeddings of each image, (attributes, dim) float32 on the CPU, or its error.
 
         Args:
             images: accessed one by one in the threads that read them; an error of the access is the image's error.

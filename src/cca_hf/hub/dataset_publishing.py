@@ -22,6 +22,7 @@ from cca_hf.data.new_folder import check_new
 from cca_hf.data.parquet_files import write_split
 from cca_hf.data.schema import IMAGE_COLUMN, AttributeDataset
 from cca_hf.models.whole_files import staged, write_text
+from cca_hf.training.run_record import count_values
 
 from .commit import commit_folder
 
@@ -135,11 +136,7 @@ def make_dataset_card(data: AttributeDataset, repo_id: str, *, with_images: bool
     name = repo_id.split("/")[-1]
     summary = data.summary()
     images = sum(split.images for split in summary.splits.values())
-    labels = np.concatenate([data.labels(split) for split in data.splits])
-    counts = {
-        attribute: dict(zip(values, np.bincount(column[column >= 0], minlength=len(values)).tolist(), strict=True))
-        for (attribute, values), column in zip(data.attributes.items(), labels.T, strict=True)
-    }
+    counts = count_values(data.attributes, np.concatenate([data.labels(split) for split in data.splits]))
     arguments = [f'"{repo_id}"', f"attributes={list(data.attributes)}".replace("'", '"')]
     if data.group_column is not None:
         arguments.append(f'group_column="{data.group_column}"')

@@ -36,13 +36,16 @@ from transformers import AutoModel
 Readable: TypeAlias = bytes | Image.Image
 Answer: TypeAlias = dict[str, list[float]] | list[dict[str, list[float]]]
 
-STATUS_OF = {  # kind of a RequestError -> HTTP status
+STATUS_OF = {  # kind of a RequestError -> HTTP status; only `cca serve` uses broken_off, too_slow and 415
     "invalid_request": 400,
     "unknown_attribute": 400,
     "unknown_parameter": 400,
     "url_not_allowed": 400,
+    "broken_off": 400,
+    "too_slow": 408,
     "too_large": 413,
     "too_many_pictures": 413,
+    "unsupported_media_type": 415,
     "unreadable_picture": 422,
     "unreachable_url": 422,
 }

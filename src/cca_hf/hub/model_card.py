@@ -5,7 +5,7 @@ result that is measured later, put its file into the folder and write the card a
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -97,9 +97,7 @@ def write_model_card(
         usage=model_class.usage_example(name, config),
         attributes=_attributes(config, run),
         counted=run is not None,
-        results=[
-            {**vars(result.card), "image": None if result.image is None else result.image.name} for result in results
-        ],
+        results=results,
         report=(folder / "report.png").exists(),
         curves=(folder / "training.png").exists(),
         training=None if run is None else _training(run),
@@ -230,25 +228,21 @@ def _training(run: RunRecord) -> str:
 def _attributes(config: PreTrainedConfig, run: RunRecord | None) -> list[tuple[str, int, str]]:
     """(name, number of values, the most frequent values); without a run, the values that the checkpoint names."""
     if run is not None:
-        return [
-            (name, len(counts), _listed([f"{value} ({count:,})" for value, count in _by_frequency(counts)]))
-            for name, counts in run.value_counts.items()
-        ]
+        rows = []
+        for name, counts in run.value_counts.items():
+            frequent = sorted(counts.items(), key=lambda pair: -pair[1])
+            rows.append((name, len(counts), _listed([f"{value} ({count:,})" for value, count in frequent])))
+        return rows
     if not isinstance(config, AttributeConfig):
         return []
     values = config.attribute_values or {}
     return [(name, len(values.get(name, [])), _listed(values.get(name, []))) for name in config.attributes]
 
 
-def _by_frequency(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    return sorted(counts.items(), key=lambda pair: -pair[1])
-
-
-def _listed(texts: Iterable[str]) -> str:
+def _listed(texts: Sequence[str]) -> str:
     """The first texts, and the number of the others."""
-    every = list(texts)
-    more = [f"and {len(every) - _LISTED} more"] if len(every) > _LISTED else []
-    return ", ".join([*every[:_LISTED], *more])
+    more = [f"and {len(texts) - _LISTED} more"] if len(texts) > _LISTED else []
+    return ", ".join([*texts[:_LISTED], *more])
 
 
 def _limits(config: PreTrainedConfig, run: RunRecord | None, results: list[StoredResult]) -> list[str]:

@@ -19,7 +19,6 @@ from tempfile import TemporaryDirectory
 from cca_hf.data.new_folder import check_new
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.models.loading import load_model
-from cca_hf.training.arguments import CCATrainingArguments
 from cca_hf.visualization.page import public_name
 from cca_hf.visualization.report import EXAMPLES
 
@@ -74,17 +73,6 @@ def push_model(
         )
 
 
-def push_run(args: CCATrainingArguments) -> str:
-    """[`push_model`] for `--push_to_hub`: pushes the output folder, with the settings of the `hub_*` arguments."""
-    return push_model(
-        args.output_dir,
-        args.hub_model_id or Path(args.output_dir).absolute().name,
-        private=args.hub_private_repo,
-        revision=args.hub_revision,
-        token=args.hub_token,
-    )
-
-
 def stage_model(
     folder: str | PathLike[str],
     output: str | PathLike[str],
@@ -121,9 +109,9 @@ def stage_model(
         shutil.copytree(folder / EXAMPLES, output / EXAMPLES)
     for name in _BESIDE:
         shutil.copy(Path(__file__).with_name(name), output)
-    own = folder / "README.md"
-    if own.is_file() and f'"{repo_id}"' in own.read_text(encoding="utf-8"):
-        _copy_card(own, output)
+    card = folder / "README.md"
+    if card.is_file() and f'"{repo_id}"' in card.read_text(encoding="utf-8"):
+        _copy_card(card, output)
     else:
         write_model_card(output, model_id=repo_id, licence=licence, baselines=baselines)
     return output

@@ -73,15 +73,6 @@ class ServerSettings:
     shutdown_seconds: int = 30
 
 
-class _Failure(Exception):
-    """An error that is not about the content of the request."""
-
-    def __init__(self, status: int, kind: str, message: str):
-        super().__init__(message)
-        self.status = status
-        self.kind = kind
-
-
 class EmbeddingServer:
     """The routes and their shared state."""
 
@@ -149,7 +140,7 @@ class EmbeddingServer:
         try:
             async with self._body(request) as body:
                 response = Response(await self._answer(request, body), media_type="application/json")
-        except (RequestError, _Failure) as error:
+        except RequestError as error:
             response = _error(error.status, error.kind, str(error))
             error.__traceback__ = None  # its frames hold the body, in a cycle that only the garbage collector ends
         except BusyError as error:
@@ -191,7 +182,7 @@ class EmbeddingServer:
         if kind.startswith("image/") or kind == "application/octet-stream":
             return self.reader.parse({"inputs": body, "parameters": parameters})
         allowed = "application/json, image/... or application/octet-stream"
-        raise _Failure(415, "unsupported_media_type", f"Content-Type must be {allowed}; got {kind[:100]!r}")
+        raise RequestError("unsupported_media_type", f"Content-Type must be {allowed}; got {kind[:100]!r}")
 
     @contextlib.asynccontextmanager
     async def _body(self, request: HTTPRequest) -> AsyncIterator[bytes]:
@@ -212,9 +203,9 @@ class EmbeddingServer:
                             raise BusyError(f"requests of {self.bytes_held:,} bytes are being received")
                         chunks.append(chunk)
             except ClientDisconnect as error:
-                raise _Failure(400, "broken_off", "the connection closed before the end of the request") from error
+                raise RequestError("broken_off", "the connection closed before the end of the request") from error
             except TimeoutError as error:
-                raise _Failure(408, "too_slow", f"the request was not complete after {_BODY_SECONDS:g} s") from error
+                raise RequestError("too_slow", f"the request was not complete after {_BODY_SECONDS:g} s") from error
             body = b"".join(chunks)
             chunks.clear()
             yield body

@@ -5,7 +5,7 @@ import logging
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -26,7 +26,6 @@ from cca_hf.training.run_record import RunRecord
 
 from .attribute_trainer import CCATrainer
 from .command_line import DataArguments, ModelArguments
-from .command_line import parse_arguments as parse_arguments
 from .text_conditions import attribute_texts, embed_texts
 
 logger = logging.getLogger(__name__)
@@ -34,9 +33,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What `run_training` returns; `output_dir` holds the same.
+    """What `run_training` returns; `output_dir` contains the same.
 
-    `result` is the evaluation of the test split, on the main process alone. `metrics` is the content of
+    `result` is the evaluation of the test split; only the main process has it. `metrics` is the content of
     `all_results.json`, and `history` the log.
     """
 
@@ -51,22 +50,21 @@ class TrainingRun:
 def run_training(
     model_args: ModelArguments, data_args: DataArguments, training_args: CCATrainingArguments
 ) -> TrainingRun:
-    """Trains a model, keeps the best checkpoint on validation, evaluates it once on test, and saves everything.
+    """Trains a model, selects the best checkpoint on validation, evaluates it once on test, and saves everything.
 
     `output_dir` gets the model with image processor, pipeline and code; `all_results.json` with `test_map`,
     `test_map_<attribute>`, ... and their chance levels, as fractions; `test_evaluation.json` with the figures of each
     value; `run.json` with data, settings, hardware and versions; `trainer_state.json`. Prints the table of the test
     split.
 
-    The test split is evaluated as `cca evaluate` does it: the images are read, and the model computes in the precision
-    of the saved checkpoint, whatever the training did.
+    The test split is evaluated as by `cca evaluate`: from the image files, in the precision of the saved checkpoint.
 
-    The caller pushes the result to the Hub, after it has written report and card.
+    The caller writes the report and the card, and pushes to the Hub.
 
     `resume_from_checkpoint="last"` resumes from the last complete checkpoint in `output_dir`, if there is one.
 
     Raises:
-        ValueError: for bad data, or an `output_dir` that holds another run's checkpoints, before any work is done.
+        ValueError: for bad data, or an `output_dir` with checkpoints of another run, before any work is done.
         UnreadableImageError: names the images that cannot be read, unless they are to be skipped.
         TrainingFailedError, CheckpointError: see [`CCATrainer.train`].
     """
@@ -89,36 +87,33 @@ def run_training(
     trainer.save_metrics("train", outcome.metrics)
 
     trained = trainer.unwrapped_model().eval()
-    measured = measure(trained, test, trainer.accelerator)
-    trainer.log(dict(measured.metrics))
-    trainer.save_metrics("test", measured.metrics)
+    metrics, result, confusions = measure(trained, test, trainer.accelerator)
+    trainer.log(dict(metrics))
+    trainer.save_metrics("test", metrics)
     trainer.save_state()
     output_dir = Path(trainer.args.output_dir)
-    if measured.result is not None and record is not None:
-        measured.result.save_json(output_dir / "test_evaluation.json")
-        seconds = outcome.metrics["train_runtime"]
-        replace(record, seconds=seconds, confusions=measured.confusions).save(output_dir)
-        print(f"\nRetrieval on the test split ({output_dir})\n{measured.result.table()}")
+    if result is not None and record is not None:
+        result.save_json(output_dir / "test_evaluation.json")
+        replace(record, seconds=outcome.metrics["train_runtime"], confusions=confusions).save(output_dir)
+        print(f"\nRetrieval on the test split ({output_dir})\n{result.table()}")
     return TrainingRun(
         model=trained,
         data=data,
-        result=measured.result,
-        metrics={**outcome.metrics, **measured.metrics},
+        result=result,
+        metrics={**outcome.metrics, **metrics},
         history=trainer.state.log_history,
         output_dir=output_dir,
     )
 
 
-class Measured(NamedTuple):
-    """The evaluation of a split; the result and the confusions on the main process alone."""
+def measure(
+    model: CCAModel, evaluator: RetrievalEvaluator, accelerator: Accelerator
+) -> tuple[dict[str, float], EvaluationResult | None, dict[str, list[Confusion]]]:
+    """Evaluates a split; each process embeds a part of its images.
 
-    metrics: dict[str, float]
-    result: EvaluationResult | None
-    confusions: dict[str, list[Confusion]]
-
-
-def measure(model: CCAModel, evaluator: RetrievalEvaluator, accelerator: Accelerator) -> Measured:
-    """Evaluates a split, each process embedding a part of its images."""
+    Returns:
+        The metrics; on the main process also the result, and the most frequent confusions of each attribute.
+    """
     start = time.time()
     data, splits = evaluator.dataset, [evaluator.query_split]
     if evaluator.gallery_split is not None:
@@ -126,8 +121,8 @@ def measure(model: CCAModel, evaluator: RetrievalEvaluator, accelerator: Acceler
     embedded = []
     for split in splits:
         rows = np.array_split(np.arange(data[split].num_rows), accelerator.num_processes)[accelerator.process_index]
-        own = evaluator.embed(model, data[split].select(rows)["image"]) if len(rows) else None
-        parts = [part for part in gather_object([own]) if part is not None]
+        embeddings = evaluator.embed(model, data[split].select(rows)["image"]) if len(rows) else None
+        parts = [part for part in gather_object([embeddings]) if part is not None]
         embedded.append(Gallery.of_split(data, split, np.concatenate(parts), data.labels(split)))
     queries, *galleries = embedded
     gallery = galleries[0] if galleries else None
@@ -141,7 +136,7 @@ def measure(model: CCAModel, evaluator: RetrievalEvaluator, accelerator: Acceler
         metrics = [{f"test_{name}": value for name, value in result.metrics().items()}]
         metrics[0] |= speed_metrics("test", start, num_samples=sum(data[split].num_rows for split in splits))
     broadcast_object_list(metrics)
-    return Measured(metrics[0], result, confusions)
+    return metrics[0], result, confusions
 
 
 def load_data(data_args: DataArguments) -> AttributeDataset:
@@ -209,7 +204,7 @@ def _checkpoint_to_resume(args: CCATrainingArguments) -> str | None:
         return None if last is None else str(last)
     if args.resume_from_checkpoint is None and last is not None:
         raise ValueError(
-            f"{args.output_dir} holds {last.name} of an earlier run. Resume it with --resume_from_checkpoint last, "
+            f"{args.output_dir} contains {last.name} of an earlier run. Resume it with --resume_from_checkpoint last, "
             "or give another --output_dir"
         )
     return args.resume_from_checkpoint

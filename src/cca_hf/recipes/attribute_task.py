@@ -1,4 +1,4 @@
-"""The task of attribute retrieval, made of the arguments: its batches, its loss and its evaluator."""
+"""The task of attribute retrieval, from the training arguments: its batches, its loss and its evaluator."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +14,6 @@ from cca_hf.data.sampler import AttributeBatchSampler
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.torch_dataset import AttributeCollator, AttributeImages, QueriesAndGallery
 from cca_hf.data.transforms import TrainingTransform
-from cca_hf.evaluation.retrieval.confusions import Confusion, nearest_confusions
 from cca_hf.evaluation.retrieval.embeddings import Gallery, evaluate_splits
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.training.arguments import CCATrainingArguments
@@ -43,7 +42,12 @@ def make_label_task(
         dim: width of the embeddings.
         loss: default: the loss that `args` describe.
     """
-    transform = training_transform(args)
+    transform = TrainingTransform(
+        horizontal_flip=args.horizontal_flip,
+        crop_scale=(args.crop_scale, 1.0),
+        crop_ratio=(1 / args.crop_ratio, args.crop_ratio),
+        colour_jitter=args.colour_jitter,
+    )
     collator: Collator
     if cache is None:
         images, collator = AttributeImages(data, "train", transform), AttributeCollator(image_processor)
@@ -84,7 +88,7 @@ def make_loss(
     dim: int,
     loss: PerAttributeLoss | None = None,
 ) -> LabelLoss:
-    """`loss`, or the loss that `args` describe: between images, and of value proxies beside it."""
+    """`loss`, or the loss that `args` describe: between images, plus the loss of the value proxies."""
     names, micro_batch_size = list(attributes), args.micro_batch_size
     if loss is not None:
         return LabelLoss(loss.settle(attributes, dim), names, micro_batch_size=micro_batch_size)
@@ -104,16 +108,6 @@ def make_loss(
         )
     return LabelLoss(
         criterion, names, proxies=proxies, proxy_weight=args.proxy_weight, micro_batch_size=micro_batch_size
-    )
-
-
-def training_transform(args: CCATrainingArguments) -> TrainingTransform:
-    """The augmentation that `args` describe."""
-    return TrainingTransform(
-        horizontal_flip=args.horizontal_flip,
-        crop_scale=(args.crop_scale, 1.0),
-        crop_ratio=(1 / args.crop_ratio, args.crop_ratio),
-        colour_jitter=args.colour_jitter,
     )
 
 
@@ -143,7 +137,7 @@ class AttributeEvaluator:
     def images(self, split: Any) -> Dataset[Any]:
         """A split by its name, or a `datasets.Dataset` with the columns of the training data.
 
-        `"test"` stands for `test_query` and `test_gallery` if the data set has these in its place.
+        `"test"` means `test_query` and `test_gallery` if the data set has these two instead.
         """
         if isinstance(split, datasets.Dataset):
             return self._given_images(split)
@@ -173,16 +167,19 @@ class AttributeEvaluator:
 
     def score(self, images: Dataset[Any], predictions: Any, labels: Any) -> EvaluationResult:
         """The retrieval of what `images` returned, with embeddings as predictions."""
-        data, queries, gallery, splits = _queries_and_gallery(images, predictions, labels)
-        return evaluate_splits(data, queries, gallery, splits, self.device)
-
-
-def confusions_of(images: Dataset[Any], embeddings: Any, labels: Any) -> dict[str, list[Confusion]]:
-    """Which values are mistaken for which in the retrieval of what `AttributeEvaluator.images` returned."""
-    data, queries, gallery, _ = _queries_and_gallery(images, embeddings, labels)
-    return nearest_confusions(
-        queries.embeddings, queries.labels, data.attributes, groups=queries.groups, gallery=gallery
-    )
+        gallery, splits = None, []
+        if isinstance(images, QueriesAndGallery):
+            start, answers = len(images.queries), images.gallery
+            splits = [answers.split]
+            gallery = Gallery.of_split(answers.data, answers.split, predictions[start:], labels[start:])
+            images, predictions, labels = images.queries, predictions[:start], labels[:start]
+        if not isinstance(images, AttributeImages):
+            raise TypeError(
+                "retrieval is evaluated on a split's name, a datasets.Dataset, AttributeImages or QueriesAndGallery; "
+                f"got {type(images).__name__}"
+            )
+        queries = Gallery.of_split(images.data, images.split, predictions, labels)
+        return evaluate_splits(images.data, queries, gallery, [images.split, *splits], self.device)
 
 
 def as_attribute_dataset(
@@ -197,22 +194,3 @@ def as_attribute_dataset(
     known = {name: values for name, values in attributes.items() if values}
     given = attributes if len(known) == len(attributes) else list(attributes)
     return load_attribute_dataset(splits, given, group_column=group_column, make_splits=False)
-
-
-def _queries_and_gallery(
-    images: Dataset[Any], embeddings: Any, labels: Any
-) -> tuple[AttributeDataset, Gallery, Gallery | None, list[str]]:
-    """The data set, the queries, their gallery unless they are their own, and the names of the splits."""
-    gallery, splits = None, []
-    if isinstance(images, QueriesAndGallery):
-        start, answers = len(images.queries), images.gallery
-        splits = [answers.split]
-        gallery = Gallery.of_split(answers.data, answers.split, embeddings[start:], labels[start:])
-        images, embeddings, labels = images.queries, embeddings[:start], labels[:start]
-    if not isinstance(images, AttributeImages):
-        raise TypeError(
-            "retrieval is evaluated on a split's name, a datasets.Dataset, AttributeImages or QueriesAndGallery; "
-            f"got {type(images).__name__}"
-        )
-    queries = Gallery.of_split(images.data, images.split, embeddings, labels)
-    return images.data, queries, gallery, [images.split, *splits]

@@ -12,11 +12,9 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, TrainerCallback
-from transformers.trainer_utils import PredictionOutput
 from transformers.utils.logging import tqdm
 
 from cca_hf.data.schema import AttributeDataset
-from cca_hf.evaluation.retrieval.confusions import Confusion
 from cca_hf.models.backbones import parameters_of_levels
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.arguments import FEATURE_MAP_LEARNING_RATE, PRETRAINED_LEARNING_RATE, CCATrainingArguments
@@ -26,14 +24,14 @@ from cca_hf.training.subspaces import fit_subspaces
 from cca_hf.training.token_cache import TokenCache, learns_statistics
 from cca_hf.training.trainer import TaskTrainer
 
-from .attribute_task import as_attribute_dataset, confusions_of, make_label_task, make_triplet_task
+from .attribute_task import as_attribute_dataset, make_label_task, make_triplet_task
 
 
 class CCATrainer(TaskTrainer):
     """Trains a CCA model on the `train` split of a data set, and evaluates it on `validation`.
 
-    Neither `args` nor what the model learns later is changed: a backbone that is frozen in one training can learn in
-    the next. A batch is a pure function of (seed, epoch, step), for any number of workers.
+    Neither `args` nor the model's `requires_grad` changes: a backbone that is frozen in one training can learn in the
+    next. A batch is a pure function of (seed, epoch, step), for any number of workers.
 
     Args:
         model: its attributes must be those of `data`, in the same order.
@@ -41,9 +39,9 @@ class CCATrainer(TaskTrainer):
         data: splits `train` and `validation` (or `validation_query` and `validation_gallery`). Without a validation
             split, set `eval_strategy="no"`, or give an `eval_dataset`.
         triplets: ready triplets to train on instead of the labels of `train`: any map-style data set whose batches,
-            made by `data_collator`, hold `anchor`, `positive` and `negative` pixel values and `condition` ids.
+            made by `data_collator`, contain `anchor`, `positive` and `negative` pixel values and `condition` ids.
         data_collator: for `triplets` only; by default their tensors are stacked.
-        loss: a loss of another library or your own, instead of the loss that `args` describe (`loss`, `temperature`,
+        loss: a loss such as those of other libraries, instead of the one that `args` describe (`loss`, `temperature`,
             `mining`, `margin`, `proxy_weight`); see [`PerAttributeLoss`].
         publish: the function that `push_to_hub` calls: `cca_hf.push_model`.
         callbacks, optimizers: as in `Trainer`.
@@ -76,7 +74,7 @@ class CCATrainer(TaskTrainer):
                 f"the model has the attributes {list(model.config.attributes)}, the data {list(data.attributes)}"
             )
         if data_collator is not None and triplets is None:
-            raise ValueError("data_collator is for triplets; images with labels have a collator of their own")
+            raise ValueError("data_collator is for triplets; images with labels are collated by AttributeCollator")
         if loss is not None and triplets is not None:
             raise ValueError("loss is for images with labels; ready triplets have the triplet loss")
         if args.cache_tokens is not None and triplets is not None:
@@ -122,14 +120,16 @@ class CCATrainer(TaskTrainer):
         """As `TaskTrainer.check_checkpoint`; also compares the attributes, whose ids are rows of the weights."""
         super().check_checkpoint(checkpoint)
         attributes = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("attributes")
-        own = list(self.model.config.attributes)
-        if attributes is not None and list(attributes) != own:
-            raise ValueError(f"{checkpoint} was trained with the attributes {attributes}, and this model has {own}")
+        expected = list(self.model.config.attributes)
+        if attributes is not None and list(attributes) != expected:
+            raise ValueError(
+                f"{checkpoint} was trained with the attributes {attributes}, and this model has {expected}"
+            )
 
     def fit_subspaces(self) -> None:
         """Fits `model.subspaces` to the training split, as the model embeds it now; see `subspaces.py`.
 
-        Call it at the end of training, with the weights that are kept. A second call starts over.
+        Call it after training, when the model has its final weights. A second call starts over.
 
         Raises:
             ValueError: if the model was not made with `attribute_subspaces=True`.
@@ -146,10 +146,6 @@ class CCATrainer(TaskTrainer):
             for batch in tqdm(loader, desc="Embedding the training images", unit="batch", leave=False, disable=quiet)
         ]
         fit_subspaces(model.subspaces, torch.cat(embeddings).numpy(), self.data.labels("train"))
-
-    def confusions_of(self, images: Dataset[Any], predicted: PredictionOutput) -> dict[str, list[Confusion]]:
-        """Which values are mistaken for which, by what `predict` returned for `images`."""
-        return confusions_of(images, predicted.predictions, predicted.label_ids)
 
 
 def _with_train_dataset(

@@ -25,7 +25,7 @@ class CommandLineError(ValueError):
 
 @dataclass
 class ModelArguments:
-    """The model to train. A field that is None takes the default for the backbone, see `CCAConfig`."""
+    """The model to train. A field that is None has the default for the backbone, see `CCAConfig`."""
 
     backbone: str | None = field(
         default=None, metadata={"help": "Pretrained vision model: an id on the Hub or a local folder."}
@@ -121,7 +121,7 @@ class DataArguments:
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> "tuple[ModelArguments, DataArguments, CCATrainingArguments]":
-    """[`read_arguments`] for a script: an error is printed, and ends the process with code 2.
+    """[`read_arguments`] for a script: an error is printed, and the process ends with code 2.
 
     Args:
         argv: without the program's name; default `sys.argv[1:]`.
@@ -191,7 +191,7 @@ def flags_of_file(path: Path) -> list[str]:
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if the file does not hold names and values.
+        ValueError: if the file does not contain names and values.
     """
     text = path.read_text(encoding="utf-8")
     try:
@@ -199,7 +199,7 @@ def flags_of_file(path: Path) -> list[str]:
     except (json.JSONDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold names and values, got {type(content).__name__}")
+        raise ValueError(f"{path} must contain names and values, got {type(content).__name__}")
     flags: list[str] = []
     for name, value in content.items():
         if value is not None:

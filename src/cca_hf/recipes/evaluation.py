@@ -16,10 +16,8 @@ from cca_hf.data.sources import load_source
 from cca_hf.data.splits import HELD_OUT, with_usual_names
 from cca_hf.data.triplets import holds_triplets, load_triplets
 from cca_hf.evaluation.entanglement.evaluator import measure_entanglement
-from cca_hf.evaluation.entanglement.result import EntanglementResult
+from cca_hf.evaluation.results import Result
 from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
-from cca_hf.evaluation.retrieval.result import EvaluationResult
-from cca_hf.evaluation.retrieval.triplet_accuracy import TripletResult
 from cca_hf.evaluation.retrieval.triplet_evaluator import TripletEvaluator
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.run_record import RunRecord, rows_digest
@@ -32,7 +30,7 @@ logger = logging.getLogger(__name__)
 class Evaluation:
     """The results of [`evaluate_checkpoint`]."""
 
-    results: tuple[EvaluationResult | TripletResult | EntanglementResult, ...]
+    results: tuple[Result, ...]
 
     def metrics(self) -> dict[str, float | None]:
         """The metrics of all results, as fractions; None where a metric is not defined."""
@@ -80,8 +78,8 @@ def evaluate_checkpoint(
     if holds_triplets(_load_source(dataset, config_name, _recorded(checkpoint, dataset))):
         if report or entanglement or group_column is not None or split_seed is not None:
             raise ValueError(
-                f"{dataset} holds ready triplets: there is no --report, --entanglement, --group_column or "
-                "--split_seed for them"
+                f"{dataset} contains ready triplets: --report, --entanglement, --group_column and --split_seed "
+                "are not for them"
             )
         triplets, images = load_triplets(dataset, split, config_name)
         accuracy = TripletEvaluator(
@@ -101,7 +99,7 @@ def evaluate_checkpoint(
         config_name=config_name,
     )
     result = RetrievalEvaluator(data, split, batch_size=batch_size, num_workers=num_workers)(model)
-    results: list[EvaluationResult | EntanglementResult] = [result]
+    results: list[Result] = [result]
     if output_dir is not None:
         result.save_json(output_dir / "evaluation.json")
         if draws:
@@ -158,14 +156,14 @@ def load_evaluation_data(
             if value != recorded[name]:
                 raise ValueError(
                     f"{checkpoint} was trained with {_flag(name, recorded[name])}, which decides which images its "
-                    f"{split!r} split holds; with {_flag(name, value)} the split would hold training images. Leave "
-                    f"the flag out"
+                    f"{split!r} split contains; with {_flag(name, value)} the split would contain training images. "
+                    "Leave the flag out"
                 )
     elif must_cut and not given.keys() & {"group_column", "split_seed"} and ("train" in source or len(source) == 1):
         raise ValueError(
             f"{dataset} has no {split!r} split, and the checkpoint {checkpoint} does not record how its training "
-            f"split this data set: a {split!r} split that is cut now may hold images that the model was trained on. "
-            "If the model was trained on this data set, repeat the --split_seed (0 unless it was given) and the "
+            f"split this data set: a {split!r} split that is cut now may contain images that the model was trained "
+            "on. If the model was trained on this data set, repeat the --split_seed (0 unless it was given) and the "
             "--group_column of that training. If not, --split_seed 0 cuts a split"
         )
     groups = settings.get("group_column")
@@ -183,7 +181,7 @@ def load_evaluation_data(
         if rows_digest(data[split]) != cut[split]:
             raise ValueError(
                 f"{dataset} has changed since {checkpoint} was trained on it: the {split!r} split that is cut now "
-                f"differs from the one of the training, and may hold images that the model was trained on"
+                f"differs from the one of the training, and may contain images that the model was trained on"
             )
     return data
 

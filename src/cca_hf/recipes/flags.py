@@ -14,20 +14,22 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
-_LOSS = ("loss", "temperature", "mining", "margin", "proxy_weight", "proxy_learning_rate")
-_BATCHES = (
-    "per_device_train_batch_size",
-    "images_per_value",
-    "values_per_batch",
-    "micro_batch_size",
-    "horizontal_flip",
-    "crop_scale",
-    "crop_ratio",
-    "colour_jitter",
-    "cache_tokens",
-    "cache_dtype",
-)
-_SCHEDULE = ("output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps", "seed")
+_GROUPS = {
+    "Loss": ("loss", "temperature", "mining", "margin", "proxy_weight", "proxy_learning_rate"),
+    "Batches": (
+        "per_device_train_batch_size",
+        "images_per_value",
+        "values_per_batch",
+        "micro_batch_size",
+        "horizontal_flip",
+        "crop_scale",
+        "crop_ratio",
+        "colour_jitter",
+        "cache_tokens",
+        "cache_dtype",
+    ),
+    "Schedule": ("output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps", "seed"),
+}
 # Names from other tools and abbreviations -> the flags that mean the same.
 _MEANT = {
     "batch_size": "per_device_train_batch_size",
@@ -64,7 +66,7 @@ _MEANT = {
 
 @dataclass(frozen=True)
 class Flag:
-    """One field of an argument dataclass. `kind` is its annotation, `default` is code; None: it must be given."""
+    """One field of an argument dataclass; `kind` is its annotation, `default` the code of its default, if any."""
 
     name: str
     kind: str
@@ -86,19 +88,14 @@ def training_flags() -> dict[str, list[Flag]]:
         raise ImportError("training needs transformers: pip install transformers")
     own = _fields(here.parent / "training" / "arguments.py", "CCATrainingArguments")
     theirs = _fields(Path(transformers.origin).with_name("training_args.py"), "TrainingArguments")
-    both = theirs | own
-    hub = [name for name in both if name.startswith("hub_") or name == "push_to_hub"]
-    grouped = {*_LOSS, *_BATCHES, *_SCHEDULE, *hub}
-    schedule = [*_SCHEDULE, *(name for name in own if name not in grouped)]
-    return {
+    rest = theirs | own
+    groups = {
         "Data": list(_fields(here / "command_line.py", "DataArguments").values()),
         "Model": list(_fields(here / "command_line.py", "ModelArguments").values()),
-        "Loss": [both[name] for name in _LOSS],
-        "Batches": [both[name] for name in _BATCHES],
-        "Schedule": [both[name] for name in schedule],
-        "Hub": [both[name] for name in hub],
-        "Other arguments of transformers": [theirs[name] for name in theirs if name not in {*grouped, *schedule}],
-    }
+    } | {title: [rest.pop(name) for name in names] for title, names in _GROUPS.items()}
+    groups["Hub"] = [rest.pop(name) for name in [*rest] if name.startswith("hub_") or name == "push_to_hub"]
+    groups["Schedule"] += [rest.pop(name) for name in own if name in rest]
+    return groups | {"Other arguments of transformers": list(rest.values())}
 
 
 def flag_names() -> set[str]:
@@ -151,10 +148,6 @@ def _metavar(kind: str) -> str:
 def _fields(file: Path, class_name: str) -> dict[str, Flag]:
     """The fields that the body of a dataclass defines."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    constants: dict[str, object] = {}  # help texts and defaults may name these
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            constants |= {target.id: node.value.value for target in node.targets if isinstance(target, ast.Name)}
     (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
     flags = {}
     for node in body:
@@ -163,25 +156,13 @@ def _fields(file: Path, class_name: str) -> dict[str, Flag]:
                 {each.arg: each.value for each in node.value.keywords} if isinstance(node.value, ast.Call) else {}
             )
             default = settings.get("default", settings.get("default_factory"))
+            metadata = settings.get("metadata", ast.Dict(keys=[], values=[]))
+            assert isinstance(metadata, ast.Dict)
+            texts = {ast.unparse(key): value for key, value in zip(metadata.keys, metadata.values, strict=True) if key}
             flags[node.target.id] = Flag(
                 name=node.target.id,
                 kind=ast.unparse(node.annotation),
                 default=None if default is None else ast.unparse(default).strip("'"),
-                help=_help(settings.get("metadata"), constants),
+                help=ast.literal_eval(texts["'help'"]) if texts else "",
             )
     return flags
-
-
-def _help(metadata: ast.expr | None, constants: dict[str, object]) -> str:
-    """The text under "help" of a field's metadata."""
-    if not isinstance(metadata, ast.Dict):
-        return ""
-    texts = {ast.unparse(key): value for key, value in zip(metadata.keys, metadata.values, strict=True) if key}
-    text = texts["'help'"]
-    parts = text.values if isinstance(text, ast.JoinedStr) else [text]
-    return "".join(
-        str(constants[part.value.id])
-        if isinstance(part, ast.FormattedValue) and isinstance(part.value, ast.Name)
-        else str(ast.literal_eval(part))
-        for part in parts
-    )

@@ -1,4 +1,4 @@
-"""Searches in an index by several images or items and under several attributes, and their results as a page."""
+"""Searches an index with several queries under several attributes, and writes the results as a page."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -44,12 +44,14 @@ def search_index(
     where: str | None = None,
     top: int = 10,
 ) -> list[Answer]:
-    """One answer for each query and attribute; one for each query with `weights`, or with `values` and no attributes.
+    """Returns one answer for each query and attribute.
+
+    With `weights`, or with `values` and no `attributes`, returns one answer for each query.
 
     Args:
         encoder: encodes the `images`.
         images, items: the queries; without them the `values` are the only query.
-        values: attribute -> value to search for, instead of the query's own.
+        values: attribute -> value to search for, instead of the value of the query.
         attributes: default: all of the index.
 
     Raises:
@@ -60,18 +62,18 @@ def search_index(
     but = f", but {wish}" if wish else ""
     answers = []
     with AttributeIndex.open(store, encoder) as index:
-        queries: list[tuple[dict[str, Any], dict[str, Any]]]  # arguments of an answer, and of a search
+        queries: list[tuple[str, str | None, str | None, dict[str, Any]]]  # name, image, item, arguments of the search
         if images and encoder is not None:
             embeddings = encoder.encode(list(images), list(index.schema.attributes))
             queries = [
-                ({"query": f"{Path(image).name}{but}", "image": image}, {"embedding": embedding})
+                (f"{Path(image).name}{but}", image, None, {"embedding": embedding})
                 for image, embedding in zip(images, embeddings, strict=True)
             ]
         elif items:
-            queries = [({"query": f"item {item}{but}", "item": item}, {"item": item}) for item in items]
+            queries = [(f"item {item}{but}", None, item, {"item": item}) for item in items]
         else:
-            queries = [({"query": wish}, {})]
-        if values and not weights and not attributes:  # one mixture, as the index makes it
+            queries = [(wish, None, None, {})]
+        if values and not weights and not attributes:  # one mixture, as the index makes it by default
             weights = dict.fromkeys(index.schema.attributes if images or items else values, 1.0)
         spaces: list[tuple[str, Sequence[str], dict[str, Any]]]
         if weights:
@@ -79,26 +81,21 @@ def search_index(
             spaces = [(mixture, list(weights), {"weights": weights})]
         else:
             spaces = [(name, [name], {"attribute": name}) for name in attributes or index.schema.attributes]
-        typed = _typed(index, values) or None
-        for answer, query in queries:
+        typed = {name: _typed(text, index.schema.columns.get(name)) for name, text in values.items()} or None
+        for query, image, item, arguments in queries:
             for name, mixed, space in spaces:
-                hits = index.search(**query, **space, top=top, where=where, values=typed)
-                answers.append(Answer(attribute=name, attributes=mixed, hits=hits, **answer))
+                hits = index.search(**arguments, **space, top=top, where=where, values=typed)
+                answers.append(Answer(query, name, mixed, hits, image, item))
     return answers
 
 
-def _typed(index: AttributeIndex, values: Mapping[str, str]) -> dict[str, str | int | bool]:
-    """The values in the types of their columns."""
-    typed: dict[str, str | int | bool] = {}
-    for name, text in values.items():
-        kind = index.schema.columns.get(name)
-        if kind == "integer" and text.lstrip("-").isdigit():
-            typed[name] = int(text)
-        elif kind == "boolean" and text.lower() in ("true", "false"):
-            typed[name] = text.lower() == "true"
-        else:
-            typed[name] = text
-    return typed
+def _typed(text: str, kind: str | None) -> str | int | bool:
+    """The value in the type of its column."""
+    if kind == "integer" and text.lstrip("-").isdigit():
+        return int(text)
+    if kind == "boolean" and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    return text
 
 
 def write_answers(answers: Sequence[Answer], path: Path, *, store: str, where: str | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""A run without data and network: a small CCA from scratch on drawn shapes (`make demo`, `cca demo`)."""
+"""Trains a small CCA from scratch on drawn shapes, without data or internet access (`make demo`, `cca demo`)."""
 
 from pathlib import Path
 

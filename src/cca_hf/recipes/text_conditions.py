@@ -23,12 +23,14 @@ def attribute_texts(attributes: Iterable[str], sentences_file: str | None = None
         return texts
     sentences = json.loads(Path(sentences_file).read_text(encoding="utf-8"))
     if not isinstance(sentences, dict) or not all(isinstance(text, str) for text in sentences.values()):
-        raise ValueError(f"{sentences_file} must hold sentences by attribute name: {{{next(iter(texts))!r}: '...'}}")
+        raise ValueError(
+            f"{sentences_file} must contain sentences by attribute name: {{{next(iter(texts))!r}: '...'}}"
+        )
     for name in sentences:
         if name not in texts:
             closest = get_close_matches(name, texts, n=1)
             hint = f" Did you mean {closest[0]!r}?" if closest else ""
-            raise ValueError(f"{sentences_file}: unknown attribute {name!r}.{hint} There are {list(texts)}.")
+            raise ValueError(f"{sentences_file}: unknown attribute {name!r}.{hint} The attributes are {list(texts)}.")
     return texts | sentences
 
 

@@ -7,7 +7,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy
 
-# for pretrained backbones: transformers, and networks of feature maps, whose early levels stay frozen
+# for pretrained backbones: transformers, and networks of feature maps, whose early levels stay frozen;
+# the help of --learning_rate names both
 PRETRAINED_LEARNING_RATE = 1e-4
 FEATURE_MAP_LEARNING_RATE = 3e-4
 
@@ -92,8 +93,8 @@ class CCATrainingArguments(TrainingArguments):
     micro_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Number of images whose activations are kept at once. The batch and its gradient stay the same; "
-            "memory falls to that of the smaller number, for about a third more time. Default: the whole batch."
+            "help": "Number of images whose activations are in memory at once. The batch and its gradient do not "
+            "change, and a step takes about a third longer. Default: the whole batch."
         },
     )
     images_per_value: int = field(
@@ -112,11 +113,11 @@ class CCATrainingArguments(TrainingArguments):
     )
     crop_scale: float = field(
         default=0.6,
-        metadata={"help": "Smallest share of an image's area that a random crop keeps; 1 turns cropping off."},
+        metadata={"help": "Smallest share of an image's area in a random crop; 1 turns cropping off."},
     )
     crop_ratio: float = field(
         default=4 / 3,
-        metadata={"help": "Largest change of a crop's aspect ratio; 1 keeps the image's ratio."},
+        metadata={"help": "Largest change of a crop's aspect ratio; 1 means no change."},
     )
     colour_jitter: float = field(
         default=0.0,
@@ -142,8 +143,8 @@ class CCATrainingArguments(TrainingArguments):
     learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": f"Rate of the backbone. Default: {PRETRAINED_LEARNING_RATE} for a pretrained transformer, "
-            f"{FEATURE_MAP_LEARNING_RATE} for a pretrained network of feature maps, the head's for one from scratch."
+            "help": "Rate of the backbone. Default: 0.0001 for a pretrained transformer, 0.0003 for a pretrained "
+            "network of feature maps, the head's for one from scratch."
         },
     )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "See transformers.SchedulerType."})
@@ -185,13 +186,13 @@ class CCATrainingArguments(TrainingArguments):
     eval_accumulation_steps: int | None = field(
         default=16, metadata={"help": "Evaluation batches between moves of the embeddings to the CPU."}
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Has no effect: batches come ready made."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Has no effect."})
     hub_strategy: str = field(
         default="end",
-        metadata={"help": "Only end: with --push_to_hub the repository gets one commit, the evaluated model's."},
+        metadata={"help": "Only end is allowed: --push_to_hub makes one commit, with the evaluated model."},
     )
     restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "A resumed run keeps its count for early stopping."}
+        default=True, metadata={"help": "A resumed run continues its count for early stopping."}
     )
 
     def __post_init__(self) -> None:
@@ -205,7 +206,7 @@ class CCATrainingArguments(TrainingArguments):
         if not evaluates:
             self.load_best_model_at_end = False  # without a metric no checkpoint is the best
         strategy = HubStrategy(self.hub_strategy)
-        allowed = "end: checkpoints stay in output_dir, and the repository gets one commit, the evaluated model's"
+        allowed = "end: checkpoints stay in output_dir, and the repository gets one commit, with the evaluated model"
         _check("hub_strategy", strategy.value, strategy is HubStrategy.END, allowed)
         for name in ("temperature", "margin"):
             _check(name, vars(self)[name], vars(self)[name] > 0, "above 0")
@@ -232,6 +233,6 @@ def _hardware_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def _check(name: str, value: float | str, holds: bool, allowed: str) -> None:
-    if not holds:
+def _check(name: str, value: float | str, valid: bool, allowed: str) -> None:
+    if not valid:
         raise ValueError(f"{name} must be {allowed}, got {value}")

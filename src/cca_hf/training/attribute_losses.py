@@ -1,4 +1,4 @@
-"""The losses of models with attributes: of images with labels, and of ready triplets.
+"""The losses of models with attributes, for images with labels and for ready triplets.
 
 Both embed the images of a batch, and compute the loss over the joined batch of all processes.
 """
@@ -22,7 +22,7 @@ _NO_NEARER = 1e-4
 class LabelLoss(Loss):
     """The loss of images with labels, each embedded under every attribute.
 
-    A batch holds `labels` (batch, attributes), and the inputs of the model under their own names.
+    A batch contains `labels` (batch, attributes), and the inputs of the model by name.
 
     Args:
         criterion: embeddings (batch, attributes, dim) and labels -> loss, such as [`ConditionalTripletLoss`].
@@ -67,7 +67,7 @@ class LabelLoss(Loss):
 class TripletLoss(Loss):
     """The loss of ready triplets, each embedded under its condition.
 
-    A batch holds pixel values `anchor`, `positive` and `negative`, and `condition` (batch,), the ids of attributes.
+    A batch contains pixel values `anchor`, `positive` and `negative`, and `condition` (batch,), the ids of attributes.
     """
 
     def __init__(self, margin: float, attributes: Sequence[str], micro_batch_size: int | None = None) -> None:

@@ -1,7 +1,7 @@
-"""What the Trainer does at the events that transformers' Trainer announces."""
+"""Callbacks of the Trainer: the epoch of the batch sampler, the step of the loss, and short logs."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import (
     PrinterCallback,
@@ -11,6 +11,9 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+
+if TYPE_CHECKING:
+    from .trainer import TaskTrainer
 
 _ALWAYS_SHOWN = ("epoch", "loss", "grad_norm", "learning_rate", "eval_runtime", "train_runtime")
 
@@ -30,8 +33,23 @@ class SetEpoch(TrainerCallback):
         self.batch_sampler.set_epoch(int(state.epoch or 0))
 
 
+class StepLoss(TrainerCallback):
+    """Updates the weights of the loss after each step of the model's optimizer that was not skipped."""
+
+    def __init__(self, trainer: "TaskTrainer") -> None:
+        self.trainer = trainer  # it may replace its accelerator
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.trainer.accelerator.optimizer_step_was_skipped:
+            self.trainer.loss.zero_grad()
+        else:
+            self.trainer.loss.optimizer_step()
+
+
 class _Brief(TrainerCallback):
-    """Reduces logs to one line: the figures of every attribute would fill a screen."""
+    """Reduces logs to one line: the figures of all attributes would fill a screen."""
 
     def __init__(self, shown: Iterable[str] = ()) -> None:
         super().__init__()

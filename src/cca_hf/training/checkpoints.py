@@ -36,7 +36,7 @@ class TrainingFailedError(RuntimeError):
 
 
 class WholeCheckpointTrainer(Trainer):
-    """A Trainer whose checkpoints are complete or absent, and never hold NaN."""
+    """A Trainer whose checkpoints are complete or absent, and never contain NaN."""
 
     publish: Callable[..., str] | None = None  # called by `push_to_hub`
     _saving_checkpoint = False

@@ -2,7 +2,7 @@
 
 A triplet (anchor i, positive p, negative n) of one attribute is active if s(i, p) - margin < s(i, n). For each
 similarity these functions count the active triplets that contain it, in O(B^2 log B) time and O(B^2) memory for each
-attribute; a batch of B images holds O(B^3) triplets.
+attribute; a batch of B images has O(B^3) triplets.
 """
 
 from typing import NamedTuple

@@ -43,11 +43,9 @@ class LossMonitor:
             if not math.isnan(figure):
                 self._sums[name] += figure
                 self._counts[name] += 1
-        if output.collapsed is not None and not math.isnan(figures[-1]):
-            self._watch_for_collapse(bool(figures[-1]))
-
-    def _watch_for_collapse(self, collapsed: bool) -> None:
-        self._collapsed_steps = self._collapsed_steps + 1 if collapsed else 0
+        if output.collapsed is None or math.isnan(figures[-1]):
+            return
+        self._collapsed_steps = self._collapsed_steps + 1 if figures[-1] else 0
         if self.collapse_patience and self._collapsed_steps >= self.collapse_patience:
             raise TrainingFailedError(
                 f"the embeddings have collapsed: for {self._collapsed_steps} steps all images have had the same "

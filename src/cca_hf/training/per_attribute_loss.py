@@ -19,7 +19,7 @@ from torch import nn
 from .distributed import average_over_processes
 from .losses import ConditionalLossOutput, at_least_fp32, cosine_similarities, with_figures
 from .mining import count_active, pair_masks
-from .own_weights import OwnWeights
+from .task import OwnWeights
 
 FILE_NAME = "attribute_losses.pt"
 _MARGIN = 0.2  # for the triplets that `active_share` counts; the triplet loss has the same, so the figures compare
@@ -106,7 +106,7 @@ class PerAttributeLoss(OwnWeights):
         with torch.random.fork_rng(devices=[]):
             try:
                 found = self._call(copy.deepcopy(loss), embeddings, values)
-            except Exception as error:  # whatever a loss of whatever origin raises
+            except Exception as error:  # losses of other libraries raise errors of any type
                 raise ValueError(
                     f"the loss of {name!r}, {type(loss).__name__}, does not accept embeddings of {dim} numbers with "
                     f"{num_values} values: {type(error).__name__}: {error}"
@@ -125,7 +125,7 @@ class PerAttributeLoss(OwnWeights):
         return [parameter for parameter in self.losses.parameters() if parameter.requires_grad]
 
     def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> ConditionalLossOutput:
-        """As [`ConditionalTripletLoss.forward`]. While gradients are recorded, the losses collect their own."""
+        """As [`ConditionalTripletLoss.forward`]. While gradients are recorded, those of the losses are collected."""
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = at_least_fp32(embeddings)
             similarities = cosine_similarities(embeddings.detach(), labels)
@@ -183,7 +183,9 @@ class PerAttributeLoss(OwnWeights):
             return
         path = Path(folder) / FILE_NAME
         if not path.exists():
-            raise ValueError(f"{folder} was made without losses that learn: resume with its own loss, or start anew")
+            raise ValueError(
+                f"{folder} was made without losses that learn: resume with the loss of that training, or start anew"
+            )
         content = torch.load(path, map_location=self._learned()[0].device, weights_only=True)
         try:
             self.losses.load_state_dict(content["losses"])

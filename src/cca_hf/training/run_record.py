@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
 from pathlib import Path
@@ -39,7 +39,7 @@ _THEIRS = (
     "seed",
     "data_seed",
 )
-_PLACES = ("cache_tokens", "cpu_threads")  # arguments that describe the machine, not the recipe
+_PLACES = ("cache_tokens", "cpu_threads")  # arguments about the machine, not the training
 # how the data set was loaded, besides its name
 _LOADED_WITH = (
     "attributes",
@@ -87,22 +87,16 @@ class RunRecord:
     def of(cls, data: AttributeDataset, loaded_with: Mapping[str, Any], args: CCATrainingArguments) -> "RunRecord":
         """The record of a training that begins in this process; `loaded_with` are the fields of `DataArguments`."""
         dataset = loaded_with["dataset"]
-        folder = Path(dataset).exists()
-        labels = data.labels("train")
-        counts = {
-            name: dict(zip(values, np.bincount(column[column >= 0], minlength=len(values)).tolist(), strict=True))
-            for (name, values), column in zip(data.attributes.items(), labels.T, strict=True)
-        }
         own = {each.name for each in fields(CCATrainingArguments)} - {
             each.name for each in fields(transformers.TrainingArguments)
         }
         settings = args.to_dict()  # plain values
-        digests = {split: rows_digest(data[split]) for split in data.cut_splits}
+        cut = {split: rows_digest(data[split]) for split in data.cut_splits}
         return cls(
             dataset=_name(dataset),
-            dataset_on_hub=not folder,
+            dataset_on_hub=not Path(dataset).exists(),
             splits={split: rows.num_rows for split, rows in data.splits.items()},
-            value_counts=counts,
+            value_counts=count_values(data.attributes, data.labels("train")),
             settings={name: settings[name] for name in (*_THEIRS, *sorted(own - {*_PLACES}))},
             hardware=_hardware(args),
             versions={
@@ -110,7 +104,7 @@ class RunRecord:
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
             },
-            data={name: loaded_with[name] for name in _LOADED_WITH} | {"cut_splits": digests},
+            data={name: loaded_with[name] for name in _LOADED_WITH} | {"cut_splits": cut},
         )
 
     def save(self, folder: str | PathLike[str]) -> Path:
@@ -151,6 +145,14 @@ class RunRecord:
         return bool(self.data) and (self.dataset, self.dataset_on_hub) == (_name(dataset), not Path(dataset).exists())
 
 
+def count_values(attributes: Mapping[str, Sequence[str]], labels: np.ndarray) -> dict[str, dict[str, int]]:
+    """Attribute -> value -> number of images, from labels (images, attributes)."""
+    return {
+        name: dict(zip(values, np.bincount(column[column >= 0], minlength=len(values)).tolist(), strict=True))
+        for (name, values), column in zip(attributes.items(), labels.T, strict=True)
+    }
+
+
 def rows_digest(images: Dataset) -> str:
     """A digest of the images of a split and their order.
 
@@ -166,7 +168,7 @@ def rows_digest(images: Dataset) -> str:
 
 
 def _name(dataset: str) -> str:
-    """The id, or the name of the folder: the path on this machine is nobody's business."""
+    """The id, or the name of the folder without its path on this machine."""
     return Path(dataset).resolve().name if Path(dataset).exists() else dataset
 
 

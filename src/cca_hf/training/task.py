@@ -1,10 +1,10 @@
 """What a recipe gives to the Trainer: batches, a loss and an evaluator.
 
-They are values. The Trainer calls them and asks nothing about the task: ready triplets, kept features and losses of
-other libraries are other batches and other losses.
+The Trainer calls them and knows nothing else about the task. Ready triplets, cached features and losses of other
+libraries are other batches and other losses.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from types import MappingProxyType
@@ -14,14 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from .own_weights import OwnWeights
-
-
-class Result(Protocol):
-    """The figures of an evaluation."""
-
-    def metrics(self) -> dict[str, float]:
-        """All figures by name, as fractions."""
+from cca_hf.evaluation.results import Result
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,7 @@ class LossOutput(NamedTuple):
         loss: the mean over the batch, which is minimised.
         logs: figures of the batch by name, detached scalars. The log gets their means; NaN means that the batch has no
             such figure. A figure that could not be computed is infinite.
-        collapsed: 1 if all embeddings of the batch are equal, 0 if not, NaN if the batch cannot tell.
+        collapsed: 1 if all embeddings of the batch are equal, 0 if not, NaN if the batch does not show it.
     """
 
     loss: torch.Tensor
@@ -54,28 +47,68 @@ class LossOutput(NamedTuple):
     collapsed: torch.Tensor | None = None
 
 
+class OwnWeights(nn.Module):
+    """A part of a loss that learns: its weights (proxies, centres, boundaries) have an optimizer of their own.
+
+    The weights are not part of the model, so no wrapper of the model (DistributedDataParallel, FSDP, a gradient
+    scaler) handles them. The module collects gradients batch by batch and applies their mean in `optimizer_step`.
+    """
+
+    optimizer: torch.optim.Optimizer | None = None
+    _num_batches = 0
+
+    def collect(self, parameters: Iterable[nn.Parameter], gradients: Sequence[torch.Tensor | None]) -> None:
+        """Adds the gradients of one batch; None for a parameter that the batch did not use."""
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        self._num_batches += 1
+
+    def collected(self) -> list[torch.Tensor]:
+        """The gradients that have been collected."""
+        return [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+
+    def optimizer_step(self) -> None:
+        """Updates the weights by the mean gradient of the batches since the last step."""
+        if self.optimizer is None or not self._num_batches:
+            return
+        for gradient in self.collected():
+            gradient /= self._num_batches
+        self.optimizer.step()
+        self.zero_grad()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Discards the gradients that have been collected."""
+        super().zero_grad(set_to_none)
+        self._num_batches = 0
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Writes weights and optimizer into a checkpoint; writes nothing if nothing is learned."""
+        raise NotImplementedError
+
+    def load(self, folder: str | PathLike[str]) -> None:
+        """Reads what `save` wrote; raises `ValueError` if the checkpoint was made with another loss."""
+        raise NotImplementedError
+
+
 class Loss(nn.Module):
-    """The loss of a task. Modules with weights of their own inside it learn, are saved and are loaded with it."""
+    """The loss of a task. The [`OwnWeights`] in it are trained, saved and loaded with it."""
 
     def forward(self, model: nn.Module, batch: Any) -> LossOutput:
         """The loss of one batch; `model` may be wrapped for several processes."""
         raise NotImplementedError
 
     def optimizer_step(self) -> None:
-        """Updates the loss's own weights; called after each step of the model's optimizer.
-
-        When a gradient scaler skips the model's step, `zero_grad` is called instead.
-        """
+        """Called after each step of the model's optimizer; if a gradient scaler skips that step, `zero_grad` is."""
         for module in self._learning():
             module.optimizer_step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Discards the gradients of the loss's own weights."""
         for module in self._learning():
             module.zero_grad(set_to_none)
 
     def save(self, folder: str | PathLike[str]) -> None:
-        """Writes what the loss has learned into a checkpoint; writes nothing if it has learned nothing."""
+        """Writes the learned weights into a checkpoint."""
         for module in self._learning():
             module.save(folder)
 
@@ -95,8 +128,8 @@ class Loss(nn.Module):
 class Evaluator(Protocol):
     """Computes the figures of a split.
 
-    `forward` runs batch by batch on every process, `score` once, on the main process, with the tensors of the whole
-    split as numpy arrays.
+    `forward` runs on every process for each batch. `score` runs once, on the main process, with the tensors of the
+    whole split as numpy arrays.
     """
 
     collator: Callable[[list[Any]], Any]
@@ -107,7 +140,7 @@ class Evaluator(Protocol):
 
     @property
     def shown_metrics(self) -> Iterable[str]:
-        """The metrics that a progress bar has room for; the log holds all of them."""
+        """The metrics that a progress bar shows; the log contains all metrics."""
 
     def images(self, split: Any) -> Dataset[Any]:
         """The images of a split, given by its name or as a `datasets.Dataset`; other data sets stay as they are."""

@@ -1,6 +1,6 @@
-"""Features of a frozen backbone, computed once and kept on disk: each further epoch costs only the layer.
+"""Features of a frozen backbone, computed once and stored on disk: each further epoch costs only the layer.
 
-The cache keeps `CCAModel.get_backbone_features`, which does not depend on any learned parameter, for each image and
+The cache stores `CCAModel.get_backbone_features`, which does not depend on any learned parameter, for each image and
 (if training flips images) for its mirror image. Features cannot be cropped or recoloured: those augmentations are off.
 
     cache/train.json        what the features were made from; written last, so a split with this file is complete
@@ -43,7 +43,7 @@ _STORED_AS = {"float16": np.float16, "bfloat16": np.int16, "float32": np.float32
 
 
 class CachedImages(AttributeImages):
-    """One split whose examples hold the features of an image instead of the image.
+    """One split whose examples have the features of an image instead of the image.
 
     A `SampleKey` gives the mirror image if `transform` would have flipped the image.
     """
@@ -120,7 +120,7 @@ class TokenCache:
         folder: created if it does not exist. Its features belong to one backbone, image processor and data set.
         dtype: the stored precision.
         flipped: whether to store the mirror images of `train` as well.
-        autocast: compute in bfloat16 or float16, as the training does; `None` for the model's own precision.
+        autocast: compute in bfloat16 or float16, as the training does; `None` computes in the precision of the model.
 
     Raises:
         ValueError: if the backbone learns, even if only statistics of batch normalisation.
@@ -159,7 +159,7 @@ class TokenCache:
         """The features of a split, computed now if the folder does not have them.
 
         Raises:
-            ValueError: if the folder holds features of another backbone, processor, precision or data set.
+            ValueError: if the folder contains features of another backbone, processor, precision or data set.
             OSError: if the disk is too small; nothing is written then.
             UnreadableImageError: if an image cannot be read; names it.
         """
@@ -169,7 +169,13 @@ class TokenCache:
         with FileLock(self.folder / f"{split}.lock"):
             header = path.with_suffix(".json")
             if header.exists():
-                _check_same(header, described)
+                stored = json.loads(header.read_text())
+                differing = [name for name in described if stored.get(name) != described[name]]
+                if differing:
+                    raise ValueError(
+                        f"{self.folder} contains features of another run, which differ in {', '.join(differing)}: "
+                        "give another folder, or delete this one"
+                    )
             else:
                 self._compute(split, path, described)
         return CachedImages(self.data, split, path, described, transform)
@@ -249,26 +255,16 @@ class TokenCache:
         dtype = getattr(torch, self.dtype)
         for batch in tqdm(loader, desc=f"Token cache ({split})", unit="batch"):
             flat = torch.cat([feature.flatten(1) for feature in self._features(batch)], dim=1)
-            kept = flat.to(dtype)
-            if not torch.isfinite(kept).all():
+            stored = flat.to(dtype)
+            if not torch.isfinite(stored).all():
                 largest = flat.abs().max().item()
                 raise ValueError(f"features of up to {largest:.3g} do not fit into {self.dtype}: use bfloat16")
-            yield kept.cpu().view(torch.uint8).numpy().tobytes()
+            yield stored.cpu().view(torch.uint8).numpy().tobytes()
 
 
 def _shape(described: Mapping[str, Any]) -> tuple[int, int, int]:
     numbers = sum(cells * channels for cells, channels in described["levels"])
     return described["rows"], described["versions"], numbers
-
-
-def _check_same(header: Path, described: dict[str, Any]) -> None:
-    found = json.loads(header.read_text())
-    differing = [name for name in described if found.get(name) != described[name]]
-    if differing:
-        raise ValueError(
-            f"{header.parent} holds features of another run, which differ in {', '.join(differing)}: give another "
-            "folder, or delete this one"
-        )
 
 
 def _hash_weights(module: nn.Module) -> str:
@@ -284,7 +280,7 @@ def _hash_json(content: Mapping[str, Any]) -> str:
 
 
 def _hash_images(dataset: Dataset) -> str:
-    """A hash of the images' bytes if the data set holds them, else of the files' names, sizes and times."""
+    """A hash of the images' bytes if the data set contains them, else of the files' names, sizes and times."""
     digest = hashlib.sha256()
     for start in range(0, dataset.num_rows, 256):
         for image in dataset[start : start + 256][IMAGE_COLUMN]:

@@ -1,7 +1,7 @@
 """The Trainer of all tasks: transformers' Trainer with a [`Task`] in place of data sets, collator and metrics.
 
-What it adds: a loss over the joined batch of all processes that may learn weights of its own, learning rates of
-backbone and head, evaluation by the task's evaluator, and checkpoints that are complete or absent (`checkpoints.py`).
+It adds a loss over the joined batch of all processes, whose own weights can learn; learning rates of backbone and
+head; evaluation by the task's evaluator; and checkpoints that are complete or absent (`checkpoints.py`).
 """
 
 import copy
@@ -14,23 +14,17 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    ProgressCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from .callbacks import BriefPrinter, BriefProgress, SetEpoch
+from cca_hf.evaluation.results import Result
+
+from .callbacks import BriefPrinter, BriefProgress, SetEpoch, StepLoss
 from .checkpoints import TrainingFailedError, WholeCheckpointTrainer, last_checkpoint, remove_leftovers
 from .distributed import copy_from_first_process
 from .monitor import LossMonitor
 from .parameters import frozen, split_backbone_and_head, undecayed_parameters
-from .task import LossOutput, Result, Task
+from .task import LossOutput, Task
 
 
 class TaskTrainer(WholeCheckpointTrainer):
@@ -72,7 +66,7 @@ class TaskTrainer(WholeCheckpointTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
         args = copy.copy(args)
-        args.remove_unused_columns = False  # batches come ready made
+        args.remove_unused_columns = False  # the collator selects the columns
         evaluator = task.evaluator
         if evaluator is not None and args.metric_for_best_model in (None, "loss"):
             args.metric_for_best_model, args.greater_is_better = evaluator.primary_metric, True
@@ -84,7 +78,7 @@ class TaskTrainer(WholeCheckpointTrainer):
         self.frozen_parameters = list(frozen_parameters)
         self.monitor = LossMonitor(collapse_patience)
         self.publish = publish
-        self.evaluation_result: Any = None  # the latest result, on the main process
+        self.evaluation_result: Result | None = None  # the latest result, on the main process
         super().__init__(
             model=model,
             args=args,
@@ -96,7 +90,7 @@ class TaskTrainer(WholeCheckpointTrainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
-        self.add_callback(_StepLoss(self))
+        self.add_callback(StepLoss(self))
         if task.batches.batch_sampler is not None:
             self.add_callback(SetEpoch(task.batches.batch_sampler))
         shown = [] if evaluator is None else [f"eval_{name}" for name in evaluator.shown_metrics]
@@ -146,7 +140,7 @@ class TaskTrainer(WholeCheckpointTrainer):
         return self.get_test_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """As `Trainer.get_test_dataloader`; also for the name of a split, which `predict` then takes as well."""
+        """As `Trainer.get_test_dataloader`; also accepts the name of a split, and so does `predict`."""
         return super().get_test_dataloader(self._images(test_dataset))
 
     # ---- Training ----
@@ -264,29 +258,11 @@ class TaskTrainer(WholeCheckpointTrainer):
         output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
         metrics: list[dict[str, float]] = [{}]
         if self.is_world_process_zero():
-            self.evaluation_result = self._score(dataloader.dataset, output)
+            if isinstance(output.predictions, np.ndarray) and not np.isfinite(output.predictions).all():
+                raise self._failed("predictions of the evaluation are NaN or infinite")
+            assert self.evaluator is not None  # or prediction_step would have failed
+            self.evaluation_result = self.evaluator.score(dataloader.dataset, output.predictions, output.label_ids)
             metrics = [self.evaluation_result.metrics()]
         broadcast_object_list(metrics)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics[0].items()})
         return output
-
-    def _score(self, images: Dataset[Any], output: EvalLoopOutput) -> Result:
-        assert self.evaluator is not None  # or prediction_step would have failed
-        if isinstance(output.predictions, np.ndarray) and not np.isfinite(output.predictions).all():
-            raise self._failed("predictions of the evaluation are NaN or infinite")
-        return self.evaluator.score(images, output.predictions, output.label_ids)
-
-
-class _StepLoss(TrainerCallback):
-    """Updates the weights of the loss after each step of the model's optimizer that was not skipped."""
-
-    def __init__(self, trainer: TaskTrainer) -> None:
-        self.trainer = trainer
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.trainer.accelerator.optimizer_step_was_skipped:
-            self.trainer.loss.zero_grad()
-        else:
-            self.trainer.loss.optimizer_step()

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .own_weights import OwnWeights
+from .task import OwnWeights
 
 FILE_NAME = "value_proxies.pt"
 
@@ -55,7 +55,7 @@ class ValueProxies(OwnWeights):
     def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The loss of each attribute (A,), 0 without a labelled image; its gradient goes to the embeddings alone.
 
-        While gradients are recorded, the proxies collect their own gradient for `optimizer_step`.
+        While gradients are recorded, the gradient of the proxies is collected for `optimizer_step`.
 
         Args:
             embeddings: (batch, A, dim), L2-normalised.

@@ -1,4 +1,4 @@
-"""The Space as a repository: a folder with the index and everything else that is not on the Hub."""
+"""The Space as a repository: a folder with the index and all files that are not on the Hub yet."""
 
 import importlib.metadata
 import io
@@ -68,21 +68,16 @@ def export_space(lookup: Lookup, folder: str | PathLike[str], *, title: str = TI
     target = Path(folder)
     check_new(target)
     model_name = lookup.model.config.name_or_path
-    on_hub = bool(model_name) and not Path(model_name).exists()
+    model_id = model_name if model_name and not Path(model_name).exists() else None
     with staged(target) as staging:
-        if not on_hub:
+        if model_id is None:
             lookup.model.save_pretrained(staging / _MODEL)
-        _copy_index(lookup.index, staging, model_name if on_hub else _MODEL)
-        app = _APP.format(
-            model=model_name if on_hub else _MODEL,
-            revision=_revision(model_name) if on_hub else "",
-            index=_INDEX,
-            title=title,
-        )
+        _copy_index(lookup.index, staging, model_id or _MODEL)
+        revision = "" if model_id is None else _revision(model_id)
+        app = _APP.format(model=model_id or _MODEL, revision=revision, index=_INDEX, title=title)
         (staging / "app.py").write_text(app, encoding="utf-8")
         (staging / "requirements.txt").write_text("cca_hf[space]\n", encoding="utf-8")
-        card = _card(lookup, title, model_name if on_hub else None)
-        (staging / "README.md").write_text(str(card), encoding="utf-8")
+        (staging / "README.md").write_text(str(_card(lookup, title, model_id)), encoding="utf-8")
     return target
 
 

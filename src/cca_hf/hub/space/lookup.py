@@ -25,7 +25,7 @@ _CACHED = 4096  # thumbnails, of about 8 kB
 
 
 class Query(NamedTuple):
-    """A query image. It is small, because the page keeps one for each session."""
+    """A query image. It is small, because the page stores one for each session."""
 
     name: str
     embeddings: NDArray[np.float32]  # (attributes, dim)

@@ -24,7 +24,7 @@ except ImportError as error:
 TITLE = "Alike in which respect?"
 _EXAMPLES = 12
 _SHOWN = 1024  # pixels: the longer side of a query from the catalogue
-_SESSIONS = 1000  # kept in memory, about 100 kB each
+_SESSIONS = 1000  # stored in memory, about 100 kB for each session
 _CHOSEN_AT_FIRST = 4
 _BEGIN = "Choose or upload an image."
 # fonts of the user's system, so that none is loaded
@@ -39,7 +39,7 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
     targets = {f"{name}: {value}": (name, value) for name, values in lookup.values.items() for value in values}
 
     def search(query: Query | None, chosen: list[str], wanted: list[str], where: str | None) -> str:
-        """The results, or the reason why there are none."""
+        """The results, or an error message."""
         if query is None:
             return _HTML.hint(_BEGIN)
         instead = dict(targets[target] for target in wanted)
