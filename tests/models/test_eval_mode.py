@@ -24,6 +24,15 @@ def test_threads_encode_in_eval_mode_while_the_model_trains(vit_config, pictures
     assert [module.training for module in model.modules()] == modes
 
 
+def test_encode_copies_a_model_in_training_once(vit_config, pictures, monkeypatch):
+    model = CCAModel.from_backbone(vit_config, ["colour"]).train()
+    calls = []
+    in_eval_mode = CCAModel.in_eval_mode
+    monkeypatch.setattr(CCAModel, "in_eval_mode", lambda self: calls.append(self) or in_eval_mode(self))
+    model.encode(pictures, batch_size=1)
+    assert len(pictures) > 1 and calls == [model]
+
+
 def test_in_eval_mode_shares_parameters_and_buffers():
     model = CCAModel.from_backbone(tiny_backbone("mobilenet_v2"), ["colour"])
     assert model.in_eval_mode() is model
