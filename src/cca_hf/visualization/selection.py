@@ -1,7 +1,7 @@
 """The content of a report: a few queries of a split, their nearest images, and the attention of each attribute.
 
-Queries are drawn at random, so that they are no favourable selection. Among the drawn ones, a query with values that
-are not shown yet comes before one that repeats them.
+Queries are drawn at random, so that they are no favourable selection. Among them, queries with values that are not
+shown yet are preferred.
 """
 
 from collections.abc import Sequence
@@ -33,14 +33,12 @@ class QueryView:
 
 
 def choose_queries(labels: NDArray[np.int64], count: int, seed: int = 0) -> list[int]:
-    """`count` random rows of `labels` (images, attributes), those with many values not shown yet first."""
+    """`count` random rows of `labels` (images, attributes), preferably with many values that are not shown yet."""
     pool = np.random.default_rng(seed).permutation(len(labels))[: 20 * count].tolist()
     chosen: list[int] = []
     seen: set[tuple[int, int]] = set()
     while pool and len(chosen) < count:
-        best = max(
-            pool, key=lambda row: len(_labelled(labels[row]) - seen)
-        )  # the first of equals, which is random too
+        best = max(pool, key=lambda row: len(_labelled(labels[row]) - seen))
         pool.remove(best)
         seen |= _labelled(labels[best])
         chosen.append(best)
@@ -58,14 +56,14 @@ def view_queries(
     batch_size: int = 64,
     seed: int = 0,
 ) -> list[QueryView]:
-    """Search a split for the neighbours of some of its images (or `<split>_gallery` for `<split>_query`).
+    """Find the nearest images of some images of a split (or those of `<split>_query` in `<split>_gallery`).
 
     As in the evaluation, images without a label for the attribute are left out, and so is the group of the query.
 
     Args:
         queries: number of queries to draw at random, or the rows to show.
         neighbours: number of images under each attribute.
-        candidates: maximum number of images to encode and search; of a larger split, a random sample.
+        candidates: maximum number of images to encode and search; of a larger split, a random sample is used.
 
     Raises:
         ValueError: if a row is outside the split.
