@@ -20,7 +20,7 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available, logging
 
-from .configuration_images import height_and_width
+from .configuration_images import fields_of, height_and_width
 
 if is_torchvision_available():
     from transformers import ViTImageProcessor
@@ -42,25 +42,8 @@ POOLING_MODULES = {
     "clip_vision_model": ("post_layernorm",),
 }
 
-# Parameters for masked image modelling, by model type.
-MASK_TOKENS = {
-    "dinov2": "embeddings.mask_token",
-    "dinov2_with_registers": "embeddings.mask_token",
-    "dinov3_vit": "embeddings.mask_token",
-}
-
-# Fields that the conditional layer copies from the ViT layer that it replaces.
-VIT_LAYER_FIELDS = (
-    "hidden_size",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "layer_norm_eps",
-    "qkv_bias",
-    "initializer_range",
-)
+# A parameter for masked image modelling, and the model types that have it.
+MASK_TOKEN, MASKED_MODELS = "embeddings.mask_token", ("dinov2", "dinov2_with_registers", "dinov3_vit")
 
 
 class ImageTokens(nn.Module):
@@ -166,8 +149,8 @@ def prepare_backbone(backbone: PreTrainedModel, config: PreTrainedConfig) -> Pre
         if name in dict(backbone.named_children()):
             # convolutional networks call theirs unconditionally, transformers test for None
             setattr(backbone, name, nn.Identity() if "layernorm" in name else None)
-    if model_type in MASK_TOKENS and MASK_TOKENS[model_type] in dict(backbone.named_parameters()):
-        backbone.get_parameter(MASK_TOKENS[model_type]).requires_grad_(False)
+    if model_type in MASKED_MODELS and MASK_TOKEN in dict(backbone.named_parameters()):
+        backbone.get_parameter(MASK_TOKEN).requires_grad_(False)
     if config.replaces_last_layer:
         backbone.layernorm = nn.Identity()
     return backbone
@@ -263,6 +246,8 @@ def describe_backbone(
 ) -> dict[str, Any]:
     """The fields of a model's configuration that follow from the output of a backbone for one blank image.
 
+    If the model replaces the last layer of a ViT, all fields of the ViT are included.
+
     Raises:
         ValueError: for a backbone that returns neither tokens nor a feature map.
     """
@@ -293,7 +278,7 @@ def describe_backbone(
         "feature_channels": [_channels(feature) for feature in features],
     }
     if described["replaces_last_layer"]:
-        described |= {field: value for field, value in backbone_config.to_dict().items() if field in VIT_LAYER_FIELDS}
+        described |= {name: vars(backbone_config)[name] for name in fields_of(type(backbone_config))}
         backbone_config.num_hidden_layers -= 1
     else:
         hidden_size = config_fields.get(

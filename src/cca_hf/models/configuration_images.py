@@ -29,7 +29,7 @@ _COMMON_KEYWORDS = {
 
 @strict
 class ImageModelConfig(PreTrainedConfig):
-    r"""Configuration of a model on top of a vision backbone. The backbone keeps its native configuration inside.
+    r"""Configuration of a model on top of a vision backbone. It contains the native configuration of the backbone.
 
     Args:
         backbone_config: native configuration of the backbone, or its dict with `model_type`; the default is a ViT,
@@ -108,7 +108,7 @@ class ImageModelConfig(PreTrainedConfig):
         """As [`PreTrainedConfig.from_dict`].
 
         Raises:
-            ValueError: for the configuration of another kind of model.
+            ValueError: for the configuration of another type of model.
         """
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
@@ -145,8 +145,8 @@ class AttributeConfig(ImageModelConfig):
     Args:
         attributes: names of the attributes ("colour", ...). The id of an attribute is its index in this list.
         attribute_values: value names by attribute name, in the order of the data set's label ids. Optional.
-        embedding_dim: width of the embedding; `None` keeps `hidden_size`.
-        attribute_subspaces: each attribute's embedding is projected on the subspace that separates its values, which
+        embedding_dim: width of the embedding; `None` for `hidden_size`.
+        attribute_subspaces: project each attribute's embedding on the subspace that separates its values, which
             removes the other attributes from it; see `modeling_conditional.py`. Fitted at the end of training.
     """
 

@@ -179,12 +179,13 @@ def pixel_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     reader, device = ImageReader(model.image_processor), model.device
-    workers = _default_workers(device) if num_workers is None else num_workers
+    if num_workers is None:
+        num_workers = 1 if device.type == "cpu" else min(_MOST_WORKERS, os.cpu_count() or 1)
     fill_up = device.type != "cpu" and len(images) > batch_size
     rows: list[int] = []
     pixels: list[torch.Tensor] = []
     unreadable: dict[int, UnreadableImageError] = {}
-    for row, read in enumerate(_read_ahead(reader, images, workers, _BATCHES_AHEAD * batch_size)):
+    for row, read in enumerate(_read_ahead(reader, images, num_workers, _BATCHES_AHEAD * batch_size)):
         if isinstance(read, UnreadableImageError):
             if on_unreadable == "error":
                 raise UnreadableImageError(f"images[{row}]: {read}") from read
@@ -234,10 +235,6 @@ def _read_ahead(
         finally:  # also if the consumer stops early
             for future in waiting:
                 future.cancel()
-
-
-def _default_workers(device: torch.device) -> int:
-    return 1 if device.type == "cpu" else min(_MOST_WORKERS, os.cpu_count() or 1)
 
 
 def _fetch(batch: ImageBatch) -> ImageBatch:

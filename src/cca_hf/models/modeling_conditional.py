@@ -359,7 +359,7 @@ print(model.similarity(embeddings, embeddings))  # the similarity of the images 
         return fingerprint in (self.fingerprint(), self._fingerprint_of_version_0_1())
 
     def _fingerprint_of_version_0_1(self) -> str:
-        """As version 0.1 computed it, which left out the architecture."""
+        """Without the architecture."""
         digest = hashlib.sha256()
         for name, tensor in self.state_dict().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -61,9 +61,8 @@ class SeparateModel(ConditionalPreTrainedModel):
         for place, (copied, network) in enumerate(zip(joined.networks, networks, strict=True)):
             weights = network.state_dict()
             if joined.subspaces is not None:
-                joined.subspaces.set(
-                    place, weights.pop("subspaces.projections")[0], weights.pop("subspaces.offsets")[0]
-                )
+                fitted = (weights.pop(f"subspaces.{name}")[0] for name in ("projections", "offsets"))
+                joined.subspaces.set(place, *fitted)
             copied.load_state_dict(weights)
         joined.image_processor = networks[0].image_processor
         return joined.to(networks[0].dtype).eval()

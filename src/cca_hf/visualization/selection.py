@@ -78,13 +78,14 @@ def view_queries(
     searched = np.arange(len(dataset[gallery_split]))
     if len(searched) > candidates:
         searched = np.sort(np.random.default_rng(seed).choice(searched, candidates, replace=False))
-    gallery = _Gallery.of(evaluator, model, gallery_split, searched)
+    gallery_images, gallery_groups = dataset[gallery_split].select(searched)["image"], dataset.groups(gallery_split)
+    gallery = _Gallery(evaluator.embed(model, gallery_images), dataset.labels(gallery_split)[searched], gallery_images)
     embeddings = evaluator.embed(model, [images[row] for row in rows])
     views = []
     for row, embedding in zip(rows, embeddings, strict=True):
         excluded = searched == row if query_split == gallery_split else np.zeros(len(searched), dtype=bool)
-        if groups is not None and gallery.groups is not None and groups[row] >= 0:
-            excluded |= gallery.groups == groups[row]
+        if groups is not None and gallery_groups is not None and groups[row] >= 0:
+            excluded |= gallery_groups[searched] == groups[row]
         image = load_image(images[row])
         views.append(
             QueryView(
@@ -105,20 +106,11 @@ def view_queries(
 
 
 class _Gallery(NamedTuple):
-    """The images to search: embeddings (G, A, D), labels (G, A), groups (G,) and the images themselves."""
+    """The images to search: embeddings (G, A, D), labels (G, A) and the images themselves."""
 
     embeddings: NDArray[np.float32]
     labels: NDArray[np.int64]
-    groups: NDArray[np.int64] | None
     images: Sequence[ImageInput]
-
-    @classmethod
-    def of(cls, evaluator: RetrievalEvaluator, model: CCAModel, split: str, rows: NDArray[np.int64]) -> "_Gallery":
-        dataset = evaluator.dataset
-        groups = dataset.groups(split)
-        images = dataset[split].select(rows)["image"]
-        embeddings = evaluator.embed(model, images)
-        return cls(embeddings, dataset.labels(split)[rows], None if groups is None else groups[rows], images)
 
     def nearest(
         self,

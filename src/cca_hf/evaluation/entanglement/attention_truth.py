@@ -82,14 +82,8 @@ def cell_cover(region: NDArray, grid: tuple[int, int]) -> NDArray[np.float64]:
 def shares_table(shares: list[AttentionShare]) -> str:
     """A table for terminals, in percent."""
     rows = [
-        [
-            each.name,
-            percent(each.share),
-            percent(each.chance),
-            f"{each.share / each.chance:.2f}",
-            percent(each.above_chance),
-        ]
-        for each in shares
+        [row.name, *map(percent, (row.share, row.chance)), f"{row.share / row.chance:.2f}", percent(row.above_chance)]
+        for row in shares
     ]
     header = ["attention in % of", "on its region", "chance", "ratio", "images above chance"]
     return format_table(header, [rows])
