@@ -70,7 +70,7 @@ def test_drawn_regions_are_where_the_attributes_are():
         ({"colour": np.zeros((2, 4, 4))}, (2, 1, 1, 2, 2), "'colour' has an empty region in image 0"),
     ],
 )
-def test_what_is_refused(regions, maps, message):
+def test_wrong_arguments_are_refused(regions, maps, message):
     with pytest.raises(ValueError, match=message):
         attention_shares(np.ones(maps, dtype=np.float32), regions, ["colour"])
 

@@ -155,7 +155,7 @@ def test_value_results_name_the_values(arrays):
 
 @pytest.fixture
 def colour_sets():
-    """Of colour alone: (50, 3), what each image shows, and what it may show."""
+    """For colour: (50, 3), the values that an image shows, and those that it may show."""
     generator = np.random.default_rng(1)
     return generator.random((50, 3)) < 0.3, generator.random((50, 3)) < 0.3
 

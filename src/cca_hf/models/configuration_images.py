@@ -44,7 +44,7 @@ class ImageModelConfig(PreTrainedConfig):
         hidden_size: width of the image tokens behind the backbone.
         layer_norm_eps: epsilon of the layer normalisations behind the backbone.
         initializer_range: standard deviation of new embedding tables.
-        freeze_batch_norm: batch normalisation of the backbone keeps its running statistics while training;
+        freeze_batch_norm: training does not change the running statistics of the backbone's batch normalisation;
             `from_backbone` sets it for a pretrained backbone.
         image_size: side of the square images in pixels that the model was made for, or their (height, width).
             Position embeddings are interpolated for other sizes.
