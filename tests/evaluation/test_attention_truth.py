@@ -67,10 +67,10 @@ def test_drawn_regions_are_where_the_attributes_are():
         ({"size": np.ones((2, 4, 4))}, (2, 1, 1, 2, 2), r"no attention maps of \['size'\]"),
         ({"colour": np.ones((2, 4, 4))}, (2, 2, 1, 2, 2), r"maps must have shape \(images, 1, heads, h, w\)"),
         ({"colour": np.ones((3, 4, 4))}, (2, 1, 1, 2, 2), r"regions of 'colour' must have shape \(2, H, W\)"),
-        ({"colour": np.zeros((2, 4, 4))}, (2, 1, 1, 2, 2), "'colour' is nowhere in image 0"),
+        ({"colour": np.zeros((2, 4, 4))}, (2, 1, 1, 2, 2), "'colour' has an empty region in image 0"),
     ],
 )
-def test_what_is_refused(regions, maps, message):
+def test_wrong_arguments_are_refused(regions, maps, message):
     with pytest.raises(ValueError, match=message):
         attention_shares(np.ones(maps, dtype=np.float32), regions, ["colour"])
 

@@ -155,7 +155,7 @@ def test_maybe_is_neither_relevant_nor_wrong(fashionai, shared_data, split):
 
 @pytest.fixture(scope="module")
 def values_shown(shared_data: Path) -> tuple[dict[str, dict[int, set[int]]], dict[int, int]]:
-    """Of DeepFashion's label_*.txt: split -> fid -> all values of the image, and the type of each value."""
+    """From DeepFashion's label_*.txt: split -> fid -> all values of the image, and the types of the values."""
     shown: dict[str, dict[int, set[int]]] = {split: {} for split in PARTS}
     type_of: dict[int, int] = {}
     for split, part in PARTS.items():

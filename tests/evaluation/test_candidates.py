@@ -107,7 +107,7 @@ def test_sets_change_the_figures_and_only_those_they_should():
 
 
 def test_sets_of_one_side_are_enough():
-    """Where only the gallery knows several values, a query shows its label; and the other way round."""
+    """If only the gallery has sets of values, a query shows its label; and the other way round."""
     embeddings, labels, _, shown, _ = draw(50, 4)
     others, its_labels, _, its_shown, _ = draw(60, 5)
     none, its_none = np.zeros_like(shown), np.zeros_like(its_shown)

@@ -68,7 +68,7 @@ def test_pictures_without_all_labels_are_left_out(plant):
     assert set(result.to_dict()) == {"dimensions", "subspaces", "images"}
 
 
-def test_what_is_refused():
+def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match=r"embeddings must have shape \(images, 3, dim\)"):
         disentanglement(np.zeros((10, 4)), np.zeros((10, 3), dtype=int), NAMES)
     with pytest.raises(ValueError, match="none of the 10 images is labelled with all"):

@@ -92,13 +92,16 @@ def test_on_a_device(arrays, colour_sets):
     ("change", "message"),
     [
         ({"embeddings": np.ones((50, 3, 4))}, r"\(images, 2, dim\), the attributes being colour, shape"),
-        ({"labels": np.zeros((50, 3), int)}, r"labels must have shape .* \(50, 2\), got \(50, 3\)"),
+        (
+            {"labels": np.zeros((50, 3), int)},
+            r"labels must have shape \(50, 2\) = \(images, attributes\), got \(50, 3\)",
+        ),
         ({"labels": np.full((50, 2), 2)}, "labels of 'shape' go up to 2, but it has 2 values"),
         ({"attributes": {"weighted": ["a"], "macro_x": ["b"]}}, "named 'weighted', 'macro_x'"),
         ({"attributes": {}}, "no attributes given"),
         ({"gallery": Gallery(np.ones((4, 2, 6)), np.zeros((3, 2), int))}, "gallery labels must have shape"),
         ({"groups": [1, 2]}, r"query groups must have shape \(50,\)"),
-        ({"labels": np.full((50, 2), np.nan)}, r"labels must be integers \(-1 = not labelled\), got float64"),
+        ({"labels": np.full((50, 2), np.nan)}, r"labels must be integers \(-1 = none\), got float64"),
         ({"labels": np.full((50, 2), None)}, "labels must be integers .* got object"),
         ({"embeddings": None}, r"embeddings must have shape .* got \(\)"),
         ({"embeddings": np.full((50, 2, 6), np.nan)}, "50 of 50 query embeddings are not finite"),
@@ -152,7 +155,7 @@ def test_value_results_name_the_values(arrays):
 
 @pytest.fixture
 def colour_sets():
-    """Of colour alone: (50, 3), what each image shows, and what it may show."""
+    """For colour: (50, 3), the values that an image shows, and those that it may show."""
     generator = np.random.default_rng(1)
     return generator.random((50, 3)) < 0.3, generator.random((50, 3)) < 0.3
 

@@ -38,7 +38,7 @@ def test_planted_embeddings_give_zero_and_one(kind, plant):
 
 
 def test_half_entangled_lies_between(plant):
-    """Where the other attributes are read right on half of the pictures, and guessed on the rest."""
+    """The other attributes are predicted correctly on half of the images, and at random on the rest."""
     planted = plant(1500, (3, 3, 3))
     mixed = planted.entangled.copy()
     random = np.random.default_rng(1)
@@ -190,7 +190,7 @@ def test_mean_off_diagonal():
         ({"max_images": 2.5}, "max_images must be an integer of at least 1, got 2.5"),
     ],
 )
-def test_what_is_refused(change, message):
+def test_wrong_arguments_are_refused(change, message):
     given = {
         "embeddings": np.zeros((10, 3, 8)),
         "labels": np.zeros((10, 3), dtype=int),

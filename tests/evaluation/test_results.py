@@ -151,4 +151,8 @@ def test_the_other_cards():
     assert card.metrics[0] == ("triplet_accuracy", "triplet accuracy, all triplets", 33.33)
     assert "**A subset: 7 of 10 triplets" in replace(triplets(), left_out=7).card().markdown
     text = entangled().card().markdown
-    assert "On 1,234 test images" in text and "finds 0.250 of what" in text and "and 0.85 of what" in text
+    assert (
+        "On 1,234 test images" in text
+        and "learns from an embedding 0.250 of what" in text
+        and "and 0.85 of what" in text
+    )

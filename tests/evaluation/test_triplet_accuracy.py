@@ -38,7 +38,7 @@ def loops(embeddings, triplets, conditions) -> dict[str, tuple[int, int, int]]:
 
 @pytest.fixture
 def drawn():
-    """Of 30 pictures the last 10 are copies, so that some triplets are ties."""
+    """The last 10 of 30 images are copies, so that some triplets are ties."""
     generator = np.random.default_rng(0)
     embeddings = generator.normal(size=(20, 3, 6)).astype(np.float32)
     embeddings = np.concatenate([embeddings, embeddings[:10]])

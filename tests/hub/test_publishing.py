@@ -274,7 +274,7 @@ def test_a_card_of_ones_own_stays(folder, tmp_path):
 def test_a_checkpoint_without_a_training(finished, tmp_path):
     CCAModel.from_pretrained(finished).save_pretrained(tmp_path / "bare")
     text = (stage_model(tmp_path / "bare", tmp_path / "staged", "me/bare") / "README.md").read_text()
-    assert "No evaluation result is stored with this model." in text and "How well it finds" not in text
+    assert "No evaluation result is stored with this model." in text and "Retrieval quality" not in text
     assert "| shape |" in text and ModelCard(text).data.eval_results is None
 
 

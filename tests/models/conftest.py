@@ -78,7 +78,7 @@ BACKBONES = ["vit", "deit", "dinov2", "siglip", "swin", "convnext", "mobilenet_v
 
 @pytest.fixture(params=BACKBONES)
 def backbone_config(request: pytest.FixtureRequest) -> PreTrainedConfig:
-    """Each backbone in turn."""
+    """All backbones, one after the other."""
     return tiny_backbone(request.param)
 
 

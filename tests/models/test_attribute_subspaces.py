@@ -19,7 +19,7 @@ def embed(model, ids=IDS, pixels=PIXELS):
 
 
 def fitted(model):
-    """Each attribute in a random subspace of two dimensions with a random offset."""
+    """A model whose attributes have random subspaces of two dimensions with random offsets."""
     generator = torch.Generator().manual_seed(1)
     for place in range(len(model.config.attributes)):
         basis = torch.linalg.qr(torch.randn(32, 2, generator=generator))[0]

@@ -101,7 +101,7 @@ def test_networks_of_one_attribute_each_joined_and_saved(vit_config, pixel_value
     ("attributes", "options", "message"),
     [
         ([["colour"], ["shape", "size"]], [{}, {}], "every network must have one attribute"),
-        ([["colour"], ["colour"]], [{}, {}], "and each another one"),
+        ([["colour"], ["colour"]], [{}, {}], "one attribute that no other network has"),
         (
             [["colour"], ["shape"]],
             [{}, {"embedding_dim": 8}],

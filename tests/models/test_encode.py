@@ -35,7 +35,7 @@ def test_batches_workers_and_output(model, pictures):
     np.testing.assert_allclose(tensor, expected, atol=1e-5)
 
 
-def test_whatever_holds_pictures(model, pictures, tmp_path):
+def test_inputs_of_all_kinds(model, pictures, tmp_path):
     expected = model.encode(pictures)
     paths = []
     for number, picture in enumerate(pictures):

@@ -1,4 +1,4 @@
-"""Whoever evaluates a model that may be training gets a copy in evaluation mode: no mode is changed."""
+"""A model that may be training is evaluated as a copy in evaluation mode, so that its own mode never changes."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +10,7 @@ from .conftest import tiny_backbone
 
 
 def test_threads_encode_in_eval_mode_while_the_model_trains(vit_config, pictures):
-    """Each of 16 threads gets the vectors of the model without dropout, and no mode is changed."""
+    """16 threads get the vectors of the model without dropout, and no mode changes."""
     vit_config.hidden_dropout_prob = 0.5
     model = CCAModel.from_backbone(vit_config, ["colour", "shape"])
     expected = model.encode(pictures)
@@ -22,6 +22,15 @@ def test_threads_encode_in_eval_mode_while_the_model_trains(vit_config, pictures
     for embeddings in found:
         np.testing.assert_allclose(embeddings, expected, atol=1e-6)
     assert [module.training for module in model.modules()] == modes
+
+
+def test_encode_copies_a_model_in_training_once(vit_config, pictures, monkeypatch):
+    model = CCAModel.from_backbone(vit_config, ["colour"]).train()
+    calls = []
+    in_eval_mode = CCAModel.in_eval_mode
+    monkeypatch.setattr(CCAModel, "in_eval_mode", lambda self: calls.append(self) or in_eval_mode(self))
+    model.encode(pictures, batch_size=1)
+    assert len(pictures) > 1 and calls == [model]
 
 
 def test_in_eval_mode_shares_parameters_and_buffers():

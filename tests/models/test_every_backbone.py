@@ -1,4 +1,4 @@
-"""What every model promises: CCA on each backbone, and each baseline on a transformer and a convolutional network."""
+"""Tests of every model: CCA on all backbones, and the baselines on a transformer and a convolutional network."""
 
 import numpy as np
 import pytest

@@ -148,7 +148,7 @@ def broken_files() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["broken.avif", "broken.dds"])
-def test_whatever_a_decoder_raises_names_the_file(tmp_path, name):
+def test_any_error_of_a_decoder_names_the_file(tmp_path, name):
     (tmp_path / name).write_bytes(broken_files()[name])
     with pytest.raises(UnreadableImageError, match=f"{name}' cannot be read as an image: .") as error:
         load_image(tmp_path / name)

@@ -32,7 +32,7 @@ def test_a_checkpoint_without_some_weights(model, tmp_path):
     del weights["layernorm.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        ValueError, match=r"lacks 1 of the model's weights, such as layernorm\.weight: it is not whole"
+        ValueError, match=r"lacks 1 of the model's weights, such as layernorm\.weight: it is incomplete"
     ):
         load_model(tmp_path)
 

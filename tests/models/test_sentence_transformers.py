@@ -39,7 +39,7 @@ def test_the_vectors_of_encode(sentence_model, model, pictures, tmp_path):
     )
 
 
-def test_what_it_refuses(sentence_model, checkpoint, pictures):
+def test_unsupported_arguments_are_refused(sentence_model, checkpoint, pictures):
     with pytest.raises(ValueError, match=r"'atribute'.*valid additional keyword arguments are: \['attribute'\]"):
         sentence_model.encode(pictures, atribute="colour")
     with pytest.raises(ValueError, match="unknown attribute 'color'. Did you mean 'colour'"):

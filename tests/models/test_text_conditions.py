@@ -66,7 +66,7 @@ def test_the_texts_are_saved_and_not_trained(text_model, tmp_path):
 
 
 def test_a_checkpoint_that_lost_its_texts_says_so(text_model, tmp_path):
-    """What is missing is 0, not whatever was in memory."""
+    """Missing texts are 0, and not uninitialised memory."""
     text_model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     del weights["condition_embedding.texts"]

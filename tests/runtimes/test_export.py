@@ -135,7 +135,7 @@ def test_refusals(vit, tmp_path, monkeypatch):
     assert not is_exported(tmp_path) and not list(tmp_path.iterdir())
 
 
-def test_what_lies_beside_the_graph(vit, exported):
+def test_the_files_beside_the_graph(vit, exported):
     description = exported.description
     assert json.loads(json.dumps(description)) == description
     assert description["made_from"] == vit.fingerprint() != exported.fingerprint()

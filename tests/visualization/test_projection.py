@@ -52,7 +52,7 @@ def test_neighbours_stay_neighbours(embedded):
     assert np.array_equal(points, project(vectors[labelled, 0]))  # seeded
 
 
-def test_what_is_refused(embedded, monkeypatch):
+def test_wrong_arguments_are_refused(embedded, monkeypatch):
     vectors, labels = embedded
     with pytest.raises(ValueError, match="method must be 'tsne' or 'umap', got 'pca'"):
         plot_projection(vectors, labels, VALUES, method="pca")

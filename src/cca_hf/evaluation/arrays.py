@@ -1,4 +1,4 @@
-"""Arrays as they are given (numpy, torch, lists), checked: every fault is a ValueError that says what was given."""
+"""Checks of arrays (numpy, torch, lists): every fault is a ValueError that says what was given."""
 
 from numbers import Integral
 
@@ -20,7 +20,7 @@ def to_numpy(array: object) -> NDArray:
 
 
 def to_numbers(name: str, array: object) -> NDArray:
-    """As [`to_numpy`], for real numbers. `check_finite` is a step of its own, after the check of the shape."""
+    """As [`to_numpy`], for real numbers; see `check_finite` for infinite ones and NaN."""
     numbers = to_numpy(array)
     if numbers.dtype.kind not in "buif":
         raise ValueError(f"{name} must be real numbers, got {numbers.dtype}")
@@ -47,7 +47,7 @@ def to_ids(name: str, array: object, shape: tuple[int, ...], explanation: str = 
 
 
 def to_group_ids(groups: object | None, count: int) -> IntArray:
-    """(count,) ids of near copies; -1 throughout where there are no groups."""
+    """(count,) ids of near copies; all are -1 without groups."""
     return np.full(count, -1) if groups is None else to_ids("groups", groups, (count,))
 
 

@@ -1,4 +1,4 @@
-"""The protocol of results: figures, a table for terminals and notebooks, text on a model card, and a JSON file."""
+"""The protocol of results: metrics, a table for terminals and notebooks, a section of a model card, a JSON file."""
 
 import json
 from collections.abc import Mapping
@@ -31,12 +31,12 @@ class ResultCard:
 
 
 class Result(Protocol):
-    """A result of any task. `primary_metric` is the name in `metrics()` by which checkpoints are compared."""
+    """A result of any task. Checkpoints are compared by the metric that `primary_metric` names."""
 
     primary_metric: ClassVar[str]
 
     def metrics(self) -> dict[str, float]:
-        """All figures by name."""
+        """All metrics by name."""
         ...
 
     def as_table(self, decimals: int) -> Table:
@@ -48,7 +48,7 @@ class Result(Protocol):
         ...
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain Python values, for JSON; `from_dict` is the inverse."""
+        """All content as plain Python values, for JSON; `from_dict` is the inverse."""
         ...
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Tables for terminals and logs (ASCII rules, numbers to the right) and the same tables for notebooks (HTML)."""
+"""Tables as text for terminals and logs, and as HTML for notebooks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,11 +47,8 @@ def format_table(header: Sequence[str], sections: Sequence[Sequence[Sequence[str
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *others = (
-        cell.ljust(width) if column == 0 else cell.rjust(width)
-        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    )
-    return "  ".join([first, *others]).rstrip()
+    others = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+    return "  ".join([cells[0].ljust(widths[0]), *others]).rstrip()
 
 
 def _html_row(cells: Sequence[str]) -> str:

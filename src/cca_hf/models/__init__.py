@@ -1,4 +1,4 @@
-"""The models: all code that is saved with a checkpoint, and the registration with transformers' auto classes.
+"""The models, whose code is saved with a checkpoint, and their registration with transformers' auto classes.
 
 `AutoModel.from_pretrained(checkpoint)` knows the models after `import cca_hf.models` or any use of the package, such
 as `from cca_hf import CCAModel`.

@@ -1,9 +1,9 @@
 """Vision backbones of transformers behind one interface: pixel values in, a sequence of image tokens out.
 
 Transformers return tokens (batch, tokens, channels), with or without CLS and register tokens before them.
-Convolutional networks return feature maps (batch, channels, height, width). What else differs between them is handled
-here: the modules that serve only a pooled output (they would be parameters without gradient, on which
-DistributedDataParallel stops), position embeddings, and the image processor.
+Convolutional networks return feature maps (batch, channels, height, width). Their other differences are handled here
+too: position embeddings, image processors, and modules for a pooled output, which is not used. Those are removed,
+because DistributedDataParallel stops at parameters without a gradient.
 """
 
 import copy
@@ -20,9 +20,11 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available, logging
 
+from .configuration_images import fields_of, height_and_width
+
 if is_torchvision_available():
     from transformers import ViTImageProcessor
-else:  # the other one would work too, with a warning to each user
+else:  # ViTImageProcessor would work too, but with a warning
     from transformers import ViTImageProcessorPil as ViTImageProcessor
 
 logger = logging.get_logger(__name__)
@@ -31,7 +33,7 @@ DEFAULT_IMAGE_SIZE = 224
 FEATURE_MAP_HIDDEN_SIZE = 256
 HEAD_DIM = 32
 
-# Modules behind `last_hidden_state`, by model type: they make the pooled output only.
+# Modules that compute only the pooled output, by model type.
 POOLING_MODULES = {
     "vit": ("pooler",),
     "deit": ("pooler",),
@@ -40,31 +42,14 @@ POOLING_MODULES = {
     "clip_vision_model": ("post_layernorm",),
 }
 
-# Parameters for masked image modelling, by model type.
-MASK_TOKENS = {
-    "dinov2": "embeddings.mask_token",
-    "dinov2_with_registers": "embeddings.mask_token",
-    "dinov3_vit": "embeddings.mask_token",
-}
-
-# Fields that the conditional layer takes over from the ViT layer that it replaces.
-VIT_LAYER_FIELDS = (
-    "hidden_size",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "layer_norm_eps",
-    "qkv_bias",
-    "initializer_range",
-)
+# A parameter for masked image modelling, and the model types that have it.
+MASK_TOKEN, MASKED_MODELS = "embeddings.mask_token", ("dinov2", "dinov2_with_registers", "dinov3_vit")
 
 
 class ImageTokens(nn.Module):
     """Feature maps of one or several levels, projected to `hidden_size` and concatenated behind a summary token.
 
-    Where a plain transformer already has the right width and a CLS token, this is the identity.
+    For a plain transformer of the right width with a CLS token, this is the identity.
     """
 
     def __init__(self, config: PreTrainedConfig):
@@ -84,7 +69,7 @@ class ImageTokens(nn.Module):
     def flatten(
         self, features: list[torch.Tensor], image_size: tuple[int, int]
     ) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
-        """The half without parameters: maps as sequences of cells, earlier levels averaged down to `feature_grid`.
+        """Compute the half without parameters: sequences of cells, earlier levels averaged down to `feature_grid`.
 
         Args:
             features: the maps of `feature_levels` and, last, the backbone's output; each (batch, tokens, channels) or
@@ -92,19 +77,15 @@ class ImageTokens(nn.Module):
             image_size: (height, width) of the pixel values.
 
         Returns:
-            Cells (batch, cells, channels) of the output first and then of the levels, from the last to the first; and
-            the (height, width) of their grids, which follow the prefix tokens.
+            Cells (batch, cells, channels) of the output and then of the levels, from the last to the first; and the
+            (height, width) of their grids, which follow the prefix tokens.
         """
         last = len(features) - 1
         flat = [self._flatten(features[level], image_size, pool=level < last) for level in range(last, -1, -1)]
         return [cells for cells, _ in flat], [grid for _, grid in flat]
 
     def forward(self, flattened: list[torch.Tensor]) -> torch.Tensor:
-        """The learned half: what `flatten` returns, projected and concatenated.
-
-        Returns:
-            Tokens (batch, 1 + ..., hidden_size), the first of which is the summary.
-        """
+        """Project and concatenate the result of `flatten`: tokens (batch, 1 + ..., hidden_size), the summary first."""
         parts = []
         for place, tokens in enumerate(flattened):
             level = len(flattened) - 1 - place
@@ -132,7 +113,7 @@ class ImageTokens(nn.Module):
 
 
 def _patch_size(config: PreTrainedConfig) -> tuple[int, int] | None:
-    """(height, width) of the cells of a transformer's first grid in pixels, where its configuration gives it."""
+    """(height, width) of a transformer's patches in pixels, or None if its configuration does not give it."""
     fields = config.to_dict()
     size = fields.get("patch_stride", fields.get("patch_size"))
     if isinstance(size, int):
@@ -141,12 +122,12 @@ def _patch_size(config: PreTrainedConfig) -> tuple[int, int] | None:
 
 
 def _token_grid(num_tokens: int, image_size: tuple[int, int], patch_size: tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) of the grid among the tokens of an image; the tokens beyond it are a prefix.
+    """(height, width) of the grid of image tokens; the tokens that do not fit into it are a prefix.
 
     A plain transformer cuts the image into whole patches. A pyramid (Swin) pads it, and halves its grid at each stage.
     """
     height, width = image_size
-    if patch_size is None:  # cells as high as they are wide
+    if patch_size is None:  # square cells
         return isqrt(num_tokens * height // width), isqrt(num_tokens * width // height)
     whole = (height // patch_size[0], width // patch_size[1])
     padded = (-(-height // patch_size[0]), -(-width // patch_size[1]))
@@ -161,29 +142,28 @@ def _token_grid(num_tokens: int, image_size: tuple[int, int], patch_size: tuple[
 def prepare_backbone(backbone: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
     """Remove the parts of a native backbone that the conditional layer does not use.
 
-    Where the layer replaces the backbone's last one, the final normalisation belongs behind the new layer; the
-    backbone then returns the plain hidden states before it.
+    If the layer replaces the backbone's last one, the final normalisation moves behind the new layer.
     """
     model_type = backbone.config.model_type
     for name in POOLING_MODULES.get(model_type, ()):
         if name in dict(backbone.named_children()):
             # convolutional networks call theirs unconditionally, transformers test for None
             setattr(backbone, name, nn.Identity() if "layernorm" in name else None)
-    if model_type in MASK_TOKENS and MASK_TOKENS[model_type] in dict(backbone.named_parameters()):
-        backbone.get_parameter(MASK_TOKENS[model_type]).requires_grad_(False)
+    if model_type in MASKED_MODELS and MASK_TOKEN in dict(backbone.named_parameters()):
+        backbone.get_parameter(MASK_TOKEN).requires_grad_(False)
     if config.replaces_last_layer:
         backbone.layernorm = nn.Identity()
     return backbone
 
 
 def architecture_of(config: PreTrainedConfig) -> dict[str, Any]:
-    """The fields of a native configuration that change what is computed: neither its origin nor names of classes."""
+    """The fields of a native configuration that change the computation, without its origin and names of classes."""
     common = {*PreTrainedConfig().to_dict(), "_name_or_path", "use_cache"} - {"model_type"}
     return {name: value for name, value in config.to_dict().items() if name not in common}
 
 
 def interpolates_positions(backbone: PreTrainedModel) -> bool:
-    """Whether the backbone has to be asked to fit its position embeddings to another image size."""
+    """Whether the backbone needs an argument to interpolate its position embeddings to another image size."""
     return "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters
 
 
@@ -201,12 +181,12 @@ def extract_features(
 def _run(backbone: PreTrainedModel, pixel_values: torch.Tensor, interpolate: bool, *, hidden_states: bool) -> Any:
     config, size = backbone.config, tuple(pixel_values.shape[-2:])
     arguments = {"output_hidden_states": True} if hidden_states else {}
-    # transformers interpolates square tables of positions only; a backbone of this very size needs none of it
-    if interpolate and size != _height_and_width(config.image_size):
+    # transformers interpolates only square tables of positions; a backbone made for this size needs no interpolation
+    if interpolate and size != height_and_width(config.image_size):
         arguments["interpolate_pos_encoding"] = True
     if config.model_type == "swin":
         last_stride = config.patch_size * 2 ** (len(config.depths) - 1)
-        # Swin would shrink its windows to a grid smaller than them, without their tables of positions
+        # on a grid smaller than its windows, Swin would shrink the windows but not their tables of positions
         if -(-min(size) // last_stride) < config.window_size:
             arguments["always_partition"] = True
     return backbone(pixel_values, **arguments)
@@ -236,7 +216,7 @@ def parameters_of_levels(backbone: PreTrainedModel, config: PreTrainedConfig, nu
 
 
 def native_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The vision tower of a model of images and text (SigLIP, CLIP), and without a pooling head."""
+    """The configuration of the vision tower, for a model of images and text (SigLIP, CLIP); without a pooling head."""
     if "vision_config" in type(config).sub_configs:
         config = config.vision_config
     if config.model_type.startswith("siglip"):
@@ -247,15 +227,8 @@ def native_config(config: PreTrainedConfig) -> PreTrainedConfig:
 def image_size_of(config: PreTrainedConfig) -> int | list[int]:
     """The image size of a native configuration: the side of a square, or [height, width]."""
     size = config.to_dict().get("image_size") or DEFAULT_IMAGE_SIZE
-    height, width = _height_and_width(size)
+    height, width = height_and_width(size)
     return height if height == width else [height, width]
-
-
-def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
-    sides = [size, size] if isinstance(size, int) else list(size)
-    if len(sides) != 2 or min(sides) < 1:
-        raise ValueError(f"image_size must be a positive number or (height, width); got {size}")
-    return sides[0], sides[1]
 
 
 def _blank_image(backbone: PreTrainedModel, size: tuple[int, int]) -> torch.Tensor:
@@ -271,19 +244,21 @@ def describe_backbone(
     *,
     takes_last_layer: bool,
 ) -> dict[str, Any]:
-    """The fields of a model's configuration that follow from what a backbone returns for one blank image.
+    """The fields of a model's configuration that follow from the output of a backbone for one blank image.
+
+    If the model replaces the last layer of a ViT, all fields of the ViT are included.
 
     Raises:
         ValueError: for a backbone that returns neither tokens nor a feature map.
     """
     native.eval()
-    size = _height_and_width(image_size)
+    size = height_and_width(image_size)
     image, interpolate = _blank_image(native, size), interpolates_positions(native)
     outputs = _run(native, image, interpolate, hidden_states=True)
     output = outputs.last_hidden_state
     if output.ndim not in (3, 4):
         raise ValueError(
-            f"{type(native).__name__} gives neither image tokens (batch, tokens, channels) nor a feature map "
+            f"{type(native).__name__} returns neither image tokens (batch, tokens, channels) nor a feature map "
             f"(batch, channels, height, width): its last_hidden_state has shape {tuple(output.shape)}"
         )
     levels = config_fields.get("feature_levels")
@@ -303,7 +278,7 @@ def describe_backbone(
         "feature_channels": [_channels(feature) for feature in features],
     }
     if described["replaces_last_layer"]:
-        described |= {field: value for field, value in backbone_config.to_dict().items() if field in VIT_LAYER_FIELDS}
+        described |= {name: vars(backbone_config)[name] for name in fields_of(type(backbone_config))}
         backbone_config.num_hidden_layers -= 1
     else:
         hidden_size = config_fields.get(
@@ -314,14 +289,14 @@ def describe_backbone(
             "num_attention_heads": _num_heads(hidden_size),
             "intermediate_size": 2 * hidden_size,
             "layer_norm_eps": 1e-6,
-            # measured on MobileNetV2: with its summary, a mean, as residual, retrieval by colour is half as good
+            # measured on MobileNetV2: with the mean of the tokens as residual, the mAP of colour is half as high
             "residual": "image" if num_prefix_tokens else "condition",
         }
     return described
 
 
 def _default_feature_levels(hidden_states: Sequence[torch.Tensor], output: torch.Tensor) -> list[int]:
-    """The last hidden state of each of the three resolutions above the output's; none where it does not shrink."""
+    """The last hidden state of each of the three resolutions above the output's; empty if they are all equal."""
     *sizes, last = [feature[0].numel() // _channels(feature) for feature in (*hidden_states, output)]
     finer = sorted({size for size in sizes if size > last})[:3]
     return sorted(max(level for level, s in enumerate(sizes) if s == size) for size in finer)
@@ -332,14 +307,11 @@ def _channels(feature: torch.Tensor) -> int:
 
 
 def _num_heads(hidden_size: int) -> int:
-    heads = max(1, hidden_size // HEAD_DIM)
-    while hidden_size % heads:
-        heads -= 1
-    return heads
+    return next(heads for heads in range(max(1, hidden_size // HEAD_DIM), 0, -1) if hidden_size % heads == 0)
 
 
 def load_backbone_processor(name: str, hub_kwargs: dict[str, Any]) -> BaseImageProcessor | None:
-    """The image processor that a pretrained backbone was published with."""
+    """The image processor of a pretrained backbone, or None if it has none."""
     try:
         return AutoImageProcessor.from_pretrained(name, **hub_kwargs)
     except (OSError, ValueError):
@@ -351,12 +323,11 @@ def load_backbone_processor(name: str, hub_kwargs: dict[str, Any]) -> BaseImageP
 
 
 def make_image_processor(size: int | Sequence[int], like: BaseImageProcessor | None = None) -> ViTImageProcessor:
-    """An image processor that squashes the whole image to `size`, and normalises as the backbone was trained.
+    """An image processor that squashes the whole image to `size`, and normalises it as the processor `like` does.
 
-    The centre crop of ImageNet recipes is left out on purpose: it cuts off what attributes are about, collars and
-    heels.
+    It does not crop the centre, as ImageNet recipes do, because that would remove collars and heels.
     """
-    target = dict(zip(("height", "width"), _height_and_width(size), strict=True))
+    target = dict(zip(("height", "width"), height_and_width(size), strict=True))
     if like is None:
         return ViTImageProcessor(size=target)
     return ViTImageProcessor(
@@ -366,28 +337,3 @@ def make_image_processor(size: int | Sequence[int], like: BaseImageProcessor | N
         image_mean=like.image_mean,
         image_std=like.image_std,
     )
-
-
-def load_image_processor(
-    config: PreTrainedConfig, name_or_path: str, hub_kwargs: dict[str, Any]
-) -> BaseImageProcessor:
-    """The image processor of a saved checkpoint, or a new one for a model that was never saved."""
-    if not name_or_path:
-        return make_image_processor(config.image_size)
-    return AutoImageProcessor.from_pretrained(name_or_path, **hub_kwargs)
-
-
-__all__ = [
-    "ImageTokens",
-    "architecture_of",
-    "describe_backbone",
-    "extract_features",
-    "image_size_of",
-    "interpolates_positions",
-    "load_backbone_processor",
-    "load_image_processor",
-    "make_image_processor",
-    "native_config",
-    "parameters_of_levels",
-    "prepare_backbone",
-]

@@ -1,4 +1,4 @@
-"""Configurations of the models that CCA is compared with. Each one has the fields that its model reads."""
+"""Configurations of the models that CCA is compared with. A configuration has only the fields that its model reads."""
 
 from dataclasses import fields
 from typing import Any, ClassVar, Literal
@@ -22,7 +22,7 @@ class CSNConfig(ConditionalLayerConfig):
 
 @strict
 class ASENConfig(ConditionConfig):
-    """Configuration of an [`ASENModel`], which stands on top of the whole backbone and has one head."""
+    """Configuration of an [`ASENModel`], which is on top of the whole backbone and has one head."""
 
     model_type = "cca_asen"
     replaces_last_layer: ClassVar[bool] = False
@@ -49,5 +49,3 @@ def _without_unused_fields(config: CSNConfig | ASENConfig, kwargs: dict[str, Any
 CSNConfig.register_for_auto_class()
 ASENConfig.register_for_auto_class()
 SeparateConfig.register_for_auto_class()
-
-__all__ = ["ASENConfig", "CSNConfig", "SeparateConfig"]

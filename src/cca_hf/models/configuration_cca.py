@@ -1,7 +1,7 @@
 """Configuration of conditional cross-attention (CCA), Song et al., ICCV 2023, https://arxiv.org/abs/2307.13254.
 
 It has three parts: how an attribute becomes a query (`ConditionConfig`, which ASEN has too), the transformer layer
-that the query goes through (`ConditionalLayerConfig`, which CSN has too), and what both stand on (`AttributeConfig`).
+that the query goes through (`ConditionalLayerConfig`, which CSN has too), and their base (`AttributeConfig`).
 """
 
 from typing import Any, ClassVar, Literal
@@ -18,8 +18,8 @@ class ConditionConfig(AttributeConfig):
 
     Args:
         condition_embedding: `"one_hot"` and `"lookup"` as in the paper; `"text"` makes the query from the attribute's
-            name, through a frozen text encoder; `"none"` is one learned query for all attributes, that is one
-            embedding space for everything: the baseline.
+            name, through a frozen text encoder; `"none"` is the baseline, one learned query and so one embedding
+            space for all attributes.
         text_embedding_dim: width of the text encoder's embeddings; for `"text"` only.
         text_encoder: name of the text encoder, which embeds attributes that are added later.
         attribute_texts: the embedded texts by attribute name. Optional.
@@ -55,7 +55,7 @@ class ConditionalLayerConfig(AttributeConfig):
 
     Args:
         replaces_last_layer: the conditional layer replaces the backbone's last layer, and the final normalisation of
-            the backbone moves behind it (ViT); otherwise the layer stands on top of the whole backbone.
+            the backbone moves behind it (ViT); otherwise the layer is added on top of the whole backbone.
         residual: what the attended values are added to: the summary of the `"image"`, the `"condition"`, or `"none"`.
         num_attention_heads, intermediate_size, hidden_act, qkv_bias: shape of the layer.
         hidden_dropout_prob, attention_probs_dropout_prob: dropout while training.
@@ -108,5 +108,3 @@ class CCAConfig(ConditionConfig, ConditionalLayerConfig):
 
 
 CCAConfig.register_for_auto_class()
-
-__all__ = ["CCAConfig", "ConditionConfig", "ConditionalLayerConfig"]

@@ -1,11 +1,10 @@
 """Configurations that every family shares: a model on an image backbone, and one that embeds images by attribute.
 
-`ImageModelConfig` is the base of all configurations, `AttributeConfig` of those with attributes. The second carries
-words, the names of the attributes and of their values, so that a checkpoint explains itself and users address it by
-name.
+`ImageModelConfig` is the base of all configurations, `AttributeConfig` of those with attributes. It contains the names
+of the attributes and of their values, so that a checkpoint explains itself.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, ClassVar
@@ -13,7 +12,7 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-# Keywords that transformers' own configuration takes beside its fields.
+# Keywords of `PreTrainedConfig` that are not fields.
 _COMMON_KEYWORDS = {
     "attn_implementation",
     "auto_map",
@@ -30,7 +29,7 @@ _COMMON_KEYWORDS = {
 
 @strict
 class ImageModelConfig(PreTrainedConfig):
-    r"""Configuration of a model on top of a vision backbone. The backbone keeps its native configuration inside.
+    r"""Configuration of a model on top of a vision backbone. It contains the native configuration of the backbone.
 
     Args:
         backbone_config: native configuration of the backbone, or its dict with `model_type`; the default is a ViT,
@@ -39,13 +38,13 @@ class ImageModelConfig(PreTrainedConfig):
         num_prefix_tokens: tokens before the grid of image tokens (CLS, distillation, registers). The first one
             summarises the image; without a prefix the mean of the tokens does.
         feature_levels: indices into the backbone's `hidden_states` of feature maps that are used in addition to the
-            last one. Early maps contain what late ones have lost, such as colour.
+            last one. Early maps contain more of the colour, for example.
         feature_channels: channels of these maps and, last, of the backbone's output.
         feature_grid: earlier maps with more than this many cells a side are averaged down to it.
         hidden_size: width of the image tokens behind the backbone.
         layer_norm_eps: epsilon of the layer normalisations behind the backbone.
         initializer_range: standard deviation of new embedding tables.
-        freeze_batch_norm: batch normalisation of the backbone keeps its running statistics while training;
+        freeze_batch_norm: training does not change the running statistics of the backbone's batch normalisation;
             `from_backbone` sets it for a pretrained backbone.
         image_size: side of the square images in pixels that the model was made for, or their (height, width).
             Position embeddings are interpolated for other sizes.
@@ -68,7 +67,7 @@ class ImageModelConfig(PreTrainedConfig):
     image_size: int | list[int] | tuple[int, int] = 224
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.transformers_version is None:  # otherwise read from a file, which may have fields of another version
+        if self.transformers_version is None:  # not read from a file, which may have fields of another version
             self.refuse_unknown_fields(kwargs, with_backbone=self.backbone_config is None)
         if self.backbone_config is None:
             self.backbone_config = self._default_backbone(kwargs)
@@ -81,14 +80,9 @@ class ImageModelConfig(PreTrainedConfig):
 
     def _default_backbone(self, kwargs: dict[str, Any]) -> PreTrainedConfig:
         """A ViT with the fields that it shares with this configuration and those in `kwargs`, which are removed."""
-        own = {name: kwargs.pop(name) for name in _fields_of(CONFIG_MAPPING["vit"]) & set(kwargs)}
-        shared = {name: vars(self)[name] for name in _fields_of(CONFIG_MAPPING["vit"]) & _fields_of(type(self))}
-        return CONFIG_MAPPING["vit"](**shared | own)
-
-    @classmethod
-    def field_names(cls) -> set[str]:
-        """The fields that this configuration adds to those of every `PreTrainedConfig`."""
-        return _fields_of(cls)
+        names = fields_of(CONFIG_MAPPING["vit"])
+        shared = {name: vars(self)[name] for name in names & fields_of(type(self))}
+        return CONFIG_MAPPING["vit"](**shared | {name: kwargs.pop(name) for name in names & set(kwargs)})
 
     @classmethod
     def refuse_unknown_fields(cls, names: Iterable[str], *, with_backbone: bool = False) -> None:
@@ -101,12 +95,12 @@ class ImageModelConfig(PreTrainedConfig):
         Raises:
             TypeError: for the first name that is neither a field nor a common keyword of transformers.
         """
-        known = _fields_of(cls) | (_fields_of(CONFIG_MAPPING["vit"]) if with_backbone else set())
+        known = fields_of(cls) | (fields_of(CONFIG_MAPPING["vit"]) if with_backbone else set())
         for name in sorted(set(names) - known - _COMMON_KEYWORDS - {field.name for field in fields(PreTrainedConfig)}):
             if not name.startswith("_"):
                 raise TypeError(
                     f"{cls.__name__} has no field {name!r}.{did_you_mean(name, sorted(known))} "
-                    f"Its fields are {sorted(_fields_of(cls))}; fields of the backbone belong in backbone_config."
+                    f"Its fields are {sorted(fields_of(cls))}; fields of the backbone belong in backbone_config."
                 )
 
     @classmethod
@@ -114,7 +108,7 @@ class ImageModelConfig(PreTrainedConfig):
         """As [`PreTrainedConfig.from_dict`].
 
         Raises:
-            ValueError: for the configuration of another kind of model.
+            ValueError: for the configuration of another type of model.
         """
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
@@ -129,16 +123,11 @@ class ImageModelConfig(PreTrainedConfig):
     @property
     def image_height_and_width(self) -> tuple[int, int]:
         """Height and width in pixels of the images that the model was made for."""
-        if isinstance(self.image_size, int):
-            return self.image_size, self.image_size
-        height, width = self.image_size
-        return height, width
+        return height_and_width(self.image_size)
 
     def validate_image_size(self) -> None:
         """Part of the strict validation: a positive number, or two."""
-        sides = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
-        if len(sides) != 2 or min(sides) < 1:
-            raise ValueError(f"image_size must be a positive number or (height, width); got {self.image_size}")
+        height_and_width(self.image_size)
 
     def validate_feature_levels(self) -> None:
         """Part of the strict validation: the channels of every map are given."""
@@ -156,8 +145,8 @@ class AttributeConfig(ImageModelConfig):
     Args:
         attributes: names of the attributes ("colour", ...). The id of an attribute is its index in this list.
         attribute_values: value names by attribute name, in the order of the data set's label ids. Optional.
-        embedding_dim: width of the embedding; `None` keeps `hidden_size`.
-        attribute_subspaces: each attribute's embedding is projected on the subspace that separates its values, which
+        embedding_dim: width of the embedding; `None` for `hidden_size`.
+        attribute_subspaces: project each attribute's embedding on the subspace that separates its values, which
             removes the other attributes from it; see `modeling_conditional.py`. Fitted at the end of training.
     """
 
@@ -196,21 +185,30 @@ class AttributeConfig(ImageModelConfig):
         raise ValueError(f"unknown attribute {name!r}.{hint} This model knows {self.attributes}.")
 
     def attribute_ids(self, names: str | list[str] | tuple[str, ...] | None = None) -> list[int]:
-        """The ids of one name, of several, or (`None`) of all attributes."""
+        """The ids of one name, of several names, or of all attributes (`None`)."""
         if names is None:
             return list(range(len(self.attributes)))
         return [self.attribute_id(name) for name in ([names] if isinstance(names, str) else names)]
 
 
-def _fields_of(config_class: type[PreTrainedConfig]) -> set[str]:
-    """The fields that a configuration adds to those of every configuration."""
+def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+    """An image size as (height, width).
+
+    Raises:
+        ValueError: if it is neither a positive number nor two of them.
+    """
+    sides = [size, size] if isinstance(size, int) else list(size)
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(f"image_size must be a positive number or (height, width); got {size}")
+    return sides[0], sides[1]
+
+
+def fields_of(config_class: type[PreTrainedConfig]) -> set[str]:
+    """The fields that a configuration adds to those of every `PreTrainedConfig`."""
     return {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
 
 
 def did_you_mean(name: str, known: list[str] | tuple[str, ...], cutoff: float = 0.6) -> str:
-    """` Did you mean 'colour'?`, or nothing where no known name is close."""
+    """` Did you mean 'colour'?`, or an empty string if no known name is close."""
     closest = get_close_matches(name, known, n=1, cutoff=cutoff)
     return f" Did you mean {closest[0]!r}?" if closest else ""
-
-
-__all__ = ["AttributeConfig", "ImageModelConfig", "did_you_mean"]

@@ -1,8 +1,8 @@
-"""Multi-head cross-attention: self-attention whose query comes from somewhere else.
+"""Multi-head cross-attention: queries attend to the tokens of an image.
 
-The one attention module of the family. It runs on transformers' attention interface, so that the caller's
-`attn_implementation` selects eager, SDPA, flash or flex attention. Its parameters are named as in transformers' ViT,
-so that the weights of a pretrained self-attention layer load into it.
+It runs on transformers' attention interface, so that `attn_implementation` selects eager, SDPA, flash or flex
+attention. Its parameters are named as in transformers' ViT, so that the weights of a pretrained self-attention layer
+load into it.
 """
 
 from collections.abc import Callable
@@ -89,8 +89,8 @@ class CrossAttention(nn.Module):
             attention_mask: broadcastable to (batch, heads, queries, tokens). Booleans are `True` where a query may
                 attend to a token; other values are added to the scores. For `"eager"` and `"sdpa"` only.
             attn_implementation: `"eager"`, `"sdpa"`, `"flash_attention_2"`, ...; a model passes that of its config.
-            output_attentions: also return the weights. They are computed by eager attention whatever the
-                implementation, because SDPA and flash attention do not return them.
+            output_attentions: also return the weights. Eager attention computes them, because SDPA and flash
+                attention do not return any.
 
         Returns:
             The attended values (batch, queries, output_dim); the weights (batch, heads, queries, tokens) or `None`.
@@ -126,7 +126,7 @@ class CrossAttention(nn.Module):
         return output, weights if output_attentions else None
 
     def _keys_cost_more(self, num_queries: int) -> bool:
-        """Keys and values cost `inner_dim` products a token and channel, without them it is queries * heads."""
+        """Per token and channel, keys and values cost `inner_dim` products; without them it is queries * heads."""
         plain = type(self.k_proj) is type(self.v_proj) is nn.Linear  # not quantised, and without an adapter
         return plain and num_queries < self.head_dim
 
@@ -141,7 +141,7 @@ class CrossAttention(nn.Module):
         # einsum applies the weights of a head to the whole batch at once; matmul would copy them for every image
         projected = torch.einsum("bhqc,hcd->bhqd", query, self.k_proj.weight.unflatten(0, heads))
         scores = torch.matmul(projected.flatten(1, 2), token_states.transpose(1, 2)).unflatten(1, query.shape[1:3])
-        if self.k_proj.bias is not None:  # it shifts all scores of a query alike; DDP needs every parameter used
+        if self.k_proj.bias is not None:  # it changes no weight, but DDP needs every parameter to be used
             scores = scores + torch.matmul(query, self.k_proj.bias.unflatten(0, heads)[..., None])
         weights = _softmax(scores, attention_mask, self.scaling)
         dropped = nn.functional.dropout(weights, p=self.dropout, training=self.training)
@@ -153,6 +153,3 @@ class CrossAttention(nn.Module):
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-
-
-__all__ = ["CrossAttention"]

@@ -1,8 +1,8 @@
 """From images and attribute names to arrays: reading ahead, batching and the progress bar around a forward pass.
 
-Threads read images while the model computes (decoders release Python's lock), two batches ahead at most. They take
-them from `images` one by one, so that only the result grows with the number of images. On an accelerator the result of
-a batch is fetched after the next batch has been started, and all batches have one size.
+Threads read images while the model computes (decoders release Python's lock), at most two batches ahead, so that only
+the result grows with the number of images. On an accelerator the result of a batch is fetched after the next batch has
+been started, and all batches have one size.
 """
 
 import math
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
 from threading import Lock
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class ImageBatch(NamedTuple):
 
 
 class ImageEncoder:
-    """`encode` and `encode_batches` for all that embeds pixel values by attribute: a model, or an export of it."""
+    """`encode` and `encode_batches` for a model that embeds pixel values by attribute, or for an export of it."""
 
     config: AttributeConfig
     image_processor: BaseImageProcessor
@@ -50,6 +50,10 @@ class ImageEncoder:
     def has_fingerprint(self, fingerprint: str) -> bool:
         """Whether embeddings that were stored under `fingerprint` were computed by this model."""
         return fingerprint == self.fingerprint()
+
+    def in_eval_mode(self) -> Self:
+        """This object, which has no training mode; a model may return a copy."""
+        return self
 
     def _embed(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
         """`pixel_values` (batch, 3, height, width), `attribute_ids` (k,) -> (batch, k, dim), without gradient."""
@@ -120,17 +124,17 @@ class ImageEncoder:
         return self._encode_batches(images, ids, batch_size, num_workers, on_unreadable)
 
     def embed_pixels(self, pixel_values: torch.Tensor, attribute_ids: Sequence[int]) -> torch.Tensor:
-        """The rest of [`encode`] for images that have been read already, as in a server.
+        """As [`encode`], for images that have been read already, as in a server.
 
         Args:
-            pixel_values: (batch, 3, height, width) as `ImageReader.scale` makes them, on the model's device.
+            pixel_values: (batch, 3, height, width) from `ImageReader.scale`, on the model's device.
             attribute_ids: indices into `config.attributes`.
 
         Returns:
             (batch, attributes, dim) float32 on the CPU, L2-normalised.
         """
         ids = torch.tensor(list(attribute_ids), dtype=torch.long, device=self.device)
-        return self._embed(pixel_values, ids).float().cpu()
+        return self.in_eval_mode()._embed(pixel_values, ids).float().cpu()
 
     def _encode_batches(
         self,
@@ -140,13 +144,14 @@ class ImageEncoder:
         num_workers: int | None,
         on_unreadable: Literal["error", "skip"],
     ) -> Iterator[ImageBatch]:
+        model = self.in_eval_mode()
         attribute_ids = torch.tensor(ids, dtype=torch.long, device=self.device)
         running: ImageBatch | None = None
         for batch in pixel_batches(
             self, images, batch_size=batch_size, num_workers=num_workers, on_unreadable=on_unreadable
         ):
             if batch.rows:
-                values = self._embed(batch.values, attribute_ids)
+                values = model._embed(batch.values, attribute_ids)
             else:  # none of the images could be read
                 values = torch.empty(0, len(ids), self.config.embedding_dim or self.config.hidden_size)
             if running is not None:
@@ -174,12 +179,13 @@ def pixel_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     reader, device = ImageReader(model.image_processor), model.device
-    workers = _default_workers(device) if num_workers is None else num_workers
+    if num_workers is None:
+        num_workers = 1 if device.type == "cpu" else min(_MOST_WORKERS, os.cpu_count() or 1)
     fill_up = device.type != "cpu" and len(images) > batch_size
     rows: list[int] = []
     pixels: list[torch.Tensor] = []
     unreadable: dict[int, UnreadableImageError] = {}
-    for row, read in enumerate(_read_ahead(reader, images, workers, _BATCHES_AHEAD * batch_size)):
+    for row, read in enumerate(_read_ahead(reader, images, num_workers, _BATCHES_AHEAD * batch_size)):
         if isinstance(read, UnreadableImageError):
             if on_unreadable == "error":
                 raise UnreadableImageError(f"images[{row}]: {read}") from read
@@ -226,13 +232,9 @@ def _read_ahead(
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        finally:  # the consumer has stopped early
+        finally:  # also if the consumer stops early
             for future in waiting:
                 future.cancel()
-
-
-def _default_workers(device: torch.device) -> int:
-    return 1 if device.type == "cpu" else min(_MOST_WORKERS, os.cpu_count() or 1)
 
 
 def _fetch(batch: ImageBatch) -> ImageBatch:
@@ -278,16 +280,16 @@ def _attend(model: PreTrainedModel, pixel_values: torch.Tensor, attribute_ids: t
 
 
 def _spread(cells: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """(..., rows, columns) on a finer grid: the finer cells share the value of their coarse cell; the sum stays."""
+    """(..., rows, columns) on a finer grid: the finer cells share the value of their coarse cell equally."""
     rows, columns = cells.shape[-2:]
-    row = torch.arange(height, device=cells.device) * rows // height  # the coarse row around each finer row
+    row = torch.arange(height, device=cells.device) * rows // height  # the coarse row of each finer row
     column = torch.arange(width, device=cells.device) * columns // width
     sharing = torch.bincount(row, minlength=rows)[:, None] * torch.bincount(column, minlength=columns)
     return (cells / sharing)[..., row[:, None], column]
 
 
 def as_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:
-    """A single image becomes a list of one; a column of a data set stays as it is, to be read image by image."""
+    """A list of the image if it is a single one; a column of a data set is returned as it is, and read lazily."""
     if isinstance(images, (str, PathLike, bytes, dict, Image.Image)):
         return [images]
     if isinstance(images, np.ndarray):
@@ -302,6 +304,3 @@ def _names(attributes: str | Sequence[str] | None) -> list[str] | None:
     if not names:
         raise ValueError("attributes is empty: name at least one, or leave it out for all")
     return names
-
-
-__all__ = ["ImageBatch", "ImageEncoder", "as_sequence", "compute_attention_maps", "pixel_batches"]

@@ -1,12 +1,12 @@
-"""From anything that a user calls an image to `pixel_values`: the one reader of training, evaluation and use.
+"""Read images of any kind as `pixel_values`, in training, evaluation and use alike.
 
 `load_image` decodes to an upright 8-bit RGB `PIL.Image`. `Image.convert("RGB")` alone ignores the EXIF orientation of
-phones, clips the 16-bit greys of scanners to white, and shows what lies under transparency, mostly black.
+phones, clips the 16-bit greys of scanners to white, and shows the hidden colour of transparent pixels, mostly black.
 
-`ImageReader` makes the pixel values of an image processor in a fraction of its time. torch resizes the 8-bit levels,
-and scales them as part of a batch on the model's device. Where `simplejpeg` is installed
-(`pip install "cca_hf[fast]"`), it decodes plain JPEGs, to the same bytes. The resizing is that of transformers'
-torchvision backend: every value lies within one of the 256 levels of PIL's (two where a bicubic resampling enlarges).
+`ImageReader` computes the pixel values of an image processor in a fraction of its time. torch resizes the 8-bit
+levels, and scales a batch of them on the model's device. If `simplejpeg` is installed (`pip install "cca_hf[fast]"`),
+it decodes plain JPEGs, to the same bytes. The resizing is that of transformers' torchvision backend: a value differs
+from PIL's by at most one of the 256 levels (two if a bicubic resampling enlarges).
 """
 
 import base64
@@ -30,7 +30,7 @@ ImageInput: TypeAlias = str | PathLike | bytes | dict | Image.Image | np.ndarray
 
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _JPEG_START = b"\xff\xd8\xff"
-# Either of them may give an orientation, which is for PIL to read.
+# A JPEG with one of these may have an orientation, which PIL reads.
 _ORIENTATION_MARKS = (b"Exif\x00\x00", b"tiff:Orientation")
 _MODES = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
 
@@ -62,26 +62,22 @@ def load_image(image: ImageInput) -> Image.Image:
 
 
 def decode_image(image: ImageInput) -> np.ndarray:
-    """As `load_image`, as a writable array of levels (height, width, 3), by the fastest decoder that is installed."""
+    """As `load_image`, with the fastest decoder that is installed; a writable array of levels (height, width, 3)."""
     levels = decode_plain_jpeg(image)
     return np.array(load_image(image)) if levels is None else levels
 
 
 class ImageReader:
-    """Reads images for one image processor, in two steps: each image alone, in any thread, and then a batch.
+    """Reads images for an image processor in two steps: `read` for one image, in any thread, and `scale` for a batch.
 
-    An image processor that does anything but resize, rescale and normalise, such as cropping or padding, is called
-    itself.
+    If the image processor does more than resize, rescale and normalise, such as cropping, it is called itself.
     """
 
     def __init__(self, image_processor: BaseImageProcessor):
         self.image_processor = image_processor
         settings = image_processor.to_dict()
         size = settings.get("size") or {}
-        self._size: list[Any] = [
-            size.get("height"),
-            size.get("width"),
-        ]  # None for another kind of size
+        self._size: list[Any] = [size.get("height"), size.get("width")]  # None for another kind of size
         self._mode = _MODES.get(settings.get("resample"))
         self.resizes_only = (
             type(image_processor).__name__ in ("ViTImageProcessor", "ViTImageProcessorPil")
@@ -130,8 +126,8 @@ class ImageReader:
 def decode_plain_jpeg(image: ImageInput) -> np.ndarray | None:
     """Levels (height, width, 3) of a JPEG in colour or grey that has no orientation mark.
 
-    Returns `None` for any other input, a broken JPEG included, and where `simplejpeg` is not installed. `load_image`
-    then reads the image, or says what is wrong with it.
+    Returns `None` for any other input, for a broken JPEG, and if `simplejpeg` is not installed. `load_image` then
+    reads the image or raises an error.
     """
     if simplejpeg is None:
         return None
@@ -141,7 +137,7 @@ def decode_plain_jpeg(image: ImageInput) -> np.ndarray | None:
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
         too_large = Image.MAX_IMAGE_PIXELS is not None and height * width > Image.MAX_IMAGE_PIXELS
-        if too_large or colours not in ("YCbCr", "Gray"):  # others are for printing
+        if too_large or colours not in ("YCbCr", "Gray"):  # CMYK is for printing
             return None
         return simplejpeg.decode_jpeg(encoded, "RGB")
     except ValueError:
@@ -200,7 +196,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
     elif np.issubdtype(array.dtype, np.floating):
         low, high = float(array.min()), float(array.max())
         if not (low >= 0.0 and high <= 1.0):  # NaN fails both comparisons
-            raise UnreadableImageError(f"an array of floats must lie in [0, 1]; got [{low:g}, {high:g}]")
+            raise UnreadableImageError(f"an array of floats must be in [0, 1]; got [{low:g}, {high:g}]")
         array = np.round(array * 255).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise UnreadableImageError(f"an array must be uint8, uint16 or floats in [0, 1]; got {array.dtype}")
@@ -215,7 +211,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(background, image)
-    # PIL decodes at first use: a truncated file is noticed here, or in `convert`
+    # PIL decodes at first use, so that a truncated file raises here or in `convert`
     image.load()
     return image if image.mode == "RGB" else image.convert("RGB")
 
@@ -230,6 +226,3 @@ def _name(image: ImageInput) -> str:
     if isinstance(image, ImageFile.ImageFile) and image.filename:
         return repr(image.filename)
     return f"an image of type {type(image).__name__}"
-
-
-__all__ = ["ImageInput", "ImageReader", "UnreadableImageError", "decode_image", "decode_plain_jpeg", "load_image"]

@@ -1,4 +1,4 @@
-"""Load a checkpoint for use, and refuse what is not a whole one. This file is not saved with checkpoints."""
+"""Load a checkpoint of any model of this package. This file is not saved with checkpoints."""
 
 from os import PathLike, fspath
 from pathlib import Path
@@ -24,8 +24,8 @@ def load_model(
         An [`ImagePreTrainedModel`], such as a [`CCAModel`].
 
     Raises:
-        FileNotFoundError, OSError: if the checkpoint does not exist, neither here nor on the Hub.
-        ValueError: if the checkpoint is of another kind, or lacks weights.
+        OSError: if the checkpoint exists neither on this machine nor on the Hub.
+        ValueError: if the checkpoint is of another type, or lacks weights.
     """
     name, parts = fspath(name_or_path), Path(name_or_path).parts
     if not Path(name).exists() and (Path(name).is_absolute() or len(parts) > 2):  # not an id on the Hub
@@ -41,10 +41,7 @@ def load_model(
         )
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     model, report = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
-    if report["missing_keys"]:  # they are random now, and so would the embeddings be
+    if report["missing_keys"]:  # they would be random, and the embeddings useless
         missing = sorted(report["missing_keys"])
-        raise ValueError(f"{name} lacks {len(missing)} of the model's weights, such as {missing[0]}: it is not whole")
+        raise ValueError(f"{name} lacks {len(missing)} of the model's weights, such as {missing[0]}: it is incomplete")
     return model.to(device or accelerator or "cpu").eval()
-
-
-__all__ = ["load_model"]

@@ -3,9 +3,9 @@
 Ma, Dong, Long, Zhang, He, Xue, Ji: "Fine-Grained Fashion Similarity Learning by Attribute-Specific Embedding Network",
 AAAI 2020, https://arxiv.org/abs/2002.02814.
 
-The paper's: the two attentions, in the form of its second published version (the attribute's embedding as key of the
-spatial attention). Ours: they stand on CCA's image tokens, which cover all feature levels and are normalised already,
-so that the batch normalisation of the paper's projection is left out; trained with CCA's loss.
+From the paper: the two attentions, in the form of its second published version (the attribute's embedding as key of
+the spatial attention). Ours: they attend to CCA's image tokens, which cover all feature levels and are normalised
+already, so that the batch normalisation of the paper's projection is left out; the model is trained with CCA's loss.
 """
 
 import torch
@@ -19,7 +19,7 @@ from .modeling_conditional import ConditionEmbedding
 
 
 class AttributeAwareAttention(GradientCheckpointingLayer):
-    """Where an attribute shows in the image, and which channels describe it.
+    """Select where an attribute is visible in the image, and which channels describe it.
 
     spatial:  a = softmax(tanh(Ws c) tanh(Wx X)^T / sqrt(D));  v = a X
     channel:  g = sigmoid(W2 ReLU(W1 [v, ReLU(Wc c)]));        z = v * g
@@ -56,10 +56,7 @@ class ASENModel(CCAModel):
     method = "an attribute-specific embedding network (ASEN)"
     paper_url = "https://arxiv.org/abs/2002.02814"
 
-    def _add_head(self, config: ASENConfig) -> None:
-        self.condition_embedding = ConditionEmbedding(
-            config.condition_embedding, len(config.attributes), config.hidden_size, config.text_embedding_dim
-        )
+    def _add_layer(self, config: ASENConfig) -> None:
         self.attention = AttributeAwareAttention(config)
         self.projection = nn.Linear(config.hidden_size, config.embedding_dim or config.hidden_size)
 
@@ -78,5 +75,3 @@ class ASENModel(CCAModel):
 
 
 ASENModel.register_for_auto_class("AutoModel")
-
-__all__ = ["ASENModel", "AttributeAwareAttention"]

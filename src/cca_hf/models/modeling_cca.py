@@ -3,11 +3,11 @@
 Song, Hwang, Yoon, Choi, Gu: "Conditional Cross Attention Network for Multi-Space Embedding without Entanglement in
 Only a SINGLE Network", ICCV 2023, https://arxiv.org/abs/2307.13254.
 
-The paper's: the self-attention of a ViT's last layer becomes cross-attention with the condition; one-hot and lookup
+From the paper: the self-attention of a ViT's last layer becomes cross-attention with the condition; one-hot and lookup
 conditions. Our reading: the condition is the query, and keys and values come from the image (the reverse gives a
 constant); one query row per condition, not one per token (equal rows, O(N) cost); the choices of residual. Ours: other
-backbones, with the layer on top and, for feature maps, attention over earlier maps too; all conditions of an image in
-one pass.
+backbones, with the layer on top and, for feature maps, attention to earlier maps too; one pass for all conditions of
+an image.
 """
 
 import copy
@@ -34,6 +34,7 @@ from .backbones import (
     prepare_backbone,
 )
 from .configuration_cca import CCAConfig, ConditionalLayerConfig
+from .configuration_images import fields_of
 from .cross_attention import CrossAttention
 from .modeling_conditional import (
     CCAModelOutput,
@@ -45,7 +46,7 @@ from .modeling_conditional import (
 )
 from .pipeline_cca import CCAPipeline
 
-if TYPE_CHECKING:  # never run: transformers saves the files whose import it can read, and this one must be saved too
+if TYPE_CHECKING:  # not run, but transformers reads this import, and so saves the file
     from .sentence_transformers_cca import CCAInputModule as CCAInputModule
 
 
@@ -85,13 +86,13 @@ class ConditionalCrossAttentionLayer(GradientCheckpointingLayer):
         self, conditions: torch.Tensor, image_tokens: torch.Tensor, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """conditions (batch, k, D), image_tokens (batch, N, D) -> (batch, k, D), weights (batch, heads, k, N)."""
-        answers, weights = self.attention(
+        attended, weights = self.attention(
             self.layernorm_before(conditions),
             self.layernorm_before(image_tokens),
             attn_implementation=self.config._attn_implementation,
             output_attentions=output_attentions,
         )
-        states = self.dropout(answers)
+        states = self.dropout(attended)
         if self.residual == "image":
             states = states + image_tokens[:, :1]
         elif self.residual == "condition":
@@ -133,13 +134,13 @@ class CCAModel(ConditionalPreTrainedModel):
         self.post_init()
 
     def _add_head(self, config: Any) -> None:
-        """Add the modules behind the image tokens. Another head overrides this and `_embed_tokens`."""
+        """Add the modules behind the image tokens, which `_embed_tokens` applies."""
         self.condition_embedding = ConditionEmbedding(
             config.condition_embedding, len(config.attributes), config.hidden_size, config.text_embedding_dim
         )
         self._add_layer(config)
 
-    def _add_layer(self, config: ConditionalLayerConfig) -> None:
+    def _add_layer(self, config: Any) -> None:
         self.conditional_layer = ConditionalCrossAttentionLayer(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.projection = (
@@ -168,14 +169,14 @@ class CCAModel(ConditionalPreTrainedModel):
         """A new model on a pretrained vision backbone.
 
         The conditional layer replaces the last layer of a ViT and starts from its weights. On any other backbone
-        (DeiT, DINOv2, SigLIP, Swin, ConvNeXt, MobileNetV2, ...) the layer stands on top. If the backbone's feature
-        maps shrink from layer to layer, the layer attends to earlier maps as well, see `CCAConfig.feature_levels`.
+        (DeiT, DINOv2, SigLIP, Swin, ConvNeXt, MobileNetV2, ...) the layer is added on top. If the backbone's feature
+        maps shrink from layer to layer, it attends to earlier maps as well, see `CCAConfig.feature_levels`.
 
         Args:
             backbone: a model id on the Hub, a folder, or a configuration for a backbone with random weights.
             attributes: names of the attributes, or value names by attribute name (as `AttributeDataset.attributes`).
-            text_embeddings: for `condition_embedding="text"`, a text encoder's embedding of each attribute, by name.
-            freeze_backbone: train only what is on top of the backbone.
+            text_embeddings: for `condition_embedding="text"`, the text encoder's embeddings by attribute name.
+            freeze_backbone: train only the layers on top of the backbone.
             image_size: side of the images in pixels, or (height, width); defaults to the backbone's own, or 224.
             attn_implementation: `"eager"`, `"sdpa"`, `"flash_attention_2"`, ... as in `from_pretrained`.
             dtype: of the weights.
@@ -184,7 +185,7 @@ class CCAModel(ConditionalPreTrainedModel):
 
         Raises:
             TypeError: for a field that the configuration does not have.
-            ValueError: for a backbone that returns neither tokens nor a feature map, or unfit `text_embeddings`.
+            ValueError: for a backbone that returns neither tokens nor a feature map, or wrong `text_embeddings`.
         """
         cls.config_class.refuse_unknown_fields(config_fields)
         if isinstance(attributes, str):
@@ -207,7 +208,7 @@ class CCAModel(ConditionalPreTrainedModel):
 
         size = image_size or image_size_of(native.config)
         described = describe_backbone(native, size, config_fields, takes_last_layer=cls.takes_last_layer)
-        # statistics of a pretrained backbone are kept; a new one has none yet
+        # batch normalisation keeps the statistics of a pretrained backbone; a new one has none yet
         described |= {
             "backbone_name": name,
             "image_size": size if isinstance(size, int) else list(size),
@@ -220,7 +221,7 @@ class CCAModel(ConditionalPreTrainedModel):
             attribute_values={key: list(values) for key, values in attributes.items()}
             if isinstance(attributes, Mapping)
             else {},
-            **{name: value for name, value in described.items() if name in cls.config_class.field_names()}
+            **{name: value for name, value in described.items() if name in fields_of(cls.config_class)}
             | config_fields,
         )
         config._attn_implementation = attn_implementation
@@ -244,19 +245,19 @@ class CCAModel(ConditionalPreTrainedModel):
             self.layernorm.load_state_dict(native.layernorm.state_dict())
 
     def freeze_backbone(self, num_levels: int | None = None) -> Self:
-        """Exclude the backbone from training, or its early part.
+        """Exclude the backbone, or its early layers, from training.
 
         Args:
             num_levels: freeze only the layers that compute the first `num_levels` maps of `config.feature_levels`;
-                later layers go on learning. `None` freezes the whole backbone.
+                later layers are still trained. `None` freezes the whole backbone.
 
         Raises:
-            ValueError: if the model has fewer levels than that.
+            ValueError: if the model has fewer levels.
         """
         if num_levels is None:
             self.backbone.requires_grad_(False)
         else:
-            # in evaluation mode, so that the empty image does not change the statistics of batch normalisation
+            # in evaluation mode, so that the blank image does not change the statistics of batch normalisation
             backbone = self.in_eval_mode().backbone
             for parameter in parameters_of_levels(backbone, self.config, num_levels):
                 parameter.requires_grad_(False)

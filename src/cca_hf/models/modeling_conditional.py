@@ -1,7 +1,7 @@
-"""What every model that embeds images by attribute has in common: conditions, subspaces, `forward`, `encode`.
+"""The base of all models that embed images by attribute: conditions, subspaces, `forward`, `encode`.
 
-A model implements `get_backbone_features`, `project_features`, `tokens_and_grids` and `_embed_tokens`. CCA is the main
-one; the baselines that it is compared with (CSN, ASEN, one network per attribute) are the others.
+A model implements `get_backbone_features`, `project_features`, `tokens_and_grids` and `_embed_tokens`. The models are
+CCA and the baselines that it is compared with (CSN, ASEN, one network per attribute).
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class ConditionEmbedding(nn.Module):
 
     one_hot: q_c = W onehot(c) + b.   lookup: q_c = ReLU(M[c]).   none: q_c = q, the same for every attribute.
     text: q_c = P t_c, where t_c is a frozen text encoder's embedding of the attribute's name, L2-normalised. The t_c
-    are stored, so that the text encoder is needed for new attributes only.
+    are stored, so that only new attributes need the text encoder.
     """
 
     texts: torch.Tensor  # (num_conditions, text_embedding_dim)
@@ -61,7 +61,7 @@ class ConditionEmbedding(nn.Module):
             self.bias = nn.Parameter(torch.zeros(hidden_size))
 
     def init_weights(self) -> None:
-        """Initialise what is neither a linear layer nor an embedding table."""
+        """Initialise the parameters and buffers that belong to no linear layer or embedding table."""
         if self.kind == "one_hot":
             init.zeros_(self.bias)
         elif self.kind == "text":
@@ -120,15 +120,15 @@ def stack_texts(names: Sequence[str], text_embeddings: Mapping[str, Vector]) -> 
 class AttributeSubspaces(nn.Module):
     """Projects each attribute's embedding on the subspace that separates its values. Ours, not the paper's.
 
-    A trained embedding contains more than its attribute: what other attributes leave in it does not change the loss
-    once the attribute's values lie apart, and a simple classifier can read it. So the last step of a model with
-    `attribute_subspaces` is one linear map for each attribute,
+    An embedding also contains traces of other attributes, which a simple classifier can read: the loss does not depend
+    on them once the values of its attribute are separated. So the last step of a model with `attribute_subspaces` is
+    one linear map for each attribute,
 
         e_c = normalise(P_c e + b_c),        e the normalised embedding before it
 
     with P_c (A, dim, dim) a projection on the differences between the means of the attribute's values, and b_c
-    (A, dim) the position of their centre. Both are fitted in closed form at the end of training
-    (`training/subspaces.py`); until then they are the identity and 0.
+    (A, dim) their centre. Both are fitted in closed form at the end of training (`training/subspaces.py`); until then
+    they are the identity and 0.
     """
 
     projections: torch.Tensor
@@ -142,7 +142,7 @@ class AttributeSubspaces(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Initialise what a checkpoint does not contain; loaded values stay."""
+        """As `reset`, but without a change of loaded values."""
         init.copy_(self.projections, torch.eye(self.projections.shape[-1]).expand_as(self.projections))
         init.zeros_(self.offsets)
 
@@ -166,7 +166,7 @@ class AttributeSubspaces(nn.Module):
     def forward(self, embeddings: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
         """(batch, k, dim) under ids (batch, k) -> (batch, k, dim), not normalised; in float32."""
         unit = nn.functional.normalize(embeddings.float(), dim=-1)
-        # for all attributes, since gathering a matrix for each row would cost far more memory
+        # for all attributes, because gathering a matrix for each row would need far more memory
         projected = torch.einsum("bkd,aed->bkae", unit, self.projections.float())
         index = attribute_ids[..., None, None].expand(-1, -1, 1, projected.shape[-1])
         return projected.gather(2, index)[:, :, 0] + self.offsets.float()[attribute_ids]
@@ -213,7 +213,7 @@ print(model.similarity(embeddings, embeddings))  # the similarity of the images 
         """Compute the first half of the forward pass, which does not depend on the condition.
 
         Args:
-            pixel_values: (batch, channels, height, width), as the image processor makes them.
+            pixel_values: (batch, channels, height, width), from the image processor.
 
         Returns:
             Image tokens X, (batch, tokens, hidden_size); the first one summarises the image. For a ViT these are its
@@ -250,7 +250,7 @@ print(model.similarity(embeddings, embeddings))  # the similarity of the images 
             output_attentions: also return the attention weights.
 
         Raises:
-            ValueError: if the ids have another shape or lie outside the attributes.
+            ValueError: if the ids have another shape or are no ids of attributes.
         """
         self._check_attribute_ids(attribute_ids, image_tokens.shape[0])
         single = attribute_ids.ndim == 1
@@ -259,7 +259,7 @@ print(model.similarity(embeddings, embeddings))  # the similarity of the images 
         if self.subspaces is not None:
             with torch.autocast(embeddings.device.type, enabled=False):
                 embeddings = self.subspaces(embeddings, ids)
-        # under autocast the model's dtype is float32: the similarities of a loss need all of it
+        # float32 under autocast, which the similarities of a loss need
         embeddings = nn.functional.normalize(embeddings.float(), dim=-1).to(self.dtype)
         if weights is not None:
             weights = weights.transpose(1, 2)  # (B, heads, k, N) -> (B, k, heads, N)
@@ -286,18 +286,18 @@ print(model.similarity(embeddings, embeddings))  # the similarity of the images 
         """Embed images under conditions. The backbone runs once for all conditions of an image.
 
         Args:
-            pixel_values: (batch, channels, height, width), as the image processor makes them.
+            pixel_values: (batch, channels, height, width), from the image processor.
             attribute_ids: (batch,) for one condition per image, (batch, k) for k conditions; integers, see
-                [`CCAConfig.attribute_id`]. Mandatory: there is no unconditional embedding.
+                [`CCAConfig.attribute_id`]. Required, because no embedding is unconditional.
             output_attentions: also return the weights of the conditional layer.
             return_dict: `False` for a plain tuple.
             backbone_features: the result of [`get_backbone_features`], in place of `pixel_values`.
-            micro_batch_size: with gradients, keep the activations of this many images at a time, and compute them
-                again in the backward pass: the same gradients from less memory, see `_embed_in_micro_batches`.
+            micro_batch_size: in training, compute the activations of this many images at a time, and again in the
+                backward pass: the same gradients from less memory, see `_embed_in_micro_batches`.
 
         Raises:
-            ValueError: if the condition is missing, has another shape or lies outside the attributes; if both images
-                and features are given, or neither; or for attentions in micro-batches.
+            ValueError: if the ids are missing, have another shape or are no ids of attributes; if both images and
+                features are given, or neither; or for attentions in micro-batches.
         """
         if attribute_ids is None:
             raise ValueError(
@@ -333,7 +333,7 @@ print(model.similarity(embeddings, embeddings))  # the similarity of the images 
     ) -> ConditionalModelOutput:
         if pixel_values is not None and backbone_features is None:
             backbone_features = self.get_backbone_features(pixel_values)
-        elif pixel_values is None and backbone_features is not None:  # they may have been kept in half precision
+        elif pixel_values is None and backbone_features is not None:  # maybe stored in half precision
             backbone_features = [feature.to(self.dtype) for feature in backbone_features]
         else:
             raise ValueError("give either pixel_values or backbone_features, and not both")
@@ -345,7 +345,7 @@ print(model.similarity(embeddings, embeddings))  # the similarity of the images 
                 f"attribute_ids must be of shape (batch,) or (batch, k) with batch = {batch_size}; "
                 f"got {tuple(attribute_ids.shape)}"
             )
-        # reading values would break a compiled graph and make a GPU wait; there the lookup itself fails
+        # reading values would break a compiled graph and make a GPU wait; the lookup itself fails there
         if torch.compiler.is_compiling() or attribute_ids.device.type != "cpu" or not attribute_ids.numel():
             return
         allowed = max(1, len(self.config.attributes))
@@ -359,7 +359,7 @@ print(model.similarity(embeddings, embeddings))  # the similarity of the images 
         return fingerprint in (self.fingerprint(), self._fingerprint_of_version_0_1())
 
     def _fingerprint_of_version_0_1(self) -> str:
-        """As version 0.1 computed it, which left out the architecture."""
+        """Without the architecture."""
         digest = hashlib.sha256()
         for name, tensor in self.state_dict().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -370,8 +370,7 @@ print(model.similarity(embeddings, embeddings))  # the similarity of the images 
 
     @torch.inference_mode()
     def _embed(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
-        model = self.in_eval_mode()
-        return model(pixel_values, attribute_ids=attribute_ids.expand(len(pixel_values), -1)).embeddings
+        return self(pixel_values, attribute_ids=attribute_ids.expand(len(pixel_values), -1)).embeddings
 
     def attention_maps(
         self,
@@ -380,11 +379,11 @@ print(model.similarity(embeddings, embeddings))  # the similarity of the images 
         *,
         batch_size: int = 32,
     ) -> np.ndarray:
-        """Compute where each attribute attends to.
+        """Compute the attention of each attribute on the image.
 
         Returns:
             (images, attributes, heads, height, width) float32 on the finest grid of image tokens. A map sums to the
-            share of attention on the grid; the rest is on CLS or other tokens that have no place in the image.
+            share of attention on the grid; the rest is on tokens without a place in the image, such as CLS.
         """
         return compute_attention_maps(self, images, attributes, batch_size=batch_size)
 
@@ -420,13 +419,3 @@ def _embed_in_micro_batches(
 # the names of version 0.1
 CCAModelOutput = ConditionalModelOutput
 CCAPreTrainedModel = ConditionalPreTrainedModel
-
-__all__ = [
-    "AttributeSubspaces",
-    "CCAModelOutput",
-    "CCAPreTrainedModel",
-    "ConditionEmbedding",
-    "ConditionalModelOutput",
-    "ConditionalPreTrainedModel",
-    "stack_texts",
-]

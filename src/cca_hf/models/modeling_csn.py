@@ -2,9 +2,9 @@
 
 Veit, Belongie, Karaletsos: "Conditional Similarity Networks", CVPR 2017, https://arxiv.org/abs/1603.07810.
 
-The paper's: e_c = f(x) * ReLU(M[c]), the masks M drawn from N(0.9, 0.7). Ours: f is CCA's layer with one
-learned query, so that the two methods differ only in where the condition enters. Masked embeddings are normalised and
-trained with CCA's loss, without the two regularising terms of the paper.
+From the paper: e_c = f(x) * ReLU(M[c]), with masks M drawn from N(0.9, 0.7). Ours: f is CCA's layer with one learned
+query, so that the two methods differ only in where the condition enters. Masked embeddings are normalised and trained
+with CCA's loss, without the two regularising terms of the paper.
 """
 
 import torch
@@ -21,9 +21,6 @@ class CSNModel(CCAModel):
 
     config_class = CSNConfig
     config: CSNConfig
-    display_name = "CSN"
-    method = "a conditional similarity network (CSN)"
-    paper_url = "https://arxiv.org/abs/1603.07810"
 
     display_name = "CSN"
     method = "a conditional similarity network (CSN)"
@@ -44,9 +41,8 @@ class CSNModel(CCAModel):
     def _embed_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        embedding, weights = super()._embed_tokens(
-            image_tokens, attribute_ids[:, :1], output_attentions
-        )  # (B, 1, dim)
+        # one query for all attributes: (B, 1, dim)
+        embedding, weights = super()._embed_tokens(image_tokens, attribute_ids[:, :1], output_attentions)
         masks = self.condition_masks(attribute_ids).relu()  # (B, k, dim)
         if weights is not None:
             weights = weights.expand(-1, -1, attribute_ids.shape[1], -1)
@@ -54,5 +50,3 @@ class CSNModel(CCAModel):
 
 
 CSNModel.register_for_auto_class("AutoModel")
-
-__all__ = ["CSNModel"]

@@ -1,7 +1,7 @@
 """The base class of all models on an image backbone: initialisation, loading, saving, evaluation mode, fingerprint.
 
-A checkpoint contains the image processor, and the class that `pipeline` and sentence-transformers use, beside the
-weights and the code.
+A checkpoint contains the weights, the code, the image processor, and the classes for `pipeline` and
+sentence-transformers.
 """
 
 import copy
@@ -20,7 +20,7 @@ from torch import nn
 from transformers import BaseImageProcessor, Pipeline, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from .backbones import architecture_of, load_image_processor, make_image_processor
+from .backbones import AutoImageProcessor, architecture_of, make_image_processor
 from .configuration_images import ImageModelConfig
 from .whole_files import staged
 
@@ -29,11 +29,11 @@ class ImagePreTrainedModel(PreTrainedModel):
     """A model on top of `self.backbone`, a vision backbone of transformers.
 
     Class attributes:
-        display_name: what tables and plots call the model.
-        method: what the model card calls the method, in a sentence.
-        paper_url: where the method was published.
+        display_name: name of the model in tables and plots.
+        method: name of the method in a sentence of the model card.
+        paper_url: address of the paper.
         pipeline_class: the pipeline that is saved with a checkpoint.
-        sentence_transformers_class: "file.Class" of the module for sentence-transformers that is saved with it.
+        sentence_transformers_class: "file.Class" of the saved module for sentence-transformers.
     """
 
     config_class = ImageModelConfig
@@ -62,8 +62,8 @@ class ImagePreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise linear layers by their fan-in, as PyTorch does. The backbone initialises itself.
 
-        The usual std of 0.02 is 1 / sqrt(3 * 768), made for the width of a ViT-B. In a layer 256 wide it is too small:
-        measured on frozen MobileNetV2 features, the first epoch ended at a mAP of 66.9 with it and of 75.2 without.
+        The usual std of 0.02 is 1 / sqrt(3 * 768), for the width of a ViT-B. It is too small for a layer 256 wide: on
+        frozen MobileNetV2 features, the mAP after the first epoch was 66.9 with it and 75.2 without.
         """
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
@@ -79,7 +79,7 @@ class ImagePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """As [`PreTrainedModel.from_pretrained`]; loads the image processor of the checkpoint too.
+        """As [`PreTrainedModel.from_pretrained`]; also loads the image processor of the checkpoint.
 
         Raises:
             ValueError: if the checkpoint is of another type, such as a plain backbone.
@@ -89,20 +89,20 @@ class ImagePreTrainedModel(PreTrainedModel):
             model = result[0] if isinstance(result, tuple) else result
             names = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download")
             hub_kwargs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-            model.image_processor = load_image_processor(model.config, model.name_or_path, hub_kwargs)
+            model.image_processor = AutoImageProcessor.from_pretrained(model.name_or_path, **hub_kwargs)
         return result
 
     def save_pretrained(
         self, save_directory: str | PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """As [`PreTrainedModel.save_pretrained`]; also saves the image processor and the code, for pipelines and
-        sentence-transformers too.
+        """As [`PreTrainedModel.save_pretrained`]; also saves the image processor and the code for pipelines and
+        sentence-transformers.
 
-        All files are written beside the target first and moved there together, so that a full disk leaves an earlier
-        checkpoint in `save_directory` unchanged. Weight files of the earlier checkpoint are deleted.
+        The checkpoint is written whole or not at all: a full disk leaves an earlier one in `save_directory` unchanged.
+        Weight files of the earlier checkpoint are deleted.
 
         Raises:
-            OSError: if the disk is full; the message says where.
+            OSError: if the disk is full; the message names the folder.
         """
         if self.pipeline_class is not None:
             impl = f"{self.pipeline_class.__module__.rsplit('.', 1)[-1]}.{self.pipeline_class.__name__}"
@@ -138,7 +138,7 @@ class ImagePreTrainedModel(PreTrainedModel):
     ) -> CommitInfo:
         """Upload the whole folder of `save_pretrained` and `push_to_hub`, and delete earlier weight files.
 
-        transformers would leave out what was written before its own part of `save_pretrained`.
+        transformers would upload only the files that its own `save_pretrained` wrote.
         """
         hub = HfApi(token=token)
         if revision is not None and not revision.startswith("refs/pr"):
@@ -167,19 +167,19 @@ class ImagePreTrainedModel(PreTrainedModel):
     def in_eval_mode(self) -> Self:
         """The model itself if no part of it is in training mode; otherwise a copy in evaluation mode.
 
-        The copy shares all parameters and buffers with the model. So other threads may train the model, or encode with
-        it, at the same time, and parts that are kept in evaluation mode stay in it.
+        The copy shares all parameters and buffers, so that other threads may train the model or encode with it at the
+        same time.
         """
         if not any(module.training for module in self.modules()):
             return self
         configs = [module.config for module in self.modules() if isinstance(module, PreTrainedModel)]
-        shared = {id(each): each for each in (*self.parameters(), *self.buffers(), *configs)}
+        shared = {id(part): part for part in (*self.parameters(), *self.buffers(), *configs)}
         return copy.deepcopy(self, shared).eval()
 
     def fingerprint(self) -> str:
-        """A hash to keep beside embeddings: of the weights, the architecture, the attributes and the preprocessing.
+        """A hash to store with embeddings: of the weights, the architecture, the attributes and the preprocessing.
 
-        Names of the backbone's weights are left out, and so are default settings: both change between versions of
+        Names of the backbone's weights and default settings are left out, because they change between versions of
         transformers.
         """
         weights = []
@@ -196,7 +196,7 @@ class ImagePreTrainedModel(PreTrainedModel):
 
 
 def _weights_like(names: Iterable[str]) -> list[str]:
-    """Patterns of the files that may hold weights in place of the weight files among `names`, sharded or not."""
+    """Patterns of all weight files, sharded or not, of the same variants as the weight files among `names`."""
     matches = [re.fullmatch(r"model(\.\w+)?(-\d+-of-\d+)?\.safetensors", name) for name in names]
     patterns = []
     for variant in {match[1] or "" for match in matches if match}:
@@ -211,17 +211,14 @@ def _hash_of(tensor: torch.Tensor) -> str:
 
 
 def _settings_of(config: PreTrainedConfig) -> dict[str, Any]:
-    """What a configuration says about the computation, without default values."""
+    """The settings that change the computation and differ from their defaults."""
     values, defaults = architecture_of(config), type(config)().to_dict()
     if isinstance(config, ImageModelConfig):
         read = {field.name for field in fields(config)} - {"backbone_config"} - config.fields_without_effect
         values = {name: value for name, value in values.items() if name in read | {"model_type"}}
-    texts = {name: json.dumps(value, default=str) for name, value in values.items()}  # a tuple is as good as a list
+    texts = {name: json.dumps(value, default=str) for name, value in values.items()}  # equal for a tuple and a list
     return {
         name: text
         for name, text in texts.items()
         if name == "model_type" or text != json.dumps(defaults.get(name), default=str)
     }
-
-
-__all__ = ["ImagePreTrainedModel"]

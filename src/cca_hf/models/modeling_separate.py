@@ -1,7 +1,7 @@
-"""One network for each attribute: the baseline that conditional embeddings replace and are compared with.
+"""One network for each attribute: the baseline that conditional embeddings replace.
 
-Every network is a whole `CCAModel` of one attribute, trained on its own. Here they are joined behind the interface of
-one model, which is as large and as slow as all of them together.
+Every network is a whole `CCAModel` that was trained for one attribute. The joined model has the interface of a single
+one, and is as large and as slow as all networks together.
 """
 
 import copy
@@ -14,6 +14,7 @@ from torch import nn
 from .backbones import architecture_of
 from .configuration_baselines import SeparateConfig
 from .configuration_cca import CCAConfig
+from .configuration_images import fields_of
 from .modeling_cca import CCAModel
 from .modeling_conditional import ConditionalPreTrainedModel
 
@@ -24,7 +25,7 @@ class SeparateModel(ConditionalPreTrainedModel):
     config_class = SeparateConfig
     config: SeparateConfig
     _no_split_modules = CCAModel._no_split_modules
-    networks: Any  # of `CCAModel`; the modules in a ModuleList have no type
+    networks: Any  # a ModuleList of `CCAModel`
 
     display_name = "one network per attribute"
     method = "one network per attribute"
@@ -46,7 +47,7 @@ class SeparateModel(ConditionalPreTrainedModel):
         names = [name for network in networks for name in network.config.attributes]
         if not names or any(len(n.config.attributes) != 1 for n in networks) or len(set(names)) < len(names):
             given = [network.config.attributes for network in networks]
-            raise ValueError(f"every network must have one attribute, and each another one; got {given}")
+            raise ValueError(f"every network must have one attribute that no other network has; got {given}")
         first, *others = [network.config for network in networks]
         for config in others:
             differing = [field for field, value in _shared(config).items() if value != _shared(first)[field]]
@@ -60,9 +61,8 @@ class SeparateModel(ConditionalPreTrainedModel):
         for place, (copied, network) in enumerate(zip(joined.networks, networks, strict=True)):
             weights = network.state_dict()
             if joined.subspaces is not None:
-                joined.subspaces.set(
-                    place, weights.pop("subspaces.projections")[0], weights.pop("subspaces.offsets")[0]
-                )
+                fitted = (weights.pop(f"subspaces.{name}")[0] for name in ("projections", "offsets"))
+                joined.subspaces.set(place, *fitted)
             copied.load_state_dict(weights)
         joined.image_processor = networks[0].image_processor
         return joined.to(networks[0].dtype).eval()
@@ -109,11 +109,9 @@ def _config_of_one(config: SeparateConfig, attribute: str) -> SeparateConfig:
 
 def _shared(config: CCAConfig) -> dict[str, Any]:
     """The fields of a configuration in which all networks must agree."""
-    names = CCAConfig.field_names() - {"attributes", "attribute_values"}
+    names = fields_of(CCAConfig) - {"attributes", "attribute_values"}
     shared = {name: vars(config)[name] for name in sorted(names)}
     return shared | {"backbone_config": architecture_of(config.backbone_config)}
 
 
 SeparateModel.register_for_auto_class("AutoModel")
-
-__all__ = ["SeparateModel"]

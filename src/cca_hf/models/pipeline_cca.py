@@ -1,7 +1,7 @@
 """`pipeline("image-feature-extraction", ...)` under a condition.
 
-The standard pipeline ignores unknown keywords, so that `attribute="colour"` would silently do nothing. This one knows
-`attribute` and refuses all other keywords.
+The standard pipeline ignores unknown keywords, so that `attribute="colour"` would silently do nothing. This pipeline
+accepts `attribute` and refuses all other keywords.
 """
 
 from collections.abc import Sequence
@@ -90,6 +90,3 @@ class CCAPipeline(Pipeline):
         if isinstance(names, str):
             return rows[0]
         return dict(zip(names or self.model.config.attributes, rows, strict=True))
-
-
-__all__ = ["CCAPipeline"]

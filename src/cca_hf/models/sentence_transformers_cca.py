@@ -1,4 +1,4 @@
-"""A CCA checkpoint in sentence-transformers, whose `modules.json` names this file; nothing else imports it.
+"""A CCA checkpoint in sentence-transformers. The checkpoint's `modules.json` names this file; nothing else imports it.
 
     model = SentenceTransformer("me/cca-shoes", trust_remote_code=True)
     embeddings = model.encode(images, attribute="colour")
@@ -30,10 +30,10 @@ class CCAInputModule(InputModule):
     save_in_root = True
 
     def __init__(self, model: PreTrainedModel, attribute: str | None = None) -> None:
-        """`attribute` is the default of calls that name none."""
+        """`attribute` is the default for calls without one."""
         super().__init__()
         if attribute is not None:
-            model.config.attribute_id(attribute)  # for its error
+            model.config.attribute_id(attribute)  # raises for an unknown attribute
         self.model = model
         self.attribute = attribute
 
@@ -135,6 +135,3 @@ class CCAInputModule(InputModule):
     ) -> None:
         """The whole checkpoint, as `CCAModel.save_pretrained`; always safetensors."""
         self.model.save_pretrained(output_path)
-
-
-__all__ = ["CCAInputModule"]

@@ -44,6 +44,3 @@ def staged(directory: str | PathLike[str]) -> Iterator[Path]:
             raise OSError(f"saving to {target} failed, what was there before is untouched: {error}") from error
         for path in sorted(Path(folder).iterdir()):
             path.replace(target / path.name)
-
-
-__all__ = ["staged", "write_json", "write_text"]

@@ -104,7 +104,7 @@ def write_answers(answers: Sequence[Answer], path: Path, *, store: str, where: s
     Raises:
         ValueError: if the index does not say where the image of an item is.
     """
-    from cca_hf.visualization.search_page import FoundPicture, SearchedQuery, SearchRow, write_search_page
+    from cca_hf.visualization.search_page import FoundImage, SearchedQuery, SearchRow, write_search_page
 
     places = {hit.item_id: hit.columns.get(IMAGE_REFERENCE) for answer in answers for hit in answer.hits}
     items = {answer.item for answer in answers if answer.item is not None}
@@ -123,7 +123,7 @@ def write_answers(answers: Sequence[Answer], path: Path, *, store: str, where: s
         found = [
             SearchRow(
                 answer.attribute,
-                [FoundPicture(images[hit.item_id], f"{hit.similarity:.2f}", _title(hit)) for hit in answer.hits],
+                [FoundImage(images[hit.item_id], f"{hit.similarity:.2f}", _title(hit)) for hit in answer.hits],
             )
             for answer in rows
         ]

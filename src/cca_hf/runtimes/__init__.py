@@ -1,1 +1,1 @@
-"""Trained models on other engines: exported to one graph for ONNX Runtime or OpenVINO, with the same interface."""
+"""Trained models as graphs for ONNX Runtime or OpenVINO, with the interface of the model."""

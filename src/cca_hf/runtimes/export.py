@@ -1,8 +1,7 @@
 """A trained model as one graph: pixel values in, normalised embeddings under all attributes out.
 
 The graph contains the backbone, the conditions, the conditional layer and the normalisation, for batches of any size.
-PyTorch exports it (`torch.onnx.export`), ONNX Runtime quantises it, and OpenVINO converts it. This file selects the
-module that they are given, and writes the files that belong beside the graph.
+PyTorch exports it (`torch.onnx.export`), ONNX Runtime quantises it, and OpenVINO converts it.
 """
 
 import ast
@@ -23,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cca_hf.models.configuration_cca import ConditionConfig
 from cca_hf.models.images import ImageReader
-from cca_hf.models.modeling_conditional import CCAPreTrainedModel
+from cca_hf.models.modeling_conditional import ConditionalPreTrainedModel
 from cca_hf.models.whole_files import staged
 
 DESCRIPTION = "export.json"  # describes the graph; ExportedModel reads it
@@ -34,7 +33,7 @@ Runtime = Literal["onnx", "openvino"]
 
 
 def export_model(
-    model: CCAPreTrainedModel,
+    model: ConditionalPreTrainedModel,
     folder: str | PathLike[str],
     runtime: Runtime = "onnx",
     *,
@@ -52,9 +51,8 @@ def export_model(
         attributes: the attributes of the graph, in this order; all by default.
         attribute_input: whether the graph has a second input `attribute_ids`, (batch, k) indices into `attributes`,
             and returns (batch, k, dim). Without it, the graph returns (batch, attributes, dim).
-        int8: whether the weights of the backbone's matrix products become 8-bit integers with a scale per output
-            channel, and their inputs likewise at run time. This takes half the time on a CPU with VNNI and a quarter
-            of the disk; for `"onnx"` only.
+        int8: for `"onnx"`, whether the backbone's matrix products use 8-bit integers, with a scale per output channel
+            of the weights. This takes half the time on a CPU with VNNI and a quarter of the disk.
 
     Returns:
         The folder.
@@ -66,7 +64,7 @@ def export_model(
     if runtime not in GRAPH:
         raise ValueError(f"runtime must be one of {', '.join(map(repr, GRAPH))}; got {runtime!r}")
     if int8 and runtime != "onnx":
-        raise ValueError(f"int8 is made by ONNX Runtime's quantiser, for runtime='onnx' only; got {runtime!r}")
+        raise ValueError(f"int8 needs ONNX Runtime's quantiser, that is runtime='onnx'; got {runtime!r}")
     _check_installed(runtime, int8=int8)
     ids = model.config.attribute_ids(None if attributes is None else list(attributes))
     names = [model.config.attributes[index] for index in ids]
@@ -97,7 +95,7 @@ def export_model(
 class _Embedder(nn.Module):
     """The exported module: a model with a fixed list of attributes, or with indices into that list as an input."""
 
-    def __init__(self, model: CCAPreTrainedModel, ids: list[int], *, attribute_input: bool):
+    def __init__(self, model: ConditionalPreTrainedModel, ids: list[int], *, attribute_input: bool):
         super().__init__()
         self.model = model
         self.attribute_input = attribute_input
@@ -120,7 +118,7 @@ def _write_onnx(embedder: _Embedder, path: Path) -> None:
         inputs["attribute_ids"] = torch.zeros(2, 2, dtype=torch.long, device=model.device)
         shapes["attribute_ids"] = {0: batch, 1: torch.export.Dim("attributes")}
     weights = sum(tensor.numel() * tensor.element_size() for tensor in embedder.state_dict().values())
-    # the exporter knows the memory layout of the plain kernel only; that of others breaks Swin's masked attention
+    # the exporter supports only the plain kernel's memory layout; with others Swin's masked attention fails
     with _quiet_exporter(), sdpa_kernel(SDPBackend.MATH):
         torch.onnx.export(
             embedder,
@@ -137,7 +135,7 @@ def _write_onnx(embedder: _Embedder, path: Path) -> None:
 
 @contextmanager
 def _quiet_exporter() -> Any:
-    """Silence a warning for each operator of torchvision, which is not needed."""
+    """Silence the warnings about torchvision's operators, which the graph does not need."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -147,14 +145,14 @@ def _quiet_exporter() -> Any:
         logger.setLevel(level)
 
 
-def _quantise(graph: Path, model: CCAPreTrainedModel) -> None:
+def _quantise(graph: Path, model: ConditionalPreTrainedModel) -> None:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    # The layers behind the backbone are a hundredth of the work, and their errors go straight into the embeddings.
+    # The layers behind the backbone take a hundredth of the time, and their errors are those of the embeddings.
     nodes = onnx.load(graph, load_external_data=False).graph.node
     products = [node for node in nodes if node.op_type == "MatMul"]
-    behind = [node.name for node in products if not _is_of_backbone(node)]
+    behind = [node.name for node in products if not _is_in_backbone(node)]
     if len(behind) == len(products):
         backbone: Any = model.config.backbone_config
         raise ValueError(
@@ -175,10 +173,10 @@ def _quantise(graph: Path, model: CCAPreTrainedModel) -> None:
     quantised.rename(graph)
 
 
-def _is_of_backbone(node: Any) -> bool:
-    """Read from the module names that the exporter writes into the metadata of each node."""
-    written = {each.key: each.value for each in node.metadata_props}
-    modules = ast.literal_eval(written["pkg.torch.onnx.name_scopes"])
+def _is_in_backbone(node: Any) -> bool:
+    """The exporter writes the names of a node's modules into its metadata."""
+    metadata = {entry.key: entry.value for entry in node.metadata_props}
+    modules = ast.literal_eval(metadata["pkg.torch.onnx.name_scopes"])
     return any("backbone" in module.split(".") for module in modules)
 
 
@@ -187,12 +185,12 @@ def _convert_to_openvino(graph: Path) -> None:
 
     converted = openvino.convert_model(graph)
     openvino.save_model(converted, graph.with_name(GRAPH["openvino"]), compress_to_fp16=False)
-    del converted  # it keeps the file open
+    del converted  # which has the file open
     for path in graph.parent.glob(f"{graph.name}*"):
         path.unlink()
 
 
-def _write_config(model: CCAPreTrainedModel, names: list[str], folder: Path) -> None:
+def _write_config(model: ConditionalPreTrainedModel, names: list[str], folder: Path) -> None:
     config = copy.deepcopy(model.config)
     config.attributes = names
     values = config.attribute_values or {}
@@ -215,14 +213,7 @@ def _hash_files(folder: Path) -> str:
 
 
 def _check_installed(runtime: Runtime, *, int8: bool) -> None:
-    needed = [
-        "onnx",
-        "onnxscript",
-        *(["openvino"] if runtime == "openvino" else []),
-        *(["onnxruntime"] if int8 else []),
-    ]
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    extra = (["openvino"] if runtime == "openvino" else []) + (["onnxruntime"] if int8 else [])
+    missing = [name for name in ("onnx", "onnxscript", *extra) if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(
-            f'exporting to {runtime} needs {", ".join(missing)}, not installed here: pip install "cca_hf[{runtime}]"'
-        )
+        raise ImportError(f'exporting to {runtime} needs {", ".join(missing)}: pip install "cca_hf[{runtime}]"')

@@ -1,7 +1,7 @@
-"""An exported model in place of the model: the same `encode`, the same pipeline, the same evaluators.
+"""An exported model with the model's `encode`, which the evaluators accept too.
 
-It is another class and not a `backend=` of the model's `encode`: a graph has other weights, possibly 8-bit ones, and
-another list of attributes, and the weights of the model need not be loaded.
+It is a separate class and not a `backend=` of the model: a graph may have 8-bit weights and fewer attributes, and
+needs no weights of the model.
 """
 
 import json
@@ -20,7 +20,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from cca_hf.models.configuration_images import AttributeConfig
 from cca_hf.models.encoding import ImageEncoder
-from cca_hf.models.modeling_conditional import CCAModelOutput
+from cca_hf.models.modeling_conditional import ConditionalModelOutput
 
 from .export import DESCRIPTION, GRAPH
 
@@ -94,7 +94,7 @@ class ExportedModel(ImageEncoder):
         run = open_graph(path / GRAPH[description["runtime"]], num_threads)
         return cls(config, AutoImageProcessor.from_pretrained(path), description, run)
 
-    def __call__(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> CCAModelOutput:
+    def __call__(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> ConditionalModelOutput:
         """As the forward pass of a model: ids (batch,) or (batch, k) -> embeddings (batch, dim) or (batch, k, dim)."""
         ids = attribute_ids[:, None] if attribute_ids.ndim == 1 else attribute_ids
         inputs = {"pixel_values": pixel_values.float().contiguous().numpy()}
@@ -103,7 +103,7 @@ class ExportedModel(ImageEncoder):
         else:
             rows = torch.arange(len(ids))[:, None]
             embeddings = torch.from_numpy(self._run(inputs))[rows, ids]
-        return CCAModelOutput(embeddings=embeddings[:, 0] if attribute_ids.ndim == 1 else embeddings)
+        return ConditionalModelOutput(embeddings=embeddings[:, 0] if attribute_ids.ndim == 1 else embeddings)
 
     def fingerprint(self) -> str:
         """A hash of the graph, its attributes and the image processor."""

@@ -1,4 +1,4 @@
-"""Figures of a model: nearest images, attention maps, and a report of a run as one page."""
+"""Figures of a model: nearest images, attention maps, and a report of a run."""
 
 from .attention import attention_overlay, attention_overlays, plot_attention
 from .entanglement import plot_entanglement

@@ -1,7 +1,7 @@
-"""The attention of each attribute as an overlay on the image.
+"""The attention of an attribute as an overlay on the image.
 
-The image becomes a dim grey, and attended regions glow from violet over red to yellow, which is visible on black
-clothes and on white paper. The structure of the image stays visible.
+The image is drawn in dark grey, with attended regions from violet over red to yellow. They are visible on black
+clothes as well as on a white background.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ from .figures import INK, new_figure, quiet
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Colours of the heat 0, 1/4, ... 1, with rising brightness, so that the map is readable in grey too.
+# Colours of the heat 0, 1/4, ... 1, from dark to bright, so that the map is readable in grey too.
 _GLOW = np.array([(40, 20, 90), (122, 28, 132), (210, 55, 95), (250, 140, 40), (255, 236, 130)], dtype=np.float32)
 
 
 def attention_overlay(image: Image.Image, weights: NDArray, size: int = 224) -> Image.Image:
-    """The image, dimmed, with glowing attended regions.
+    """Draw attention weights over an image.
 
     Args:
-        weights: (h, w) attention, with any sum; the grid covers the whole image.
+        weights: (h, w) attention on a grid over the whole image, with any sum.
         size: the longer side of the result in pixels.
     """
     scale = size / max(image.size)
@@ -46,10 +46,10 @@ def attention_overlay(image: Image.Image, weights: NDArray, size: int = 224) -> 
 def attention_overlays(
     model: CCAModel, image: ImageInput, attributes: Sequence[str], size: int = 224
 ) -> dict[str, Image.Image]:
-    """Attribute -> the image with the attention of that attribute, averaged over the heads. One forward pass for all.
+    """Attribute -> the image with the attention of that attribute, averaged over the heads.
 
     Raises:
-        ValueError: for an unknown attribute; names the closest.
+        ValueError: for an unknown attribute; the message names the closest one.
     """
     loaded = load_image(image)
     maps = model.attention_maps([loaded], list(attributes))[0].mean(axis=1)  # (A, heads, h, w) -> (A, h, w)
@@ -59,13 +59,13 @@ def attention_overlays(
 def plot_attention(
     model: CCAModel, image: ImageInput, attributes: Sequence[str] | None = None, *, columns: int = 4
 ) -> "Figure":
-    """An image, and the attention of each attribute on it. Default: all attributes of the model.
+    """Draw an image and the attention of attributes on it, by default of all attributes.
 
-    Save it with `figure.savefig("attention.png")`. Needs matplotlib (`pip install "cca_hf[plot]"`).
+    Save the figure with `figure.savefig("attention.png")`. Needs matplotlib (`pip install "cca_hf[plot]"`).
 
     Raises:
-        ValueError: for an unknown attribute; names the closest.
-        UnreadableImageError: if the image cannot be read; names it.
+        ValueError: for an unknown attribute; the message names the closest one.
+        UnreadableImageError: if the image cannot be read; the message names it.
     """
     names = list(model.config.attributes if attributes is None else attributes)
     images = {"image": load_image(image)} | attention_overlays(model, image, names, size=320)
@@ -75,22 +75,21 @@ def plot_attention(
     for place, (name, overlay) in enumerate(images.items()):
         axes = figure.add_subplot(rows, columns, place + 1)
         axes.imshow(overlay)
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
         axes.set_title(name, fontsize=10, color=INK, fontweight="bold" if place else "normal")
         quiet(axes)
     return figure
 
 
 def _relative(weights: NDArray) -> NDArray[np.float32]:
-    """0 where the attention is at most the mean, 1 at the peak. A nearly even map stays nearly dark."""
+    """0 where the attention is at most the mean, 1 at the peak; a nearly uniform map is nearly 0."""
     mean = float(weights.mean())
     ratio = weights.astype(np.float32) / (mean if mean > 0 else 1.0)
     return np.clip((ratio - 1.0) / max(float(ratio.max()) - 1.0, 1.0), 0.0, 1.0)
 
 
 def _smooth(heat: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Enlarged to (width, height) without visible cells: bicubic, then a blur of half a cell. Keeps the peak."""
+    """Enlarge to (width, height) without visible cells: bicubic, then a blur of half a cell. The peak is unchanged."""
     enlarged = Image.fromarray(heat).resize(shape, Image.Resampling.BICUBIC)
     pixels = np.asarray(enlarged).clip(0.0, 1.0) * 255.0
     radius = 0.5 * max(shape[0] / heat.shape[1], shape[1] / heat.shape[0])

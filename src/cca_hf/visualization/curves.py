@@ -1,4 +1,4 @@
-"""The curves of a training: its loss, and the mAP on validation."""
+"""The training curves: the loss and the mAP on validation."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -18,9 +18,9 @@ def points_of(history: Iterable[Mapping[str, object]], name: str) -> list[tuple[
 
 
 def plot_curves(history: Iterable[Mapping[str, object]]) -> "Figure | None":
-    """Loss and mAP side by side, from the Trainer's `state.log_history`. None if both have fewer than two points.
+    """Draw loss and mAP from the Trainer's `state.log_history`; None if both have fewer than two points.
 
-    Save it with `figure.savefig("training.png", dpi=150)`. Needs matplotlib (`pip install "cca_hf[plot]"`).
+    Save the figure with `figure.savefig("training.png", dpi=150)`. Needs matplotlib (`pip install "cca_hf[plot]"`).
     """
     entries = list(history)
     drawn = [(title, scale, points) for name, title, scale in _CURVES if len(points := points_of(entries, name)) > 1]

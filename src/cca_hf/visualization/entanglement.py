@@ -18,11 +18,10 @@ _READERS = {"linear": "linear reader", "neighbours": "nearest neighbours"}
 
 
 def plot_entanglement(result: EntanglementResult) -> "Figure":
-    """One heat map for each reader. Row: the attribute of the embeddings. Column: the attribute that is predicted.
+    """Draw a heat map for each reader. Row: the attribute of the embeddings. Column: the attribute that is predicted.
 
-    Undefined cells are grey.
-
-    Save it with `figure.savefig("entanglement.png", dpi=150)`. Needs matplotlib (`pip install "cca_hf[plot]"`).
+    Undefined cells are grey. Save the figure with `figure.savefig("entanglement.png", dpi=150)`. Needs matplotlib
+    (`pip install "cca_hf[plot]"`).
     """
     side = 1.6 + 0.62 * len(result.attributes)
     figure = new_figure(side * len(result.readers), side + 0.5)

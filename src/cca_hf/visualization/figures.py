@@ -1,6 +1,6 @@
-"""The shared style of the figures: matplotlib if it is installed, and colours that differ in brightness too.
+"""The shared style of the figures, in colours that also differ in brightness.
 
-Figures are made without pyplot, so there is no global state and no window, and they are safe in threads.
+Figures are made without pyplot, which has a global state and is not safe in threads.
 """
 
 from typing import TYPE_CHECKING
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 INK = "#1f2937"
 MUTED = "#6b7280"
 FAINT = "#e5e7eb"
-ACCENT = "#f59e0b"  # the model that the figure is about
+ACCENT = "#f59e0b"  # the main model of the figure
 BASELINES = ("#cbd5e1", "#64748b", "#334155")  # from light to dark, in the order of the results
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty white figure, sizes in inches.
+    """An empty white figure; sizes in inches.
 
     Raises:
-        ImportError: if matplotlib is missing; says how to install it.
+        ImportError: if matplotlib is missing; the message says how to install it.
     """
     try:
         from matplotlib.figure import Figure

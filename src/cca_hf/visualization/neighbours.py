@@ -35,18 +35,18 @@ def plot_neighbours(
     query_values: Mapping[str, str | None] | None = None,
     attention: Mapping[str, ImageInput] | None = None,
 ) -> "Figure":
-    """The query on the left, and a row of nearest images for each attribute, framed green (same value) or red.
+    """Draw a query and a row of nearest images for each attribute, framed green (same value) or red.
 
-    Save it with `figure.savefig("neighbours.png", dpi=150)`. Needs matplotlib (`pip install "cca_hf[plot]"`).
+    Save the figure with `figure.savefig("neighbours.png", dpi=150)`. Needs matplotlib (`pip install "cca_hf[plot]"`).
 
     Args:
         neighbours: attribute -> the nearest images, as `(image, similarity, value, relevant)`, the nearest first.
         query_values: attribute -> the value of the query, shown beside the attribute.
-        attention: attribute -> the query with the attention of that attribute (`attention_overlays`), before the row.
+        attention: attribute -> the query with the attention of that attribute, as from `attention_overlays`.
 
     Raises:
         ValueError: if there is no image to draw.
-        UnreadableImageError: if an image cannot be read; names it.
+        UnreadableImageError: if an image cannot be read; the message names it.
     """
     columns = max((len(row) for row in neighbours.values()), default=0)
     if not columns:
@@ -73,7 +73,7 @@ def draw_neighbours(
     axes = figure.add_subplot(grid[: min(2, len(neighbours)), 0])
     _show(axes, load_image(query), frame=None)
     axes.set_title("query", fontsize=10, color=MUTED)
-    for row, (name, found) in enumerate(neighbours.items()):
+    for row, (name, nearest) in enumerate(neighbours.items()):
         label = figure.add_subplot(grid[row, 1])
         label.set_axis_off()
         label.text(1.0, 0.55, name, ha="right", va="center", fontsize=10, fontweight="bold", color=INK)
@@ -84,7 +84,7 @@ def draw_neighbours(
             axes = figure.add_subplot(grid[row, 2])
             _show(axes, load_image(attention[name]), frame=None)
             axes.set_xlabel("attention", fontsize=8, color=MUTED, labelpad=4)
-        for column, neighbour in enumerate(found):
+        for column, neighbour in enumerate(nearest):
             axes = figure.add_subplot(grid[row, 2 + shown + column])
             colour = UNKNOWN if neighbour.relevant is None else RIGHT if neighbour.relevant else WRONG
             _show(axes, load_image(neighbour.image), frame=colour)
@@ -93,8 +93,7 @@ def draw_neighbours(
 
 def _show(axes: "Axes", image: Image.Image, frame: str | None) -> None:
     axes.imshow(np.asarray(image))
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(frame is not None)
     if frame is not None:
         axes.spines[:].set(color=frame, linewidth=2)

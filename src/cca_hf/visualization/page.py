@@ -1,6 +1,6 @@
-"""Pages that hold everything they show: images as data: URIs, style and curves inline.
+"""HTML pages that need no other file: images are data: URIs, style and curves are inline.
 
-The templates lie beside this file. A content security policy forbids the pages to load anything else.
+The templates are beside this file. Their content security policy forbids loading anything else.
 """
 
 import base64
@@ -14,12 +14,12 @@ from PIL import Image
 from cca_hf.evaluation.text_table import percent
 from cca_hf.models.images import ImageInput, load_image
 
-_THUMBNAIL = 168  # pixels: twice what a desktop shows, so that it stays sharp on fine screens
+_THUMBNAIL = 168  # pixels: twice the displayed size, so that it is sharp on screens of a high resolution
 _LARGE = 380
 
 
 def data_uri(image: Image.Image, size: int) -> str:
-    """The image, no side longer than `size` pixels, as a data: URI."""
+    """The image as a data: URI, reduced to sides of at most `size` pixels."""
     if max(image.size) > size:
         image = image.copy()
         image.thumbnail((size, size), Image.Resampling.LANCZOS)
@@ -29,12 +29,12 @@ def data_uri(image: Image.Image, size: int) -> str:
 
 
 def public_name(name: str) -> str:
-    """An id on the Hub, or the last part of a path, which is private."""
+    """An id on the Hub as it is, and only the last part of a path, because paths are private."""
     return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
 
 
 def render(template: str, **values: object) -> str:
-    """One of the templates beside this file, with its names filled in and escaped."""
+    """Fill in a template that is beside this file; values are escaped."""
     return templates("cca_hf.visualization").get_template(template).render(values)
 
 

@@ -1,4 +1,4 @@
-"""Embeddings in the plane: one panel for each attribute, coloured by the values of that attribute.
+"""Embeddings in the plane, with a panel for each attribute, coloured by the values of that attribute.
 
 The projection is t-SNE (scikit-learn), or UMAP if `umap-learn` is installed. Both preserve neighbourhoods, not
 distances: clusters are meaningful, the gaps between them are not.
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cca_hf.evaluation.retrieval.candidates import to_numpy
+from cca_hf.evaluation.arrays import to_numpy
 
 from .figures import INK, MUTED, new_figure, quiet
 
@@ -35,20 +35,20 @@ def plot_projection(
     columns: int = 3,
     seed: int = 0,
 ) -> "Figure":
-    """The embeddings of each attribute in the plane, coloured by the values of that attribute.
+    """Draw the embeddings of each attribute in the plane, coloured by the values of that attribute.
 
-    Save it with `figure.savefig("projection.png", dpi=150)`. Needs matplotlib and scikit-learn
+    Save the figure with `figure.savefig("projection.png", dpi=150)`. Needs matplotlib and scikit-learn
     (`pip install "cca_hf[plot,analysis]"`).
 
     Args:
         embeddings: (N, A, D), in the order of `attributes`.
         labels: (N, A) value ids. An image with -1 (not labelled) is not drawn in that panel.
         attributes: attribute name -> value names in id order.
-        max_images: maximum number of images; of more, a random sample is drawn.
+        max_images: of more images, a random sample is drawn.
 
     Raises:
         ValueError: if the shapes do not match, or the method is unknown.
-        ImportError: if a package is missing; says how to install it.
+        ImportError: if a package is missing; the message says how to install it.
     """
     vectors, ids = to_numpy(embeddings), to_numpy(labels)
     if vectors.ndim != 3 or vectors.shape[:2] != ids.shape or ids.shape[1] != len(attributes):
@@ -69,19 +69,13 @@ def plot_projection(
         if len(labelled) >= _LEAST_IMAGES:
             points = project(vectors[labelled, place], method, seed=seed)
             _scatter(axes, points, ids[labelled, place], values)
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
         quiet(axes)
     return figure
 
 
 def project(vectors: NDArray, method: Method = "tsne", *, seed: int = 0) -> NDArray[np.float32]:
-    """(n, D) -> (n, 2), by cosine distance.
-
-    Raises:
-        ValueError: if the method is unknown.
-        ImportError: if a package is missing; says how to install it.
-    """
+    """(n, D) -> (n, 2), by cosine distance."""
     if method == "umap":
         try:
             from umap import UMAP
@@ -106,14 +100,8 @@ def _scatter(axes: "Axes", points: NDArray[np.float32], labels: NDArray[np.int64
     frequent = frequent[np.isin(frequent, labels)]
     rest = ~np.isin(labels, frequent)
     if rest.any():
-        axes.scatter(
-            points[rest, 0],
-            points[rest, 1],
-            s=4,
-            color="#cbd5e1",
-            linewidths=0,
-            label=f"{len(np.unique(labels[rest]))} more",
-        )
+        label = f"{len(np.unique(labels[rest]))} more"
+        axes.scatter(points[rest, 0], points[rest, 1], s=4, color="#cbd5e1", linewidths=0, label=label)
     for place, value in enumerate(frequent.tolist()):
         own = points[labels == value]
         axes.scatter(own[:, 0], own[:, 1], s=6, color=f"C{place}", linewidths=0, label=values[value])

@@ -1,4 +1,4 @@
-"""The report of a run: `report.html`, one page that needs no other file, `report.png`, and examples of queries."""
+"""The report of a run: `report.html`, which needs no other file, `report.png`, and examples of queries."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
@@ -20,15 +20,15 @@ from .selection import QueryView, view_queries
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-EXAMPLES = "examples"  # the folder of single queries, for a model card
-_QUERIES_IN_PNG = 2  # and in that folder
+EXAMPLES = "examples"  # the folder of example queries, for a model card
+_QUERIES_IN_PNG = 2  # also the number of example queries
 _TILES = {
     "map": "mAP, mean over attributes",
     "map_macro": "mAP, mean over values",
     "recall@1": "recall@1",
     "r_precision": "R-precision",
 }
-# Names under which the Trainer logs; either of the two names of the validation may occur.
+# Names in the Trainer's log; the mAP has one of two.
 _CURVES = {"loss": "Training loss", "eval_map": "mAP on validation", "validation_map": "mAP on validation"}
 
 
@@ -69,25 +69,25 @@ def write_report(
 ) -> Path:
     """Write `report.html` (self-contained) and `report.png` into `output_dir`; returns the path of the page.
 
-    The page shows the figures, the nearest images of some queries under each attribute with the attention of that
-    attribute, and the curves of the training. `examples/1.jpg` is the first query and `examples/1-neighbours.png` its
-    nearest images; then 2. Needs matplotlib (`pip install "cca_hf[plot]"`).
+    The page shows the metrics, the nearest images of some queries under each attribute with the attention of that
+    attribute, and the training curves. `examples/1.jpg` is the first query and `examples/1-neighbours.png` its nearest
+    images, and so on. Needs matplotlib (`pip install "cca_hf[plot]"`).
 
     Args:
         split: the split of the queries and their neighbours, as in `RetrievalEvaluator`.
         results: name -> result, all of the same split. The last one belongs to `model` and gets the accent colour.
         queries: number of queries to draw at random, or the rows to show.
         neighbours: number of images under each attribute.
-        candidates: number of images of the split to encode and search, at most.
+        candidates: maximum number of images of the split to encode and search.
         history: the Trainer's `state.log_history`.
 
     Raises:
-        ImportError: if matplotlib is missing; before any work is done.
-        ValueError: if the results cannot be compared, or a query lies outside the split.
+        ImportError: if matplotlib is missing.
+        ValueError: if the results cannot be compared, or a query is outside the split.
     """
-    figure = new_figure(12.0, 1.0)
+    figure = new_figure(12.0, 1.0)  # raises without matplotlib, before anything is encoded
     named = {"model": results} if isinstance(results, EvaluationResult) else dict(results)
-    bars = _bars(named)  # raises if the results cannot be compared, before anything is encoded
+    bars = _bars(named)  # raises if the results cannot be compared
     views = view_queries(
         model, dataset, split, queries, neighbours=neighbours, candidates=candidates, batch_size=batch_size, seed=seed
     )
@@ -133,7 +133,7 @@ def _curves(history: list[Mapping[str, object]]) -> list[_Curve]:
 
 
 def _curve(title: str, points: Sequence[tuple[float, float]]) -> _Curve:
-    """Scaled to the 376 x 150 pixels beside the axes that the template draws."""
+    """Scale the points to the 376 x 150 pixels between the axes of the template."""
     (first, *_, last), (low, *_, high) = (sorted(column) for column in zip(*points, strict=True))
     places = [
         f"{44 + 376 * (epoch - first) / ((last - first) or 1):.1f},{150 * (1 - (y - low) / ((high - low) or 1)):.1f}"

@@ -1,4 +1,4 @@
-"""Results of several models on the same split, with their chance level: as a table, and as bars."""
+"""Compare results of several models on the same split and their chance level, as a table and as bars."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -52,9 +52,9 @@ def comparison_table(results: Mapping[str, EvaluationResult], measure: str = "ma
 
 
 def plot_results(results: Mapping[str, EvaluationResult], measure: str = "map") -> "Figure":
-    """Bars for each attribute and their mean. The last result has the accent colour, and a line marks chance.
+    """Draw bars for each attribute and the mean. The last result has the accent colour, and a line marks chance.
 
-    Save it with `figure.savefig("bars.png", dpi=150)`. Needs matplotlib (`pip install "cca_hf[plot]"`).
+    Save the figure with `figure.savefig("bars.png", dpi=150)`. Needs matplotlib (`pip install "cca_hf[plot]"`).
     """
     figure = new_figure(7.2, bars_height(results))
     draw_results(figure, results, measure)
@@ -99,16 +99,15 @@ def draw_results(figure: "Figure | SubFigure", results: Mapping[str, EvaluationR
     axes.set_xticks(range(0, 101, 20))
     axes.set_axisbelow(True)
     axes.xaxis.grid(True, color=FAINT, linewidth=0.8)
-    subset = (
-        "" if first.coverage is None else f"\nsubset: {first.coverage.found:,} of {first.coverage.listed:,} images"
-    )
+    cover = first.coverage
+    subset = "" if cover is None else f"\nsubset: {cover.found:,} of {cover.listed:,} images"
     axes.set_xlabel(f"{MEASURE_NAMES.get(measure, measure)} in %{subset}", color=MUTED, fontsize=9)
     quiet(axes)
     figure.legend(loc="outside upper center", ncols=len(results) + 1, frameon=False, fontsize=9, labelcolor=INK)
 
 
 def check_comparable(results: Mapping[str, EvaluationResult], measure: str) -> EvaluationResult:
-    """Returns the first result.
+    """Check that results can be compared, and return the first one.
 
     Raises:
         ValueError: if the results are not of the same images and attributes, or one of them lacks the measure.
@@ -126,7 +125,7 @@ def check_comparable(results: Mapping[str, EvaluationResult], measure: str) -> E
             raise ValueError(
                 f"{first_name!r} and {name!r} cannot be compared: their queries are {expected} and {queries}"
             )
-        # Chance depends only on the images: equal chance shows that labels, groups and galleries were the same.
+        # Chance depends only on the images: if it is equal, labels, groups and galleries were the same.
         for each in first.attributes:
             if abs(each.chance[measure] - result[each.name].chance[measure]) > 1e-9:
                 raise ValueError(

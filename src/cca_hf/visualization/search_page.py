@@ -11,8 +11,8 @@ from cca_hf.models.whole_files import write_text
 from .page import render
 
 
-class FoundPicture(NamedTuple):
-    """An image of the index, with its caption and the text shown on hover."""
+class FoundImage(NamedTuple):
+    """An image of the index, its caption and its tooltip."""
 
     image: ImageInput
     caption: str
@@ -23,7 +23,7 @@ class SearchRow(NamedTuple):
     """The nearest images of one query under one attribute, or under a mixture of several."""
 
     attribute: str
-    found: Sequence[FoundPicture]
+    found: Sequence[FoundImage]
 
 
 class SearchedQuery(NamedTuple):
@@ -37,12 +37,12 @@ class SearchedQuery(NamedTuple):
 def write_search_page(
     queries: Sequence[SearchedQuery], path: str | PathLike[str], *, title: str, facts: Mapping[str, str]
 ) -> Path:
-    """Writes the page and returns its path.
+    """Write the page and return its path.
 
     Args:
-        facts: name -> value of what describes the search (index, filter, ...), shown in this order.
+        facts: name -> value of the search's settings (index, filter, ...), in the displayed order.
 
     Raises:
-        UnreadableImageError: if an image cannot be read; names it.
+        UnreadableImageError: if an image cannot be read; the message names it.
     """
     return write_text(render("search_page.html", queries=queries, title=title, facts=facts), Path(path))

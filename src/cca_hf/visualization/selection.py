@@ -1,7 +1,7 @@
 """The content of a report: a few queries of a split, their nearest images, and the attention of each attribute.
 
-Queries are drawn at random, so that they are no favourable selection. Among the drawn ones, a query with values that
-are not shown yet comes before one that repeats them.
+Queries are drawn at random, so that they are no favourable selection. Among them, queries with values that are not
+shown yet are preferred.
 """
 
 from collections.abc import Sequence
@@ -33,14 +33,12 @@ class QueryView:
 
 
 def choose_queries(labels: NDArray[np.int64], count: int, seed: int = 0) -> list[int]:
-    """`count` random rows of `labels` (images, attributes), those with many values not shown yet first."""
+    """`count` random rows of `labels` (images, attributes), preferably with many values that are not shown yet."""
     pool = np.random.default_rng(seed).permutation(len(labels))[: 20 * count].tolist()
     chosen: list[int] = []
     seen: set[tuple[int, int]] = set()
     while pool and len(chosen) < count:
-        best = max(
-            pool, key=lambda row: len(_labelled(labels[row]) - seen)
-        )  # the first of equals, which is random too
+        best = max(pool, key=lambda row: len(_labelled(labels[row]) - seen))
         pool.remove(best)
         seen |= _labelled(labels[best])
         chosen.append(best)
@@ -58,14 +56,14 @@ def view_queries(
     batch_size: int = 64,
     seed: int = 0,
 ) -> list[QueryView]:
-    """Search a split for the neighbours of some of its images (or `<split>_gallery` for `<split>_query`).
+    """Find the nearest images of some images of a split (or those of `<split>_query` in `<split>_gallery`).
 
     As in the evaluation, images without a label for the attribute are left out, and so is the group of the query.
 
     Args:
         queries: number of queries to draw at random, or the rows to show.
         neighbours: number of images under each attribute.
-        candidates: maximum number of images to encode and search; of a larger split, a random sample.
+        candidates: maximum number of images to encode and search; of a larger split, a random sample is used.
 
     Raises:
         ValueError: if a row is outside the split.
@@ -80,13 +78,14 @@ def view_queries(
     searched = np.arange(len(dataset[gallery_split]))
     if len(searched) > candidates:
         searched = np.sort(np.random.default_rng(seed).choice(searched, candidates, replace=False))
-    gallery = _Gallery.of(evaluator, model, gallery_split, searched)
+    gallery_images, gallery_groups = dataset[gallery_split].select(searched)["image"], dataset.groups(gallery_split)
+    gallery = _Gallery(evaluator.embed(model, gallery_images), dataset.labels(gallery_split)[searched], gallery_images)
     embeddings = evaluator.embed(model, [images[row] for row in rows])
     views = []
     for row, embedding in zip(rows, embeddings, strict=True):
         excluded = searched == row if query_split == gallery_split else np.zeros(len(searched), dtype=bool)
-        if groups is not None and gallery.groups is not None and groups[row] >= 0:
-            excluded |= gallery.groups == groups[row]
+        if groups is not None and gallery_groups is not None and groups[row] >= 0:
+            excluded |= gallery_groups[searched] == groups[row]
         image = load_image(images[row])
         views.append(
             QueryView(
@@ -107,20 +106,11 @@ def view_queries(
 
 
 class _Gallery(NamedTuple):
-    """The images to search: embeddings (G, A, D), labels (G, A), groups (G,) and the images themselves."""
+    """The images to search: embeddings (G, A, D), labels (G, A) and the images themselves."""
 
     embeddings: NDArray[np.float32]
     labels: NDArray[np.int64]
-    groups: NDArray[np.int64] | None
     images: Sequence[ImageInput]
-
-    @classmethod
-    def of(cls, evaluator: RetrievalEvaluator, model: CCAModel, split: str, rows: NDArray[np.int64]) -> "_Gallery":
-        dataset = evaluator.dataset
-        groups = dataset.groups(split)
-        images = dataset[split].select(rows)["image"]
-        embeddings = evaluator.embed(model, images)
-        return cls(embeddings, dataset.labels(split)[rows], None if groups is None else groups[rows], images)
 
     def nearest(
         self,

@@ -1,17 +1,17 @@
-"""The standard supervised figures of disentanglement, for images whose factors are known: DCI, MIG and MIG-sup.
+"""The standard supervised metrics of disentanglement, for images whose factors are known: DCI, MIG and MIG-sup.
 
 The code of an image is its A conditional embeddings side by side; the factors are its A attributes. The units of the
-code are its A x D *dimensions*, as published, or its A *subspaces*. D dimensions that are trained to say the same can
-neither be complete nor leave a gap between the best two of them, however well the subspaces are separated.
+code are its A x D *dimensions*, as published, or its A *subspaces*. The D dimensions of an embedding contain the same
+information, so that they score low in completeness and MIG, however well the subspaces are separated.
 
-- DCI (Eastwood and Williams, ICLR 2018), with R_ij the importance of unit i to a random forest that reads factor j.
+- DCI (Eastwood and Williams, ICLR 2018), with R_ij the importance of unit i to a random forest that predicts factor j.
   The importance of a subspace is the sum over its dimensions. Disentanglement, sum_i rho_i (1 - H(R_i. / sum R_i.)): a
   unit serves one factor, weighted by rho_i, its share of all importance. Completeness, mean_j (1 - H(R_.j / sum
-  R_.j)): a factor is served by one unit. Entropies in units of their maximum. Informativeness: the forest's accuracy
-  on unseen images.
+  R_.j)): one unit serves a factor. Entropies are in units of their maximum. Informativeness: the forest's accuracy on
+  unseen images.
 - MIG (Chen et al., NeurIPS 2018): mean over factors of the gap between the mutual information with the best two units,
   in units of the factor's entropy. MIG-sup (Li et al., ICLR 2020): mean over units of the gap between its best two
-  factors. A dimension is divided into 20 bins, as in disentanglement_lib; a subspace is read by logistic regression.
+  factors. A dimension is divided into 20 bins, as in disentanglement_lib; logistic regression reads a subspace.
 
 No library takes arrays: `disentanglement-lib` needs TensorFlow 1, `disent` needs torchvision, lightning and a
 generator of images, and `latte-metrics` was abandoned before a release.
@@ -47,7 +47,7 @@ class Disentanglement:
 
 @dataclass(frozen=True)
 class DisentanglementResult:
-    """The figures with both kinds of units, and the number of images they were computed from."""
+    """The metrics of both kinds of units, and the number of images."""
 
     dimensions: Disentanglement
     subspaces: Disentanglement
@@ -76,7 +76,7 @@ def disentanglement(
 ) -> DisentanglementResult:
     """DCI, MIG and MIG-sup of conditional embeddings; see the head of the file.
 
-    The figures are meaningful if the attributes are independent factors of the images and all of them are labelled.
+    They are meaningful if the attributes are independent factors of the images and all of them are labelled.
 
     Args:
         embeddings: (N, A, D), one for each attribute in the order of `attributes`.
@@ -151,8 +151,8 @@ def _forest_importance(
         from sklearn.ensemble import RandomForestClassifier
     except ImportError as error:
         raise ImportError('DCI needs scikit-learn: pip install "cca_hf[analysis]"') from error
-    # Every split may take any dimension. A random choice among a few would lend importance to dimensions without
-    # information, and a perfect code would score 0.87.
+    # A split may use any dimension. A random choice among a few would give importance to dimensions without
+    # information: a perfect code would score 0.87.
     importance, accuracy = [], []
     train, test = folds != 0, folds == 0
     for column in labels.T:
@@ -163,7 +163,7 @@ def _forest_importance(
 
 
 def _in_bins(code: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(N, C) in equal bins between the least and the greatest of each column."""
+    """(N, C) in equal bins between the minimum and the maximum of each column."""
     low, high = code.min(axis=0), code.max(axis=0)
     shares = (code - low) / np.where(high > low, high - low, 1)
     return np.minimum((shares * _BINS).astype(np.int64), _BINS - 1)

@@ -1,4 +1,4 @@
-"""From a model and a split to an EntanglementResult: the embeddings and the backbone's features, in one pass."""
+"""Measure entanglement on a split: one pass computes the embeddings and the backbone's features."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from cca_hf.data.schema import AttributeDataset
 from cca_hf.evaluation.retrieval.evaluator import check_attributes, query_and_gallery
 from cca_hf.models.encoding import pixel_batches
 from cca_hf.models.images import ImageInput
-from cca_hf.models.modeling_conditional import CCAPreTrainedModel
+from cca_hf.models.modeling_conditional import ConditionalPreTrainedModel
 
 from .measure import entanglement
 from .result import EntanglementResult
@@ -26,7 +26,7 @@ class ConditionedImages(NamedTuple):
 
 
 def measure_entanglement(
-    model: CCAPreTrainedModel,
+    model: ConditionalPreTrainedModel,
     dataset: AttributeDataset,
     split: str = "test",
     *,
@@ -40,7 +40,7 @@ def measure_entanglement(
 
     Raises:
         KeyError: if the split does not exist; the message names the existing ones.
-        ValueError: if the model does not know an attribute of the data set, or there are less than two.
+        ValueError: if the model does not know an attribute of the data set, or the data set has fewer than two.
         ImportError: if scikit-learn is missing.
         UnreadableImageError: if an image cannot be read; the message names it.
     """
@@ -60,10 +60,10 @@ def measure_entanglement(
         for part in parts
     ]
     return entanglement(
-        np.concatenate([each.embeddings for each in embedded]),
+        np.concatenate([part.embeddings for part in embedded]),
         labels,
         dataset.attributes,
-        np.concatenate([each.features for each in embedded]),
+        np.concatenate([part.features for part in embedded]),
         groups=np.concatenate(groups) if groups else None,
         max_images=max_images,
         seed=seed,
@@ -72,7 +72,7 @@ def measure_entanglement(
 
 @torch.inference_mode()
 def embed_with_features(
-    model: CCAPreTrainedModel,
+    model: ConditionalPreTrainedModel,
     images: Sequence[ImageInput],
     attributes: Sequence[str],
     *,
@@ -82,7 +82,7 @@ def embed_with_features(
 ) -> ConditionedImages:
     """Embeddings under `attributes`, and the backbone's features that the conditional layer attends to.
 
-    The features are, for each level, the prefix tokens that have no place (CLS) and the mean over the cells.
+    The features of a level are its prefix tokens (CLS) and the mean over its cells.
 
     Raises:
         ValueError: if the model does not know an attribute.

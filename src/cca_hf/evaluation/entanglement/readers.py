@@ -1,17 +1,17 @@
 """Simple readers: how well can a value be predicted from vectors, for images that the reader has not seen?
 
-Both are judged by *balanced* accuracy (the mean over the values of the share read right), so that a frequent value
-does not hide the others and a reader that knows nothing scores 1 / values:
+The two readers are evaluated by *balanced* accuracy (the mean over the values of the share of correct predictions), so
+that a frequent value does not hide the others and a random reader scores 1 / values:
 
-- linear: multinomial logistic regression on standardised vectors, with balanced values and a penalty chosen on a part
-  of the training images;
-- k nearest neighbours by cosine, the way a search uses the vectors, each vote weighted by the rarity of its value.
+- linear: multinomial logistic regression on standardised vectors, with balanced values and a penalty that is selected
+  on a part of the training images;
+- k nearest neighbours by cosine, as in a search, with votes weighted by the rarity of their values.
 
 Both can know the value of another attribute (`known`): the linear reader gets it as one-hot columns, and the
-neighbours are those that share it. The information they read beyond that value is conditional probing (Hewitt et al.
-2021, https://arxiv.org/abs/2109.09234). `guess_from_label` knows that value and nothing else.
+neighbours are those that share it. This is conditional probing (Hewitt et al. 2021, https://arxiv.org/abs/2109.09234).
+`guess_from_label` knows only that value.
 
-Every image is read once, by a reader that was trained on the other folds; images of a group share a fold.
+Every image is predicted once, by a reader that was trained on the other folds; images of a group share a fold.
 """
 
 import warnings
@@ -27,7 +27,7 @@ Reader = Callable[[NDArray, IntArray, IntArray, IntArray | None], IntArray]
 
 FOLDS = 5
 NEIGHBOURS = 10
-# Inverse strengths of the L2 penalty, as in scikit-learn: small ones read strong signals only, large ones weak ones.
+# Inverse strengths of the L2 penalty, as in scikit-learn: larger ones detect weaker signals.
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 _MOST_ITERATIONS = 200
 
@@ -39,17 +39,17 @@ def make_folds(groups: IntArray, seed: int) -> IntArray:
 
 
 def members(groups: IntArray) -> tuple[IntArray, IntArray]:
-    """(N,) the place of each image's group among all groups, and the groups' sizes; -1 = a group of its own."""
+    """(N,) the index of each image's group, and the sizes of the groups; -1 = a group of its own."""
     own = np.where(groups < 0, groups.max(initial=-1) + 1 + np.arange(len(groups)), groups)
     _, member, sizes = np.unique(own, return_inverse=True, return_counts=True)
     return member, sizes
 
 
 def balanced_accuracy(right: NDArray, labels: IntArray, weights: FloatArray | None = None) -> FloatArray:
-    """Mean over the values of the share of their images that were read right.
+    """Mean over the values of the share of their images that are predicted correctly.
 
     Args:
-        right: (N,), 1 = right, 0 = wrong, or the probability of right; ignored where the label is -1.
+        right: (N,), 1 = correct, 0 = wrong, or the probability of correct; ignored where the label is -1.
         labels: (N,) value ids, -1 = not labelled.
         weights: (B, N) how often each image counts, for B results at once; values without an image are left out.
 
@@ -70,9 +70,9 @@ def read_linear(vectors: NDArray, labels: IntArray, folds: IntArray, known: IntA
 
     Args:
         vectors: (N, D).
-        labels: (N,) value ids, -1 = not labelled: neither trained on nor read.
+        labels: (N,) value ids, -1 = not labelled: neither trained on nor predicted.
         folds: (N,), from `make_folds`.
-        known: (N,) value ids, at least 0 where there is a label.
+        known: (N,) value ids, at least 0 for a labelled image.
 
     Returns:
         (N,) value ids, -1 where the label is -1.
@@ -108,7 +108,7 @@ def read_neighbours(vectors: NDArray, labels: IntArray, folds: IntArray, known: 
 
 
 def guess_from_label(labels: IntArray, folds: IntArray, known: IntArray) -> IntArray:
-    """The best guess from the known value alone: the value in which it is most over-represented; as `read_linear`."""
+    """As `read_linear`, from the known value alone: the value in which it is most over-represented."""
     guesses = np.full(len(labels), -1)
     for fold in range(FOLDS):
         train, test = (labels >= 0) & (folds != fold), (labels >= 0) & (folds == fold)
@@ -121,16 +121,16 @@ def guess_from_label(labels: IntArray, folds: IntArray, known: IntArray) -> IntA
 def _choose_strength(
     rows: NDArray[np.float32], labels: IntArray, folds: IntArray, known: IntArray | None
 ) -> float | None:
-    """The strength that reads best on the second fold after training on all but the first two; the smallest of equals.
+    """The most accurate strength on the second fold after training on all but the first two; of equals, the smallest.
 
-    None if the known value alone reads better. One choice for all folds: a choice for each would triple the time and
-    change nothing beyond the spread.
+    None if the known value alone is more accurate. A strength for each fold would triple the time and change the
+    result by less than the spread.
     """
     train, held_out = (labels >= 0) & (folds > 1), (labels >= 0) & (folds == 1)
     truth = labels[held_out]
     tried: list[tuple[float | None, IntArray]] = []
     if known is not None:
-        guesses = guess_from_label(np.where(folds > 0, labels, -1), folds, known)  # the first fold takes no part
+        guesses = guess_from_label(np.where(folds > 0, labels, -1), folds, known)  # without the first fold
         tried.append((None, guesses[held_out]))
     for strength in STRENGTHS:
         tried.append((strength, _fit_and_guess(rows, labels, train, held_out, strength)))
@@ -152,7 +152,7 @@ def _fit_and_guess(
     scale = np.where(spread > 0, spread, 1.0)
     reader = LogisticRegression(C=strength, class_weight="balanced", max_iter=_MOST_ITERATIONS)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # stopped early, it still is a linear reader
+        warnings.simplefilter("ignore", ConvergenceWarning)  # it still is a linear reader if it stops early
         reader.fit((rows[train] - mean) / scale, labels[train])
     return reader.predict((rows[test] - mean) / scale)
 

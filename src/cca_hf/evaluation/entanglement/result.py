@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from cca_hf.evaluation.results import Result, ResultCard
 from cca_hf.evaluation.text_table import Table
 
-Matrix = NDArray[np.float64]  # (A, A): row = attribute of the embeddings, column = attribute that is read
+Matrix = NDArray[np.float64]  # (A, A): row = attribute of the embeddings, column = attribute that is predicted
 
 
 @dataclass(frozen=True)
 class ReaderEntanglement:
-    """Figures of one reader. Rows: the attribute of the embeddings; columns: the attribute that is read from them.
+    """Figures of one reader. Rows: the attribute of the embeddings; columns: the attribute that is predicted.
 
     `accuracy`, `floor` and `ceiling` are balanced accuracies: of the reader on the embeddings, of a reader that knows
-    the row's value alone (on the diagonal: nothing), and of the reader on the unconditioned features. Off the diagonal
-    all three know the row's value. NaN where the column cannot be read at all.
+    only the row's value (on the diagonal: nothing), and of the reader on the unconditioned features. Off the diagonal
+    all three know the row's value. NaN if the column cannot be predicted at all.
     """
 
     accuracy: Matrix
@@ -52,7 +52,7 @@ class EntanglementResult(Result):
     attributes: tuple[str, ...]
     readers: dict[str, ReaderEntanglement]  # "linear", "neighbours"
     images: int
-    values: dict[str, int]  # attribute -> values with enough images to be read
+    values: dict[str, int]  # attribute -> number of values with enough images to be predicted
 
     primary_metric: ClassVar[str] = "entanglement"
 
@@ -91,7 +91,7 @@ class EntanglementResult(Result):
         return super().table(decimals)
 
     def as_table(self, decimals: int) -> Table:
-        """A section for each reader; rows = embeddings, columns = attribute that is read, `-` where undefined."""
+        """A section for each reader; rows = embeddings, columns = attribute that is predicted, `-` = undefined."""
         sections = [
             [
                 [f"{name} ({reader_name})", *(_cell(figure, decimals) for figure in figures)]
@@ -110,16 +110,16 @@ class EntanglementResult(Result):
             notes.append(
                 f"Undefined, because the features reveal hardly more than the label (linear reader): {pairs}."
             )
-        return Table(["asked for (reader), read", *self.attributes], sections, notes)
+        return Table(["embeddings (reader)", *self.attributes], sections, notes)
 
     def card(self) -> ResultCard:
         return ResultCard(
-            "How much of the other attributes is left in each embedding",
+            "What an embedding reveals about other attributes",
             "disentanglement of attribute embeddings",
-            f"On {self.images:,} test images, a linear reader of the embeddings finds {self.score:.3f} of what the "
-            "backbone's features reveal about the other attributes, and "
-            f"{self.informativeness:.2f} of what they reveal about the embeddings' own attribute. "
-            "(0: no more than the labels share; 1: as much as the features.)\n",
+            f"On {self.images:,} test images, a linear reader learns from an embedding {self.score:.3f} of what "
+            "the backbone's features reveal about the other attributes, and "
+            f"{self.informativeness:.2f} of what they reveal about the embedding's attribute. "
+            "(0: no more than the attribute's label reveals; 1: as much as the features.)\n",
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Which images are ranked for a query, and which of them are relevant: labels, groups and sets of values.
 
-Usually a candidate is relevant if its label is the label of the query. Two refinements serve images whose single label
-says too little: images that show several values of an attribute (relevant = a value is shared), and candidates that
-*may* show the value of the query (neither relevant nor wrong: taken out of the ranking).
+Usually a candidate is relevant if its label is the label of the query. Two refinements are for images that one label
+does not describe: images that show several values of an attribute (relevant = a value is shared), and candidates that
+*may* show the value of the query (neither relevant nor wrong: left out of the ranking).
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ class Side(NamedTuple):
 class Relevance:
     """Which columns of a gallery are relevant to each query, and which are neither relevant nor wrong.
 
-    All rows must be labelled and the gallery sorted by label, so that the columns of one label are one slice.
+    All rows must be labelled and the gallery sorted by label, so that the columns of a label are one slice.
     """
 
     def __init__(self, queries: Side, gallery: Side) -> None:
@@ -103,7 +103,7 @@ class Relevance:
 
 
 class Exclusions:
-    """Which gallery columns each query must not see: those of its own group."""
+    """The gallery columns that are left out for each query: those of its group."""
 
     def __init__(self, queries: Side, gallery: Side) -> None:
         if queries.groups is None or gallery.groups is None:
@@ -120,9 +120,8 @@ class Exclusions:
         """(rows within the chunk, gallery columns) of every excluded pair of the queries start:stop."""
         counts = self.counts[start:stop]
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.repeat(np.arange(stop - start), counts), self.order[
-            np.repeat(self.first[start:stop], counts) + within
-        ]
+        columns = self.order[np.repeat(self.first[start:stop], counts) + within]
+        return np.repeat(np.arange(stop - start), counts), columns
 
 
 def _value_sets(name: str, sets: object, length: int) -> BoolArray:

@@ -35,7 +35,7 @@ def _scale(relevant):  # type: ignore[no-untyped-def]
 
 @njit("u2(f4, f4, f4, i8)", nogil=True, cache=True)
 def _bin_of(value, bottom, factor, num_bins):  # type: ignore[no-untyped-def]
-    """The first bin is for similarities below all relevant ones. Each step keeps the order, including rounding."""
+    """The first bin is for similarities below all relevant ones. No step changes the order, not even by rounding."""
     zero, last = np.float32(0), np.float32(num_bins - 1)
     scaled = (value - bottom) * factor + np.float32(1)
     scaled = scaled if scaled > zero else zero
@@ -87,9 +87,7 @@ def _count(candidates, in_order, bottom, factor, num_bins, codes, bins, shared, 
     for i in range(len(candidates)):
         code = np.uintp(codes[np.uintp(bins[i])])
         counts[code] += np.uint32(1)
-        shared[num_shared] = (
-            i  # without a branch, which no CPU could predict: where the code is even, the next one overwrites it
-        )
+        shared[num_shared] = i  # overwritten by the next one if the code is even: a branch would be unpredictable
         num_shared += code & _one
     counts[1::2] = 0
     for i in shared[:num_shared]:

@@ -1,4 +1,4 @@
-"""Which values are confused: the value of the nearest image, where it is not the value of the query."""
+"""Confused values: the nearest image of a query has another value than the query."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -33,11 +33,11 @@ def nearest_confusions(
     gallery: Gallery | None = None,
     most: int = 3,
 ) -> dict[str, list[Confusion]]:
-    """The most frequent confusions of each attribute, by number of images, the most frequent first.
+    """The confusions of each attribute with the most images, in descending order.
 
     Args:
         embeddings, labels, attributes, groups, gallery: as in `evaluate_embeddings`. An image and its near copies are
-            no candidates for itself; images without a label take no part.
+            no candidates for itself; images without a label are left out.
         most: number of confusions per attribute.
     """
     queries = Gallery(embeddings, labels, groups).checked("", attributes)

@@ -1,7 +1,4 @@
-"""From embeddings and labels to an EvaluationResult: retrieval under every attribute, without a model or its data.
-
-`RetrievalEvaluator` calls it with the embeddings of a split, and the Trainer with the embeddings that it gathered.
-"""
+"""Evaluate retrieval under every attribute, from embeddings and labels alone."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -15,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from cca_hf.data.schema import AttributeDataset
-from cca_hf.evaluation.arrays import to_numpy
+from cca_hf.evaluation.arrays import to_ids, to_numpy
 
 from .candidates import Side
 from .metrics import AttributeRetrieval, retrieve
@@ -44,18 +41,14 @@ class Gallery(NamedTuple):
         return cls(embeddings, labels, data.groups(split), **sets)
 
     def checked(self, side: str, attributes: Mapping[str, Sequence[str]]) -> "Gallery":
-        """The same in numpy, after a check of every shape and label; `side` goes before the names in messages."""
-        embeddings, labels = to_numpy(self.embeddings), to_numpy(self.labels)
+        """The same in numpy, with every shape and label checked; `side` goes before the names in messages."""
+        embeddings = to_numpy(self.embeddings)
         if embeddings.ndim not in (2, 3) or embeddings.ndim == 3 and embeddings.shape[1] != len(attributes):
             raise ValueError(
                 f"{side}embeddings must have shape (images, {len(attributes)}, dim), the attributes being "
                 f"{', '.join(attributes)}, or (images, dim) for one space; got {embeddings.shape}"
             )
-        expected = (len(embeddings), len(attributes))
-        if labels.shape != expected:
-            raise ValueError(f"{side}labels must have shape (images, attributes) = {expected}, got {labels.shape}")
-        if not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(f"{side}labels must be integers (-1 = not labelled), got {labels.dtype}")
+        labels = to_ids(f"{side}labels", self.labels, (len(embeddings), len(attributes)), " = (images, attributes)")
         for column, (name, values) in enumerate(attributes.items()):
             highest = labels[:, column].max(initial=-1)
             if highest >= len(values):
@@ -77,14 +70,8 @@ class Gallery(NamedTuple):
     def under(self, side: str, column: int, name: str) -> Side:
         """The images under one attribute, ready to be ranked."""
         embeddings = self.embeddings if self.embeddings.ndim == 2 else self.embeddings[:, column]
-        return Side.of(
-            side,
-            embeddings,
-            self.labels[:, column],
-            self.groups,
-            self.all_values.get(name),
-            self.maybe_values.get(name),
-        )
+        sets = (self.all_values.get(name), self.maybe_values.get(name))
+        return Side.of(side, embeddings, self.labels[:, column], self.groups, *sets)
 
 
 def evaluate_embeddings(
@@ -101,9 +88,9 @@ def evaluate_embeddings(
 ) -> EvaluationResult:
     """Retrieval under every attribute: leave-one-out, or against a gallery.
 
-    Where sets of values are given, the result also has `map_multi_label` (a candidate that shares any value is
-    relevant) and `map_ignore_maybe` (a candidate that may show the query's label is taken out). For an attribute
-    without sets, both equal `map`.
+    With sets of values, the result also has `map_multi_label` (a candidate that shares any value is relevant) and
+    `map_ignore_maybe` (a candidate that may show the query's label is left out). For an attribute without sets, both
+    equal `map`.
 
     Args:
         embeddings: (N, A, D), one for each attribute in the order of `attributes`; or (N, D), the same for all.
@@ -111,14 +98,14 @@ def evaluate_embeddings(
         attributes: attribute name -> value names in id order.
         groups: (N,) ids of near copies, which are not candidates for each other; -1 = none.
         all_values, maybe_values: attribute -> (N, values) booleans, the values that an image shows (always including
-            its label) and those that it may show, as `AttributeDataset.value_sets` reads them. Only the
-            `maybe_values` of the candidates are used; with a gallery, its own.
+            its label) and those that it may show, from `AttributeDataset.value_sets`. Only the `maybe_values` of the
+            candidates are used.
         gallery: the candidates, in the same shapes.
         device: an accelerator that ranks them; see [`retrieval_metrics`].
 
     Raises:
-        ValueError: if shapes do not fit, labels are no values, an attribute has a reserved name, which would give two
-            metrics one name ("weighted", "macro", "macro_...", ...), or no query is labelled under any attribute.
+        ValueError: if shapes do not fit, labels are no values, an attribute has a name that is reserved for metrics
+            ("weighted", "macro", "macro_...", ...), or no query is labelled under any attribute.
     """
     _check_names(attributes)
     queries = Gallery(embeddings, labels, groups, all_values, maybe_values).checked("", attributes)
@@ -156,9 +143,9 @@ def evaluate_splits(
     splits: Sequence[str],
     device: torch.device,
 ) -> EvaluationResult:
-    """[`evaluate_embeddings`] of what `Gallery.of_split` returned, with the coverage of the `splits` it came from.
+    """[`evaluate_embeddings`] of two results of `Gallery.of_split`, with the coverage of the `splits`.
 
-    The embeddings were computed on `device`. If it is an accelerator, it ranks them too.
+    If `device`, on which the embeddings were computed, is an accelerator, it ranks them too.
     """
     result = evaluate_embeddings(
         queries.embeddings,

@@ -1,8 +1,4 @@
-"""From a model and a data set to an EvaluationResult.
-
-`RetrievalEvaluator` embeds a split with a model; `BackboneEvaluator` measures the baseline of every CCA: the same
-backbone without a condition.
-"""
+"""Evaluate the retrieval of a model on a data set, or of its backbone without a condition, the baseline."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -28,8 +24,8 @@ logger = logging.getLogger(__name__)
 class RetrievalEvaluator:
     """Embeds a split with a model and measures retrieval under every attribute of the data set.
 
-    A split is evaluated leave-one-out. If the data set has `<split>_query` and `<split>_gallery` instead, the queries
-    are ranked against the gallery. Images of the query's group are near copies and no candidates.
+    A split is evaluated leave-one-out. If the data set has `<split>_query` and `<split>_gallery` instead, the
+    gallery is ranked for the queries. Images of the query's group are near copies and no candidates.
 
     Example:
 
@@ -53,7 +49,7 @@ class RetrievalEvaluator:
         """
         Raises:
             KeyError: if the split does not exist; the message names the existing ones.
-            ValueError: if a split to evaluate is empty.
+            ValueError: if the split is empty.
         """
         self.dataset = dataset
         self.batch_size = batch_size
@@ -98,9 +94,8 @@ class RetrievalEvaluator:
 class BackboneEvaluator(RetrievalEvaluator):
     """The baseline without a condition: one embedding for every attribute, the mean of the backbone's output.
 
-    With a fresh `CCAModel.from_backbone(...)` it measures the backbone before any training. The untrained projections
-    between backbone and conditional layer are not used. For a ViT the output is that of the last layer but one, the
-    same tokens that the conditional layer attends to.
+    With a new `CCAModel.from_backbone(...)` it measures the backbone before any training, without the untrained
+    projections. For a ViT the output is that of the last layer but one, to which the conditional layer attends.
     """
 
     @torch.inference_mode()
@@ -120,7 +115,7 @@ class BackboneEvaluator(RetrievalEvaluator):
 
 
 def query_and_gallery(dataset: AttributeDataset, split: str) -> tuple[str, str | None]:
-    """The splits that make up `split`: itself, or `<split>_query` and `<split>_gallery`."""
+    """The parts of `split`: itself, or `<split>_query` and `<split>_gallery`."""
     if split not in dataset and f"{split}_query" in dataset:
         return f"{split}_query", f"{split}_gallery"
     return split, None

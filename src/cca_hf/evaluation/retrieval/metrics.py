@@ -1,12 +1,13 @@
 """Exact retrieval metrics of one attribute: mAP, recall@k and R-precision, with the chance level beside each.
 
 Protocol of ASEN, ASEN++, RPF and CoKi: candidates are ranked by the dot product of L2-normalised embeddings. Average
-precision runs over the full list and is 0 where nothing is relevant; such queries stay in the mean. Added here:
-candidates of the query's group (near copies) are taken out, and ties count as the expectation over their random order,
-so that a constant embedding scores exactly chance. Sets of values serve labels that say too little: all values that an
-image shows (relevant = one is shared), and values it may show (taken out of the rankings of queries for them).
+precision is computed over the full list. It is 0 for a query without a relevant candidate, which stays in the mean.
+Added here: candidates of the query's group (near copies) are left out, and ties count as the expectation over their
+random order, so that a constant embedding scores exactly chance. Sets of values describe an image better than its
+label: all values that it shows (relevant = one is shared), and values that it may show (left out of the rankings of
+queries for them).
 
-recall@k is the one of metric learning: the share of queries with at least one relevant candidate among the first k.
+recall@k is that of metric learning: the share of queries with at least one relevant candidate among the first k.
 Cost: one matrix product per chunk of queries and a sort, or compiled counting, per query (`scoring.py`). On the CPU
 there are as many threads as PyTorch has, and each of them works on its own chunks.
 """
@@ -33,7 +34,7 @@ from .ranking import (
 )
 from .scoring import score_queries
 
-# of similarities at a time: a product of so many queries that packing the gallery for it costs little
+# of similarities at a time: enough queries for an efficient matrix product
 _CHUNK_BYTES, _BYTES_OF_ALL_THREADS = 128 * 2**20, 2**30
 
 
@@ -110,14 +111,13 @@ def retrieval_metrics(
         query_labels: (Q,) value ids of the attribute; -1 = not labelled: the image is not a query.
         gallery_embeddings, gallery_labels: (G, D) and (G,); -1 = never a candidate. Without them every query is
             ranked against all other queries (leave-one-out).
-        query_groups, gallery_groups: (Q,) and (G,); candidates of the query's own group are taken out, -1 = no group.
+        query_groups, gallery_groups: (Q,) and (G,); candidates of the query's group are left out; -1 = no group.
         query_values, gallery_values: (Q, V) and (G, V) booleans, all values that each image shows; its label is always
             one of them. A candidate is then relevant if it shares any value with the query. The labels still decide
             which images are queries and candidates.
-        maybe_values: (G, V) booleans, or (Q, V) leave-one-out: the values that each candidate may show. It is taken
-            out of the ranking of a query with such a label, unless it is relevant to it anyway.
-        chunk_size: queries in one matrix product; by default as many as fit into 128 MiB of similarities. Every thread
-            has its own product.
+        maybe_values: (G, V) booleans, or (Q, V) leave-one-out: the values that each candidate may show. It is left out
+            of the ranking of a query with such a label, unless it is relevant anyway.
+        chunk_size: queries in one matrix product of a thread; by default as many as fit into 128 MiB of similarities.
         device: an accelerator, which computes the similarities and sorts them. Default: the CPU.
 
     Raises:
@@ -154,7 +154,7 @@ def retrieve(
     if chunk_size is not None:
         check_positive("chunk_size", chunk_size)
     if gallery is None:
-        queries = queries.with_every_row_grouped()  # a query is at least its own group: it never finds itself
+        queries = queries.with_every_row_grouped()  # so that a query is no candidate for itself
         gallery = queries
     if (queries.groups is None) != (gallery.groups is None):
         raise ValueError("query_groups and gallery_groups go together: give both or neither")
@@ -238,16 +238,16 @@ def _default_chunk_size(num_queries: int, num_columns: int, num_threads: int) ->
 
 
 def _distinct_rows(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], IntArray | None]:
-    """The distinct rows and, where some repeat, which of them each row is.
+    """The distinct rows and, if rows repeat, the index of each row among them.
 
-    A matmul may round the same two vectors differently in another column (its edge kernels sum in another order);
-    computing every distinct vector once is what makes copies tie exactly.
+    A matmul may round the same two vectors differently in another column, because its edge kernels sum in another
+    order. Copies tie exactly if every distinct vector is multiplied once.
     """
     comparable = np.ascontiguousarray(vectors + 0.0)  # -0.0 -> 0.0: rows are compared by their bytes
     if vectors.shape[1] > 1 and len(np.unique(comparable[:, :2].copy().view(np.uint64))) == len(vectors):
         return vectors, None  # true of almost every gallery
     hashes = np.fromiter((hash(row.tobytes()) for row in comparable), dtype=np.int64, count=len(comparable))
-    if len(np.unique(hashes)) == len(vectors):  # as they are but for copies
+    if len(np.unique(hashes)) == len(vectors):  # no two rows are equal
         return vectors, None
     as_bytes = comparable.view(np.dtype((np.void, comparable.dtype.itemsize * comparable.shape[1])))[:, 0]
     _, index, inverse = np.unique(as_bytes, return_index=True, return_inverse=True)

@@ -1,7 +1,7 @@
-"""Work in threads that compute on one core each, where a part of the work is a matrix product and then something else.
+"""Work in threads that compute on one core each: a matrix product, and then other work.
 
-If PyTorch's threads shared each product instead, they would disturb the threads that do the rest: OpenMP threads spin
-for milliseconds after a product. Ranking 100,000 candidates took a fifth longer that way.
+If PyTorch's threads shared a product instead, they would slow down the other work, because OpenMP threads spin for
+milliseconds after a product. Ranking 100,000 candidates took a fifth longer.
 """
 
 import threading
@@ -14,11 +14,11 @@ import torch
 def run_on_own_cores(work: Callable[[int], None], items: Iterable[int], num_threads: int) -> None:
     """Call `work` for each item, in `num_threads` threads in which PyTorch computes on one core.
 
-    If the system allows fewer threads, those that could start do all of the work; without any, this thread does it.
-    The first exception of `work` stops all threads and is raised here.
+    If the system allows fewer threads, those that start do all of the work; if none starts, this thread does it. The
+    first exception of `work` stops all threads and is raised here.
 
-    PyTorch has a number of threads for each thread, and one for threads that have not computed yet. The second one is
-    1 for about a millisecond while the threads start.
+    PyTorch stores a number of threads for each thread, and a default for threads that have not computed yet. The
+    default is 1 for about a millisecond while the threads start.
     """
     waiting: SimpleQueue[int] = SimpleQueue()
     for item in items:
@@ -35,7 +35,7 @@ def run_on_own_cores(work: Callable[[int], None], items: Iterable[int], num_thre
                 stop.set()
 
     def compute_alone() -> None:
-        torch.get_num_threads()  # the first call adopts the common number: it must come before the next line
+        torch.get_num_threads()  # the first call copies the default: it must come before the next line
         torch.set_num_threads(1)
         configured.release()
         do_all()
@@ -57,7 +57,7 @@ def run_on_own_cores(work: Callable[[int], None], items: Iterable[int], num_thre
             do_all()
         for thread in threads:
             thread.join()
-    finally:  # after an interrupt, too
+    finally:  # also after an interrupt
         stop.set()
         torch.set_num_threads(before)
     if failures:

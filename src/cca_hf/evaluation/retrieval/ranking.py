@@ -1,8 +1,8 @@
-"""Scores of a ranking where equal similarities may come in any order: exact expectations, no sampling.
+"""Scores of a ranking in which equal similarities have a random order: exact expectations, without sampling.
 
 A query has N candidates, R of them relevant. Where m candidates share one similarity, B candidates are above them,
-b of these relevant, and r of the m are relevant, every order of the m is equally likely. Position j of the m then
-holds a relevant one with probability r/m, after (j-1)(r-1)/(m-1) relevant ones of the m on average, and
+b of these relevant, and r of the m are relevant, every order of the m is equally likely. Number j of the m is then
+relevant with probability r/m, after (j-1)(r-1)/(m-1) relevant ones of the m on average, and
 
     expected precision there, summed over j:  (r/m) sum_j (b + 1 + (j-1)(r-1)/(m-1)) / (B + j)
 
@@ -86,12 +86,12 @@ def expected_r_precision(above: IntArray, through: IntArray) -> float:
 
 
 def hit_probability(k: int, above: IntArray, tied: IntArray, relevant: IntArray) -> FloatArray:
-    """Probability, for each query, that the first `k` candidates hold a relevant one.
+    """Probability, for each query, that one of the first `k` candidates is relevant.
 
     Args:
         above: (Q,) candidates strictly above the best relevant one.
         tied: (Q,) candidates as similar as the best relevant one, itself included.
-        relevant: (Q,) how many of these are relevant; 0 where the query has no relevant candidate at all.
+        relevant: (Q,) how many of these are relevant; 0 if the query has no relevant candidate at all.
     """
     draws = np.clip(k - above, 0, tied)
     miss = np.ones(len(above))
@@ -102,7 +102,7 @@ def hit_probability(k: int, above: IntArray, tied: IntArray, relevant: IntArray)
 
 
 def chance_average_precision(num_candidates: IntArray, num_relevant: IntArray) -> FloatArray:
-    """E[AP] of a random ranking, (1/N)(H_N + (R-1)/(N-1) (N - H_N)); 0 where nothing is relevant. Shape (Q,)."""
+    """E[AP] of a random ranking, (1/N)(H_N + (R-1)/(N-1) (N - H_N)); 0 if nothing is relevant. Shape (Q,)."""
     harmonic = harmonic_numbers(int(num_candidates.max(initial=0)))[num_candidates]
     size = np.maximum(num_candidates, 1)
     spread = (num_relevant - 1) / np.maximum(num_candidates - 1, 1)

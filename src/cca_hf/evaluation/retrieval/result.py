@@ -1,6 +1,6 @@
-"""The result of a retrieval evaluation: every figure of every attribute with its chance level, and the means.
+"""The result of a retrieval evaluation: metrics as fractions in [0, 1], with their chance levels.
 
-All figures are fractions in [0, 1]; only tables and cards show percent.
+Only tables and cards show percent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ MEASURE_NAMES = {
     "map_multi_label": "mAP, multi-label",
     "map_macro": "macro mAP",
     "r_precision": "R-precision",
-}  # the names of other measures need no translation
+}  # other measures are shown under their own names
 _WEIGHTED = ("map", "map_ignore_maybe", "map_multi_label")  # with a query-weighted mean beside the plain one
 
 
@@ -38,9 +38,9 @@ class ValueResult:
 
 @dataclass(frozen=True)
 class AttributeResult:
-    """One attribute. `scores` and `chance` hold the same measures: map, map_macro, recall@k..., r_precision.
+    """One attribute. `scores` and `chance` have the same measures: map, map_macro, recall@k..., r_precision.
 
-    Where the data set has sets of values for an image, map_ignore_maybe or map_multi_label follow map.
+    If the data set has sets of values for an image, map_ignore_maybe or map_multi_label follow map.
     """
 
     name: str
@@ -59,22 +59,17 @@ class AttributeResult:
         retrieval: AttributeRetrieval,
         refined: Mapping[str, AttributeRetrieval] = MappingProxyType({}),
     ) -> "AttributeResult":
-        """`refined`: measure -> another retrieval of the same queries, of which only the mAP is kept."""
+        """`refined`: measure -> another retrieval of the same queries, of which only the mAP is used."""
+        maps = {"map": retrieval, **refined}
         counts = np.bincount(retrieval.labels)
         return cls(
             name=name,
             queries=len(retrieval.queries),
             candidates=float(retrieval.num_candidates.mean()),
             queries_without_relevant=int((retrieval.num_relevant == 0).sum()),
-            scores=_figures(
-                {"map": retrieval.map, **{measure: each.map for measure, each in refined.items()}},
-                retrieval.map_macro,
-                retrieval.scores,
-            ),
+            scores=_figures({name: each.map for name, each in maps.items()}, retrieval.map_macro, retrieval.scores),
             chance=_figures(
-                {"map": retrieval.chance_map, **{measure: each.chance_map for measure, each in refined.items()}},
-                retrieval.chance_map_macro,
-                retrieval.chance,
+                {name: each.chance_map for name, each in maps.items()}, retrieval.chance_map_macro, retrieval.chance
             ),
             values=tuple(
                 ValueResult(value_names[value], int(counts[value]), achieved, retrieval.chance_per_value[value])
@@ -87,8 +82,8 @@ class AttributeResult:
 class EvaluationResult(Result):
     """Retrieval quality under each attribute and over all of them.
 
-    `unlabelled` names the attributes without a labelled query: no figure includes them. `coverage` is set if images
-    were missing: the figures are then those of a subset and not comparable with others.
+    `unlabelled` names the attributes without a labelled query, which no metric includes. `coverage` is set if images
+    were missing: the metrics are then those of a subset and not comparable with others.
     """
 
     attributes: tuple[AttributeResult, ...]
@@ -189,7 +184,7 @@ class EvaluationResult(Result):
         figures |= {f"map_{name}": f"mAP, {name}" for name in names}
         metrics = self.metrics()
         return ResultCard(
-            "How well it finds",
+            "Retrieval quality",
             "attribute-conditioned image retrieval",
             markdown,
             tuple((metric, title, round(100 * metrics[metric], 2)) for metric, title in figures.items()),
@@ -204,7 +199,7 @@ class EvaluationResult(Result):
             AttributeResult(**(each | {"values": tuple(ValueResult(**value) for value in each["values"])}))
             for each in content["attributes"]
         )
-        coverage = content.get("coverage")  # results of early versions have none
+        coverage = content.get("coverage")  # missing in results of early versions
         return cls(attributes, tuple(content["unlabelled"]), None if coverage is None else Coverage(**coverage))
 
     def _overall(self, per_attribute: list[dict[str, float]]) -> dict[str, float]:

@@ -1,7 +1,7 @@
-"""From similarities to scores, exactly: one path for every device, and compiled loops where numba is installed.
+"""From similarities to exact scores: sorted on any device, or counted in compiled loops if numba is installed.
 
-A ranking is scored by counts alone: how many candidates are above each relevant one, and how many are not below it.
-Sorting the similarities of a query gives all of them.
+A ranking is scored by two counts for each relevant candidate: how many candidates are above it, and how many are not
+below it. Sorting the similarities of a query gives both.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from cca_hf.evaluation.arrays import FloatArray, IntArray
 
 from .ranking import score_ranks
 
-_FEW = 2048  # candidates: fewer are sorted as fast as the compiled loops count them
+_FEW = 2048  # candidates: up to this number, sorting is as fast as the compiled loops
 
 
 def score_queries(
@@ -24,9 +24,9 @@ def score_queries(
     """The fields of `QueryScores` for each query, shape (Q, 6).
 
     Args:
-        similarities: (Q, N), a tensor if an accelerator computed them. -inf marks a candidate that is taken out of
-            the ranking. An array is sorted in place.
-        columns: the columns of the relevant candidates of each query, including those that are taken out.
+        similarities: (Q, N), a tensor if an accelerator computed them; -inf = the candidate is left out. An array is
+            sorted in place.
+        columns: the columns of the relevant candidates of each query, including those that are left out.
         harmonic: H_0 ... H_N at least.
     """
     relevant: list[Any] = [row[which] for row, which in zip(similarities, columns, strict=True)]
@@ -60,7 +60,7 @@ def _compiled() -> Callable[[NDArray, NDArray, IntArray, FloatArray], FloatArray
 
 
 def _on_cpu(rows: list[Any]) -> Sequence[NDArray]:
-    """Tensors of any device as arrays, by one copy for all of them; arrays unchanged."""
+    """Tensors of any device as arrays, with a single copy; arrays unchanged."""
     if isinstance(rows[0], np.ndarray):
         return rows
     return [part.numpy() for part in torch.cat(rows).cpu().split([len(row) for row in rows])]

@@ -2,8 +2,8 @@
 
 Protocol of CSN and its successors on Zappos50K: a triplet is correct if sim(anchor, close) > sim(anchor, far), where
 sim is the cosine similarity of embeddings conditioned on the triplet's condition. A tie is wrong, so that an embedding
-that is the same for every image scores 0, and a random one 1/2. The overall figure is the micro average over all
-triplets; the plain mean over the conditions is reported beside it.
+that is the same for every image scores 0, and a random one 1/2. The main metric is the micro average over all
+triplets; the plain mean over the conditions is reported too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,13 +52,9 @@ class TripletResult(Result):
 
     @property
     def total(self) -> ConditionAccuracy:
-        """All triplets together; its accuracy is the micro average, the figure of the protocol."""
-        return ConditionAccuracy(
-            "all triplets",
-            sum(each.triplets for each in self.conditions),
-            sum(each.correct for each in self.conditions),
-            sum(each.ties for each in self.conditions),
-        )
+        """All triplets together; its accuracy is the micro average, the metric of the protocol."""
+        counts = [(each.triplets, each.correct, each.ties) for each in self.conditions]
+        return ConditionAccuracy("all triplets", *(sum(column) for column in zip(*counts, strict=True)))
 
     def metrics(self) -> dict[str, float]:
         """All figures by name, as fractions in [0, 1].
@@ -122,7 +118,7 @@ def triplet_accuracy(
     *,
     chunk_size: int | None = None,
 ) -> TripletResult:
-    """Score triplets of images that are embedded already, each image once.
+    """Score triplets of embedded images.
 
     Args:
         embeddings: (N, C, D), one for each condition in the order of `names`; or (N, D), the same for all. Normalised

@@ -1,4 +1,4 @@
-"""From a model and a data set of ready triplets to a TripletResult."""
+"""Evaluate a model on a data set of triplets."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ class TripletEvaluator:
     Args:
         triplets: with the columns `condition`, `anchor`, `positive` (close) and `negative` (far).
         conditions: use only triplets of these conditions. Default: all.
-        pictures: if the triplets hold file names instead of images, a data set with the columns `image` and
+        pictures: if the triplets contain file names instead of images, a data set with the columns `image` and
             `file_name`. Triplets with an image that is missing there are left out and counted.
 
     Example:
@@ -45,7 +45,7 @@ class TripletEvaluator:
     ) -> None:
         """
         Raises:
-            ValueError: if a column, a condition or an image is missing, or there are no triplets.
+            ValueError: if a column, a condition or an image is missing, or no triplet is left.
         """
         triplets = to_triplet_dataset(triplets)
         names = triplets.features[CONDITION_COLUMN].names
@@ -59,13 +59,13 @@ class TripletEvaluator:
             triplets, ids = triplets.select(np.flatnonzero(selected)), ids[selected]
         self.conditions = present if conditions is None else list(conditions)
         places = {names.index(name): place for place, name in enumerate(self.conditions)}
-        self.condition_ids = np.array([places[each] for each in ids.tolist()])
+        self.condition_ids = np.array([places[condition] for condition in ids.tolist()])
         self.images, self.rows = distinct_images(triplets, pictures)
         whole = np.flatnonzero(self.rows.min(axis=1) >= 0)
         self.left_out = len(self.rows) - len(whole)
         if not len(whole):
             raise ValueError(
-                f"none of the {self.left_out:,} triplets has its three images; the first one's anchor is "
+                f"none of the {self.left_out:,} triplets has its three images; the anchor of the first is "
                 f"{triplets[0][TRIPLET_COLUMNS[0]]['path']!r}"
             )
         self.condition_ids, self.rows = self.condition_ids[whole], self.rows[whole]
