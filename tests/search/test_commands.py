@@ -172,7 +172,7 @@ def test_embeddings_that_are_made_already(shoes, checkpoint, store, tmp_path, ca
             assert same.columns == {name: hit.columns[name] for name in ("colour", "price")}
     capsys.readouterr()
     assert run("search", "--store", place, "--item", 1007, "--html", tmp_path / "page.html") == 1
-    assert "the index has no path or URL for the image of item" in capsys.readouterr().err
+    assert "has no path or URL for the image of item" in capsys.readouterr().err
 
 
 def test_move_to_the_other_engine_and_on_after_an_interruption(store, tmp_path, capsys, monkeypatch):
