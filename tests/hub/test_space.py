@@ -425,7 +425,7 @@ def test_export_by_command(folder, tmp_path, capsys, lookup):
         "README.md", "app.py", "catalogue.index", "model", "pictures", "requirements.txt",
     }  # fmt: skip
     assert main(["demo", "--folder", str(folder), "--export", str(tmp_path / "space")]) == 1
-    assert "is there already; name a new folder" in capsys.readouterr().err
+    assert "exists already; choose a new folder" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_the_hub_is_named_at_its_revision(lookup, tmp_path, monkeypatch):
@@ -486,7 +486,7 @@ def test_the_command_says_what_is_missing(tmp_path, capsys):
         return capsys.readouterr().err
 
     assert "--model needs the --store" in error_of("--model", "me/cca-shoes")
-    assert "opens nothing" in error_of("--store", "shoes.index", "--export", "space", "--port", "7000")
+    assert "opens no page" in error_of("--store", "shoes.index", "--export", "space", "--port", "7000")
     assert "no index" in error_of("--store", str(tmp_path / "nothing"))
 
 

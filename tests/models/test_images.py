@@ -120,8 +120,8 @@ def test_unreadable_images_are_named(gradient, tmp_path):
     [
         (np.zeros((3, 20, 40), np.uint8), r"channels last; got shape \(3, 20, 40\)"),
         (np.zeros((0, 4, 3), np.uint8), "got shape"),
-        (np.full((4, 4, 3), 2.0), r"must lie in \[0, 1\]; got \[2, 2\]"),
-        (np.full((4, 4, 3), np.nan), "must lie in"),
+        (np.full((4, 4, 3), 2.0), r"must be in \[0, 1\]; got \[2, 2\]"),
+        (np.full((4, 4, 3), np.nan), "must be in"),
         (np.zeros((4, 4, 3), np.int64), "got int64"),
         (7, "got int"),
     ],
