@@ -1,15 +1,15 @@
-"""How good is CCA? It and what it is compared with: same backbone, data, budget and loss, several seeds, one table.
+"""How good is CCA? Trains CCA and its baselines with the same backbone, data, budget and loss, and writes one table.
 
     python scripts/benchmark_quality.py --config configs/fashion_products.yaml --seeds 0 1 2 --output quality
 
-Any flag of scripts/train.py changes the setting; without a file of settings all of it is flags:
+Every flag of scripts/train.py is accepted, and overrides the file. Without a file:
 
     python scripts/benchmark_quality.py --dataset me/shoes --attributes colour closure \
         --backbone google/vit-base-patch16-224-in21k --methods csn asen cca-lookup --seeds 0 1 2 --output quality
 
-A method and seed whose figures are in OUTPUT/runs is not run again, one that was killed goes on from its last
-checkpoint, and several processes may share the work: each takes what none of the others is at. When all is there, the
-same command measures the time of an image and writes quality.json, quality.md and quality.png.
+A finished run (a method with a seed, in OUTPUT/runs) is not repeated, and an interrupted run continues from its last
+checkpoint. Several processes can share the work: each takes a run that no other process works on. After the last run,
+the command measures the time per image and writes quality.json, quality.md and quality.png.
 """
 
 import argparse
@@ -43,7 +43,7 @@ TIMED_ROUNDS = 9
 
 
 class Method(NamedTuple):
-    """What is trained; of one network per attribute, each by the whole budget or all of them by one."""
+    """A method: the flags of its training, and for one network per attribute whether the networks share one budget."""
 
     title: str
     flags: tuple[str, ...] = ()
@@ -70,12 +70,12 @@ METHODS = {
 
 
 class Benchmark:
-    """The runs of some methods and seeds on one data set, in a folder.
+    """Runs methods with several seeds on one data set and stores the results in a folder.
 
     Args:
-        settings: flags of scripts/train.py, which all methods share.
-        text_encoder: of `cca-text`.
-        save_models: keep the trained models in `folder/models`.
+        settings: flags of scripts/train.py, for all methods.
+        text_encoder: name or path of the text encoder of `cca-text`.
+        save_models: save the trained models in `folder/models`.
     """
 
     def __init__(self, settings: list[str], folder: Path, text_encoder: str | None, save_models: bool) -> None:
@@ -86,18 +86,18 @@ class Benchmark:
         self.data: AttributeDataset = load_data(parse_arguments(settings)[1])
 
     def methods(self, names: list[str]) -> list[str]:
-        """The chosen ones in the order of the table; "all" leaves out what another one is already."""
+        """The selected methods in the order of the table; "all" leaves out methods that equal another one."""
         if names != ["all"]:
             return [name for name in METHODS if name in names]
         residual = self.new_model("cca-one-hot", 0).config.residual
-        doubled = {f"cca-residual-{residual}"} | ({"cca-text"} if self.text_encoder is None else set())
-        return [name for name in METHODS if name not in doubled]
+        duplicates = {f"cca-residual-{residual}"} | ({"cca-text"} if self.text_encoder is None else set())
+        return [name for name in METHODS if name not in duplicates]
 
     def path(self, method: str, seed: int) -> Path:
         return self.folder / "runs" / f"{method}-seed{seed}.json"
 
     def run(self, method: str, seed: int) -> None:
-        """Trains and measures one method with one seed, unless it is done or another process is at it."""
+        """Trains and evaluates a method with a seed, unless the run is finished or another process works on it."""
         path = self.path(method, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -107,13 +107,13 @@ class Benchmark:
                     run = self._measure_frozen() if method == "frozen" else self._train(method, seed)
                     write_json(run | {"method": method, "seed": seed, "settings": self.settings}, path)
         except Timeout:
-            print(f"{method}, seed {seed}: another process is at it", flush=True)
+            print(f"{method}, seed {seed}: another process works on this run", flush=True)
 
     def load(self, method: str, seed: int) -> dict[str, Any] | None:
-        """The figures of a run, None if it is not done.
+        """Loads the figures of a run; None if it is not finished.
 
         Raises:
-            ValueError: if it was made with other settings.
+            ValueError: if the run used other settings.
         """
         path = self.path(method, seed)
         if not path.exists():
@@ -121,8 +121,8 @@ class Benchmark:
         run = json.loads(path.read_text())
         if run["settings"] != self.settings:
             raise ValueError(
-                f"{path} was made with the settings {' '.join(run['settings'])}; these are {' '.join(self.settings)}. "
-                "Give another --output"
+                f"{path} was made with the settings {' '.join(run['settings'])}; "
+                f"this run has {' '.join(self.settings)}. Give another --output"
             )
         return run
 
@@ -132,7 +132,7 @@ class Benchmark:
         return make_model(model_args, data or self.data, METHODS[method].model_class)
 
     def whole_model(self, method: str) -> CCAPreTrainedModel:
-        """Untrained, as it would be used: to be counted and timed."""
+        """The complete model that would be served, untrained, to count its parameters and measure its time."""
         if not METHODS[method].one_per_attribute:
             return self.new_model(method, 0)
         return SeparateModel.join([self.new_model(method, 0, self._only(name)) for name in self.data.attributes])
@@ -167,10 +167,10 @@ class Benchmark:
 
     def _train_one(self, method: str, seed: int, work: Path, data: AttributeDataset) -> "Trained":
         done = work / "done.json"
-        if done.exists():  # a network of several
-            kept = json.loads(done.read_text())
-            result = EvaluationResult.from_dict(kept["result"])
-            return Trained(CCAModel.from_pretrained(work), result, kept["trained"], kept["seconds"])
+        if done.exists():  # one of several networks, trained before an interruption
+            stored = json.loads(done.read_text())
+            result = EvaluationResult.from_dict(stored["result"])
+            return Trained(CCAModel.from_pretrained(work), result, stored["trained"], stored["seconds"])
         training_args = self._arguments(method, seed, work)[2]
         if METHODS[method].share_budget:
             training_args.num_train_epochs /= len(self.data.attributes)
@@ -180,7 +180,7 @@ class Benchmark:
             and not model.takes_last_layer
             and model.config.backbone_config.model_type == "vit"
         ):
-            training_args.cache_tokens += "-whole"  # the other methods have replaced the backbone's last layer
+            training_args.cache_tokens += "-whole"  # the other methods replace the last layer of the backbone
         trainer = CCATrainer(model, training_args, data)
         checkpoint = last_checkpoint(work)
         start = time.perf_counter()
@@ -191,7 +191,7 @@ class Benchmark:
         trainer.predict(trainer.images_of("test"), metric_key_prefix="test")
         trainer.save_model()
         result = trainer.evaluation_result
-        assert result is not None  # one process
+        assert result is not None  # None only in other processes than the main one
         trained = sum(p.numel() for group in trainer.optimizer.param_groups for p in group["params"])
         write_json({"result": result.to_dict(), "trained": trained, "seconds": seconds}, done)
         return Trained(trainer.model, result, trained, seconds)
@@ -215,7 +215,7 @@ def _figures(model: torch.nn.Module, result: EvaluationResult, *, trained: int, 
 
 @torch.inference_mode()
 def milliseconds_per_image(models: dict[str, CCAPreTrainedModel]) -> dict[str, float]:
-    """For all attributes of an image: all models in turns, after one turn to warm up, the median of each."""
+    """Median time for an image under all attributes; the models run in turns, after one turn to warm up."""
     work: dict[str, Callable[[], object]] = {}
     for name, model in models.items():
         size = model.config.image_size
@@ -237,7 +237,7 @@ def milliseconds_per_image(models: dict[str, CCAPreTrainedModel]) -> dict[str, f
 
 
 def summarise(runs: list[dict[str, Any]], milliseconds: float) -> dict[str, Any]:
-    """Mean and standard deviation over the seeds of one method."""
+    """Mean and standard deviation of one method over its seeds."""
     first = runs[0]
     return {
         "seeds": [run["seed"] for run in runs],
@@ -256,9 +256,9 @@ def summarise(runs: list[dict[str, Any]], milliseconds: float) -> dict[str, Any]
 
 
 def table_cells(methods: dict[str, dict[str, Any]], attributes: list[str]) -> tuple[list[str], list[list[str]]]:
-    """Header, and a row for each method after one of the chance level."""
+    """The header, a row with the chance level, and a row for each method."""
     columns = ["map", "map_macro", *(f"map_{name}" for name in attributes)]
-    header = ["mAP in %", "mean", "macro", *attributes, "parameters", "trained", "ms an image"]
+    header = ["mAP in %", "mean", "macro", *attributes, "parameters", "trained", "ms per image"]
     chance = next(iter(methods.values()))["metrics"]
     rows = [["chance", *(percent(chance[f"chance_{column}"]["mean"]) for column in columns), "", "", ""]]
     for name, method in methods.items():
@@ -287,7 +287,7 @@ def write_tables(folder: Path, methods: dict[str, dict[str, Any]], settings: lis
 
 
 def draw(path: Path, methods: dict[str, dict[str, Any]]) -> None:
-    """Mean mAP of each method, with its standard deviation over the seeds, and the chance level."""
+    """Draws the mean mAP of each method, its standard deviation over the seeds, and the chance level."""
     from cca_hf.visualization.figures import ACCENT, BASELINES, FAINT, INK, MUTED, new_figure, quiet
 
     figure = new_figure(7.5, 0.9 + 0.36 * len(methods))
@@ -313,16 +313,16 @@ def draw(path: Path, methods: dict[str, dict[str, Any]]) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="All other flags are those of scripts/train.py.",
+        epilog="All other flags are passed to scripts/train.py.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", type=Path, help="JSON or YAML file of the flags of scripts/train.py")
+    parser.add_argument("--config", type=Path, help="JSON or YAML file with flags of scripts/train.py")
     parser.add_argument("--methods", nargs="+", choices=["all", *METHODS], default=["all"], metavar="METHOD")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, required=True, help="folder of the runs and the table")
-    parser.add_argument("--text_encoder", help="text model of cca-text; all leaves it out without one")
-    parser.add_argument("--save_models", action="store_true", help="keep the trained models in OUTPUT/models")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the runs and the table")
+    parser.add_argument("--text_encoder", help="text encoder of cca-text; without it, 'all' leaves cca-text out")
+    parser.add_argument("--save_models", action="store_true", help="save the trained models in OUTPUT/models")
     own, settings = parser.parse_known_args(argv)
     if "cca-text" in own.methods and own.text_encoder is None:
         parser.error("cca-text needs --text_encoder")
@@ -344,7 +344,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             runs[name].append(run)
     if missing:
-        print(f"\nOther processes are at {', '.join(missing)}. Once they are done, the same command makes the table.")
+        print(f"\nOther processes work on {', '.join(missing)}. When they are done, run this command again.")
         return
     milliseconds = milliseconds_per_image({name: benchmark.whole_model(name) for name in methods})
     summaries = {name: summarise(runs[name], milliseconds[name]) for name in methods}

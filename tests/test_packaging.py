@@ -12,7 +12,7 @@ import pytest
 
 # The dependencies of `pip install .`; all others are extras.
 CORE = {
-    "torch", "transformers", "datasets", "accelerate", "huggingface-hub", "safetensors", "evaluate", "pillow", "numpy",
+    "torch", "transformers", "datasets", "accelerate", "huggingface-hub", "jinja2", "safetensors", "evaluate", "pillow", "numpy",
     "typer", "filelock",
 }  # fmt: skip
 

@@ -64,7 +64,7 @@ def export_model(
     if runtime not in GRAPH:
         raise ValueError(f"runtime must be one of {', '.join(map(repr, GRAPH))}; got {runtime!r}")
     if int8 and runtime != "onnx":
-        raise ValueError(f"int8 needs ONNX Runtime's quantiser, that is runtime='onnx'; got {runtime!r}")
+        raise ValueError(f"int8 needs the quantiser of ONNX Runtime, that is runtime='onnx'; got {runtime!r}")
     _check_installed(runtime, int8=int8)
     ids = model.config.attribute_ids(None if attributes is None else list(attributes))
     names = [model.config.attributes[index] for index in ids]
