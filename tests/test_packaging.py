@@ -12,8 +12,8 @@ import pytest
 
 # The dependencies of `pip install .`; all others are extras.
 CORE = {
-    "torch", "transformers", "datasets", "accelerate", "huggingface-hub", "jinja2", "safetensors", "evaluate", "pillow", "numpy",
-    "typer", "filelock",
+    "torch", "transformers", "datasets", "accelerate", "huggingface-hub", "safetensors", "evaluate", "pillow", "numpy",
+    "typer", "filelock", "jinja2",
 }  # fmt: skip
 
 
