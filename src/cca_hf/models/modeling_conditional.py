@@ -356,7 +356,8 @@ print(model.similarity(embeddings, embeddings))  # the similarity of the images 
             )
 
     def has_fingerprint(self, fingerprint: str) -> bool:
-        return fingerprint in (self.fingerprint(), self._fingerprint_of_version_0_1())
+        # each hash reads all weights, so the second is computed only if the first differs
+        return fingerprint == self.fingerprint() or fingerprint == self._fingerprint_of_version_0_1()
 
     def _fingerprint_of_version_0_1(self) -> str:
         """Without the architecture."""
