@@ -10,10 +10,7 @@ if TYPE_CHECKING:
     from cca_hf.evaluation.retrieval.result import EvaluationResult
 
 COMPARE = option(
-    None,
-    "compare",
-    "NAME=FOLDER ...",
-    "Output folders of other trainings on the same data, to show on the card.",
+    None, "compare", "NAME=FOLDER ...", "Output folders of other trainings on the same data, to show on the card."
 )
 
 

@@ -9,10 +9,11 @@ import importlib.util
 import shutil
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 _GROUPS = {
     "Loss": ("loss", "temperature", "mining", "margin", "proxy_weight", "proxy_learning_rate"),
@@ -62,6 +63,11 @@ _MEANT = {
     "repo": "hub_model_id",
     "private": "hub_private_repo",
 }
+
+
+def flag(default: Any, text: str) -> Any:
+    """A field of an argument dataclass, with its help."""
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
@@ -146,23 +152,27 @@ def _metavar(kind: str) -> str:
 
 
 def _fields(file: Path, class_name: str) -> dict[str, Flag]:
-    """The fields that the body of a dataclass defines."""
+    """The fields that the body of a dataclass defines, by `field` or by `flag`."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
     flags = {}
     for node in body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            settings = (
-                {each.arg: each.value for each in node.value.keywords} if isinstance(node.value, ast.Call) else {}
-            )
-            default = settings.get("default", settings.get("default_factory"))
-            metadata = settings.get("metadata", ast.Dict(keys=[], values=[]))
-            assert isinstance(metadata, ast.Dict)
-            texts = {ast.unparse(key): value for key, value in zip(metadata.keys, metadata.values, strict=True) if key}
+            call = node.value if isinstance(node.value, ast.Call) else ast.Call(node.target, [], [])
+            given = {
+                **dict(zip(("default", "help"), call.args, strict=False)),
+                **{k.arg: k.value for k in call.keywords},
+            }
+            if isinstance(metadata := given.get("metadata"), ast.Dict):
+                given |= {
+                    ast.literal_eval(key): text for key, text in zip(metadata.keys, metadata.values, strict=True)
+                }
+            default = given.get("default", given.get("default_factory"))
+            code = None if default is None else ast.unparse(default).strip("'")
             flags[node.target.id] = Flag(
                 name=node.target.id,
                 kind=ast.unparse(node.annotation),
-                default=None if default is None else ast.unparse(default).strip("'"),
-                help=ast.literal_eval(texts["'help'"]) if texts else "",
+                default=None if code == "MISSING" else code,
+                help=ast.literal_eval(given["help"]) if "help" in given else "",
             )
     return flags
