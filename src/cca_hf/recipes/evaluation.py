@@ -21,7 +21,10 @@ from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
 from cca_hf.evaluation.retrieval.triplet_evaluator import TripletEvaluator
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.run_record import RunRecord, rows_digest
+from cca_hf.visualization.entanglement import plot_entanglement
 from cca_hf.visualization.figures import new_figure
+from cca_hf.visualization.report import write_report
+from cca_hf.visualization.results import plot_results
 
 logger = logging.getLogger(__name__)
 
@@ -103,12 +106,8 @@ def evaluate_checkpoint(
     if output_dir is not None:
         result.save_json(output_dir / "evaluation.json")
         if draws:
-            from cca_hf.visualization.results import plot_results
-
             plot_results({"model": result}).savefig(output_dir / "evaluation.png", dpi=150)
         if report:
-            from cca_hf.visualization.report import write_report
-
             write_report(model, data, split, {report_name(model): result}, output_dir, batch_size=batch_size)
     if entanglement:
         measured = measure_entanglement(model, data, split, batch_size=batch_size, num_workers=num_workers)
@@ -116,8 +115,6 @@ def evaluate_checkpoint(
         if output_dir is not None:
             measured.save_json(output_dir / "entanglement.json")
             if draws:
-                from cca_hf.visualization.entanglement import plot_entanglement
-
                 plot_entanglement(measured).savefig(output_dir / "entanglement.png", dpi=150)
     return Evaluation(tuple(results))
 
@@ -146,7 +143,6 @@ def load_evaluation_data(
     recorded = _recorded(checkpoint, dataset)
     given = {"group_column": group_column, "split_seed": split_seed, "dataset_config": config_name}
     given = {name: value for name, value in given.items() if value is not None}
-    settings = {**recorded, **given}
     source = with_usual_names(_load_source(dataset, config_name, recorded))
     columns = {column for rows in source.values() for column in column_places(rows.features)}
     cut = recorded.get("cut_splits", {})
@@ -166,6 +162,7 @@ def load_evaluation_data(
             "on. If the model was trained on this data set, repeat the --split_seed (0 unless it was given) and the "
             "--group_column of that training. If not, --split_seed 0 cuts a split"
         )
+    settings = {**recorded, **given}
     groups = settings.get("group_column")
     data = load_attribute_dataset(
         source,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.evaluation.retrieval.result import MEASURE_NAMES, EvaluationResult
@@ -30,26 +30,6 @@ _TILES = {
 }
 # Names in the Trainer's log; the mAP has one of two.
 _CURVES = {"loss": "Training loss", "eval_map": "mAP on validation", "validation_map": "mAP on validation"}
-
-
-class _Bars(NamedTuple):
-    """The mAP of an attribute, or their mean."""
-
-    name: str
-    chance: float
-    figures: dict[str, float]  # name of a result -> mAP
-
-
-class _Curve(NamedTuple):
-    """A line in an SVG image, with the extremes of both axes."""
-
-    title: str
-    places: list[str]  # "x,y"
-    first_epoch: float
-    last_epoch: float
-    lowest: float
-    highest: float
-    last: float
 
 
 def write_report(
@@ -87,11 +67,12 @@ def write_report(
     """
     figure = new_figure(12.0, 1.0)  # raises without matplotlib, before anything is encoded
     named = {"model": results} if isinstance(results, EvaluationResult) else dict(results)
-    bars = _bars(named)  # raises if the results cannot be compared
+    bars = comparison_rows(named)  # raises if the results cannot be compared
     views = view_queries(
         model, dataset, split, queries, neighbours=neighbours, candidates=candidates, batch_size=batch_size, seed=seed
     )
     *_, (name, result) = named.items()
+    log = list(history or ())
     parts = [each for each in (split, f"{split}_query", f"{split}_gallery") if each in dataset]
     gallery = len(dataset[split if split in dataset else f"{split}_gallery"])
     means = ("mean", result.queries, result.overall, result.chance_overall)
@@ -106,14 +87,14 @@ def write_report(
         result=result,
         tiles=[(measure, label) for measure, label in _TILES.items() if measure in result.overall],
         kinds=dict(zip(named, [f"c{place % 3}" for place in range(len(named) - 1)] + ["accent"], strict=True)),
-        bars=bars,
+        bars=bars[: len(result.attributes) + 1],  # the attributes and their mean
         measures=list(result.attributes[0].scores),
         measure_names=MEASURE_NAMES,
         rows=[*((each.name, each.queries, each.scores, each.chance) for each in result.attributes), means],
         seed=seed if isinstance(queries, int) else None,
         candidates=candidates if gallery > candidates else None,
         views=views,
-        curves=_curves(list(history or ())),
+        curves=[_curve(label, points) for name, label in _CURVES.items() if len(points := points_of(log, name)) > 1],
     )
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,24 +103,14 @@ def write_report(
     return write_text(text, folder / "report.html")
 
 
-def _bars(results: Mapping[str, EvaluationResult]) -> list[_Bars]:
-    """The attributes, then their mean."""
-    rows = comparison_rows(results)[: len(next(iter(results.values())).attributes) + 1]
-    return [_Bars(name, chance, dict(zip(results, figures, strict=True))) for name, (chance, *figures) in rows]
-
-
-def _curves(history: list[Mapping[str, object]]) -> list[_Curve]:
-    return [_curve(title, points) for name, title in _CURVES.items() if len(points := points_of(history, name)) > 1]
-
-
-def _curve(title: str, points: Sequence[tuple[float, float]]) -> _Curve:
-    """Scale the points to the 376 x 150 pixels between the axes of the template."""
+def _curve(title: str, points: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """The points scaled to the 376 x 150 pixels between the axes of the template, and the extremes of both axes."""
     (first, *_, last), (low, *_, high) = (sorted(column) for column in zip(*points, strict=True))
     places = [
         f"{44 + 376 * (epoch - first) / ((last - first) or 1):.1f},{150 * (1 - (y - low) / ((high - low) or 1)):.1f}"
         for epoch, y in points
     ]
-    return _Curve(title, places, first, last, low, high, points[-1][1])
+    return {"title": title, "places": places, "epochs": (first, last), "range": (low, high), "last": points[-1][1]}
 
 
 def _draw(figure: "Figure", views: Sequence[QueryView], results: Mapping[str, EvaluationResult]) -> "Figure":
