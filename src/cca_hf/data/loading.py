@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 from .columns import ColumnPlace, column_places, encode_labels, is_label_feature, missing_message
 from .coverage import leave_out_missing, with_images_of
-from .schema import IMAGE_COLUMN, AttributeDataset, DatasetSummary
+from .schema import IMAGE_COLUMN, AttributeDataset
 from .sources import load_source
 from .splits import complete_splits, warn_of_shared_groups, with_usual_names
 
@@ -202,12 +202,8 @@ def _check_labels(data: AttributeDataset) -> None:
                 f"all {(counts > 0).sum()} values of the attribute {attribute!r} have one image in {where}: "
                 "nothing can be learned or retrieved. Is it an identifier or free text?"
             )
-    _warn_of_single_images(data.summary())
-
-
-def _warn_of_single_images(summary: DatasetSummary) -> None:
     lines = []
-    for split, of_split in summary.splits.items():
+    for split, of_split in data.summary().splits.items():
         if split.endswith(("_query", "_gallery")):
             continue  # queries are compared with the gallery, not with each other
         for attribute, counts in of_split.attributes.items():

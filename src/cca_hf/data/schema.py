@@ -1,6 +1,6 @@
 """`AttributeDataset`: labelled images in one schema, and the summary of such a data set."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -26,17 +26,6 @@ class AttributeSummary:
     unlabelled: int
     single_image_values: tuple[str, ...]  # values without a second image to retrieve
 
-    @classmethod
-    def from_labels(cls, labels: np.ndarray, names: Sequence[str]) -> "AttributeSummary":
-        """`labels`: (images,) ids, -1 where not labelled."""
-        counts = np.bincount(labels[labels >= 0], minlength=len(names))
-        return cls(
-            values=int((counts > 0).sum()),
-            labelled=int(counts.sum()),
-            unlabelled=int((labels < 0).sum()),
-            single_image_values=tuple(names[value] for value in np.flatnonzero(counts == 1).tolist()),
-        )
-
 
 @dataclass(frozen=True)
 class SplitSummary:
@@ -58,16 +47,16 @@ class DatasetSummary:
         return asdict(self)
 
     def __str__(self) -> str:
-        rows = [["attribute", "values", *map(_title, self.splits, self.splits.values())]]
+        groups = {
+            name: "" if each.groups is None else f", {each.groups:,} groups" for name, each in self.splits.items()
+        }
+        titles = [f"{name}: {each.images:,} images{groups[name]}" for name, each in self.splits.items()]
+        rows = [["attribute", "values", *titles]]
         for attribute, named in self.value_counts.items():
             cells = [_cell(split.attributes[attribute]) for split in self.splits.values()]
             rows.append([attribute, f"{named:,}", *cells])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _title(name: str, split: SplitSummary) -> str:
-    return f"{name}: {split.images:,} images" + ("" if split.groups is None else f", {split.groups:,} groups")
 
 
 def _cell(attribute: AttributeSummary) -> str:
@@ -146,14 +135,16 @@ class AttributeDataset:
         splits = {}
         for split in self.splits:
             labels, groups = self.labels(split), self.groups(split)
-            splits[split] = SplitSummary(
-                images=len(labels),
-                groups=None if groups is None else len(np.unique(groups[groups >= 0])) + int((groups < 0).sum()),
-                attributes={
-                    attribute: AttributeSummary.from_labels(labels[:, index], names)
-                    for index, (attribute, names) in enumerate(self.attributes.items())
-                },
-            )
+            number = None if groups is None else len(np.unique(groups[groups >= 0])) + int((groups < 0).sum())
+            splits[split] = SplitSummary(len(labels), number, {})
+            for (attribute, names), column in zip(self.attributes.items(), labels.T, strict=True):
+                counts = np.bincount(column[column >= 0], minlength=len(names))
+                splits[split].attributes[attribute] = AttributeSummary(
+                    values=int((counts > 0).sum()),
+                    labelled=int(counts.sum()),
+                    unlabelled=int((column < 0).sum()),
+                    single_image_values=tuple(names[value] for value in np.flatnonzero(counts == 1).tolist()),
+                )
         return DatasetSummary(splits, {attribute: len(names) for attribute, names in self.attributes.items()})
 
     def check_images(

@@ -34,8 +34,3 @@ def quiet(axes: "Axes") -> None:
     """Remove frame and ticks, and soften the text."""
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, colors=MUTED, labelcolor=INK, labelsize=9)
-
-
-def colours(count: int) -> list[str]:
-    """One colour for each of `count` results; the last one gets the accent colour."""
-    return [BASELINES[place % len(BASELINES)] for place in range(count - 1)] + [ACCENT]

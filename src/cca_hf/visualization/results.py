@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from cca_hf.evaluation.retrieval.result import MEASURE_NAMES, EvaluationResult
 from cca_hf.evaluation.text_table import format_table, percent
 
-from .figures import ACCENT, FAINT, INK, MUTED, colours, new_figure, quiet
+from .figures import ACCENT, BASELINES, FAINT, INK, MUTED, new_figure, quiet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
@@ -73,7 +73,8 @@ def draw_results(figure: "Figure | SubFigure", results: Mapping[str, EvaluationR
     rows = comparison_rows(results, measure)[: len(first.attributes) + 1]
     thickness = 0.8 / len(results)
     axes = figure.add_subplot()
-    for place, (name, colour) in enumerate(zip(results, colours(len(results)), strict=True)):
+    for place, name in enumerate(results):
+        colour = ACCENT if place == len(results) - 1 else BASELINES[place % len(BASELINES)]
         heights = [row - 0.4 + (place + 0.5) * thickness for row in range(len(rows))]
         values = [100 * figures[place + 1] for _, figures in rows]
         axes.barh(heights, values, height=0.86 * thickness, color=colour, label=name)
