@@ -13,7 +13,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 
 from cca_hf.data.coverage import Coverage
 from cca_hf.data.new_folder import check_new
@@ -42,7 +42,10 @@ def prepare_benchmark(
         FileNotFoundError: if all images are missing.
     """
     check_new(output)
-    coverage = {split: _coverage(dataset) for split, dataset in benchmark.splits.items()}
+    coverage = {
+        split: Coverage(dataset.num_rows - dataset.data.column(IMAGE_COLUMN).null_count, dataset.num_rows)
+        for split, dataset in benchmark.splits.items()
+    }
     if not any(part.found for part in coverage.values()):
         example = next(iter(benchmark.splits.values()))[0]["file_name"]
         listed = sum(part.listed for part in coverage.values())
@@ -64,10 +67,6 @@ def prepare_benchmark(
         output.rmdir()
     unfinished.rename(output)
     return coverage
-
-
-def _coverage(dataset: Dataset) -> Coverage:
-    return Coverage(dataset.num_rows - dataset.data.column(IMAGE_COLUMN).null_count, dataset.num_rows)
 
 
 def _readme(benchmark: Benchmark, coverage: dict[str, Coverage], mark: str, with_images: bool) -> str:
