@@ -157,7 +157,15 @@ def _to_schema(
             labels[split][name] = column
     result = DatasetDict()
     for split, dataset in splits.items():
-        dataset = _with_image_column(dataset.with_format(None), image_column)
+        dataset = dataset.with_format(None)
+        if image_column != IMAGE_COLUMN:
+            if IMAGE_COLUMN in dataset.column_names:
+                raise ValueError(
+                    f"image_column is {image_column!r}, but the source also has a column {IMAGE_COLUMN!r}; rename or "
+                    "remove it"
+                )
+            dataset = dataset.rename_column(image_column, IMAGE_COLUMN)
+        dataset = dataset.cast_column(IMAGE_COLUMN, Image(decode=False))
         if group_column is not None and group_column not in dataset.column_names:
             group = places[split][group_column].read(dataset).to_pylist()
             dataset = dataset.add_column(group_column, group)
@@ -166,17 +174,6 @@ def _to_schema(
         others = [column for column in dataset.column_names if column not in (IMAGE_COLUMN, *names)]
         result[split] = dataset.select_columns([IMAGE_COLUMN, *names, *others])
     return result, attributes
-
-
-def _with_image_column(dataset: Dataset, image_column: str) -> Dataset:
-    if image_column != IMAGE_COLUMN:
-        if IMAGE_COLUMN in dataset.column_names:
-            raise ValueError(
-                f"image_column is {image_column!r}, but the source also has a column {IMAGE_COLUMN!r}; rename or "
-                "remove it"
-            )
-        dataset = dataset.rename_column(image_column, IMAGE_COLUMN)
-    return dataset.cast_column(IMAGE_COLUMN, Image(decode=False))
 
 
 def _with_labels(dataset: Dataset, name: str, labels: np.ndarray, values: list[str]) -> Dataset:

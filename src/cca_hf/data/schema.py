@@ -9,10 +9,9 @@ from datasets import Dataset, DatasetDict
 
 from cca_hf.models.images import UnreadableImageError
 
-from .columns import ColumnPlace, group_codes, integers, missing_message
+from .columns import ColumnPlace, ValueSetKind, group_codes, integers, missing_message, read_value_sets
 from .coverage import Coverage
 from .image_check import find_unreadable, report_unreadable
-from .value_sets import ValueSetKind, read_value_sets
 
 IMAGE_COLUMN = "image"
 
@@ -74,8 +73,7 @@ class AttributeDataset:
 
     Args:
         splits: data sets with the column `image`, an undecoded `datasets.Image`, and one `ClassLabel` column per
-            attribute (-1: not labelled). Other columns of the source are kept, such as the lists `<attribute>_all` and
-            `<attribute>_maybe` (see `value_sets.py`).
+            attribute (-1: not labelled). Other columns of the source are kept, see also `value_sets`.
         attributes: attribute -> names of its values, in the order of their ids.
         group_column: column whose values near copies share, such as an item number; None without such a column.
         coverage: split -> number of images present and listed, for splits with missing images.
@@ -105,9 +103,14 @@ class AttributeDataset:
         return labels
 
     def value_sets(self, split: str, kind: ValueSetKind) -> dict[str, np.ndarray]:
-        """Attribute -> (images, values) booleans: the values that an image shows ("all") or may show ("maybe").
+        """Attribute -> (images, values) booleans, for the attributes with a column `<attribute>_<kind>` of lists.
 
-        Contains only attributes with a column `<attribute>_all` or `<attribute>_maybe`; see `data/value_sets.py`.
+        `<attribute>_all` lists every value that an image shows (46 % of DeepFashion's candidates show several), and
+        `<attribute>_maybe` the values that it may show, because the annotators were not sure (the `m` of FashionAI).
+        Only the evaluation reads them.
+
+        Raises:
+            ValueError: if a list contains anything but values of the attribute.
         """
         sets = {
             attribute: read_value_sets(self[split], split, attribute, values, kind)

@@ -25,7 +25,12 @@ def load_source(
     if path.is_file():
         raise ValueError(f"{str(path)!r} is a file; give the folder that contains the data set")
     if not path.is_dir():
-        return _load_from_hub(str(source), config_name, revision)
+        try:
+            return datasets.load_dataset(str(source), config_name, revision=revision)
+        except (FileNotFoundError, ConnectionError) as error:
+            raise FileNotFoundError(
+                f"{str(source)!r} is no local folder, and could not be loaded from the Hub: {error}"
+            ) from error
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         loaded = datasets.load_from_disk(str(path))
         return loaded if isinstance(loaded, DatasetDict) else DatasetDict({_split_name(loaded): loaded})
@@ -40,12 +45,3 @@ def _split_name(dataset: Dataset) -> str:
     """The split that the data set was loaded as; `train` for parts and sums of splits, or without a split."""
     name = str(dataset.split)
     return name if dataset.split is not None and name.isidentifier() else "train"
-
-
-def _load_from_hub(name: str, config_name: str | None, revision: str | None) -> DatasetDict:
-    try:
-        return datasets.load_dataset(name, config_name, revision=revision)
-    except (FileNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(
-            f"{name!r} is no local folder, and could not be loaded from the Hub: {error}"
-        ) from error

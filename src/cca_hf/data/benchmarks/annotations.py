@@ -2,7 +2,7 @@
 
 Columns: `image` (its path; null if the file is missing), one `ClassLabel` per attribute (-1: not labelled),
 `file_name` (relative to the root of the benchmark), and, if the benchmark lists several values of an attribute, the
-lists `<attribute>_all` and `<attribute>_maybe` (see `value_sets.py`).
+lists `<attribute>_all` and `<attribute>_maybe` (see `AttributeDataset.value_sets`).
 """
 
 import os
@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
+from cca_hf.data.columns import ValueSetKind
 from cca_hf.data.coverage import FILE_NAME_COLUMN, image_path
 from cca_hf.data.schema import IMAGE_COLUMN
-from cca_hf.data.value_sets import ValueSetKind
 
 Pairs: TypeAlias = list[tuple[int, int]]  # (attribute, value) ids of one image
 
