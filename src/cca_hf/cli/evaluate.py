@@ -1,6 +1,7 @@
 """`cca evaluate`: the retrieval quality of a checkpoint on a data set."""
 
 import json
+import math
 from pathlib import Path
 
 from . import options
@@ -55,7 +56,7 @@ def evaluate(
         from cca_hf.models.loading import load_model
         from cca_hf.recipes.evaluation import evaluate_checkpoint
 
-        evaluation = evaluate_checkpoint(
+        results = evaluate_checkpoint(
             load_model(model, device),
             model,
             dataset,
@@ -70,4 +71,8 @@ def evaluate(
             batch_size=batch_size,
             num_workers=num_workers,
         )
-    print(json.dumps(evaluation.metrics(), indent=2) if as_json else evaluation.table())
+    if as_json:
+        metrics = {name: figure for result in results for name, figure in result.metrics().items()}
+        print(json.dumps({name: None if math.isnan(each) else each for name, each in metrics.items()}, indent=2))
+    else:
+        print("\n\n".join(result.table() for result in results))

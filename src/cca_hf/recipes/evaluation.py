@@ -1,9 +1,7 @@
 """Evaluation of a trained checkpoint on a data set, with the splits and the columns of its training."""
 
 import logging
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +27,6 @@ from cca_hf.visualization.results import plot_results
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The results of [`evaluate_checkpoint`]."""
-
-    results: tuple[Result, ...]
-
-    def metrics(self) -> dict[str, float | None]:
-        """The metrics of all results, as fractions; None where a metric is not defined."""
-        metrics = {name: figure for result in self.results for name, figure in result.metrics().items()}
-        return {name: None if math.isnan(figure) else figure for name, figure in metrics.items()}
-
-    def table(self) -> str:
-        """The tables of all results."""
-        return "\n\n".join(result.table() for result in self.results)
-
-
 def evaluate_checkpoint(
     model: CCAModel,
     checkpoint: str,
@@ -60,7 +42,7 @@ def evaluate_checkpoint(
     entanglement: bool = False,
     batch_size: int = 64,
     num_workers: int | None = None,
-) -> Evaluation:
+) -> list[Result]:
     """Measures retrieval, or the triplet accuracy if the data set consists of ready triplets.
 
     Args:
@@ -90,7 +72,7 @@ def evaluate_checkpoint(
         )(model)
         if output_dir is not None:
             accuracy.save_json(output_dir / "evaluation.json")
-        return Evaluation((accuracy,))
+        return [accuracy]
 
     data = load_evaluation_data(
         dataset,
@@ -116,7 +98,7 @@ def evaluate_checkpoint(
             measured.save_json(output_dir / "entanglement.json")
             if draws:
                 plot_entanglement(measured).savefig(output_dir / "entanglement.png", dpi=150)
-    return Evaluation(tuple(results))
+    return results
 
 
 def load_evaluation_data(

@@ -1,4 +1,4 @@
-"""The report of a run: `report.html`, which needs no other file, `report.png`, and examples of queries."""
+"""The report of a run: `report.html`, which needs no other file, `report.png`, examples of queries, and curves."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
@@ -10,8 +10,7 @@ from cca_hf.evaluation.retrieval.result import MEASURE_NAMES, EvaluationResult
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.models.whole_files import write_text
 
-from .curves import points_of
-from .figures import new_figure
+from .figures import ACCENT, FAINT, MUTED, new_figure, quiet
 from .neighbours import draw_neighbours, plot_neighbours
 from .page import public_name, render
 from .results import bars_height, comparison_rows, draw_results
@@ -30,6 +29,7 @@ _TILES = {
 }
 # Names in the Trainer's log; the mAP has one of two.
 _CURVES = {"loss": "Training loss", "eval_map": "mAP on validation", "validation_map": "mAP on validation"}
+_PLOTTED = (("loss", "training loss", 1.0), ("eval_map", "mAP in %, validation", 100.0))
 
 
 def write_report(
@@ -54,11 +54,8 @@ def write_report(
     images, and so on. Needs matplotlib (`pip install "cca_hf[plot]"`).
 
     Args:
-        split: the split of the queries and their neighbours, as in `RetrievalEvaluator`.
+        split, queries, neighbours, candidates: as in `view_queries`.
         results: name -> result, all of the same split. The last one belongs to `model` and gets the accent colour.
-        queries: number of queries to draw at random, or the rows to show.
-        neighbours: number of images under each attribute.
-        candidates: maximum number of images of the split to encode and search.
         history: the Trainer's `state.log_history`.
 
     Raises:
@@ -101,6 +98,33 @@ def write_report(
     _draw(figure, views[:_QUERIES_IN_PNG], named).savefig(folder / "report.png", dpi=110)
     _write_examples(views[:_QUERIES_IN_PNG], folder / EXAMPLES)
     return write_text(text, folder / "report.html")
+
+
+def points_of(history: Iterable[Mapping[str, object]], name: str) -> list[tuple[float, float]]:
+    """(epoch, value) of all entries that the Trainer logged under a name."""
+    pairs = ((entry.get("epoch"), entry.get(name)) for entry in history)
+    return [(float(x), float(y)) for x, y in pairs if isinstance(x, int | float) and isinstance(y, int | float)]
+
+
+def plot_curves(history: Iterable[Mapping[str, object]]) -> "Figure | None":
+    """Draw loss and mAP from the Trainer's `state.log_history`; None if both have fewer than two points.
+
+    Save the figure with `figure.savefig("training.png", dpi=150)`. Needs matplotlib (`pip install "cca_hf[plot]"`).
+    """
+    entries = list(history)
+    drawn = [(title, scale, points) for name, title, scale in _PLOTTED if len(points := points_of(entries, name)) > 1]
+    if not drawn:
+        return None
+    figure = new_figure(3.8 * len(drawn), 2.4)
+    for place, (title, scale, points) in enumerate(drawn, start=1):
+        axes = figure.add_subplot(1, len(drawn), place)
+        axes.plot([x for x, _ in points], [scale * y for _, y in points], color=ACCENT, linewidth=1.6)
+        axes.set_title(title, fontsize=9, color=MUTED, loc="left")
+        axes.set_xlabel("epoch", fontsize=9, color=MUTED)
+        axes.yaxis.grid(True, color=FAINT, linewidth=0.8)
+        axes.set_axisbelow(True)
+        quiet(axes)
+    return figure
 
 
 def _curve(title: str, points: Sequence[tuple[float, float]]) -> dict[str, Any]:
