@@ -83,10 +83,7 @@ def make_triplet_task(
 
 
 def make_loss(
-    args: CCATrainingArguments,
-    attributes: Mapping[str, Sequence[str]],
-    dim: int,
-    loss: PerAttributeLoss | None = None,
+    args: CCATrainingArguments, attributes: Mapping[str, Sequence[str]], dim: int, loss: PerAttributeLoss | None = None
 ) -> LabelLoss:
     """`loss`, or the loss that `args` describe: between images, plus the loss of the value proxies."""
     names, micro_batch_size = list(attributes), args.micro_batch_size
