@@ -1,13 +1,9 @@
 """Batches of P values times K images of one attribute after the other.
 
-One pass of CCA embeds an image under all attributes, so every batch yields triplets of every attribute. A batch must
-contain pairs: it is built for one attribute, from P of its values with K images each (P x K sampling: Hermans et al.,
-2017, arXiv 1703.07737). Two properties go beyond the paper:
-
-- Every epoch contains every value of every attribute. A value with a single image makes no pair; it is distributed
-  over the epoch as a negative.
-- An epoch is a pure function of (seed, epoch), and so is the augmentation of every image, through the seed in its
-  `SampleKey`. A batch is the same for any number of workers and ranks, and after a resume in the middle of an epoch.
+P x K sampling: Hermans et al., 2017, arXiv 1703.07737. Beyond the paper, every epoch contains every value of every
+attribute; a value with a single image makes no pair, and is distributed over the epoch as a negative. An epoch is a
+pure function of (seed, epoch), and so is the augmentation of every image, through the seed in its `SampleKey`: a batch
+is the same for any number of workers and ranks, and after a resume in the middle of an epoch.
 """
 
 import logging

@@ -16,20 +16,10 @@ from pathlib import Path
 from typing import Any
 
 _GROUPS = {
-    "Loss": ("loss", "temperature", "mining", "margin", "proxy_weight", "proxy_learning_rate"),
-    "Batches": (
-        "per_device_train_batch_size",
-        "images_per_value",
-        "values_per_batch",
-        "micro_batch_size",
-        "horizontal_flip",
-        "crop_scale",
-        "crop_ratio",
-        "colour_jitter",
-        "cache_tokens",
-        "cache_dtype",
-    ),
-    "Schedule": ("output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps", "seed"),
+    "Loss": "loss temperature mining margin proxy_weight proxy_learning_rate",
+    "Batches": "per_device_train_batch_size images_per_value values_per_batch micro_batch_size horizontal_flip "
+    "crop_scale crop_ratio colour_jitter cache_tokens cache_dtype",
+    "Schedule": "output_dir resume_from_checkpoint num_train_epochs max_steps seed",
 }
 # Names from other tools and abbreviations -> the flags that mean the same.
 _MEANT = {
@@ -79,11 +69,6 @@ class Flag:
     default: str | None
     help: str
 
-    @property
-    def names(self) -> list[str]:
-        """The flag, and its opposite if it is on by default."""
-        return [self.name, f"no_{self.name}"] if self.kind == "bool" and self.default == "True" else [self.name]
-
 
 @cache
 def training_flags() -> dict[str, list[Flag]]:
@@ -93,20 +78,20 @@ def training_flags() -> dict[str, list[Flag]]:
     if transformers is None or transformers.origin is None:
         raise ImportError("training needs transformers: pip install transformers")
     own = _fields(here.parent / "training" / "arguments.py", "CCATrainingArguments")
-    theirs = _fields(Path(transformers.origin).with_name("training_args.py"), "TrainingArguments")
-    rest = theirs | own
+    rest = _fields(Path(transformers.origin).with_name("training_args.py"), "TrainingArguments") | own
     groups = {
-        "Data": list(_fields(here / "command_line.py", "DataArguments").values()),
-        "Model": list(_fields(here / "command_line.py", "ModelArguments").values()),
-    } | {title: [rest.pop(name) for name in names] for title, names in _GROUPS.items()}
+        title: list(_fields(here / "command_line.py", f"{title}Arguments").values()) for title in ("Data", "Model")
+    } | {title: [rest.pop(name) for name in names.split()] for title, names in _GROUPS.items()}
     groups["Hub"] = [rest.pop(name) for name in [*rest] if name.startswith("hub_") or name == "push_to_hub"]
     groups["Schedule"] += [rest.pop(name) for name in own if name in rest]
     return groups | {"Other arguments of transformers": list(rest.values())}
 
 
 def flag_names() -> set[str]:
-    """The names of all flags, without dashes."""
-    return {name for flags in training_flags().values() for flag in flags for name in flag.names}
+    """The names of all flags, without dashes; a flag that is on by default has an opposite."""
+    flags = [flag for group in training_flags().values() for flag in group]
+    opposites = {f"no_{flag.name}" for flag in flags if flag.kind == "bool" and flag.default == "True"}
+    return {flag.name for flag in flags} | opposites
 
 
 def meant_by(name: str) -> str | None:

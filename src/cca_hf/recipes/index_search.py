@@ -15,21 +15,14 @@ _WIDEST = 28  # characters of a column's value
 
 
 class Answer(NamedTuple):
-    """The items that are most similar to one query under one attribute, or under a mixture of several.
+    """The items that are most similar to one query under one attribute, or under a mixture of several."""
 
-    Args:
-        query, attribute: names to show.
-        attributes: the attributes of the mixture, or the one attribute.
-        hits: the most similar first.
-        image, item: the query, if it is an image or an item.
-    """
-
-    query: str
-    attribute: str
-    attributes: Sequence[str]
-    hits: Sequence[Hit]
-    image: str | None = None
-    item: str | None = None
+    query: str  # the name to show
+    attribute: str  # the name to show
+    attributes: Sequence[str]  # of the mixture, or the one attribute
+    hits: Sequence[Hit]  # the most similar first
+    image: str | None = None  # the query, if it is an image
+    item: str | None = None  # the query, if it is an item
 
 
 def search_index(

@@ -38,21 +38,13 @@ _EXIF_ORIENTATION = 0x0112
 
 @dataclass(frozen=True)
 class DownloadSettings:
-    """How to download images.
+    """How to download images."""
 
-    Args:
-        size: length of the shorter side in pixels; smaller images are not resized.
-        workers: number of parallel downloads.
-        timeout: seconds to wait for an answer, or for its next part.
-        deadline: seconds for a whole image.
-        retries: number of retries, with growing pauses, if a connection fails, breaks off or answers 429 or 5xx.
-    """
-
-    size: int = 320
-    workers: int = 16
-    timeout: float = 20.0
-    deadline: float = 120.0
-    retries: int = 2
+    size: int = 320  # length of the shorter side in pixels; smaller images are not resized
+    workers: int = 16  # number of parallel downloads
+    timeout: float = 20.0  # seconds to wait for an answer, or for its next part
+    deadline: float = 120.0  # seconds for a whole image
+    retries: int = 2  # with growing pauses, if a connection fails, breaks off or answers 429 or 5xx
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.workers < 1 or self.retries < 0 or self.timeout <= 0 or self.deadline <= 0:
