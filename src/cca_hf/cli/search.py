@@ -52,7 +52,12 @@ def search(
     if attribute and weights:
         raise UsageError("give either --attribute, one result each, or --weights, one result for all")
     values = named_values("--value", value)
-    mixture = {name: _number(name, weight) for name, weight in named_values("--weights", weights).items()}
+    mixture = {}
+    for name, weight in named_values("--weights", weights).items():
+        try:
+            mixture[name] = float(weight)
+        except ValueError as error:
+            raise UsageError(f"the weight of {name} must be a number; got {weight!r}") from error
     with stdout_kept_clean():
         from cca_hf.recipes.index_search import search_index, write_answers
 
@@ -79,13 +84,6 @@ def search(
         print(f"{answer.query}, by {answer.attribute}\n{_table(answer.hits, [*answer.attributes, *values])}\n")
     if page is not None:
         print(f"page: {page}")
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise UsageError(f"the weight of {name} must be a number; got {text!r}") from error
 
 
 def _table(hits: "Sequence[Hit]", first: Sequence[str]) -> str:
