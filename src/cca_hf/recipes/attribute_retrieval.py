@@ -187,12 +187,9 @@ def _read_config(source: str) -> PreTrainedConfig:
     else:
         return AutoConfig.from_pretrained(source)
     fields: dict[str, Any] = json.loads(text)
-    model_type = fields.pop("model_type", None)
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            f"backbone_config needs a model_type that transformers knows, such as vit; got {model_type!r}"
-        )
-    return CONFIG_MAPPING[model_type](**fields)
+    if (kind := fields.pop("model_type", None)) not in CONFIG_MAPPING:
+        raise ValueError(f"backbone_config needs a model_type that transformers knows, such as vit; got {kind!r}")
+    return CONFIG_MAPPING[kind](**fields)
 
 
 def _checkpoint_to_resume(args: CCATrainingArguments) -> str | None:

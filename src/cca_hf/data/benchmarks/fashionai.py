@@ -1,6 +1,6 @@
 """FashionAI: eight attributes of women's clothes, one attribute per image.
 
-    fashionAI_attributes_train{1,2}/Annotations/label.csv       Images/<attribute>_labels/<md5>.jpg,<attribute>_labels,nnynm
+    fashionAI_attributes_train{1,2}/Annotations/label.csv    Images/<attribute>_labels/<md5>.jpg,<attribute>_labels,nny
     fashionAI_attributes_train{1,2}/Images/<attribute>_labels/<md5>.jpg
 
 A row has one letter per value: `y` marks the label, and `m` ("may be") goes into `<attribute>_maybe`. In the protocol

@@ -4,7 +4,7 @@
     data/<split>-00000-of-00003-<mark>.parquet          the images and their labels
     triplets/<split>-00000-of-00001-<mark>.parquet      ready triplets, by file name, if the benchmark has them
 
-The mark is random: `datasets` caches by the names, and would return the old content of a folder that was prepared again.
+The mark is random: `datasets` caches by name, and would return the old content of a folder that was written again.
 """
 
 import json

@@ -36,17 +36,9 @@ TRIPLET_SOURCE = (
     "the triplets of CSN, csn_zappos_triplets.zip, linked from get_data.py of "
     "https://github.com/andreasveit/conditional-similarity-networks"
 )
-# our attribute -> column of the metadata
-COLUMNS = {
-    "category": "Category",
-    "sub_category": "SubCategory",
-    "heel_height": "HeelHeight",
-    "insole": "Insole",
-    "closure": "Closure",
-    "gender": "Gender",
-    "material": "Material",
-    "toe_style": "ToeStyle",
-}
+ATTRIBUTES = ("category", "sub_category", "heel_height", "insole", "closure", "gender", "material", "toe_style")
+# attribute -> column of the metadata: "heel_height" -> "HeelHeight"
+COLUMNS = {attribute: attribute.title().replace("_", "") for attribute in ATTRIBUTES}
 # condition, which is an attribute -> its name in CSN's files
 CONDITIONS = {"category": "class", "closure": "closure", "gender": "gender", "heel_height": "heel"}
 # The numbers of triplets in the papers on conditional similarity, for all four conditions together.
