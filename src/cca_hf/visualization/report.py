@@ -3,21 +3,18 @@
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.evaluation.retrieval.result import MEASURE_NAMES, EvaluationResult
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.models.whole_files import write_text
 
-from .figures import ACCENT, FAINT, MUTED, new_figure, quiet
+from .figures import ACCENT, FAINT, MUTED, Figure, new_figure, quiet
 from .neighbours import draw_neighbours, plot_neighbours
 from .page import public_name, render
 from .results import bars_height, comparison_rows, draw_results
 from .selection import QueryView, view_queries
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 EXAMPLES = "examples"  # the folder of example queries, for a model card
 _QUERIES_IN_PNG = 2  # also the number of example queries
@@ -106,7 +103,7 @@ def points_of(history: Iterable[Mapping[str, object]], name: str) -> list[tuple[
     return [(float(x), float(y)) for x, y in pairs if isinstance(x, int | float) and isinstance(y, int | float)]
 
 
-def plot_curves(history: Iterable[Mapping[str, object]]) -> "Figure | None":
+def plot_curves(history: Iterable[Mapping[str, object]]) -> Figure | None:
     """Draw loss and mAP from the Trainer's `state.log_history`; None if both have fewer than two points.
 
     Save the figure with `figure.savefig("training.png", dpi=150)`. Needs matplotlib (`pip install "cca_hf[plot]"`).
@@ -137,7 +134,7 @@ def _curve(title: str, points: Sequence[tuple[float, float]]) -> dict[str, Any]:
     return {"title": title, "places": places, "epochs": (first, last), "range": (low, high), "last": points[-1][1]}
 
 
-def _draw(figure: "Figure", views: Sequence[QueryView], results: Mapping[str, EvaluationResult]) -> "Figure":
+def _draw(figure: Figure, views: Sequence[QueryView], results: Mapping[str, EvaluationResult]) -> Figure:
     heights = [max(2.6, 1.42 * len(view.neighbours)) for view in views] + [bars_height(results)]
     figure.set_size_inches(12.0, sum(heights))
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]

@@ -1,15 +1,11 @@
 """Compare results of several models on the same split and their chance level, as a table and as bars."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from cca_hf.evaluation.retrieval.result import MEASURE_NAMES, EvaluationResult
 from cca_hf.evaluation.text_table import format_table, percent
 
-from .figures import ACCENT, BASELINES, FAINT, INK, MUTED, new_figure, quiet
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure, SubFigure
+from .figures import ACCENT, BASELINES, FAINT, INK, MUTED, Figure, SubFigure, new_figure, quiet
 
 
 def comparison_rows(results: Mapping[str, EvaluationResult], measure: str = "map") -> list[tuple[str, list[float]]]:
@@ -51,7 +47,7 @@ def comparison_table(results: Mapping[str, EvaluationResult], measure: str = "ma
     return table if first.coverage is None else f"{table}\nSubset: {first.coverage}."
 
 
-def plot_results(results: Mapping[str, EvaluationResult], measure: str = "map") -> "Figure":
+def plot_results(results: Mapping[str, EvaluationResult], measure: str = "map") -> Figure:
     """Draw bars for each attribute and the mean. The last result has the accent colour, and a line marks chance.
 
     Save the figure with `figure.savefig("bars.png", dpi=150)`. Needs matplotlib (`pip install "cca_hf[plot]"`).
@@ -67,7 +63,7 @@ def bars_height(results: Mapping[str, EvaluationResult]) -> float:
     return 1.2 + rows * (0.22 + 0.17 * len(results))
 
 
-def draw_results(figure: "Figure | SubFigure", results: Mapping[str, EvaluationResult], measure: str = "map") -> None:
+def draw_results(figure: Figure | SubFigure, results: Mapping[str, EvaluationResult], measure: str = "map") -> None:
     """As `plot_results`, into an existing figure or a part of one."""
     first = check_comparable(results, measure)
     rows = comparison_rows(results, measure)[: len(first.attributes) + 1]
