@@ -144,17 +144,6 @@ def _to_schema(
     group_column: str | None,
 ) -> tuple[DatasetDict, dict[str, list[str]]]:
     places = {split: column_places(dataset.features) for split, dataset in splits.items()}
-    attributes: dict[str, list[str]] = {}
-    labels: dict[str, dict[str, np.ndarray]] = {split: {} for split in splits}
-    for name in names:
-        encoded, attributes[name] = encode_labels(
-            name,
-            {split: places[split][name].read(dataset) for split, dataset in splits.items()},
-            {split: places[split][name].feature(dataset.features) for split, dataset in splits.items()},
-            values.get(name),
-        )
-        for split, column in encoded.items():
-            labels[split][name] = column
     result = DatasetDict()
     for split, dataset in splits.items():
         dataset = dataset.with_format(None)
@@ -167,10 +156,19 @@ def _to_schema(
             dataset = dataset.rename_column(image_column, IMAGE_COLUMN)
         dataset = dataset.cast_column(IMAGE_COLUMN, Image(decode=False))
         if group_column is not None and group_column not in dataset.column_names:
-            group = places[split][group_column].read(dataset).to_pylist()
-            dataset = dataset.add_column(group_column, group)
-        for name, column in labels[split].items():
-            dataset = _with_labels(dataset, name, column, attributes[name])
+            dataset = dataset.add_column(group_column, places[split][group_column].read(dataset).to_pylist())
+        result[split] = dataset
+    attributes: dict[str, list[str]] = {}
+    for name in names:
+        labels, attributes[name] = encode_labels(
+            name,
+            {split: places[split][name].read(dataset) for split, dataset in splits.items()},
+            {split: places[split][name].feature(dataset.features) for split, dataset in splits.items()},
+            values.get(name),
+        )
+        for split, column in labels.items():
+            result[split] = _with_labels(result[split], name, column, attributes[name])
+    for split, dataset in result.items():
         others = [column for column in dataset.column_names if column not in (IMAGE_COLUMN, *names)]
         result[split] = dataset.select_columns([IMAGE_COLUMN, *names, *others])
     return result, attributes

@@ -37,12 +37,7 @@ def make_label_task(
     loss: PerAttributeLoss | None = None,
     cache: TokenCache | None = None,
 ) -> Task:
-    """Images with labels, from the files or from a token cache.
-
-    Args:
-        dim: width of the embeddings.
-        loss: default: the loss that `args` describe.
-    """
+    """Images with labels, from the files or from a token cache; `dim` is the width of the embeddings."""
     transform = TrainingTransform(
         horizontal_flip=args.horizontal_flip,
         crop_scale=(args.crop_scale, 1.0),

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import yaml  # type: ignore[import-untyped]
 
@@ -93,11 +93,7 @@ class DataArguments:
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> "tuple[ModelArguments, DataArguments, CCATrainingArguments]":
-    """[`read_arguments`] for a script: an error is printed, and the process ends with code 2.
-
-    Args:
-        argv: without the program's name; default `sys.argv[1:]`.
-    """
+    """[`read_arguments`] of `argv`, or of `sys.argv`: an error is printed, and the process ends with code 2."""
     try:
         return read_arguments(sys.argv[1:] if argv is None else argv)
     except CommandLineError as error:
@@ -176,9 +172,5 @@ def flags_of_file(path: Path) -> list[str]:
     for name, value in content.items():
         if value is not None:
             values = value if isinstance(value, list) else [value]
-            flags += [f"--{name}", *(_as_text(each) for each in values)]
+            flags += [f"--{name}", *(each if isinstance(each, str) else json.dumps(each) for each in values)]
     return flags
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

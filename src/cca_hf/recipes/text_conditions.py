@@ -38,7 +38,6 @@ def embed_texts(texts: Sequence[str], text_encoder: str) -> torch.Tensor:
     """(texts, text_embedding_dim), on the CPU.
 
     Args:
-        texts: words or sentences.
         text_encoder: an id on the Hub or a folder, of a sentence-transformers model, or of a text model of
             transformers, whose token embeddings are then averaged.
 

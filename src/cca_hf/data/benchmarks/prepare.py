@@ -30,8 +30,7 @@ def prepare_benchmark(
     """Writes the benchmark to a new folder, completely or not at all.
 
     Args:
-        with_images: whether to store the images, or only their paths.
-        shard_bytes: approximate size of the images in one file.
+        with_images, shard_bytes: as in `write_split`.
 
     Returns:
         split -> number of images present and listed.
