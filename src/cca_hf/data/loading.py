@@ -125,8 +125,6 @@ def _attribute_names(
             name for name, place in places.items() if is_label_feature(place.feature(features)) and name[:2] != "__"
         ]
         raise ValueError(f"{problem}; these columns could be attributes: {', '.join(candidates) or 'none'}")
-    if attributes is None:
-        return names
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"attributes contains more than once: {', '.join(twice)}")

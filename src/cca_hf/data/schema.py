@@ -130,8 +130,8 @@ class AttributeDataset:
         """The coverage of these splits together; None if no image is missing."""
         if not any(split in self.coverage for split in splits):
             return None
-        whole = {split: Coverage(self[split].num_rows, self[split].num_rows) for split in splits}
-        return sum((self.coverage.get(split, whole[split]) for split in splits), Coverage(0, 0))
+        parts = [self.coverage.get(split, Coverage(self[split].num_rows, self[split].num_rows)) for split in splits]
+        return Coverage(sum(part.found for part in parts), sum(part.listed for part in parts))
 
     def summary(self) -> DatasetSummary:
         """Per split and attribute: the values, the missing labels, and the values with one image."""
@@ -169,13 +169,13 @@ class AttributeDataset:
         if not any(reasons.values()):
             return self
         report_unreadable(reasons, skipped=on_unreadable == "skip")
-        readable, coverage = DatasetDict(), dict(self.coverage)
-        for split, dataset in self.splits.items():
-            if len(reasons[split]) == dataset.num_rows:
+        readable, coverage = DatasetDict(self.splits), dict(self.coverage)
+        for split, rows in reasons.items():
+            count = self.splits[split].num_rows
+            if len(rows) == count:
                 raise UnreadableImageError(f"no image of the split {split!r} can be read")
-            keep = np.setdiff1d(np.arange(dataset.num_rows), np.fromiter(reasons[split], dtype=np.int64))
-            readable[split] = dataset.select(keep) if reasons[split] else dataset
-            if reasons[split]:
-                listed = coverage[split].listed if split in coverage else dataset.num_rows
-                coverage[split] = Coverage(len(keep), listed)
+            if rows:
+                readable[split] = self.splits[split].select(np.setdiff1d(np.arange(count), list(rows)))
+                listed = coverage[split].listed if split in coverage else count
+                coverage[split] = Coverage(count - len(rows), listed)
         return replace(self, splits=readable, coverage=coverage)
