@@ -1,7 +1,7 @@
 """`cca data`: published benchmarks as data sets of this package, and data sets on the Hub."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import typer
 
@@ -128,17 +128,9 @@ def push(
         from cca_hf.hub.dataset_publishing import push_dataset, stage_dataset
 
         data = load_attribute_dataset(dataset, attributes, group_column=group_column, make_splits=False)
-        with_images = not annotations_only
+        content: dict[str, Any] = {"with_images": not annotations_only, "licence": licence}
         if dry_run is not None:
-            place = str(stage_dataset(data, dry_run, repo, with_images=with_images, licence=licence))
+            place = str(stage_dataset(data, dry_run, repo, **content))
         else:
-            place = push_dataset(
-                data,
-                repo,
-                with_images=with_images,
-                private=private or None,
-                revision=revision,
-                licence=licence,
-                message=message,
-            )
+            place = push_dataset(data, repo, private=private or None, revision=revision, message=message, **content)
     print(place)

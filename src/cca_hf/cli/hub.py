@@ -1,13 +1,10 @@
 """`cca card` and `cca push`: the model card of a checkpoint, and the checkpoint on the Hub."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from . import options
 from .options import named_values, option, stdout_kept_clean
-
-if TYPE_CHECKING:
-    from cca_hf.evaluation.retrieval.result import EvaluationResult
 
 COMPARE = option(
     None, "compare", "NAME=FOLDER ...", "Output folders of other trainings on the same data, to show on the card."
@@ -62,26 +59,17 @@ def push(
     with stdout_kept_clean():
         from cca_hf.hub.publishing import push_model, stage_model
 
-        baselines = _baselines(compare)
+        card: dict[str, Any] = {"licence": licence, "baselines": _baselines(compare)}
         if dry_run is not None:
-            place = str(stage_model(model, dry_run, repo, licence=licence, baselines=baselines))
+            place = str(stage_model(model, dry_run, repo, **card))
         else:
-            place = push_model(
-                model,
-                repo,
-                private=private or None,
-                revision=revision,
-                licence=licence,
-                baselines=baselines,
-                message=message,
-            )
+            place = push_model(model, repo, private=private or None, revision=revision, message=message, **card)
     print(place)
 
 
-def _baselines(compare: list[str] | None) -> "dict[str, EvaluationResult]":
+def _baselines(compare: list[str] | None) -> dict[str, Any]:
+    """Name -> `EvaluationResult`."""
     from cca_hf.evaluation.retrieval.result import EvaluationResult
 
     folders = named_values("--compare", compare, "NAME=FOLDER")
-    return {
-        name: EvaluationResult.load_json(Path(folder) / "test_evaluation.json") for name, folder in folders.items()
-    }
+    return {name: EvaluationResult.load_json(Path(path) / "test_evaluation.json") for name, path in folders.items()}

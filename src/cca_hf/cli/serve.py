@@ -1,6 +1,7 @@
 """`cca serve`: a model behind HTTP, until it is stopped."""
 
 from dataclasses import replace
+from typing import Any
 
 from . import options
 from .options import load_encoder, option, stdout_kept_clean, switch
@@ -46,14 +47,9 @@ def serve(
         from cca_hf.hub.server import ServerSettings
         from cca_hf.hub.server import serve as serve_encoder
 
-        limits = Limits.from_environment()
-        limits = replace(
-            limits,
-            max_pictures=max_pictures or limits.max_pictures,
-            max_bytes=max_bytes or limits.max_bytes,
-            max_pixels=max_pixels or limits.max_pixels,
-            allow_urls=limits.allow_urls if allow_urls is None else allow_urls,
-        )
+        given: dict[str, Any] = {"max_pictures": max_pictures, "max_bytes": max_bytes, "max_pixels": max_pixels}
+        given = {name: value for name, value in {**given, "allow_urls": allow_urls}.items() if value is not None}
+        limits = replace(Limits.from_environment(), **given)
         settings = ServerSettings(host, port, max_batch, max_waiting, max_body)
         encoder = load_encoder(model, device, precision)
     serve_encoder(encoder, model, limits, settings)

@@ -96,14 +96,8 @@ def run_training(
         result.save_json(output_dir / "test_evaluation.json")
         replace(record, seconds=outcome.metrics["train_runtime"], confusions=confusions).save(output_dir)
         print(f"\nRetrieval on the test split ({output_dir})\n{result.table()}")
-    return TrainingRun(
-        model=trained,
-        data=data,
-        result=result,
-        metrics={**outcome.metrics, **metrics},
-        history=trainer.state.log_history,
-        output_dir=output_dir,
-    )
+    metrics = {**outcome.metrics, **metrics}
+    return TrainingRun(trained, data, result, metrics, trainer.state.log_history, output_dir)
 
 
 def measure(
