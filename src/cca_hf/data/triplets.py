@@ -40,12 +40,8 @@ def to_triplet_dataset(dataset: Dataset, attributes: Sequence[str] | None = None
         raise ValueError(missing_message("column", missing, dataset.column_names))
     if dataset.num_rows == 0:
         raise ValueError("there are no triplets: the data set is empty")
-    labels, names = encode_labels(
-        CONDITION_COLUMN,
-        {"triplets": ColumnPlace(CONDITION_COLUMN).read(dataset)},
-        {"triplets": dataset.features[CONDITION_COLUMN]},
-        attributes,
-    )
+    column, feature = ColumnPlace(CONDITION_COLUMN).read(dataset), dataset.features[CONDITION_COLUMN]
+    labels, names = encode_labels(CONDITION_COLUMN, {"triplets": column}, {"triplets": feature}, attributes)
     conditions = labels["triplets"]
     if (conditions < 0).any():
         raise ValueError(f"{(conditions < 0).sum()} of {len(conditions)} triplets have no condition")

@@ -60,6 +60,7 @@ def evaluate_checkpoint(
         ImportError: if the report needs matplotlib, or the entanglement scikit-learn, and it is missing.
     """
     draws = output_dir is not None and can_draw(needed=report)
+    reading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
     if holds_triplets(_load_source(dataset, config_name, _recorded(checkpoint, dataset))):
         if report or entanglement or group_column is not None or split_seed is not None:
             raise ValueError(
@@ -67,23 +68,14 @@ def evaluate_checkpoint(
                 "are not for them"
             )
         triplets, images = load_triplets(dataset, split, config_name)
-        accuracy = TripletEvaluator(
-            triplets, attributes, pictures=images, batch_size=batch_size, num_workers=num_workers
-        )(model)
+        accuracy = TripletEvaluator(triplets, attributes, pictures=images, **reading)(model)
         if output_dir is not None:
             accuracy.save_json(output_dir / "evaluation.json")
         return [accuracy]
 
-    data = load_evaluation_data(
-        dataset,
-        attributes or model.config.attributes,
-        split,
-        checkpoint,
-        group_column=group_column,
-        split_seed=split_seed,
-        config_name=config_name,
-    )
-    result = RetrievalEvaluator(data, split, batch_size=batch_size, num_workers=num_workers)(model)
+    cutting: dict[str, Any] = {"group_column": group_column, "split_seed": split_seed, "config_name": config_name}
+    data = load_evaluation_data(dataset, attributes or model.config.attributes, split, checkpoint, **cutting)
+    result = RetrievalEvaluator(data, split, **reading)(model)
     results: list[Result] = [result]
     if output_dir is not None:
         result.save_json(output_dir / "evaluation.json")
@@ -92,7 +84,7 @@ def evaluate_checkpoint(
         if report:
             write_report(model, data, split, {report_name(model): result}, output_dir, batch_size=batch_size)
     if entanglement:
-        measured = measure_entanglement(model, data, split, batch_size=batch_size, num_workers=num_workers)
+        measured = measure_entanglement(model, data, split, **reading)
         results.append(measured)
         if output_dir is not None:
             measured.save_json(output_dir / "entanglement.json")

@@ -154,10 +154,7 @@ def _fields(file: Path, class_name: str) -> dict[str, Flag]:
                 }
             default = given.get("default", given.get("default_factory"))
             code = None if default is None else ast.unparse(default).strip("'")
-            flags[node.target.id] = Flag(
-                name=node.target.id,
-                kind=ast.unparse(node.annotation),
-                default=None if code == "MISSING" else code,
-                help=ast.literal_eval(given["help"]) if "help" in given else "",
-            )
+            text = ast.literal_eval(given["help"]) if "help" in given else ""
+            kind, code = ast.unparse(node.annotation), None if code == "MISSING" else code
+            flags[node.target.id] = Flag(node.target.id, kind, code, text)
     return flags

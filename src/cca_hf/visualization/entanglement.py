@@ -23,12 +23,8 @@ def plot_entanglement(result: EntanglementResult) -> Figure:
     for place, (name, reader) in enumerate(result.readers.items()):
         axes = figure.add_subplot(1, len(result.readers), place + 1)
         _draw(axes, reader.matrix, result.attributes)
-        axes.set_title(
-            f"{_READERS[name]}: entanglement {_number(reader.score)}\n"
-            f"informativeness {_number(reader.informativeness)}",
-            fontsize=9,
-            color=INK,
-        )
+        title = f"{_READERS[name]}: entanglement {_number(reader.score)}"
+        axes.set_title(f"{title}\ninformativeness {_number(reader.informativeness)}", fontsize=9, color=INK)
         if place == 0:
             axes.set_ylabel("embeddings", color=MUTED, fontsize=9)
         axes.set_xlabel("predicted", color=MUTED, fontsize=9)

@@ -76,15 +76,8 @@ def draw_results(figure: Figure | SubFigure, results: Mapping[str, EvaluationRes
         axes.barh(heights, values, height=0.86 * thickness, color=colour, label=name)
         for height, value, (_, figures) in zip(heights, values, rows, strict=True):
             beside_chance = value if 100 * figures[0] - value > 8 else max(value, 100 * figures[0])
-            axes.text(
-                beside_chance + 1,
-                height,
-                percent(value / 100),
-                va="center",
-                fontsize=8,
-                color=INK if colour == ACCENT else MUTED,
-                fontweight="bold" if colour == ACCENT else "normal",
-            )
+            emphasis = {"color": INK, "fontweight": "bold"} if colour == ACCENT else {"color": MUTED}
+            axes.text(beside_chance + 1, height, percent(value / 100), va="center", fontsize=8, **emphasis)
     for row, (_, figures) in enumerate(rows):
         axes.plot([100 * figures[0]] * 2, [row - 0.42, row + 0.42], color="#dc2626", linewidth=1.6, label="_chance")
     axes.lines[0].set_label("chance")
