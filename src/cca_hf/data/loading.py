@@ -199,10 +199,10 @@ def _check_labels(data: AttributeDataset) -> None:
     for split, of_split in data.summary().splits.items():
         if split.endswith(("_query", "_gallery")):
             continue  # queries are compared with the gallery, not with each other
-        for attribute, counts in of_split.attributes.items():
-            if single := counts.single_image_values:
+        for attribute, found in of_split.attributes.items():
+            if single := found.single_image_values:
                 shown = ", ".join(single[:_SHOWN_VALUES]) + (", ..." if len(single) > _SHOWN_VALUES else "")
-                lines.append(f"  {split}, {attribute}: {len(single)} of {counts.values} ({shown})")
+                lines.append(f"  {split}, {attribute}: {len(single)} of {found.values} ({shown})")
     if lines:
         logger.warning(
             "these values have one image in their split, and so no pair to learn from or to retrieve:\n%s",

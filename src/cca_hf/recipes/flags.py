@@ -143,15 +143,13 @@ def _fields(file: Path, class_name: str) -> dict[str, Flag]:
     flags = {}
     for node in body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            call = node.value if isinstance(node.value, ast.Call) else ast.Call(node.target, [], [])
-            given = {
-                **dict(zip(("default", "help"), call.args, strict=False)),
-                **{k.arg: k.value for k in call.keywords},
-            }
+            given: dict[Any, ast.expr] = {}
+            if isinstance(node.value, ast.Call):
+                given |= zip(("default", "help"), node.value.args, strict=False)
+                given |= {each.arg: each.value for each in node.value.keywords}
             if isinstance(metadata := given.get("metadata"), ast.Dict):
-                given |= {
-                    ast.literal_eval(key): text for key, text in zip(metadata.keys, metadata.values, strict=True)
-                }
+                names = [ast.literal_eval(key) for key in metadata.keys if key is not None]
+                given |= zip(names, metadata.values, strict=True)
             default = given.get("default", given.get("default_factory"))
             code = None if default is None else ast.unparse(default).strip("'")
             text = ast.literal_eval(given["help"]) if "help" in given else ""

@@ -1,6 +1,7 @@
 """Compare results of several models on the same split and their chance level, as a table and as bars."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from cca_hf.evaluation.retrieval.result import MEASURE_NAMES, EvaluationResult
 from cca_hf.evaluation.text_table import format_table, percent
@@ -76,7 +77,7 @@ def draw_results(figure: Figure | SubFigure, results: Mapping[str, EvaluationRes
         axes.barh(heights, values, height=0.86 * thickness, color=colour, label=name)
         for height, value, (_, figures) in zip(heights, values, rows, strict=True):
             beside_chance = value if 100 * figures[0] - value > 8 else max(value, 100 * figures[0])
-            emphasis = {"color": INK, "fontweight": "bold"} if colour == ACCENT else {"color": MUTED}
+            emphasis: dict[str, Any] = {"color": INK, "fontweight": "bold"} if colour == ACCENT else {"color": MUTED}
             axes.text(beside_chance + 1, height, percent(value / 100), va="center", fontsize=8, **emphasis)
     for row, (_, figures) in enumerate(rows):
         axes.plot([100 * figures[0]] * 2, [row - 0.42, row + 0.42], color="#dc2626", linewidth=1.6, label="_chance")

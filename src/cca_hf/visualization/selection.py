@@ -90,17 +90,17 @@ def view_queries(
         for column, (name, values) in enumerate(dataset.attributes.items()):
             label = labels[row, column]
             view.values[name] = values[label] if label >= 0 else None
-            candidates = np.flatnonzero((gallery_labels[:, column] >= 0) & ~excluded)
-            similarities = gallery[candidates, column] @ embedding[column]
+            labelled = np.flatnonzero((gallery_labels[:, column] >= 0) & ~excluded)
+            similarities = gallery[labelled, column] @ embedding[column]
             best = np.argsort(-similarities, kind="stable")[:neighbours]
             view.neighbours[name] = [
                 Neighbour(
-                    image=load_image(gallery_images[int(candidate)]),
+                    image=load_image(gallery_images[int(found)]),
                     similarity=float(similarity),
-                    value=values[gallery_labels[candidate, column]],
-                    relevant=None if label < 0 else bool(gallery_labels[candidate, column] == label),
+                    value=values[gallery_labels[found, column]],
+                    relevant=None if label < 0 else bool(gallery_labels[found, column] == label),
                 )
-                for candidate, similarity in zip(candidates[best], similarities[best], strict=True)
+                for found, similarity in zip(labelled[best], similarities[best], strict=True)
             ]
         views.append(view)
     return views
