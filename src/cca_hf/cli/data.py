@@ -1,25 +1,12 @@
 """`cca data`: published benchmarks as data sets of this package, and data sets on the Hub."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 import typer
 
-from .options import (
-    Command,
-    Dataset,
-    DryRun,
-    GroupColumn,
-    Licence,
-    Message,
-    Private,
-    Repo,
-    Revision,
-    UsageError,
-    option,
-    stdout_kept_clean,
-    switch,
-)
+from . import options
+from .options import Command, UsageError, option, stdout_kept_clean, switch
 
 app = typer.Typer(
     name="data",
@@ -30,34 +17,19 @@ app = typer.Typer(
 
 @app.command(cls=Command)
 def prepare(
-    benchmark: Annotated[
-        Literal["fashionai", "darn", "deepfashion", "zappos50k"],
-        typer.Argument(metavar="NAME", help="fashionai, darn, deepfashion or zappos50k."),
-    ],
-    root: Annotated[Path, option("root", "FOLDER", "Folder with the unpacked download.")],
-    output: Annotated[Path, option("output", "FOLDER", "A new folder for the data set.")],
-    asen_splits: Annotated[
-        Path | None,
-        option(
-            "asen_splits",
-            "FOLDER",
-            "ASEN's split files (the folder with meta.json): the queries and galleries that papers report on.",
-        ),
-    ] = None,
-    annotations_only: Annotated[
-        bool, switch("annotations_only", "Write the paths of the images instead of the images.")
-    ] = False,
-    triplets: Annotated[
-        Literal["lists", "sample", "none"] | None,
-        option(
-            "triplets",
-            "KIND",
-            "zappos50k only: 'lists' (default) reads CSN's files, 'sample' draws from the metadata, or 'none'.",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, option("seed", "NUMBER", "zappos50k only: seed for '--triplets sample'. Default: 0.")
-    ] = None,
+    benchmark: Literal["fashionai", "darn", "deepfashion", "zappos50k"] = typer.Argument(
+        ..., metavar="NAME", help="fashionai, darn, deepfashion or zappos50k."
+    ),
+    root: Path = option(..., "root", "FOLDER", "Folder with the unpacked download."),
+    output: Path = option(..., "output", "FOLDER", "A new folder for the data set."),
+    asen_splits: Path | None = option(
+        None, "asen_splits", "FOLDER", "ASEN's folder with meta.json: the queries and galleries of the papers."
+    ),
+    annotations_only: bool = switch("annotations_only", "Write the paths of the images instead of the images."),
+    triplets: Literal["lists", "sample", "none"] | None = option(
+        None, "triplets", "KIND", "zappos50k only: 'lists' of CSN (default), 'sample' from the metadata, or 'none'."
+    ),
+    seed: int | None = option(None, "seed", "NUMBER", "zappos50k only: seed for '--triplets sample'. Default: 0."),
 ) -> None:
     """Convert a benchmark to one data set of parquet files, for --dataset or for the Hub.
 
@@ -98,15 +70,13 @@ def prepare(
 
 @app.command(cls=Command)
 def download(
-    benchmark: Annotated[Literal["darn"], typer.Argument(metavar="NAME", help="darn.")],
-    urls: Annotated[Path, option("urls", "FILE", "The benchmark's list: lines '<folder>/<name> <url>'.")],
-    output: Annotated[Path, option("output", "FOLDER", "Folder for pic/<folder>/<name>.jpg and dead_links.tsv.")],
-    size: Annotated[int, option("size", "PIXELS", "Shorter side; a smaller image keeps its size.", min=1)] = 320,
-    workers: Annotated[int, option("workers", "NUMBER", "Parallel downloads.", min=1)] = 16,
-    timeout: Annotated[
-        float, option("timeout", "SECONDS", "Give up on an address that sends nothing for this long.")
-    ] = 20.0,
-    retry_dead: Annotated[bool, switch("retry_dead", "Try the links in dead_links.tsv again.")] = False,
+    benchmark: Literal["darn"] = typer.Argument(..., metavar="NAME", help="darn."),
+    urls: Path = option(..., "urls", "FILE", "The benchmark's list: lines '<folder>/<name> <url>'."),
+    output: Path = option(..., "output", "FOLDER", "Folder for pic/<folder>/<name>.jpg and dead_links.tsv."),
+    size: int = option(320, "size", "PIXELS", "Shorter side; a smaller image keeps its size.", min=1),
+    workers: int = option(16, "workers", "NUMBER", "Parallel downloads.", min=1),
+    timeout: float = option(20.0, "timeout", "SECONDS", "Give up on an address that sends nothing for this long."),
+    retry_dead: bool = switch("retry_dead", "Try the links in dead_links.tsv again."),
 ) -> None:
     """Download the images of a list whose addresses still answer. An interrupted download is resumed.
 
@@ -128,25 +98,20 @@ def download(
 
 @app.command(cls=Command)
 def push(
-    dataset: Dataset,
-    repo: Repo,
-    attributes: Annotated[
-        list[str] | None,
-        option("attributes", "NAME ...", "Attribute columns. Default: every column that is a ClassLabel."),
-    ] = None,
-    group_column: GroupColumn = None,
-    annotations_only: Annotated[
-        bool,
-        switch(
-            "annotations_only",
-            "Leave the images out, if they must not be redistributed; the column file_name names them.",
-        ),
-    ] = False,
-    private: Private = False,
-    revision: Revision = None,
-    licence: Licence = None,
-    message: Message = "Push the data set by cca_hf",
-    dry_run: DryRun = None,
+    dataset: str = options.DATASET,
+    repo: str = options.REPO,
+    attributes: list[str] | None = option(
+        None, "attributes", "NAME ...", "Attribute columns. Default: every column that is a ClassLabel."
+    ),
+    group_column: str | None = options.GROUP_COLUMN,
+    annotations_only: bool = switch(
+        "annotations_only", "Leave the images out, if they must not be redistributed; the column file_name names them."
+    ),
+    private: bool = options.PRIVATE,
+    revision: str | None = options.REVISION,
+    licence: str | None = options.LICENCE,
+    message: str = options.message("Push the data set by cca_hf"),
+    dry_run: Path | None = options.DRY_RUN,
 ) -> None:
     """Put a data set on the Hub in one commit: parquet files, and a card with the counts of its values.
 
@@ -163,17 +128,9 @@ def push(
         from cca_hf.hub.dataset_publishing import push_dataset, stage_dataset
 
         data = load_attribute_dataset(dataset, attributes, group_column=group_column, make_splits=False)
-        with_images = not annotations_only
+        content: dict[str, Any] = {"with_images": not annotations_only, "licence": licence}
         if dry_run is not None:
-            place = str(stage_dataset(data, dry_run, repo, with_images=with_images, licence=licence))
+            place = str(stage_dataset(data, dry_run, repo, **content))
         else:
-            place = push_dataset(
-                data,
-                repo,
-                with_images=with_images,
-                private=private or None,
-                revision=revision,
-                licence=licence,
-                message=message,
-            )
+            place = push_dataset(data, repo, private=private or None, revision=revision, message=message, **content)
     print(place)

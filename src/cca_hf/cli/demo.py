@@ -1,29 +1,25 @@
 """`cca demo`: a page in the browser for searching with images, on this machine or as a Space on the Hub."""
 
 from pathlib import Path
-from typing import Annotated
 
-from .options import Device, OptionalModel, UsageError, model_of_index, option, stdout_kept_clean, switch
+from . import options
+from .options import UsageError, model_of_index, option, stdout_kept_clean, switch
 
 
 def demo(
-    store: Annotated[
-        str | None, option("store", "PLACE", "The index, as for 'cca index'. Default: drawn shapes.")
-    ] = None,
-    model: OptionalModel = None,
-    folder: Annotated[
-        Path, option("folder", "FOLDER", "Without --store: folder for the shapes and their model.")
-    ] = Path("demo"),
-    title: Annotated[str | None, option("title", "TEXT", "Title of the page.")] = None,
-    export: Annotated[
-        Path | None, option("export", "FOLDER", "Write a repository for a Space instead of opening a page.")
-    ] = None,
-    host: Annotated[
-        str | None, option("host", "ADDRESS", "Who can open the page; 0.0.0.0 is everybody. Default: this machine.")
-    ] = None,
-    port: Annotated[int | None, option("port", "NUMBER", "Default: the first free port from 7860.")] = None,
-    open_browser: Annotated[bool, switch("open", "Open the page in a browser.")] = False,
-    device: Device = None,
+    store: str | None = option(None, "store", "PLACE", "The index, as for 'cca index'. Default: drawn shapes."),
+    model: str | None = options.MODEL_OF_INDEX,
+    folder: Path = option(Path("demo"), "folder", "FOLDER", "Without --store: folder for the shapes and their model."),
+    title: str | None = option(None, "title", "TEXT", "Title of the page."),
+    export: Path | None = option(
+        None, "export", "FOLDER", "Write a repository for a Space instead of opening a page."
+    ),
+    host: str | None = option(
+        None, "host", "ADDRESS", "Who can open the page; 0.0.0.0 is everybody. Default: this machine."
+    ),
+    port: int | None = option(None, "port", "NUMBER", "Default: the first free port from 7860."),
+    open_browser: bool = switch("open", "Open the page in a browser."),
+    device: str | None = options.DEVICE,
 ) -> None:
     """Open a page: choose or upload an image, and see what is similar under each attribute, and the attention maps.
 

@@ -4,72 +4,48 @@ import json
 import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from .options import (
-    Attributes,
-    Device,
-    Encoder,
-    IdColumn,
-    Images,
-    Model,
-    NumWorkers,
-    OptionalDataset,
-    OutputDir,
-    Precision,
-    Split,
-    UsageError,
-    load_encoder,
-    option,
-    resolved,
-    stdout_kept_clean,
-    switch,
-)
+from . import options
+from .options import UsageError, load_encoder, option, resolved, stdout_kept_clean, switch
 
 
 def embed(
-    model: Encoder,
-    output_dir: Annotated[
-        Path, option("output_dir", "FOLDER", "Where the parquet files go. An interrupted run is resumed.")
-    ],
-    images: Images = None,
-    dataset: OptionalDataset = None,
-    split: Split = None,
-    image_column: Annotated[str, option("image_column", "NAME", "Column of the data set with the images.")] = "image",
-    id_column: IdColumn = None,
-    columns: Annotated[
-        list[str] | None, option("columns", "NAME ...", "Columns of the data set to store next to the embeddings.")
-    ] = None,
-    attributes: Attributes = None,
-    dtype: Annotated[
-        Literal["float32", "float16", "int8"], option("dtype", None, "Number type of the embeddings in the files.")
-    ] = "float32",
-    precision: Precision = "auto",
-    batch_size: Annotated[
-        int | None,
-        option(
-            "batch_size", "NUMBER", "Images in one pass of the model. Default: 32; with ray, as many as fit.", min=1
-        ),
-    ] = None,
-    shard_size: Annotated[
-        int, option("shard_size", "NUMBER", "Images in a file, a multiple of --batch_size.", min=1)
-    ] = 4096,
-    num_workers: NumWorkers = None,
-    on_unreadable: Annotated[
-        Literal["error", "skip"], option("on_unreadable", None, "Stop at an image that cannot be read, or skip it.")
-    ] = "error",
-    device: Device = None,
-    engine: Annotated[
-        Literal["loop", "ray"],
-        option("engine", None, "loop: this process. ray: workers on this machine or a Ray cluster."),
-    ] = "loop",
-    ray_workers: Annotated[
-        int | None, option("ray_workers", "NUMBER", "Default: one worker for each GPU, or for each machine.", min=1)
-    ] = None,
-    store: Annotated[
-        str | None,
-        option("store", "PLACE", "Also add the embeddings to this index, as 'cca index --embeddings' does."),
-    ] = None,
+    model: str = options.ENCODER,
+    output_dir: Path = option(
+        ..., "output_dir", "FOLDER", "Where the parquet files go. An interrupted run is resumed."
+    ),
+    images: Path | None = options.IMAGES,
+    dataset: str | None = options.OPTIONAL_DATASET,
+    split: str | None = options.SPLIT,
+    image_column: str = option("image", "image_column", "NAME", "Column of the data set with the images."),
+    id_column: str | None = options.ID_COLUMN,
+    columns: list[str] | None = option(
+        None, "columns", "NAME ...", "Columns of the data set to store next to the embeddings."
+    ),
+    attributes: list[str] | None = options.ATTRIBUTES,
+    dtype: Literal["float32", "float16", "int8"] = option(
+        "float32", "dtype", None, "Number type of the embeddings in the files."
+    ),
+    precision: options.Precision = options.PRECISION,
+    batch_size: int | None = option(
+        None, "batch_size", "NUMBER", "Images in one pass of the model. Default: 32; with ray, as many as fit.", min=1
+    ),
+    shard_size: int = option(4096, "shard_size", "NUMBER", "Images in a file, a multiple of --batch_size.", min=1),
+    num_workers: int | None = options.NUM_WORKERS,
+    on_unreadable: Literal["error", "skip"] = option(
+        "error", "on_unreadable", None, "Stop at an image that cannot be read, or skip it."
+    ),
+    device: str | None = options.DEVICE,
+    engine: Literal["loop", "ray"] = option(
+        "loop", "engine", None, "loop: this process. ray: workers on this machine or a Ray cluster."
+    ),
+    ray_workers: int | None = option(
+        None, "ray_workers", "NUMBER", "Default: one worker for each GPU, or for each machine.", min=1
+    ),
+    store: str | None = option(
+        None, "store", "PLACE", "Also add the embeddings to this index, as 'cca index --embeddings' does."
+    ),
 ) -> None:
     """Encode a catalogue of images into parquet files: each row has an id and one embedding per attribute.
 
@@ -141,18 +117,14 @@ def _place_among_processes(device: str | None) -> tuple[int, int, str | None]:
 
 
 def export(
-    model: Model,
-    output_dir: OutputDir,
-    runtime: Annotated[
-        Literal["onnx", "openvino"], option("runtime", None, "Where the model will run: ONNX Runtime or OpenVINO.")
-    ] = "onnx",
-    attributes: Attributes = None,
-    attribute_input: Annotated[
-        bool, switch("attribute_input", "Give the graph an input for the attributes to encode.")
-    ] = False,
-    int8: Annotated[
-        bool, switch("int8", "8-bit weights for ONNX Runtime: faster on a CPU, a quarter of the size.")
-    ] = False,
+    model: str = options.MODEL,
+    output_dir: Path = options.OUTPUT_DIR,
+    runtime: Literal["onnx", "openvino"] = option(
+        "onnx", "runtime", None, "Where the model will run: ONNX Runtime or OpenVINO."
+    ),
+    attributes: list[str] | None = options.ATTRIBUTES,
+    attribute_input: bool = switch("attribute_input", "Give the graph an input for the attributes to encode."),
+    int8: bool = switch("int8", "8-bit weights for ONNX Runtime: faster on a CPU, a quarter of the size."),
 ) -> None:
     """Write a model and all its attributes as one graph, for a runtime without PyTorch's overhead.
 

@@ -1,71 +1,40 @@
 """`cca evaluate`: the retrieval quality of a checkpoint on a data set."""
 
 import json
+import math
 from pathlib import Path
-from typing import Annotated
 
-from .options import (
-    Attributes,
-    BatchSize,
-    Dataset,
-    Device,
-    GroupColumn,
-    Json,
-    Model,
-    NumWorkers,
-    UsageError,
-    option,
-    stdout_kept_clean,
-    switch,
-)
+from . import options
+from .options import UsageError, option, stdout_kept_clean, switch
 
 
 def evaluate(
-    model: Model,
-    dataset: Dataset,
-    attributes: Attributes = None,
-    split: Annotated[
-        str,
-        option(
-            "split",
-            "NAME",
-            "Each image of NAME is a query against all others; or NAME_query is searched in NAME_gallery.",
-        ),
-    ] = "test",
-    group_column: GroupColumn = None,
-    split_seed: Annotated[
-        int | None,
-        option(
-            "split_seed",
-            "NUMBER",
-            "Seed for cutting a split that the data set does not have. Default: that of the training.",
-        ),
-    ] = None,
-    config_name: Annotated[
-        str | None, option("config_name", "NAME", "Configuration of a data set that has several, such as triplets.")
-    ] = None,
-    batch_size: BatchSize = 64,
-    num_workers: NumWorkers = None,
-    device: Device = None,
-    output_dir: Annotated[
-        Path | None,
-        option(
-            "output_dir",
-            "FOLDER",
-            "Folder for evaluation.json, evaluation.png and the files of --report and --entanglement.",
-        ),
-    ] = None,
-    report: Annotated[
-        bool, switch("report", "Also write report.html, report.png and examples/: nearest images and attention maps.")
-    ] = False,
-    entanglement: Annotated[
-        bool,
-        switch(
-            "entanglement",
-            "Also measure how much each attribute's embeddings reveal about the other attributes.",
-        ),
-    ] = False,
-    as_json: Json = False,
+    model: str = options.MODEL,
+    dataset: str = options.DATASET,
+    attributes: list[str] | None = options.ATTRIBUTES,
+    split: str = option(
+        "test", "split", "NAME", "Each image is a query against all others, or NAME_query against NAME_gallery."
+    ),
+    group_column: str | None = options.GROUP_COLUMN,
+    split_seed: int | None = option(
+        None, "split_seed", "NUMBER", "Seed for cutting a split that the data set lacks. Default: the training's."
+    ),
+    config_name: str | None = option(
+        None, "config_name", "NAME", "Configuration of a data set that has several, such as triplets."
+    ),
+    batch_size: int = options.batch_size(64),
+    num_workers: int | None = options.NUM_WORKERS,
+    device: str | None = options.DEVICE,
+    output_dir: Path | None = option(
+        None, "output_dir", "FOLDER", "For evaluation.json, evaluation.png and what --report and --entanglement write."
+    ),
+    report: bool = switch(
+        "report", "Also write report.html, report.png and examples/: nearest images and attention maps."
+    ),
+    entanglement: bool = switch(
+        "entanglement", "Also measure how much each attribute's embeddings reveal about the other attributes."
+    ),
+    as_json: bool = options.JSON,
 ) -> None:
     """Measure the retrieval quality of a model: mAP, recall@k and R-precision, next to the level of chance.
 
@@ -87,7 +56,7 @@ def evaluate(
         from cca_hf.models.loading import load_model
         from cca_hf.recipes.evaluation import evaluate_checkpoint
 
-        evaluation = evaluate_checkpoint(
+        results = evaluate_checkpoint(
             load_model(model, device),
             model,
             dataset,
@@ -102,4 +71,8 @@ def evaluate(
             batch_size=batch_size,
             num_workers=num_workers,
         )
-    print(json.dumps(evaluation.metrics(), indent=2) if as_json else evaluation.table())
+    if as_json:
+        metrics = {name: figure for result in results for name, figure in result.metrics().items()}
+        print(json.dumps({name: None if math.isnan(each) else each for name, each in metrics.items()}, indent=2))
+    else:
+        print("\n\n".join(result.table() for result in results))

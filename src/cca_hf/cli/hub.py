@@ -1,41 +1,21 @@
 """`cca card` and `cca push`: the model card of a checkpoint, and the checkpoint on the Hub."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Any
 
-from .options import (
-    DryRun,
-    Licence,
-    Message,
-    ModelFolder,
-    Private,
-    Repo,
-    Revision,
-    named_values,
-    option,
-    stdout_kept_clean,
+from . import options
+from .options import named_values, option, stdout_kept_clean
+
+COMPARE = option(
+    None, "compare", "NAME=FOLDER ...", "Output folders of other trainings on the same data, to show on the card."
 )
-
-if TYPE_CHECKING:
-    from cca_hf.evaluation.retrieval.result import EvaluationResult
-
-Compare = Annotated[
-    list[str] | None,
-    option(
-        "compare",
-        "NAME=FOLDER ...",
-        "Output folders of other trainings on the same data, to show next to this one on the card.",
-    ),
-]
 
 
 def card(
-    model: ModelFolder,
-    name: Annotated[
-        str | None, option("name", "ID", "Id of the model on the Hub. Default: the name of the folder.")
-    ] = None,
-    compare: Compare = None,
-    licence: Licence = None,
+    model: Path = options.MODEL_FOLDER,
+    name: str | None = option(None, "name", "ID", "Id of the model on the Hub. Default: the name of the folder."),
+    compare: list[str] | None = COMPARE,
+    licence: str | None = options.LICENCE,
 ) -> None:
     """Write the model card (README.md) of a checkpoint again, from the files in its folder.
 
@@ -56,14 +36,14 @@ def card(
 
 
 def push(
-    model: ModelFolder,
-    repo: Repo,
-    private: Private = False,
-    revision: Revision = None,
-    dry_run: DryRun = None,
-    compare: Compare = None,
-    licence: Licence = None,
-    message: Message = "Push the model by cca_hf",
+    model: Path = options.MODEL_FOLDER,
+    repo: str = options.REPO,
+    private: bool = options.PRIVATE,
+    revision: str | None = options.REVISION,
+    dry_run: Path | None = options.DRY_RUN,
+    compare: list[str] | None = COMPARE,
+    licence: str | None = options.LICENCE,
+    message: str = options.message("Push the model by cca_hf"),
 ) -> None:
     """Put a checkpoint on the Hub in one commit: weights, code, model card, endpoint.
 
@@ -79,26 +59,17 @@ def push(
     with stdout_kept_clean():
         from cca_hf.hub.publishing import push_model, stage_model
 
-        baselines = _baselines(compare)
+        card: dict[str, Any] = {"licence": licence, "baselines": _baselines(compare)}
         if dry_run is not None:
-            place = str(stage_model(model, dry_run, repo, licence=licence, baselines=baselines))
+            place = str(stage_model(model, dry_run, repo, **card))
         else:
-            place = push_model(
-                model,
-                repo,
-                private=private or None,
-                revision=revision,
-                licence=licence,
-                baselines=baselines,
-                message=message,
-            )
+            place = push_model(model, repo, private=private or None, revision=revision, message=message, **card)
     print(place)
 
 
-def _baselines(compare: list[str] | None) -> "dict[str, EvaluationResult]":
+def _baselines(compare: list[str] | None) -> dict[str, Any]:
+    """Name -> `EvaluationResult`."""
     from cca_hf.evaluation.retrieval.result import EvaluationResult
 
     folders = named_values("--compare", compare, "NAME=FOLDER")
-    return {
-        name: EvaluationResult.load_json(Path(folder) / "test_evaluation.json") for name, folder in folders.items()
-    }
+    return {name: EvaluationResult.load_json(Path(path) / "test_evaluation.json") for name, path in folders.items()}

@@ -2,28 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from .options import (
-    BatchSize,
-    Command,
-    Device,
-    Group,
-    IdColumn,
-    Images,
-    Json,
-    OptionalDataset,
-    OptionalEncoder,
-    Split,
-    UsageError,
-    load_encoder,
-    option,
-    resolved,
-    stdout_kept_clean,
-    switch,
-)
+from . import options
+from .options import Command, Group, UsageError, load_encoder, option, resolved, stdout_kept_clean, switch
 
 app = typer.Typer(name="index", cls=Group, invoke_without_command=True, rich_markup_mode=None)
 
@@ -31,26 +14,22 @@ app = typer.Typer(name="index", cls=Group, invoke_without_command=True, rich_mar
 @app.callback()
 def index(
     context: typer.Context,
-    store: Annotated[
-        str | None, option("store", "PLACE", "A folder, s3://..., or http://host:6333/collection on a Qdrant server.")
-    ] = None,
-    model: OptionalEncoder = None,
-    images: Images = None,
-    dataset: OptionalDataset = None,
-    embeddings: Annotated[
-        Path | None, option("embeddings", "FOLDER", "Output folder of 'cca embed'; no image is read again.")
-    ] = None,
-    split: Split = None,
-    id_column: IdColumn = None,
-    columns: Annotated[
-        list[str] | None, option("columns", "NAME ...", "Columns to filter by and to show. Default: all.")
-    ] = None,
-    only_new: Annotated[
-        bool, switch("only_new", "Skip items that the index already has, to resume after an interruption.")
-    ] = False,
-    batch_size: BatchSize = 32,
-    device: Device = None,
-    as_json: Json = False,
+    store: str | None = option(
+        None, "store", "PLACE", "A folder, s3://..., or http://host:6333/collection on a Qdrant server."
+    ),
+    model: str | None = options.OPTIONAL_ENCODER,
+    images: Path | None = options.IMAGES,
+    dataset: str | None = options.OPTIONAL_DATASET,
+    embeddings: Path | None = option(
+        None, "embeddings", "FOLDER", "Output folder of 'cca embed'; no image is read again."
+    ),
+    split: str | None = options.SPLIT,
+    id_column: str | None = options.ID_COLUMN,
+    columns: list[str] | None = option(None, "columns", "NAME ...", "Columns to filter by and to show. Default: all."),
+    only_new: bool = switch("only_new", "Skip items that the index already has, to resume after an interruption."),
+    batch_size: int = options.batch_size(32),
+    device: str | None = options.DEVICE,
+    as_json: bool = options.JSON,
 ) -> None:
     """Add images or embeddings to an index. An item that the index already has is replaced.
 
@@ -108,8 +87,8 @@ def index(
 
 @app.command(cls=Command)
 def move(
-    source: Annotated[str, typer.Argument(metavar="FROM", help="The existing index.")],
-    target: Annotated[str, typer.Argument(metavar="TO", help="Its new place, on the same engine or the other.")],
+    source: str = typer.Argument(..., metavar="FROM", help="The existing index."),
+    target: str = typer.Argument(..., metavar="TO", help="Its new place, on the same engine or the other."),
 ) -> None:
     """Copy an index to another place. An interrupted copy is resumed by the same command. FROM is not deleted.
 

@@ -8,7 +8,6 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
 
 import typer
 
@@ -79,9 +78,9 @@ def _print_version(given: bool) -> None:
 
 @app.callback()
 def _common(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
-    ] = False,
+    version: bool = typer.Option(
+        False, "--version", help="Print the version.", callback=_print_version, is_eager=True
+    ),
 ) -> None:
     pass
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -66,60 +66,52 @@ def _one_value_each(command: Any, context: Any, words: list[str]) -> list[str]:
 # ---- Options of several commands ----
 
 
-def option(name: str, metavar: str | None, text: str, **limits: Any) -> Any:
-    """An option with a value, for `Annotated`."""
-    return typer.Option(f"--{name}", metavar=metavar, help=text, **limits)
+def option(default: Any, name: str, metavar: str | None, text: str, **limits: Any) -> Any:
+    """The default of a parameter that is an option with a value; `...` stands for a required one."""
+    return typer.Option(default, f"--{name}", metavar=metavar, help=text, **limits)
 
 
-def switch(name: str, text: str) -> Any:
-    """An option without a value."""
-    return typer.Option(f"--{name}", help=text)
+def switch(name: str, text: str, default: bool | None = False) -> Any:
+    """The default of a parameter that is an option without a value."""
+    return typer.Option(default, f"--{name}", help=text)
 
 
-_dataset = option("dataset", "ID_OR_FOLDER", "Data set: an id on the Hub or a folder.")
+_ENCODER = "Checkpoint: an id on the Hub or a folder. It can be an exported model."
+_DATASET = "Data set: an id on the Hub or a folder."
 
-Model = Annotated[str, option("model", "ID_OR_FOLDER", "Checkpoint: an id on the Hub or a folder.")]
-_encoder = option("model", "ID_OR_FOLDER", "Checkpoint: an id on the Hub or a folder. It can be an exported model.")
-Encoder = Annotated[str, _encoder]
-OptionalEncoder = Annotated[str | None, _encoder]
-OptionalModel = Annotated[
-    str | None, option("model", "ID_OR_FOLDER", "Checkpoint. Default: the one that the index was made with.")
-]
-ModelFolder = Annotated[Path, option("model", "FOLDER", "Output folder of a training, or a saved checkpoint.")]
-Dataset = Annotated[str, _dataset]
-OptionalDataset = Annotated[str | None, _dataset]
-Images = Annotated[Path | None, option("images", "FOLDER", "Every image in this folder and in the folders below it.")]
-OutputDir = Annotated[Path, option("output_dir", "FOLDER", "Folder for the files that are written.")]
-Attributes = Annotated[
-    list[str] | None, option("attributes", "NAME ...", "Attributes to use. Default: all of the model's.")
-]
-Split = Annotated[str | None, option("split", "NAME", "Split of the data set, if it has several.")]
-IdColumn = Annotated[
-    str | None, option("id_column", "NAME", "Column with the unique id of each image. Default: the row number.")
-]
-GroupColumn = Annotated[
-    str | None,
-    option("group_column", "NAME", "Column that near copies share, such as an item number. They are no neighbours."),
-]
-BatchSize = Annotated[int, option("batch_size", "NUMBER", "Images in one pass of the model.", min=1)]
-NumWorkers = Annotated[int | None, option("num_workers", "NUMBER", "Threads that read images.", min=0)]
-Device = Annotated[
-    str | None,
-    option("device", "NAME", "cpu, cuda, cuda:1, mps, ... Default: the accelerator, if the machine has one."),
-]
-Precision = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"],
-    option("precision", None, "Number type of the computation; auto is the type the model was saved in."),
-]
-Json = Annotated[bool, switch("json", "Print JSON instead of text.")]
-Repo = Annotated[str, option("repo", "ID", "Repository on the Hub, such as me/shoes.")]
-Private = Annotated[bool, switch("private", "Make the repository private.")]
-Revision = Annotated[
-    str | None, option("revision", "BRANCH", "Branch to push to; it is created if missing. Default: the main branch.")
-]
-Message = Annotated[str, option("message", "TEXT", "Commit message.")]
-DryRun = Annotated[Path | None, option("dry_run", "FOLDER", "Write the files to this new folder and push nothing.")]
-Licence = Annotated[str | None, option("license", "ID", "Licence to name on the card, such as apache-2.0.")]
+MODEL = option(..., "model", "ID_OR_FOLDER", "Checkpoint: an id on the Hub or a folder.")
+ENCODER = option(..., "model", "ID_OR_FOLDER", _ENCODER)
+OPTIONAL_ENCODER = option(None, "model", "ID_OR_FOLDER", _ENCODER)
+MODEL_OF_INDEX = option(None, "model", "ID_OR_FOLDER", "Checkpoint. Default: the one that the index was made with.")
+MODEL_FOLDER = option(..., "model", "FOLDER", "Output folder of a training, or a saved checkpoint.")
+DATASET = option(..., "dataset", "ID_OR_FOLDER", _DATASET)
+OPTIONAL_DATASET = option(None, "dataset", "ID_OR_FOLDER", _DATASET)
+IMAGES = option(None, "images", "FOLDER", "Every image in this folder and in the folders below it.")
+OUTPUT_DIR = option(..., "output_dir", "FOLDER", "Folder for the files that are written.")
+ATTRIBUTES = option(None, "attributes", "NAME ...", "Attributes to use. Default: all of the model's.")
+SPLIT = option(None, "split", "NAME", "Split of the data set, if it has several.")
+ID_COLUMN = option(None, "id_column", "NAME", "Column with the unique id of each image. Default: the row number.")
+GROUP_COLUMN = option(
+    None, "group_column", "NAME", "Column that near copies share, such as an item number. They are no neighbours."
+)
+NUM_WORKERS = option(None, "num_workers", "NUMBER", "Threads that read images.", min=0)
+DEVICE = option(None, "device", "NAME", "cpu, cuda, cuda:1, mps, ... Default: the accelerator, if there is one.")
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+PRECISION = option("auto", "precision", None, "Number type of the computation; auto: the type of the checkpoint.")
+JSON = switch("json", "Print JSON instead of text.")
+REPO = option(..., "repo", "ID", "Repository on the Hub, such as me/shoes.")
+PRIVATE = switch("private", "Make the repository private.")
+REVISION = option(None, "revision", "BRANCH", "Branch to push to; it is created if missing. Default: the main branch.")
+DRY_RUN = option(None, "dry_run", "FOLDER", "Write the files to this new folder and push nothing.")
+LICENCE = option(None, "license", "ID", "Licence to name on the card, such as apache-2.0.")
+
+
+def batch_size(default: int) -> Any:
+    return option(default, "batch_size", "NUMBER", "Images in one pass of the model.", min=1)
+
+
+def message(default: str) -> Any:
+    return option(default, "message", "TEXT", "Commit message.")
 
 
 # ---- Used by several commands before their call of the library ----
@@ -142,8 +134,7 @@ def load_encoder(name: str, device: str | None, precision: str = "auto") -> "Ima
     from cca_hf.runtimes.exported import ExportedModel, is_exported
 
     if not is_exported(name):
-        encoder: ImageEncoder = load_model(name, device, precision)
-        return encoder
+        return load_model(name, device, precision)
     if device not in (None, "cpu") or precision not in ("auto", "float32"):
         raise ValueError(f"{name} is an exported model: it runs on the CPU, in the precision that it was exported in")
     return ExportedModel.from_pretrained(name)

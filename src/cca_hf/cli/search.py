@@ -3,19 +3,10 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from .options import (
-    Device,
-    Json,
-    OptionalModel,
-    UsageError,
-    load_encoder,
-    model_of_index,
-    named_values,
-    option,
-    stdout_kept_clean,
-)
+from . import options
+from .options import UsageError, load_encoder, model_of_index, named_values, option, stdout_kept_clean
 
 if TYPE_CHECKING:
     from cca_hf.search import Hit
@@ -24,31 +15,26 @@ _SHOWN_COLUMNS = 6
 
 
 def search(
-    store: Annotated[str, option("store", "PLACE", "The index, as for 'cca index'.")],
-    image: Annotated[list[str] | None, option("image", "FILE ...", "Image files or addresses to search with.")] = None,
-    item: Annotated[list[str] | None, option("item", "ID ...", "Items of the index to search with.")] = None,
-    value: Annotated[
-        list[str] | None,
-        option(
-            "value",
-            "NAME=VALUE ...",
-            "Values to search for. With --image or --item, they replace the query's values ('this one, but red').",
-        ),
-    ] = None,
-    attribute: Annotated[
-        list[str] | None, option("attribute", "NAME ...", "Attributes to search under, one result each. Default: all.")
-    ] = None,
-    weights: Annotated[
-        list[str] | None, option("weights", "NAME=WEIGHT ...", "One result for a weighted mixture of attributes.")
-    ] = None,
-    where: Annotated[
-        str | None, option("where", "FILTER", "Only items that match, such as \"price < 50 and colour != 'red'\".")
-    ] = None,
-    top: Annotated[int, option("top", "NUMBER", "Items in a result.", min=1)] = 10,
-    html: Annotated[Path | None, option("html", "FILE", "Write a page with the images of the items.")] = None,
-    as_json: Json = False,
-    model: OptionalModel = None,
-    device: Device = None,
+    store: str = option(..., "store", "PLACE", "The index, as for 'cca index'."),
+    image: list[str] | None = option(None, "image", "FILE ...", "Image files or addresses to search with."),
+    item: list[str] | None = option(None, "item", "ID ...", "Items of the index to search with."),
+    value: list[str] | None = option(
+        None, "value", "NAME=VALUE ...", "Values to search for, instead of the query's ('this one, but red')."
+    ),
+    attribute: list[str] | None = option(
+        None, "attribute", "NAME ...", "Attributes to search under, one result each. Default: all."
+    ),
+    weights: list[str] | None = option(
+        None, "weights", "NAME=WEIGHT ...", "One result for a weighted mixture of attributes."
+    ),
+    where: str | None = option(
+        None, "where", "FILTER", "Only items that match, such as \"price < 50 and colour != 'red'\"."
+    ),
+    top: int = option(10, "top", "NUMBER", "Items in a result.", min=1),
+    html: Path | None = option(None, "html", "FILE", "Write a page with the images of the items."),
+    as_json: bool = options.JSON,
+    model: str | None = options.MODEL_OF_INDEX,
+    device: str | None = options.DEVICE,
 ) -> None:
     """Find the items that are most similar to an image, an item or a value, under one attribute or several.
 
@@ -66,7 +52,12 @@ def search(
     if attribute and weights:
         raise UsageError("give either --attribute, one result each, or --weights, one result for all")
     values = named_values("--value", value)
-    mixture = {name: _number(name, weight) for name, weight in named_values("--weights", weights).items()}
+    mixture = {}
+    for name, weight in named_values("--weights", weights).items():
+        try:
+            mixture[name] = float(weight)
+        except ValueError as error:
+            raise UsageError(f"the weight of {name} must be a number; got {weight!r}") from error
     with stdout_kept_clean():
         from cca_hf.recipes.index_search import search_index, write_answers
 
@@ -93,13 +84,6 @@ def search(
         print(f"{answer.query}, by {answer.attribute}\n{_table(answer.hits, [*answer.attributes, *values])}\n")
     if page is not None:
         print(f"page: {page}")
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise UsageError(f"the weight of {name} must be a number; got {text!r}") from error
 
 
 def _table(hits: "Sequence[Hit]", first: Sequence[str]) -> str:

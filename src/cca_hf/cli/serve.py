@@ -1,46 +1,35 @@
 """`cca serve`: a model behind HTTP, until it is stopped."""
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Any
 
-from .options import Device, Encoder, Precision, load_encoder, option, stdout_kept_clean, switch
+from . import options
+from .options import load_encoder, option, stdout_kept_clean, switch
 
 
 def serve(
-    model: Encoder,
-    host: Annotated[str, option("host", "ADDRESS", "Address to listen on; 0.0.0.0 is every network.")] = "127.0.0.1",
-    port: Annotated[int, option("port", "NUMBER", "Port to listen on; 0 is any free one.", min=0, max=65535)] = 8000,
-    max_batch: Annotated[int, option("max_batch", "NUMBER", "Most images in one pass of the model.", min=1)] = 32,
-    max_waiting: Annotated[
-        int,
-        option(
-            "max_waiting",
-            "NUMBER",
-            "Most images that are received and not answered yet; beyond this, the answer is 503.",
-            min=1,
-        ),
-    ] = 256,
-    max_body: Annotated[int, option("max_body", "BYTES", "Largest request.", min=1)] = 20_000_000,
-    max_pictures: Annotated[
-        int | None,
-        option("max_pictures", "NUMBER", "Most images in a request. Default: $CCA_MAX_PICTURES, or 32.", min=1),
-    ] = None,
-    max_bytes: Annotated[
-        int | None, option("max_bytes", "BYTES", "Largest image file. Default: $CCA_MAX_BYTES, or 10,000,000.", min=1)
-    ] = None,
-    max_pixels: Annotated[
-        int | None,
-        option("max_pixels", "NUMBER", "Most pixels in an image. Default: $CCA_MAX_PIXELS, or 25,000,000.", min=1),
-    ] = None,
-    allow_urls: Annotated[
-        bool | None,
-        switch(
-            "allow_urls",
-            "Download images from http addresses in a request, of public hosts only. Default: $CCA_ALLOW_URLS.",
-        ),
-    ] = None,
-    device: Device = None,
-    precision: Precision = "auto",
+    model: str = options.ENCODER,
+    host: str = option("127.0.0.1", "host", "ADDRESS", "Address to listen on; 0.0.0.0 is every network."),
+    port: int = option(8000, "port", "NUMBER", "Port to listen on; 0 is any free one.", min=0, max=65535),
+    max_batch: int = option(32, "max_batch", "NUMBER", "Most images in one pass of the model.", min=1),
+    max_waiting: int = option(
+        256, "max_waiting", "NUMBER", "Most images that wait for an answer; more are answered 503.", min=1
+    ),
+    max_body: int = option(20_000_000, "max_body", "BYTES", "Largest request.", min=1),
+    max_pictures: int | None = option(
+        None, "max_pictures", "NUMBER", "Most images in a request. Default: $CCA_MAX_PICTURES, or 32.", min=1
+    ),
+    max_bytes: int | None = option(
+        None, "max_bytes", "BYTES", "Largest image file. Default: $CCA_MAX_BYTES, or 10,000,000.", min=1
+    ),
+    max_pixels: int | None = option(
+        None, "max_pixels", "NUMBER", "Most pixels in an image. Default: $CCA_MAX_PIXELS, or 25,000,000.", min=1
+    ),
+    allow_urls: bool | None = switch(
+        "allow_urls", "Download images from http addresses of public hosts. Default: $CCA_ALLOW_URLS.", None
+    ),
+    device: str | None = options.DEVICE,
+    precision: options.Precision = options.PRECISION,
 ) -> None:
     """Serve a model over HTTP: images in, one embedding per attribute out.
 
@@ -58,14 +47,9 @@ def serve(
         from cca_hf.hub.server import ServerSettings
         from cca_hf.hub.server import serve as serve_encoder
 
-        limits = Limits.from_environment()
-        limits = replace(
-            limits,
-            max_pictures=max_pictures or limits.max_pictures,
-            max_bytes=max_bytes or limits.max_bytes,
-            max_pixels=max_pixels or limits.max_pixels,
-            allow_urls=limits.allow_urls if allow_urls is None else allow_urls,
-        )
+        given: dict[str, Any] = {"max_pictures": max_pictures, "max_bytes": max_bytes, "max_pixels": max_pixels}
+        given = {name: value for name, value in {**given, "allow_urls": allow_urls}.items() if value is not None}
+        limits = replace(Limits.from_environment(), **given)
         settings = ServerSettings(host, port, max_batch, max_waiting, max_body)
         encoder = load_encoder(model, device, precision)
     serve_encoder(encoder, model, limits, settings)

@@ -6,11 +6,14 @@ Only the label columns are read, through Arrow: images are neither loaded nor de
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import datasets
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
+
+ValueSetKind: TypeAlias = Literal["all", "maybe"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,31 @@ def encode_labels(
         table = np.array([ids.get(str(value), -1) for value in split_values] + [-1], dtype=np.int64)
         labels[split] = table[codes]
     return labels, list(values)
+
+
+def read_value_sets(
+    dataset: datasets.Dataset, split: str, attribute: str, values: list[str], kind: ValueSetKind
+) -> np.ndarray | None:
+    """(images, values) booleans from the column `<attribute>_all` or `<attribute>_maybe`; None without such lists.
+
+    Lists are read by the names of their values, so they stay correct if `values` has another order, that of a trained
+    model. A column of that name without lists has another meaning, and is ignored.
+
+    Raises:
+        ValueError: if a list contains anything but values of the attribute.
+    """
+    column = f"{attribute}_{kind}"
+    feature = dataset.features.get(column)
+    if not isinstance(feature, (datasets.List, datasets.LargeList)):
+        return None
+    sets = np.zeros((dataset.num_rows, len(values)), dtype=bool)
+    if dataset.num_rows:
+        lists = ColumnPlace(column).read(dataset).combine_chunks()
+        items = pa.chunked_array([pc.list_flatten(lists)])
+        ids = encode_labels(column, {split: items}, {split: feature.feature}, values)[0][split]
+        rows = pc.list_parent_indices(lists).to_numpy()
+        sets[rows[ids >= 0], ids[ids >= 0]] = True
+    return sets
 
 
 def _encode(name: str, column: pa.ChunkedArray, feature: object) -> tuple[np.ndarray, list[str | int]]:

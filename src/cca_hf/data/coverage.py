@@ -29,9 +29,6 @@ class Coverage:
     found: int
     listed: int
 
-    def __add__(self, other: "Coverage") -> "Coverage":
-        return Coverage(self.found + other.found, self.listed + other.listed)
-
     @property
     def share(self) -> float:
         """In [0, 1]; 1 if nothing is listed."""

@@ -6,7 +6,7 @@ import os
 
 from datasets import Dataset, Features, Value
 
-from cca_hf.models.images import ImageInput, UnreadableImageError, load_image
+from cca_hf.models.images import UnreadableImageError, load_image
 
 logger = logging.getLogger(__name__)
 
@@ -65,14 +65,12 @@ def _state_of_files(images: Dataset) -> str | None:
 
 def _reasons(batch: dict[str, list], files: str | None) -> dict[str, list]:
     """`files` is an argument only for the cache, in which it distinguishes the states of the files."""
-    return {"reason": [_reason(image) for image in batch["image"]]}
-
-
-def _reason(image: ImageInput | None) -> str | None:
-    if image is None:
-        return "there is no image in this row"
-    try:
-        load_image(image)
-    except UnreadableImageError as error:
-        return str(error)
-    return None
+    reasons: list[str | None] = []
+    for image in batch["image"]:
+        try:
+            if image is not None:
+                load_image(image)
+            reasons.append(None if image is not None else "there is no image in this row")
+        except UnreadableImageError as error:
+            reasons.append(str(error))
+    return {"reason": reasons}

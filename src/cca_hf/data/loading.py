@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 from .columns import ColumnPlace, column_places, encode_labels, is_label_feature, missing_message
 from .coverage import leave_out_missing, with_images_of
-from .schema import IMAGE_COLUMN, AttributeDataset, DatasetSummary
+from .schema import IMAGE_COLUMN, AttributeDataset
 from .sources import load_source
 from .splits import complete_splits, warn_of_shared_groups, with_usual_names
 
@@ -125,8 +125,6 @@ def _attribute_names(
             name for name, place in places.items() if is_label_feature(place.feature(features)) and name[:2] != "__"
         ]
         raise ValueError(f"{problem}; these columns could be attributes: {', '.join(candidates) or 'none'}")
-    if attributes is None:
-        return names
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"attributes contains more than once: {', '.join(twice)}")
@@ -144,39 +142,34 @@ def _to_schema(
     group_column: str | None,
 ) -> tuple[DatasetDict, dict[str, list[str]]]:
     places = {split: column_places(dataset.features) for split, dataset in splits.items()}
+    result = DatasetDict()
+    for split, dataset in splits.items():
+        dataset = dataset.with_format(None)
+        if image_column != IMAGE_COLUMN:
+            if IMAGE_COLUMN in dataset.column_names:
+                raise ValueError(
+                    f"image_column is {image_column!r}, but the source also has a column {IMAGE_COLUMN!r}; rename or "
+                    "remove it"
+                )
+            dataset = dataset.rename_column(image_column, IMAGE_COLUMN)
+        dataset = dataset.cast_column(IMAGE_COLUMN, Image(decode=False))
+        if group_column is not None and group_column not in dataset.column_names:
+            dataset = dataset.add_column(group_column, places[split][group_column].read(dataset).to_pylist())
+        result[split] = dataset
     attributes: dict[str, list[str]] = {}
-    labels: dict[str, dict[str, np.ndarray]] = {split: {} for split in splits}
     for name in names:
-        encoded, attributes[name] = encode_labels(
+        labels, attributes[name] = encode_labels(
             name,
             {split: places[split][name].read(dataset) for split, dataset in splits.items()},
             {split: places[split][name].feature(dataset.features) for split, dataset in splits.items()},
             values.get(name),
         )
-        for split, column in encoded.items():
-            labels[split][name] = column
-    result = DatasetDict()
-    for split, dataset in splits.items():
-        dataset = _with_image_column(dataset.with_format(None), image_column)
-        if group_column is not None and group_column not in dataset.column_names:
-            group = places[split][group_column].read(dataset).to_pylist()
-            dataset = dataset.add_column(group_column, group)
-        for name, column in labels[split].items():
-            dataset = _with_labels(dataset, name, column, attributes[name])
+        for split, column in labels.items():
+            result[split] = _with_labels(result[split], name, column, attributes[name])
+    for split, dataset in result.items():
         others = [column for column in dataset.column_names if column not in (IMAGE_COLUMN, *names)]
         result[split] = dataset.select_columns([IMAGE_COLUMN, *names, *others])
     return result, attributes
-
-
-def _with_image_column(dataset: Dataset, image_column: str) -> Dataset:
-    if image_column != IMAGE_COLUMN:
-        if IMAGE_COLUMN in dataset.column_names:
-            raise ValueError(
-                f"image_column is {image_column!r}, but the source also has a column {IMAGE_COLUMN!r}; rename or "
-                "remove it"
-            )
-        dataset = dataset.rename_column(image_column, IMAGE_COLUMN)
-    return dataset.cast_column(IMAGE_COLUMN, Image(decode=False))
 
 
 def _with_labels(dataset: Dataset, name: str, labels: np.ndarray, values: list[str]) -> Dataset:
@@ -202,18 +195,14 @@ def _check_labels(data: AttributeDataset) -> None:
                 f"all {(counts > 0).sum()} values of the attribute {attribute!r} have one image in {where}: "
                 "nothing can be learned or retrieved. Is it an identifier or free text?"
             )
-    _warn_of_single_images(data.summary())
-
-
-def _warn_of_single_images(summary: DatasetSummary) -> None:
     lines = []
-    for split, of_split in summary.splits.items():
+    for split, of_split in data.summary().splits.items():
         if split.endswith(("_query", "_gallery")):
             continue  # queries are compared with the gallery, not with each other
-        for attribute, counts in of_split.attributes.items():
-            if single := counts.single_image_values:
+        for attribute, found in of_split.attributes.items():
+            if single := found.single_image_values:
                 shown = ", ".join(single[:_SHOWN_VALUES]) + (", ..." if len(single) > _SHOWN_VALUES else "")
-                lines.append(f"  {split}, {attribute}: {len(single)} of {counts.values} ({shown})")
+                lines.append(f"  {split}, {attribute}: {len(single)} of {found.values} ({shown})")
     if lines:
         logger.warning(
             "these values have one image in their split, and so no pair to learn from or to retrieve:\n%s",

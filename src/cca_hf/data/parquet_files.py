@@ -5,10 +5,8 @@ A hundred images are read at a time: the memory does not grow with the data set.
 
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Dataset, Features, Image
@@ -52,7 +50,11 @@ def write_split(
         for index, path in enumerate(paths):
             shard = dataset.shard(shards, index, contiguous=True)
             with pq.ParquetWriter(path, features.arrow_schema) as writer:
-                for table in _tables(shard, with_images):
+                for table in shard.with_format("arrow").iter(_ROWS_AT_ONCE if with_images else 10_000):
+                    if with_images and IMAGE_COLUMN in table.column_names:
+                        place = table.column_names.index(IMAGE_COLUMN)
+                        images = Image().embed_storage(table.column(place).combine_chunks())
+                        table = table.set_column(place, IMAGE_COLUMN, images)
                     writer.write_table(table.cast(features.arrow_schema))
                     progress.update(table.num_rows)
     return paths
@@ -67,23 +69,3 @@ def _image_bytes(dataset: Dataset) -> int:
         paths = pc.filter(pc.struct_field(images, "path"), pc.is_null(content))
         total += sum(os.path.getsize(path) for path in paths.to_pylist() if path is not None)
     return total
-
-
-def _tables(shard: Dataset, with_images: bool) -> Iterator[pa.Table]:
-    for table in shard.with_format("arrow").iter(_ROWS_AT_ONCE if with_images else 10_000):
-        if with_images and IMAGE_COLUMN in table.column_names:
-            place = table.column_names.index(IMAGE_COLUMN)
-            images = [_read(image) for image in table.column(place).to_pylist()]
-            table = table.set_column(place, IMAGE_COLUMN, pa.array(images, table.schema.field(place).type))
-        yield table
-
-
-def _read(image: dict | None) -> dict | None:
-    """The image with its bytes, and with the file name instead of the path."""
-    if image is None:
-        return None
-    path, content = image["path"], image["bytes"]
-    return {
-        "bytes": Path(path).read_bytes() if content is None else content,
-        "path": None if path is None else Path(path).name,
-    }

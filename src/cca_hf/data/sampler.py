@@ -1,13 +1,9 @@
 """Batches of P values times K images of one attribute after the other.
 
-One pass of CCA embeds an image under all attributes, so every batch yields triplets of every attribute. A batch must
-contain pairs: it is built for one attribute, from P of its values with K images each (P x K sampling: Hermans et al.,
-2017, arXiv 1703.07737). Two properties go beyond the paper:
-
-- Every epoch contains every value of every attribute. A value with a single image makes no pair; it is distributed
-  over the epoch as a negative.
-- An epoch is a pure function of (seed, epoch), and so is the augmentation of every image, through the seed in its
-  `SampleKey`. A batch is the same for any number of workers and ranks, and after a resume in the middle of an epoch.
+P x K sampling: Hermans et al., 2017, arXiv 1703.07737. Beyond the paper, every epoch contains every value of every
+attribute; a value with a single image makes no pair, and is distributed over the epoch as a negative. An epoch is a
+pure function of (seed, epoch), and so is the augmentation of every image, through the seed in its `SampleKey`: a batch
+is the same for any number of workers and ranks, and after a resume in the middle of an epoch.
 """
 
 import logging
@@ -69,18 +65,14 @@ class AttributeBatchSampler(Sampler[list[SampleKey]]):
         if seed < 0:
             raise ValueError(f"seed must not be negative; got {seed}")
         self._labelled = np.flatnonzero((labels >= 0).any(axis=1))
-        if batch_size > len(self._labelled):
-            logger.warning(
-                "batch_size %d is more than the %d labelled images: using %d",
-                batch_size,
-                len(self._labelled),
-                len(self._labelled),
-            )
-        self.batch_size = min(batch_size, len(self._labelled))
+        count = len(self._labelled)
+        if batch_size > count:
+            logger.warning("batch_size %d is more than the %d labelled images: using %d", batch_size, count, count)
+        self.batch_size = min(batch_size, count)
         if self.batch_size < 2 * images_per_value:
             raise ValueError(
                 f"a batch needs two values of {images_per_value} images each; got batch_size {batch_size} "
-                f"and {len(self._labelled)} labelled images"
+                f"and {count} labelled images"
             )
         if values_per_batch is not None and values_per_batch < 2:
             raise ValueError(f"values_per_batch must be at least 2, or there are no negatives; got {values_per_batch}")
@@ -252,8 +244,6 @@ def _images_alone(labels: np.ndarray) -> np.ndarray:
     """Rows that are the only image of one of their values."""
     rows: list[np.ndarray] = []
     for column in labels.T:
-        labelled = column[column >= 0]
-        alone = np.bincount(labelled) == 1 if len(labelled) else np.empty(0, dtype=bool)
         known = np.flatnonzero(column >= 0)
-        rows.append(known[alone[labelled]])
+        rows.append(known[np.bincount(column[known])[column[known]] == 1])
     return np.unique(np.concatenate(rows))

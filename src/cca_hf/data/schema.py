@@ -1,6 +1,6 @@
 """`AttributeDataset`: labelled images in one schema, and the summary of such a data set."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -9,10 +9,9 @@ from datasets import Dataset, DatasetDict
 
 from cca_hf.models.images import UnreadableImageError
 
-from .columns import ColumnPlace, group_codes, integers, missing_message
+from .columns import ColumnPlace, ValueSetKind, group_codes, integers, missing_message, read_value_sets
 from .coverage import Coverage
 from .image_check import find_unreadable, report_unreadable
-from .value_sets import ValueSetKind, read_value_sets
 
 IMAGE_COLUMN = "image"
 
@@ -25,17 +24,6 @@ class AttributeSummary:
     labelled: int
     unlabelled: int
     single_image_values: tuple[str, ...]  # values without a second image to retrieve
-
-    @classmethod
-    def from_labels(cls, labels: np.ndarray, names: Sequence[str]) -> "AttributeSummary":
-        """`labels`: (images,) ids, -1 where not labelled."""
-        counts = np.bincount(labels[labels >= 0], minlength=len(names))
-        return cls(
-            values=int((counts > 0).sum()),
-            labelled=int(counts.sum()),
-            unlabelled=int((labels < 0).sum()),
-            single_image_values=tuple(names[value] for value in np.flatnonzero(counts == 1).tolist()),
-        )
 
 
 @dataclass(frozen=True)
@@ -58,16 +46,16 @@ class DatasetSummary:
         return asdict(self)
 
     def __str__(self) -> str:
-        rows = [["attribute", "values", *map(_title, self.splits, self.splits.values())]]
+        groups = {
+            name: "" if each.groups is None else f", {each.groups:,} groups" for name, each in self.splits.items()
+        }
+        titles = [f"{name}: {each.images:,} images{groups[name]}" for name, each in self.splits.items()]
+        rows = [["attribute", "values", *titles]]
         for attribute, named in self.value_counts.items():
             cells = [_cell(split.attributes[attribute]) for split in self.splits.values()]
             rows.append([attribute, f"{named:,}", *cells])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _title(name: str, split: SplitSummary) -> str:
-    return f"{name}: {split.images:,} images" + ("" if split.groups is None else f", {split.groups:,} groups")
 
 
 def _cell(attribute: AttributeSummary) -> str:
@@ -85,8 +73,7 @@ class AttributeDataset:
 
     Args:
         splits: data sets with the column `image`, an undecoded `datasets.Image`, and one `ClassLabel` column per
-            attribute (-1: not labelled). Other columns of the source are kept, such as the lists `<attribute>_all` and
-            `<attribute>_maybe` (see `value_sets.py`).
+            attribute (-1: not labelled). Other columns of the source are kept, see also `value_sets`.
         attributes: attribute -> names of its values, in the order of their ids.
         group_column: column whose values near copies share, such as an item number; None without such a column.
         coverage: split -> number of images present and listed, for splits with missing images.
@@ -116,9 +103,14 @@ class AttributeDataset:
         return labels
 
     def value_sets(self, split: str, kind: ValueSetKind) -> dict[str, np.ndarray]:
-        """Attribute -> (images, values) booleans: the values that an image shows ("all") or may show ("maybe").
+        """Attribute -> (images, values) booleans, for the attributes with a column `<attribute>_<kind>` of lists.
 
-        Contains only attributes with a column `<attribute>_all` or `<attribute>_maybe`; see `data/value_sets.py`.
+        `<attribute>_all` lists every value that an image shows (46 % of DeepFashion's candidates show several), and
+        `<attribute>_maybe` the values that it may show, because the annotators were not sure (the `m` of FashionAI).
+        Only the evaluation reads them.
+
+        Raises:
+            ValueError: if a list contains anything but values of the attribute.
         """
         sets = {
             attribute: read_value_sets(self[split], split, attribute, values, kind)
@@ -138,22 +130,24 @@ class AttributeDataset:
         """The coverage of these splits together; None if no image is missing."""
         if not any(split in self.coverage for split in splits):
             return None
-        whole = {split: Coverage(self[split].num_rows, self[split].num_rows) for split in splits}
-        return sum((self.coverage.get(split, whole[split]) for split in splits), Coverage(0, 0))
+        parts = [self.coverage.get(split, Coverage(self[split].num_rows, self[split].num_rows)) for split in splits]
+        return Coverage(sum(part.found for part in parts), sum(part.listed for part in parts))
 
     def summary(self) -> DatasetSummary:
         """Per split and attribute: the values, the missing labels, and the values with one image."""
         splits = {}
         for split in self.splits:
             labels, groups = self.labels(split), self.groups(split)
-            splits[split] = SplitSummary(
-                images=len(labels),
-                groups=None if groups is None else len(np.unique(groups[groups >= 0])) + int((groups < 0).sum()),
-                attributes={
-                    attribute: AttributeSummary.from_labels(labels[:, index], names)
-                    for index, (attribute, names) in enumerate(self.attributes.items())
-                },
-            )
+            number = None if groups is None else len(np.unique(groups[groups >= 0])) + int((groups < 0).sum())
+            splits[split] = SplitSummary(len(labels), number, {})
+            for (attribute, names), column in zip(self.attributes.items(), labels.T, strict=True):
+                counts = np.bincount(column[column >= 0], minlength=len(names))
+                splits[split].attributes[attribute] = AttributeSummary(
+                    values=int((counts > 0).sum()),
+                    labelled=int(counts.sum()),
+                    unlabelled=int((column < 0).sum()),
+                    single_image_values=tuple(names[value] for value in np.flatnonzero(counts == 1).tolist()),
+                )
         return DatasetSummary(splits, {attribute: len(names) for attribute, names in self.attributes.items()})
 
     def check_images(
@@ -175,13 +169,13 @@ class AttributeDataset:
         if not any(reasons.values()):
             return self
         report_unreadable(reasons, skipped=on_unreadable == "skip")
-        readable, coverage = DatasetDict(), dict(self.coverage)
-        for split, dataset in self.splits.items():
-            if len(reasons[split]) == dataset.num_rows:
+        readable, coverage = DatasetDict(self.splits), dict(self.coverage)
+        for split, rows in reasons.items():
+            count = self.splits[split].num_rows
+            if len(rows) == count:
                 raise UnreadableImageError(f"no image of the split {split!r} can be read")
-            keep = np.setdiff1d(np.arange(dataset.num_rows), np.fromiter(reasons[split], dtype=np.int64))
-            readable[split] = dataset.select(keep) if reasons[split] else dataset
-            if reasons[split]:
-                listed = coverage[split].listed if split in coverage else dataset.num_rows
-                coverage[split] = Coverage(len(keep), listed)
+            if rows:
+                readable[split] = self.splits[split].select(np.setdiff1d(np.arange(count), list(rows)))
+                listed = coverage[split].listed if split in coverage else count
+                coverage[split] = Coverage(count - len(rows), listed)
         return replace(self, splits=readable, coverage=coverage)

@@ -158,12 +158,7 @@ def _paint(colour: str, random: np.random.Generator) -> tuple[np.ndarray, np.nda
 
 
 def _pattern(
-    pattern: str,
-    centre: np.ndarray,
-    outline: np.ndarray,
-    radius: float,
-    image_size: int,
-    random: np.random.Generator,
+    pattern: str, centre: np.ndarray, outline: np.ndarray, radius: float, image_size: int, random: np.random.Generator
 ) -> np.ndarray:
     """(height, width) strength of the light tint in [0, 1]. A shape of any size shows about four periods."""
     tint = np.zeros((image_size, image_size), dtype=np.float32)

@@ -44,12 +44,10 @@ def generate_shapes_dataset(num_images: int = 3000, image_size: int = 64, seed: 
         raise ValueError(f"image_size must be at least 32, so that patterns are visible; got {image_size}")
     sizes = {split: round(num_images * share) for split, share in _SHARES.items()}
     sizes["train"] = num_images - sizes["validation"] - sizes["test"]
-    return DatasetDict(
-        {
-            split: _generate_split(split, number, image_size, [seed, index])
-            for index, (split, number) in enumerate(sizes.items())
-        }
-    )
+    splits = DatasetDict()
+    for index, (split, number) in enumerate(sizes.items()):
+        splits[split] = _generate_split(split, number, image_size, [seed, index])
+    return splits
 
 
 def _generate_split(split: str, num_images: int, image_size: int, seed: list[int]) -> Dataset:

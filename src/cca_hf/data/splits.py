@@ -45,13 +45,9 @@ def complete_splits(splits: DatasetDict, group_column: str | None, seed: int) ->
         return splits
     parts = _cut(splits[source], len(missing), group_column, seed)
     made = {"train": parts[0], **dict(zip(missing, parts[1:], strict=True))}
-    logger.warning(
-        "the source has no %s split: made %s from %r (seed %d, groups kept together)",
-        " or ".join(missing),
-        ", ".join(f"{name} ({part.num_rows:,} images)" for name, part in made.items()),
-        source,
-        seed,
-    )
+    shown = ", ".join(f"{name} ({part.num_rows:,} images)" for name, part in made.items())
+    text = "the source has no %s split: made %s from %r (seed %d, groups kept together)"
+    logger.warning(text, " or ".join(missing), shown, source, seed)
     others = {split: dataset for split, dataset in splits.items() if split != source}
     order = ("train", *HELD_OUT, *others)
     return DatasetDict(sorted({**made, **others}.items(), key=lambda item: order.index(item[0])))
@@ -66,13 +62,8 @@ def warn_of_shared_groups(splits: DatasetDict, group_column: str) -> None:
     for split, split_groups in groups.items():
         shared = int((np.isin(split_groups, groups["train"]) & (split_groups >= 0)).sum())
         if split != "train" and shared:
-            logger.warning(
-                "%d of %d images of the split %r share their %r with training images",
-                shared,
-                len(split_groups),
-                split,
-                group_column,
-            )
+            text = "%d of %d images of the split %r share their %r with training images"
+            logger.warning(text, shared, len(split_groups), split, group_column)
 
 
 def _cut(dataset: Dataset, held_out: int, group_column: str | None, seed: int) -> list[Dataset]:

@@ -50,22 +50,18 @@ class AttributeImages(Dataset[AttributeExample]):
 
     def __getitems__(self, keys: Sequence[int | SampleKey]) -> list[AttributeExample]:
         rows = [key.index if isinstance(key, SampleKey) else int(key) for key in keys]
-        encoded = self._images[rows][IMAGE_COLUMN]
-        return [
-            {"image": self._decode(key, row, image), "labels": self.labels[row]}
-            for key, row, image in zip(keys, rows, encoded, strict=True)
-        ]
-
-    def _decode(self, key: int | SampleKey, row: int, encoded: dict[str, object]) -> np.ndarray:
-        try:
-            levels = decode_image(encoded)
-        except UnreadableImageError as error:
-            raise UnreadableImageError(
-                f"{self.split}[{row}]: {error}; AttributeDataset.check_images finds all such images beforehand"
-            ) from error
-        if self.transform is None or not isinstance(key, SampleKey):
-            return levels
-        return self.transform(levels, np.random.default_rng(key.seed))
+        examples: list[AttributeExample] = []
+        for key, row, encoded in zip(keys, rows, self._images[rows][IMAGE_COLUMN], strict=True):
+            try:
+                levels = decode_image(encoded)
+            except UnreadableImageError as error:
+                raise UnreadableImageError(
+                    f"{self.split}[{row}]: {error}; AttributeDataset.check_images finds all such images beforehand"
+                ) from error
+            if self.transform is not None and isinstance(key, SampleKey):
+                levels = self.transform(levels, np.random.default_rng(key.seed))
+            examples.append({"image": levels, "labels": self.labels[row]})
+        return examples
 
 
 class QueriesAndGallery(ConcatDataset[AttributeExample]):
@@ -77,20 +73,16 @@ class QueriesAndGallery(ConcatDataset[AttributeExample]):
         self.gallery = gallery
 
 
-class AttributeBatch(TypedDict):
-    """One batch."""
-
-    pixel_values: torch.Tensor  # (batch, 3, height, width) float32
-    labels: torch.Tensor  # (batch, attributes) int64, -1 where not labelled
-
-
 class AttributeCollator:
-    """Resizes and normalises images by the reader that `encode` uses, to the same pixel values."""
+    """Resizes and normalises images by the reader that `encode` uses, to the same pixel values.
+
+    A batch has `pixel_values` (batch, 3, height, width) float32 and `labels` (batch, attributes) int64.
+    """
 
     def __init__(self, image_processor: BaseImageProcessor) -> None:
         self.reader = ImageReader(image_processor)
 
-    def __call__(self, examples: Sequence[AttributeExample]) -> AttributeBatch:
+    def __call__(self, examples: Sequence[AttributeExample]) -> dict[str, torch.Tensor]:
         resized = torch.stack([self.reader.resize(example["image"]) for example in examples])
         pixel_values = self.reader.scale(resized, torch.device("cpu"), torch.float32)
         return {"pixel_values": pixel_values, "labels": torch.stack([example["labels"] for example in examples])}

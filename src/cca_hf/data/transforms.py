@@ -61,10 +61,7 @@ class TrainingTransform:
 
     def draw(self, size: tuple[int, ...], generator: np.random.Generator) -> tuple[Box, bool]:
         """The crop of an image of `size` (height, width), and whether it is flipped."""
-        box = self._crop_box(size[0], size[1], generator)
-        return box, bool(generator.random() < self.horizontal_flip)
-
-    def _crop_box(self, height: int, width: int, generator: np.random.Generator) -> Box:
+        height, width = size
         scale = generator.uniform(*self.crop_scale)
         # the ratios at which a crop of this area fits into the image
         low, high = max(self.crop_ratio[0], scale), min(self.crop_ratio[1], 1 / scale)
@@ -74,4 +71,4 @@ class TrainingTransform:
         crop_height = min(max(1, round(math.sqrt(scale / ratio) * height)), height)
         left = round(generator.uniform(0, width - crop_width))
         top = round(generator.uniform(0, height - crop_height))
-        return left, top, left + crop_width, top + crop_height
+        return (left, top, left + crop_width, top + crop_height), bool(generator.random() < self.horizontal_flip)

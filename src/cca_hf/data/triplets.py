@@ -40,12 +40,8 @@ def to_triplet_dataset(dataset: Dataset, attributes: Sequence[str] | None = None
         raise ValueError(missing_message("column", missing, dataset.column_names))
     if dataset.num_rows == 0:
         raise ValueError("there are no triplets: the data set is empty")
-    labels, names = encode_labels(
-        CONDITION_COLUMN,
-        {"triplets": ColumnPlace(CONDITION_COLUMN).read(dataset)},
-        {"triplets": dataset.features[CONDITION_COLUMN]},
-        attributes,
-    )
+    column, feature = ColumnPlace(CONDITION_COLUMN).read(dataset), dataset.features[CONDITION_COLUMN]
+    labels, names = encode_labels(CONDITION_COLUMN, {"triplets": column}, {"triplets": feature}, attributes)
     conditions = labels["triplets"]
     if (conditions < 0).any():
         raise ValueError(f"{(conditions < 0).sum()} of {len(conditions)} triplets have no condition")
@@ -111,7 +107,9 @@ def distinct_images(triplets: Dataset, images: Dataset | None = None) -> tuple[D
         parts.append(column_only.select(first).rename_column(column, IMAGE_COLUMN))
     if images is None:
         return concatenate_datasets(parts), rows
-    places = _rows_of(list(numbers), images)
+    known = ColumnPlace(FILE_NAME_COLUMN).read(images).to_pylist()
+    row_of = {known[row]: row for row in rows_with_image(images, IMAGE_COLUMN).tolist()}
+    places = np.array([row_of.get(name, -1) for name in numbers], dtype=np.int64)
     present = places >= 0
     renumbered = np.where(present, np.cumsum(present) - 1, -1)
     return images.select_columns([IMAGE_COLUMN]).select(places[present]), renumbered[rows]
@@ -142,10 +140,3 @@ def _keys(images: Dataset, column: str) -> Iterator[bytes | str]:
             else:
                 raise ValueError(f"the triplet of row {row} has no {column}: bytes and path are empty")
             row += 1
-
-
-def _rows_of(names: list[bytes | str], images: Dataset) -> np.ndarray:
-    """(names,) rows of `images`, -1 for an image that is missing or null."""
-    known = ColumnPlace(FILE_NAME_COLUMN).read(images).to_pylist()
-    row_of = {known[row]: row for row in rows_with_image(images, IMAGE_COLUMN).tolist()}
-    return np.array([row_of.get(name, -1) for name in names], dtype=np.int64)

@@ -23,9 +23,8 @@ from cca_hf.models.configuration_cca import CCAConfig
 from cca_hf.models.configuration_images import AttributeConfig
 from cca_hf.models.whole_files import write_text
 from cca_hf.training.run_record import FILE_NAME, RunRecord
-from cca_hf.visualization.curves import plot_curves
 from cca_hf.visualization.page import public_name
-from cca_hf.visualization.report import EXAMPLES
+from cca_hf.visualization.report import EXAMPLES, plot_curves
 from cca_hf.visualization.results import check_comparable
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")

@@ -96,14 +96,8 @@ def run_training(
         result.save_json(output_dir / "test_evaluation.json")
         replace(record, seconds=outcome.metrics["train_runtime"], confusions=confusions).save(output_dir)
         print(f"\nRetrieval on the test split ({output_dir})\n{result.table()}")
-    return TrainingRun(
-        model=trained,
-        data=data,
-        result=result,
-        metrics={**outcome.metrics, **metrics},
-        history=trainer.state.log_history,
-        output_dir=output_dir,
-    )
+    metrics = {**outcome.metrics, **metrics}
+    return TrainingRun(trained, data, result, metrics, trainer.state.log_history, output_dir)
 
 
 def measure(
@@ -187,12 +181,9 @@ def _read_config(source: str) -> PreTrainedConfig:
     else:
         return AutoConfig.from_pretrained(source)
     fields: dict[str, Any] = json.loads(text)
-    model_type = fields.pop("model_type", None)
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            f"backbone_config needs a model_type that transformers knows, such as vit; got {model_type!r}"
-        )
-    return CONFIG_MAPPING[model_type](**fields)
+    if (kind := fields.pop("model_type", None)) not in CONFIG_MAPPING:
+        raise ValueError(f"backbone_config needs a model_type that transformers knows, such as vit; got {kind!r}")
+    return CONFIG_MAPPING[kind](**fields)
 
 
 def _checkpoint_to_resume(args: CCATrainingArguments) -> str | None:

@@ -15,6 +15,7 @@ from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.torch_dataset import AttributeCollator, AttributeImages, QueriesAndGallery
 from cca_hf.data.transforms import TrainingTransform
 from cca_hf.evaluation.retrieval.embeddings import Gallery, evaluate_splits
+from cca_hf.evaluation.retrieval.evaluator import query_and_gallery
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.training.arguments import CCATrainingArguments
 from cca_hf.training.attribute_losses import LabelLoss, TripletLoss, embed_under_all
@@ -36,12 +37,7 @@ def make_label_task(
     loss: PerAttributeLoss | None = None,
     cache: TokenCache | None = None,
 ) -> Task:
-    """Images with labels, from the files or from a token cache.
-
-    Args:
-        dim: width of the embeddings.
-        loss: default: the loss that `args` describe.
-    """
+    """Images with labels, from the files or from a token cache; `dim` is the width of the embeddings."""
     transform = TrainingTransform(
         horizontal_flip=args.horizontal_flip,
         crop_scale=(args.crop_scale, 1.0),
@@ -83,10 +79,7 @@ def make_triplet_task(
 
 
 def make_loss(
-    args: CCATrainingArguments,
-    attributes: Mapping[str, Sequence[str]],
-    dim: int,
-    loss: PerAttributeLoss | None = None,
+    args: CCATrainingArguments, attributes: Mapping[str, Sequence[str]], dim: int, loss: PerAttributeLoss | None = None
 ) -> LabelLoss:
     """`loss`, or the loss that `args` describe: between images, plus the loss of the value proxies."""
     names, micro_batch_size = list(attributes), args.micro_batch_size
@@ -140,25 +133,23 @@ class AttributeEvaluator:
         `"test"` means `test_query` and `test_gallery` if the data set has these two instead.
         """
         if isinstance(split, datasets.Dataset):
-            return self._given_images(split)
+            given, split = split, next((name for name, known in self.data.splits.items() if known is split), None)
+            if split is None and self.cache is not None:
+                raise ValueError(
+                    "with cache_tokens only the splits of the data set can be evaluated: give a split's name"
+                )
+            if split is None:
+                data = as_attribute_dataset(given, "test", self.data.attributes, self.data.group_column)
+                return AttributeImages(data, "test")
         if not isinstance(split, str):
             return split
-        if split not in self.data and f"{split}_query" in self.data:
-            return QueriesAndGallery(self._images(f"{split}_query"), self._images(f"{split}_gallery"))
-        return self._images(split)
-
-    def _images(self, split: str) -> AttributeImages:
-        return AttributeImages(self.data, split) if self.cache is None else self.cache.images_of(split)
-
-    def _given_images(self, dataset: datasets.Dataset) -> AttributeImages:
-        for split, known in self.data.splits.items():
-            if known is dataset:
-                return self._images(split)
-        if self.cache is not None:
-            raise ValueError("with cache_tokens only the splits of the data set can be evaluated: give a split's name")
-        return AttributeImages(
-            as_attribute_dataset(dataset, "test", self.data.attributes, self.data.group_column), "test"
+        queries, gallery = query_and_gallery(self.data, split)
+        images, *others = (
+            AttributeImages(self.data, part) if self.cache is None else self.cache.images_of(part)
+            for part in (queries, gallery)
+            if part is not None
         )
+        return QueriesAndGallery(images, *others) if others else images
 
     def forward(self, model: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings (batch, attributes, dim) in float32, and labels (batch, attributes)."""

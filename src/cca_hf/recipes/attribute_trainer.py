@@ -95,7 +95,16 @@ class CCATrainer(TaskTrainer):
             if args.cache_tokens is not None:
                 model.to(args.device)
                 with frozen(frozen_parameters):
-                    cache = _make_token_cache(args, args.cache_tokens, model, data)
+                    cache = TokenCache(
+                        args.cache_tokens,
+                        model,
+                        data,
+                        dtype=args.cache_dtype,
+                        flipped=args.horizontal_flip > 0,
+                        autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
+                        batch_size=args.per_device_eval_batch_size,
+                        num_workers=args.dataloader_num_workers,
+                    )
             dim = model.config.embedding_dim or model.config.hidden_size
             task = make_label_task(args, data, model.image_processor, dim, loss=loss, cache=cache)
         callbacks = list(callbacks or [])
@@ -184,17 +193,3 @@ def _frozen_parameters(args: CCATrainingArguments, model: CCAModel) -> list[nn.P
         levels = 0 if model.config.backbone_name is None else len(model.config.feature_levels)
     # in eval mode: the empty image must not change statistics of batch normalisation
     return parameters_of_levels(model.in_eval_mode().backbone, model.config, levels)
-
-
-def _make_token_cache(args: CCATrainingArguments, folder: str, model: CCAModel, data: AttributeDataset) -> TokenCache:
-    """The token cache of a folder, in the precision of the training."""
-    return TokenCache(
-        folder,
-        model,
-        data,
-        dtype=args.cache_dtype,
-        flipped=args.horizontal_flip > 0,
-        autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
-        batch_size=args.per_device_eval_batch_size,
-        num_workers=args.dataloader_num_workers,
-    )

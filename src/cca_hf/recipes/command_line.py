@@ -4,13 +4,13 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import yaml  # type: ignore[import-untyped]
 
-from .flags import flag_names, help_text, meant_by
+from .flags import flag, flag_names, help_text, meant_by
 
 if TYPE_CHECKING:  # torch and transformers are imported when the flags are known to be right
     from cca_hf.training.arguments import CCATrainingArguments
@@ -27,57 +27,37 @@ class CommandLineError(ValueError):
 class ModelArguments:
     """The model to train. A field that is None has the default for the backbone, see `CCAConfig`."""
 
-    backbone: str | None = field(
-        default=None, metadata={"help": "Pretrained vision model: an id on the Hub or a local folder."}
+    backbone: str | None = flag(None, "Pretrained vision model: an id on the Hub or a local folder.")
+    backbone_config: str | None = flag(
+        None,
+        "Train a backbone from scratch, with this configuration: JSON with a model_type such as vit, a "
+        "JSON file, an id on the Hub or a folder. Instead of --backbone.",
     )
-    backbone_config: str | None = field(
-        default=None,
-        metadata={
-            "help": "Train a backbone from scratch, with this configuration: JSON with a model_type such as vit, a "
-            "JSON file, an id on the Hub or a folder. Instead of --backbone."
-        },
+    backbone_revision: str | None = flag(None, "Branch, tag or commit of the backbone.")
+    condition_embedding: Literal["one_hot", "lookup", "text", "none"] = flag(
+        "one_hot",
+        "How an attribute becomes the query of the attention. text: from its name, see --text_encoder. "
+        "none: one space for all attributes, the baseline.",
     )
-    backbone_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the backbone."})
-    condition_embedding: Literal["one_hot", "lookup", "text", "none"] = field(
-        default="one_hot",
-        metadata={
-            "help": "How an attribute becomes the query of the attention. text: from its name, see --text_encoder. "
-            "none: one space for all attributes, the baseline."
-        },
+    text_encoder: str | None = flag(
+        None, "Text model that encodes the names of the attributes: an id on the Hub or a folder."
     )
-    text_encoder: str | None = field(
-        default=None,
-        metadata={"help": "Text model that encodes the names of the attributes: an id on the Hub or a folder."},
+    attribute_sentences: str | None = flag(None, "JSON file, attribute -> sentence, to encode instead of the names.")
+    residual: Literal["image", "condition", "none"] | None = flag(
+        None, "What is added to the output of the attention. Default: depends on the backbone."
     )
-    attribute_sentences: str | None = field(
-        default=None,
-        metadata={"help": "JSON file, attribute -> sentence, to encode instead of the names."},
+    embedding_dim: int | None = flag(None, "Width of the embeddings.")
+    attribute_subspaces: bool = flag(
+        False,
+        "After training, project the embeddings of each attribute on the directions that separate its "
+        "values. This removes the other attributes from them.",
     )
-    residual: Literal["image", "condition", "none"] | None = field(
-        default=None,
-        metadata={"help": "What is added to the output of the attention. Default: depends on the backbone."},
+    hidden_size: int | None = flag(None, "Width of the conditional layer on top of the backbone.")
+    feature_levels: list[int] | None = flag(None, "Hidden states of the backbone to attend to, besides its output.")
+    image_size: list[int] | None = flag(
+        None, "Size of the images in pixels: one number for squares, or height and width."
     )
-    embedding_dim: int | None = field(default=None, metadata={"help": "Width of the embeddings."})
-    attribute_subspaces: bool = field(
-        default=False,
-        metadata={
-            "help": "After training, project the embeddings of each attribute on the directions that separate its "
-            "values. This removes the other attributes from them."
-        },
-    )
-    hidden_size: int | None = field(
-        default=None, metadata={"help": "Width of the conditional layer on top of the backbone."}
-    )
-    feature_levels: list[int] | None = field(
-        default=None, metadata={"help": "Hidden states of the backbone to attend to, besides its output."}
-    )
-    image_size: list[int] | None = field(
-        default=None,
-        metadata={"help": "Size of the images in pixels: one number for squares, or height and width."},
-    )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "eager, sdpa, flash_attention_2 or flex_attention."}
-    )
+    attn_implementation: str | None = flag(None, "eager, sdpa, flash_attention_2 or flex_attention.")
 
     def __post_init__(self) -> None:
         if (self.backbone is None) == (self.backbone_config is None):
@@ -96,36 +76,24 @@ class ModelArguments:
 class DataArguments:
     """The data set to train on."""
 
-    dataset: str = field(metadata={"help": "An id on the Hub or a local folder; see load_attribute_dataset."})
-    attributes: list[str] | None = field(
-        default=None, metadata={"help": "The attribute columns. Default: all ClassLabel columns."}
+    dataset: str = flag(MISSING, "An id on the Hub or a local folder; see load_attribute_dataset.")
+    attributes: list[str] | None = flag(None, "The attribute columns. Default: all ClassLabel columns.")
+    dataset_config: str | None = flag(None, "Configuration of a data set on the Hub.")
+    dataset_revision: str | None = flag(None, "Branch, tag or commit of the data set.")
+    image_column: str | None = flag(None, "Column with the images. Default: image, or the only column of images.")
+    group_column: str | None = flag(
+        None,
+        "Column that near copies share, such as an item number. They stay in one split, and do not count "
+        "as neighbours.",
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set."})
-    image_column: str | None = field(
-        default=None, metadata={"help": "Column with the images. Default: image, or the only column of images."}
-    )
-    group_column: str | None = field(
-        default=None,
-        metadata={
-            "help": "Column that near copies share, such as an item number. They stay in one split, and do not count "
-            "as neighbours."
-        },
-    )
-    split_seed: int = field(
-        default=0, metadata={"help": "Seed for cutting the splits that the data set does not have."}
-    )
-    on_unreadable: Literal["error", "skip"] = field(
-        default="error", metadata={"help": "Stop before training if an image cannot be read, or skip the image."}
+    split_seed: int = flag(0, "Seed for cutting the splits that the data set does not have.")
+    on_unreadable: Literal["error", "skip"] = flag(
+        "error", "Stop before training if an image cannot be read, or skip the image."
     )
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> "tuple[ModelArguments, DataArguments, CCATrainingArguments]":
-    """[`read_arguments`] for a script: an error is printed, and the process ends with code 2.
-
-    Args:
-        argv: without the program's name; default `sys.argv[1:]`.
-    """
+    """[`read_arguments`] of `argv`, or of `sys.argv`: an error is printed, and the process ends with code 2."""
     try:
         return read_arguments(sys.argv[1:] if argv is None else argv)
     except CommandLineError as error:
@@ -204,9 +172,5 @@ def flags_of_file(path: Path) -> list[str]:
     for name, value in content.items():
         if value is not None:
             values = value if isinstance(value, list) else [value]
-            flags += [f"--{name}", *(_as_text(each) for each in values)]
+            flags += [f"--{name}", *(each if isinstance(each, str) else json.dumps(each) for each in values)]
     return flags
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

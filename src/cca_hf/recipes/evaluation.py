@@ -1,9 +1,7 @@
 """Evaluation of a trained checkpoint on a data set, with the splits and the columns of its training."""
 
 import logging
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +19,12 @@ from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
 from cca_hf.evaluation.retrieval.triplet_evaluator import TripletEvaluator
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.run_record import RunRecord, rows_digest
+from cca_hf.visualization.entanglement import plot_entanglement
 from cca_hf.visualization.figures import new_figure
+from cca_hf.visualization.report import write_report
+from cca_hf.visualization.results import plot_results
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The results of [`evaluate_checkpoint`]."""
-
-    results: tuple[Result, ...]
-
-    def metrics(self) -> dict[str, float | None]:
-        """The metrics of all results, as fractions; None where a metric is not defined."""
-        metrics = {name: figure for result in self.results for name, figure in result.metrics().items()}
-        return {name: None if math.isnan(figure) else figure for name, figure in metrics.items()}
-
-    def table(self) -> str:
-        """The tables of all results."""
-        return "\n\n".join(result.table() for result in self.results)
 
 
 def evaluate_checkpoint(
@@ -57,7 +42,7 @@ def evaluate_checkpoint(
     entanglement: bool = False,
     batch_size: int = 64,
     num_workers: int | None = None,
-) -> Evaluation:
+) -> list[Result]:
     """Measures retrieval, or the triplet accuracy if the data set consists of ready triplets.
 
     Args:
@@ -75,6 +60,7 @@ def evaluate_checkpoint(
         ImportError: if the report needs matplotlib, or the entanglement scikit-learn, and it is missing.
     """
     draws = output_dir is not None and can_draw(needed=report)
+    reading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
     if holds_triplets(_load_source(dataset, config_name, _recorded(checkpoint, dataset))):
         if report or entanglement or group_column is not None or split_seed is not None:
             raise ValueError(
@@ -82,44 +68,29 @@ def evaluate_checkpoint(
                 "are not for them"
             )
         triplets, images = load_triplets(dataset, split, config_name)
-        accuracy = TripletEvaluator(
-            triplets, attributes, pictures=images, batch_size=batch_size, num_workers=num_workers
-        )(model)
+        accuracy = TripletEvaluator(triplets, attributes, pictures=images, **reading)(model)
         if output_dir is not None:
             accuracy.save_json(output_dir / "evaluation.json")
-        return Evaluation((accuracy,))
+        return [accuracy]
 
-    data = load_evaluation_data(
-        dataset,
-        attributes or model.config.attributes,
-        split,
-        checkpoint,
-        group_column=group_column,
-        split_seed=split_seed,
-        config_name=config_name,
-    )
-    result = RetrievalEvaluator(data, split, batch_size=batch_size, num_workers=num_workers)(model)
+    cutting: dict[str, Any] = {"group_column": group_column, "split_seed": split_seed, "config_name": config_name}
+    data = load_evaluation_data(dataset, attributes or model.config.attributes, split, checkpoint, **cutting)
+    result = RetrievalEvaluator(data, split, **reading)(model)
     results: list[Result] = [result]
     if output_dir is not None:
         result.save_json(output_dir / "evaluation.json")
         if draws:
-            from cca_hf.visualization.results import plot_results
-
             plot_results({"model": result}).savefig(output_dir / "evaluation.png", dpi=150)
         if report:
-            from cca_hf.visualization.report import write_report
-
             write_report(model, data, split, {report_name(model): result}, output_dir, batch_size=batch_size)
     if entanglement:
-        measured = measure_entanglement(model, data, split, batch_size=batch_size, num_workers=num_workers)
+        measured = measure_entanglement(model, data, split, **reading)
         results.append(measured)
         if output_dir is not None:
             measured.save_json(output_dir / "entanglement.json")
             if draws:
-                from cca_hf.visualization.entanglement import plot_entanglement
-
                 plot_entanglement(measured).savefig(output_dir / "entanglement.png", dpi=150)
-    return Evaluation(tuple(results))
+    return results
 
 
 def load_evaluation_data(
@@ -146,7 +117,6 @@ def load_evaluation_data(
     recorded = _recorded(checkpoint, dataset)
     given = {"group_column": group_column, "split_seed": split_seed, "dataset_config": config_name}
     given = {name: value for name, value in given.items() if value is not None}
-    settings = {**recorded, **given}
     source = with_usual_names(_load_source(dataset, config_name, recorded))
     columns = {column for rows in source.values() for column in column_places(rows.features)}
     cut = recorded.get("cut_splits", {})
@@ -166,6 +136,7 @@ def load_evaluation_data(
             "on. If the model was trained on this data set, repeat the --split_seed (0 unless it was given) and the "
             "--group_column of that training. If not, --split_seed 0 cuts a split"
         )
+    settings = {**recorded, **given}
     groups = settings.get("group_column")
     data = load_attribute_dataset(
         source,

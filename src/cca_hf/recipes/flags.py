@@ -9,26 +9,17 @@ import importlib.util
 import shutil
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 _GROUPS = {
-    "Loss": ("loss", "temperature", "mining", "margin", "proxy_weight", "proxy_learning_rate"),
-    "Batches": (
-        "per_device_train_batch_size",
-        "images_per_value",
-        "values_per_batch",
-        "micro_batch_size",
-        "horizontal_flip",
-        "crop_scale",
-        "crop_ratio",
-        "colour_jitter",
-        "cache_tokens",
-        "cache_dtype",
-    ),
-    "Schedule": ("output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps", "seed"),
+    "Loss": "loss temperature mining margin proxy_weight proxy_learning_rate",
+    "Batches": "per_device_train_batch_size images_per_value values_per_batch micro_batch_size horizontal_flip "
+    "crop_scale crop_ratio colour_jitter cache_tokens cache_dtype",
+    "Schedule": "output_dir resume_from_checkpoint num_train_epochs max_steps seed",
 }
 # Names from other tools and abbreviations -> the flags that mean the same.
 _MEANT = {
@@ -64,6 +55,11 @@ _MEANT = {
 }
 
 
+def flag(default: Any, text: str) -> Any:
+    """A field of an argument dataclass, with its help."""
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class Flag:
     """One field of an argument dataclass; `kind` is its annotation, `default` the code of its default, if any."""
@@ -72,11 +68,6 @@ class Flag:
     kind: str
     default: str | None
     help: str
-
-    @property
-    def names(self) -> list[str]:
-        """The flag, and its opposite if it is on by default."""
-        return [self.name, f"no_{self.name}"] if self.kind == "bool" and self.default == "True" else [self.name]
 
 
 @cache
@@ -87,20 +78,20 @@ def training_flags() -> dict[str, list[Flag]]:
     if transformers is None or transformers.origin is None:
         raise ImportError("training needs transformers: pip install transformers")
     own = _fields(here.parent / "training" / "arguments.py", "CCATrainingArguments")
-    theirs = _fields(Path(transformers.origin).with_name("training_args.py"), "TrainingArguments")
-    rest = theirs | own
+    rest = _fields(Path(transformers.origin).with_name("training_args.py"), "TrainingArguments") | own
     groups = {
-        "Data": list(_fields(here / "command_line.py", "DataArguments").values()),
-        "Model": list(_fields(here / "command_line.py", "ModelArguments").values()),
-    } | {title: [rest.pop(name) for name in names] for title, names in _GROUPS.items()}
+        title: list(_fields(here / "command_line.py", f"{title}Arguments").values()) for title in ("Data", "Model")
+    } | {title: [rest.pop(name) for name in names.split()] for title, names in _GROUPS.items()}
     groups["Hub"] = [rest.pop(name) for name in [*rest] if name.startswith("hub_") or name == "push_to_hub"]
     groups["Schedule"] += [rest.pop(name) for name in own if name in rest]
     return groups | {"Other arguments of transformers": list(rest.values())}
 
 
 def flag_names() -> set[str]:
-    """The names of all flags, without dashes."""
-    return {name for flags in training_flags().values() for flag in flags for name in flag.names}
+    """The names of all flags, without dashes; a flag that is on by default has an opposite."""
+    flags = [flag for group in training_flags().values() for flag in group]
+    opposites = {f"no_{flag.name}" for flag in flags if flag.kind == "bool" and flag.default == "True"}
+    return {flag.name for flag in flags} | opposites
 
 
 def meant_by(name: str) -> str | None:
@@ -146,23 +137,22 @@ def _metavar(kind: str) -> str:
 
 
 def _fields(file: Path, class_name: str) -> dict[str, Flag]:
-    """The fields that the body of a dataclass defines."""
+    """The fields that the body of a dataclass defines, by `field` or by `flag`."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
     flags = {}
     for node in body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            settings = (
-                {each.arg: each.value for each in node.value.keywords} if isinstance(node.value, ast.Call) else {}
-            )
-            default = settings.get("default", settings.get("default_factory"))
-            metadata = settings.get("metadata", ast.Dict(keys=[], values=[]))
-            assert isinstance(metadata, ast.Dict)
-            texts = {ast.unparse(key): value for key, value in zip(metadata.keys, metadata.values, strict=True) if key}
-            flags[node.target.id] = Flag(
-                name=node.target.id,
-                kind=ast.unparse(node.annotation),
-                default=None if default is None else ast.unparse(default).strip("'"),
-                help=ast.literal_eval(texts["'help'"]) if texts else "",
-            )
+            given: dict[Any, ast.expr] = {}
+            if isinstance(node.value, ast.Call):
+                given |= zip(("default", "help"), node.value.args, strict=False)
+                given |= {each.arg: each.value for each in node.value.keywords}
+            if isinstance(metadata := given.get("metadata"), ast.Dict):
+                names = [ast.literal_eval(key) for key in metadata.keys if key is not None]
+                given |= zip(names, metadata.values, strict=True)
+            default = given.get("default", given.get("default_factory"))
+            code = None if default is None else ast.unparse(default).strip("'")
+            text = ast.literal_eval(given["help"]) if "help" in given else ""
+            kind, code = ast.unparse(node.annotation), None if code == "MISSING" else code
+            flags[node.target.id] = Flag(node.target.id, kind, code, text)
     return flags

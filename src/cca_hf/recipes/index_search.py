@@ -15,21 +15,14 @@ _WIDEST = 28  # characters of a column's value
 
 
 class Answer(NamedTuple):
-    """The items that are most similar to one query under one attribute, or under a mixture of several.
+    """The items that are most similar to one query under one attribute, or under a mixture of several."""
 
-    Args:
-        query, attribute: names to show.
-        attributes: the attributes of the mixture, or the one attribute.
-        hits: the most similar first.
-        image, item: the query, if it is an image or an item.
-    """
-
-    query: str
-    attribute: str
-    attributes: Sequence[str]
-    hits: Sequence[Hit]
-    image: str | None = None
-    item: str | None = None
+    query: str  # the name to show
+    attribute: str  # the name to show
+    attributes: Sequence[str]  # of the mixture, or the one attribute
+    hits: Sequence[Hit]  # the most similar first
+    image: str | None = None  # the query, if it is an image
+    item: str | None = None  # the query, if it is an item
 
 
 def search_index(
@@ -103,8 +96,10 @@ def write_answers(answers: Sequence[Answer], path: Path, *, store: str, where: s
 
     Raises:
         ValueError: if the index does not say where the image of an item is.
+        UnreadableImageError: if an image cannot be read; the message names it.
     """
-    from cca_hf.visualization.search_page import FoundImage, SearchedQuery, SearchRow, write_search_page
+    from cca_hf.models.whole_files import write_text
+    from cca_hf.visualization.page import render
 
     places = {hit.item_id: hit.columns.get(IMAGE_REFERENCE) for answer in answers for hit in answer.hits}
     items = {answer.item for answer in answers if answer.item is not None}
@@ -121,15 +116,12 @@ def write_answers(answers: Sequence[Answer], path: Path, *, store: str, where: s
     for query, rows in groupby(answers, key=lambda answer: (answer.query, answer.image, answer.item)):
         name, image, item = query
         found = [
-            SearchRow(
-                answer.attribute,
-                [FoundImage(images[hit.item_id], f"{hit.similarity:.2f}", _title(hit)) for hit in answer.hits],
-            )
+            (answer.attribute, [(images[hit.item_id], f"{hit.similarity:.2f}", _title(hit)) for hit in answer.hits])
             for answer in rows
         ]
-        shown.append(SearchedQuery(name, image or (None if item is None else images[item]), found))
+        shown.append((name, image or (None if item is None else images[item]), found))
     facts = {"index": store} | ({"where": where} if where else {})
-    return write_search_page(shown, path, title="Found by attribute", facts=facts)
+    return write_text(render("search_page.html", queries=shown, title="Found by attribute", facts=facts), path)
 
 
 def _title(hit: Hit) -> str:

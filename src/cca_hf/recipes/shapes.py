@@ -26,11 +26,7 @@ def draw_shapes(folder: Path, *, num_images: int = NUM_IMAGES, seed: int = 0) ->
 def train_on_shapes(
     shapes: Path, output_dir: Path, *, epochs: float = EPOCHS, seed: int = 0, one_space: bool = False
 ) -> TrainingRun:
-    """Trains on the shapes of `draw_shapes`, as `scripts/train.py` does.
-
-    Args:
-        one_space: whether to train one space for all attributes instead of one for each.
-    """
+    """Trains on the shapes of `draw_shapes`, as `scripts/train.py` does; `one_space`: one space for all attributes."""
     return run_training(
         ModelArguments(
             backbone_config=BACKBONE,

@@ -6,10 +6,11 @@ A trained model does not need this file: it stores the embeddings of its attribu
 
 import json
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
+
+from cca_hf.models.configuration_images import did_you_mean
 
 
 def attribute_texts(attributes: Iterable[str], sentences_file: str | None = None) -> dict[str, str]:
@@ -28,8 +29,7 @@ def attribute_texts(attributes: Iterable[str], sentences_file: str | None = None
         )
     for name in sentences:
         if name not in texts:
-            closest = get_close_matches(name, texts, n=1)
-            hint = f" Did you mean {closest[0]!r}?" if closest else ""
+            hint = did_you_mean(name, list(texts))
             raise ValueError(f"{sentences_file}: unknown attribute {name!r}.{hint} The attributes are {list(texts)}.")
     return texts | sentences
 
@@ -38,7 +38,6 @@ def embed_texts(texts: Sequence[str], text_encoder: str) -> torch.Tensor:
     """(texts, text_embedding_dim), on the CPU.
 
     Args:
-        texts: words or sentences.
         text_encoder: an id on the Hub or a folder, of a sentence-transformers model, or of a text model of
             transformers, whose token embeddings are then averaged.
 

@@ -5,7 +5,6 @@ clothes as well as on a white background.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +13,7 @@ from PIL import Image, ImageFilter
 from cca_hf.models.images import ImageInput, load_image
 from cca_hf.models.modeling_cca import CCAModel
 
-from .figures import INK, new_figure, quiet
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .figures import INK, Figure, new_figure, quiet
 
 # Colours of the heat 0, 1/4, ... 1, from dark to bright, so that the map is readable in grey too.
 _GLOW = np.array([(40, 20, 90), (122, 28, 132), (210, 55, 95), (250, 140, 40), (255, 236, 130)], dtype=np.float32)
@@ -58,7 +54,7 @@ def attention_overlays(
 
 def plot_attention(
     model: CCAModel, image: ImageInput, attributes: Sequence[str] | None = None, *, columns: int = 4
-) -> "Figure":
+) -> Figure:
     """Draw an image and the attention of attributes on it, by default of all attributes.
 
     Save the figure with `figure.savefig("attention.png")`. Needs matplotlib (`pip install "cca_hf[plot]"`).

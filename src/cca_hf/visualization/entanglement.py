@@ -1,23 +1,18 @@
 """The entanglement matrix as a heat map. Ideally the diagonal is bright and the rest is dark."""
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cca_hf.evaluation.entanglement.result import EntanglementResult
 
-from .figures import INK, MUTED, new_figure, quiet
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from .figures import INK, MUTED, Axes, Figure, new_figure, quiet
 
 _UNDEFINED = "#e5e7eb"
 _READERS = {"linear": "linear reader", "neighbours": "nearest neighbours"}
 
 
-def plot_entanglement(result: EntanglementResult) -> "Figure":
+def plot_entanglement(result: EntanglementResult) -> Figure:
     """Draw a heat map for each reader. Row: the attribute of the embeddings. Column: the attribute that is predicted.
 
     Undefined cells are grey. Save the figure with `figure.savefig("entanglement.png", dpi=150)`. Needs matplotlib
@@ -28,19 +23,15 @@ def plot_entanglement(result: EntanglementResult) -> "Figure":
     for place, (name, reader) in enumerate(result.readers.items()):
         axes = figure.add_subplot(1, len(result.readers), place + 1)
         _draw(axes, reader.matrix, result.attributes)
-        axes.set_title(
-            f"{_READERS[name]}: entanglement {_number(reader.score)}\n"
-            f"informativeness {_number(reader.informativeness)}",
-            fontsize=9,
-            color=INK,
-        )
+        title = f"{_READERS[name]}: entanglement {_number(reader.score)}"
+        axes.set_title(f"{title}\ninformativeness {_number(reader.informativeness)}", fontsize=9, color=INK)
         if place == 0:
             axes.set_ylabel("embeddings", color=MUTED, fontsize=9)
         axes.set_xlabel("predicted", color=MUTED, fontsize=9)
     return figure
 
 
-def _draw(axes: "Axes", matrix: np.ndarray, names: tuple[str, ...]) -> None:
+def _draw(axes: Axes, matrix: np.ndarray, names: tuple[str, ...]) -> None:
     axes.set_facecolor(_UNDEFINED)
     axes.imshow(np.ma.masked_invalid(matrix), cmap="magma", vmin=0.0, vmax=1.0)
     for row, column in np.ndindex(*matrix.shape):

@@ -6,8 +6,11 @@ Figures are made without pyplot, which has a global state and is not safe in thr
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
+    from matplotlib.figure import SubFigure as SubFigure
+else:  # matplotlib is imported when a figure is made
+    Axes = Figure = SubFigure = object
 
 INK = "#1f2937"
 MUTED = "#6b7280"
@@ -16,26 +19,21 @@ ACCENT = "#f59e0b"  # the main model of the figure
 BASELINES = ("#cbd5e1", "#64748b", "#334155")  # from light to dark, in the order of the results
 
 
-def new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> Figure:
     """An empty white figure; sizes in inches.
 
     Raises:
         ImportError: if matplotlib is missing; the message says how to install it.
     """
     try:
-        from matplotlib.figure import Figure
+        from matplotlib import figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
         raise ImportError('figures need matplotlib: pip install "cca_hf[plot]"') from error
-    return Figure((width, height), facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
+    return figure.Figure((width, height), facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
 
 
-def quiet(axes: "Axes") -> None:
+def quiet(axes: Axes) -> None:
     """Remove frame and ticks, and soften the text."""
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, colors=MUTED, labelcolor=INK, labelsize=9)
-
-
-def colours(count: int) -> list[str]:
-    """One colour for each of `count` results; the last one gets the accent colour."""
-    return [BASELINES[place % len(BASELINES)] for place in range(count - 1)] + [ACCENT]

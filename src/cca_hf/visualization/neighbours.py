@@ -1,18 +1,14 @@
 """The nearest images of a query, with a row for each attribute."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from cca_hf.models.images import ImageInput, load_image
 
-from .figures import INK, MUTED, new_figure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+from .figures import INK, MUTED, Axes, Figure, SubFigure, new_figure
 
 RIGHT = "#16a34a"
 WRONG = "#dc2626"
@@ -34,7 +30,7 @@ def plot_neighbours(
     *,
     query_values: Mapping[str, str | None] | None = None,
     attention: Mapping[str, ImageInput] | None = None,
-) -> "Figure":
+) -> Figure:
     """Draw a query and a row of nearest images for each attribute, framed green (same value) or red.
 
     Save the figure with `figure.savefig("neighbours.png", dpi=150)`. Needs matplotlib (`pip install "cca_hf[plot]"`).
@@ -58,7 +54,7 @@ def plot_neighbours(
 
 
 def draw_neighbours(
-    figure: "Figure | SubFigure",
+    figure: Figure | SubFigure,
     query: ImageInput,
     neighbours: Mapping[str, Sequence[Neighbour]],
     query_values: Mapping[str, str | None],
@@ -91,7 +87,7 @@ def draw_neighbours(
             axes.set_xlabel(_short(neighbour.value), fontsize=8, color=colour, labelpad=4)
 
 
-def _show(axes: "Axes", image: Image.Image, frame: str | None) -> None:
+def _show(axes: Axes, image: Image.Image, frame: str | None) -> None:
     axes.imshow(np.asarray(image))
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(frame is not None)

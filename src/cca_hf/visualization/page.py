@@ -5,7 +5,7 @@ The templates are beside this file. Their content security policy forbids loadin
 
 import base64
 import io
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,13 +18,14 @@ _THUMBNAIL = 168  # pixels: twice the displayed size, so that it is sharp on scr
 _LARGE = 380
 
 
-def data_uri(image: Image.Image, size: int) -> str:
+def data_uri(image: ImageInput, size: int) -> str:
     """The image as a data: URI, reduced to sides of at most `size` pixels."""
-    if max(image.size) > size:
-        image = image.copy()
-        image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    loaded = load_image(image)
+    if max(loaded.size) > size:
+        loaded = loaded.copy()
+        loaded.thumbnail((size, size), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
+    loaded.save(buffer, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
@@ -48,13 +49,6 @@ def templates(package: str) -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"percent": percent, "thumbnail": _thumbnail, "large": _large}
+    environment.filters |= {"thumbnail": partial(data_uri, size=_THUMBNAIL), "large": partial(data_uri, size=_LARGE)}
+    environment.filters["percent"] = percent
     return environment
-
-
-def _thumbnail(image: ImageInput) -> str:
-    return data_uri(load_image(image), _THUMBNAIL)
-
-
-def _large(image: ImageInput) -> str:
-    return data_uri(load_image(image), _LARGE)

@@ -6,7 +6,7 @@ distances: clusters are meaningful, the gaps between them are not.
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,11 +14,7 @@ from numpy.typing import NDArray
 
 from cca_hf.evaluation.arrays import to_numpy
 
-from .figures import INK, MUTED, new_figure, quiet
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from .figures import INK, MUTED, Axes, Figure, new_figure, quiet
 
 Method = Literal["tsne", "umap"]
 _NAMED_VALUES = 10  # colours that are easy to tell apart; rarer values share a grey
@@ -34,7 +30,7 @@ def plot_projection(
     max_images: int = 1500,
     columns: int = 3,
     seed: int = 0,
-) -> "Figure":
+) -> Figure:
     """Draw the embeddings of each attribute in the plane, coloured by the values of that attribute.
 
     Save the figure with `figure.savefig("projection.png", dpi=150)`. Needs matplotlib and scikit-learn
@@ -94,7 +90,7 @@ def project(vectors: NDArray, method: Method = "tsne", *, seed: int = 0) -> NDAr
     return TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=seed).fit_transform(vectors)
 
 
-def _scatter(axes: "Axes", points: NDArray[np.float32], labels: NDArray[np.int64], values: Sequence[str]) -> None:
+def _scatter(axes: Axes, points: NDArray[np.float32], labels: NDArray[np.int64], values: Sequence[str]) -> None:
     """The most frequent values in colours, with a legend; the others in grey, behind them."""
     frequent = np.argsort(-np.bincount(labels, minlength=len(values)), kind="stable")[:_NAMED_VALUES]
     frequent = frequent[np.isin(frequent, labels)]

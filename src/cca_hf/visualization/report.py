@@ -1,24 +1,20 @@
-"""The report of a run: `report.html`, which needs no other file, `report.png`, and examples of queries."""
+"""The report of a run: `report.html`, which needs no other file, `report.png`, examples of queries, and curves."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any
 
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.evaluation.retrieval.result import MEASURE_NAMES, EvaluationResult
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.models.whole_files import write_text
 
-from .curves import points_of
-from .figures import new_figure
+from .figures import ACCENT, FAINT, MUTED, Figure, new_figure, quiet
 from .neighbours import draw_neighbours, plot_neighbours
 from .page import public_name, render
 from .results import bars_height, comparison_rows, draw_results
 from .selection import QueryView, view_queries
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 EXAMPLES = "examples"  # the folder of example queries, for a model card
 _QUERIES_IN_PNG = 2  # also the number of example queries
@@ -30,26 +26,7 @@ _TILES = {
 }
 # Names in the Trainer's log; the mAP has one of two.
 _CURVES = {"loss": "Training loss", "eval_map": "mAP on validation", "validation_map": "mAP on validation"}
-
-
-class _Bars(NamedTuple):
-    """The mAP of an attribute, or their mean."""
-
-    name: str
-    chance: float
-    figures: dict[str, float]  # name of a result -> mAP
-
-
-class _Curve(NamedTuple):
-    """A line in an SVG image, with the extremes of both axes."""
-
-    title: str
-    places: list[str]  # "x,y"
-    first_epoch: float
-    last_epoch: float
-    lowest: float
-    highest: float
-    last: float
+_PLOTTED = (("loss", "training loss", 1.0), ("eval_map", "mAP in %, validation", 100.0))
 
 
 def write_report(
@@ -74,11 +51,8 @@ def write_report(
     images, and so on. Needs matplotlib (`pip install "cca_hf[plot]"`).
 
     Args:
-        split: the split of the queries and their neighbours, as in `RetrievalEvaluator`.
+        split, queries, neighbours, candidates: as in `view_queries`.
         results: name -> result, all of the same split. The last one belongs to `model` and gets the accent colour.
-        queries: number of queries to draw at random, or the rows to show.
-        neighbours: number of images under each attribute.
-        candidates: maximum number of images of the split to encode and search.
         history: the Trainer's `state.log_history`.
 
     Raises:
@@ -87,11 +61,12 @@ def write_report(
     """
     figure = new_figure(12.0, 1.0)  # raises without matplotlib, before anything is encoded
     named = {"model": results} if isinstance(results, EvaluationResult) else dict(results)
-    bars = _bars(named)  # raises if the results cannot be compared
+    bars = comparison_rows(named)  # raises if the results cannot be compared
     views = view_queries(
         model, dataset, split, queries, neighbours=neighbours, candidates=candidates, batch_size=batch_size, seed=seed
     )
     *_, (name, result) = named.items()
+    log = list(history or ())
     parts = [each for each in (split, f"{split}_query", f"{split}_gallery") if each in dataset]
     gallery = len(dataset[split if split in dataset else f"{split}_gallery"])
     means = ("mean", result.queries, result.overall, result.chance_overall)
@@ -106,14 +81,14 @@ def write_report(
         result=result,
         tiles=[(measure, label) for measure, label in _TILES.items() if measure in result.overall],
         kinds=dict(zip(named, [f"c{place % 3}" for place in range(len(named) - 1)] + ["accent"], strict=True)),
-        bars=bars,
+        bars=bars[: len(result.attributes) + 1],  # the attributes and their mean
         measures=list(result.attributes[0].scores),
         measure_names=MEASURE_NAMES,
         rows=[*((each.name, each.queries, each.scores, each.chance) for each in result.attributes), means],
         seed=seed if isinstance(queries, int) else None,
         candidates=candidates if gallery > candidates else None,
         views=views,
-        curves=_curves(list(history or ())),
+        curves=[_curve(label, points) for name, label in _CURVES.items() if len(points := points_of(log, name)) > 1],
     )
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,27 +97,44 @@ def write_report(
     return write_text(text, folder / "report.html")
 
 
-def _bars(results: Mapping[str, EvaluationResult]) -> list[_Bars]:
-    """The attributes, then their mean."""
-    rows = comparison_rows(results)[: len(next(iter(results.values())).attributes) + 1]
-    return [_Bars(name, chance, dict(zip(results, figures, strict=True))) for name, (chance, *figures) in rows]
+def points_of(history: Iterable[Mapping[str, object]], name: str) -> list[tuple[float, float]]:
+    """(epoch, value) of all entries that the Trainer logged under a name."""
+    pairs = ((entry.get("epoch"), entry.get(name)) for entry in history)
+    return [(float(x), float(y)) for x, y in pairs if isinstance(x, int | float) and isinstance(y, int | float)]
 
 
-def _curves(history: list[Mapping[str, object]]) -> list[_Curve]:
-    return [_curve(title, points) for name, title in _CURVES.items() if len(points := points_of(history, name)) > 1]
+def plot_curves(history: Iterable[Mapping[str, object]]) -> Figure | None:
+    """Draw loss and mAP from the Trainer's `state.log_history`; None if both have fewer than two points.
+
+    Save the figure with `figure.savefig("training.png", dpi=150)`. Needs matplotlib (`pip install "cca_hf[plot]"`).
+    """
+    entries = list(history)
+    drawn = [(title, scale, points) for name, title, scale in _PLOTTED if len(points := points_of(entries, name)) > 1]
+    if not drawn:
+        return None
+    figure = new_figure(3.8 * len(drawn), 2.4)
+    for place, (title, scale, points) in enumerate(drawn, start=1):
+        axes = figure.add_subplot(1, len(drawn), place)
+        axes.plot([x for x, _ in points], [scale * y for _, y in points], color=ACCENT, linewidth=1.6)
+        axes.set_title(title, fontsize=9, color=MUTED, loc="left")
+        axes.set_xlabel("epoch", fontsize=9, color=MUTED)
+        axes.yaxis.grid(True, color=FAINT, linewidth=0.8)
+        axes.set_axisbelow(True)
+        quiet(axes)
+    return figure
 
 
-def _curve(title: str, points: Sequence[tuple[float, float]]) -> _Curve:
-    """Scale the points to the 376 x 150 pixels between the axes of the template."""
+def _curve(title: str, points: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """The points scaled to the 376 x 150 pixels between the axes of the template, and the extremes of both axes."""
     (first, *_, last), (low, *_, high) = (sorted(column) for column in zip(*points, strict=True))
     places = [
         f"{44 + 376 * (epoch - first) / ((last - first) or 1):.1f},{150 * (1 - (y - low) / ((high - low) or 1)):.1f}"
         for epoch, y in points
     ]
-    return _Curve(title, places, first, last, low, high, points[-1][1])
+    return {"title": title, "places": places, "epochs": (first, last), "range": (low, high), "last": points[-1][1]}
 
 
-def _draw(figure: "Figure", views: Sequence[QueryView], results: Mapping[str, EvaluationResult]) -> "Figure":
+def _draw(figure: Figure, views: Sequence[QueryView], results: Mapping[str, EvaluationResult]) -> Figure:
     heights = [max(2.6, 1.42 * len(view.neighbours)) for view in views] + [bars_height(results)]
     figure.set_size_inches(12.0, sum(heights))
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]

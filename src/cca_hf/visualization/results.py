@@ -1,15 +1,12 @@
 """Compare results of several models on the same split and their chance level, as a table and as bars."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 from cca_hf.evaluation.retrieval.result import MEASURE_NAMES, EvaluationResult
 from cca_hf.evaluation.text_table import format_table, percent
 
-from .figures import ACCENT, FAINT, INK, MUTED, colours, new_figure, quiet
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure, SubFigure
+from .figures import ACCENT, BASELINES, FAINT, INK, MUTED, Figure, SubFigure, new_figure, quiet
 
 
 def comparison_rows(results: Mapping[str, EvaluationResult], measure: str = "map") -> list[tuple[str, list[float]]]:
@@ -51,7 +48,7 @@ def comparison_table(results: Mapping[str, EvaluationResult], measure: str = "ma
     return table if first.coverage is None else f"{table}\nSubset: {first.coverage}."
 
 
-def plot_results(results: Mapping[str, EvaluationResult], measure: str = "map") -> "Figure":
+def plot_results(results: Mapping[str, EvaluationResult], measure: str = "map") -> Figure:
     """Draw bars for each attribute and the mean. The last result has the accent colour, and a line marks chance.
 
     Save the figure with `figure.savefig("bars.png", dpi=150)`. Needs matplotlib (`pip install "cca_hf[plot]"`).
@@ -67,27 +64,21 @@ def bars_height(results: Mapping[str, EvaluationResult]) -> float:
     return 1.2 + rows * (0.22 + 0.17 * len(results))
 
 
-def draw_results(figure: "Figure | SubFigure", results: Mapping[str, EvaluationResult], measure: str = "map") -> None:
+def draw_results(figure: Figure | SubFigure, results: Mapping[str, EvaluationResult], measure: str = "map") -> None:
     """As `plot_results`, into an existing figure or a part of one."""
     first = check_comparable(results, measure)
     rows = comparison_rows(results, measure)[: len(first.attributes) + 1]
     thickness = 0.8 / len(results)
     axes = figure.add_subplot()
-    for place, (name, colour) in enumerate(zip(results, colours(len(results)), strict=True)):
+    for place, name in enumerate(results):
+        colour = ACCENT if place == len(results) - 1 else BASELINES[place % len(BASELINES)]
         heights = [row - 0.4 + (place + 0.5) * thickness for row in range(len(rows))]
         values = [100 * figures[place + 1] for _, figures in rows]
         axes.barh(heights, values, height=0.86 * thickness, color=colour, label=name)
         for height, value, (_, figures) in zip(heights, values, rows, strict=True):
             beside_chance = value if 100 * figures[0] - value > 8 else max(value, 100 * figures[0])
-            axes.text(
-                beside_chance + 1,
-                height,
-                percent(value / 100),
-                va="center",
-                fontsize=8,
-                color=INK if colour == ACCENT else MUTED,
-                fontweight="bold" if colour == ACCENT else "normal",
-            )
+            emphasis: dict[str, Any] = {"color": INK, "fontweight": "bold"} if colour == ACCENT else {"color": MUTED}
+            axes.text(beside_chance + 1, height, percent(value / 100), va="center", fontsize=8, **emphasis)
     for row, (_, figures) in enumerate(rows):
         axes.plot([100 * figures[0]] * 2, [row - 0.42, row + 0.42], color="#dc2626", linewidth=1.6, label="_chance")
     axes.lines[0].set_label("chance")

@@ -6,7 +6,6 @@ shown yet are preferred.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from PIL import Image
 
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
-from cca_hf.models.images import ImageInput, load_image
+from cca_hf.models.images import load_image
 from cca_hf.models.modeling_cca import CCAModel
 
 from .attention import attention_overlays
@@ -79,7 +78,7 @@ def view_queries(
     if len(searched) > candidates:
         searched = np.sort(np.random.default_rng(seed).choice(searched, candidates, replace=False))
     gallery_images, gallery_groups = dataset[gallery_split].select(searched)["image"], dataset.groups(gallery_split)
-    gallery = _Gallery(evaluator.embed(model, gallery_images), dataset.labels(gallery_split)[searched], gallery_images)
+    gallery, gallery_labels = evaluator.embed(model, gallery_images), dataset.labels(gallery_split)[searched]
     embeddings = evaluator.embed(model, [images[row] for row in rows])
     views = []
     for row, embedding in zip(rows, embeddings, strict=True):
@@ -87,53 +86,24 @@ def view_queries(
         if groups is not None and gallery_groups is not None and groups[row] >= 0:
             excluded |= gallery_groups[searched] == groups[row]
         image = load_image(images[row])
-        views.append(
-            QueryView(
-                index=row,
-                image=image,
-                values={
-                    name: names[label] if label >= 0 else None
-                    for (name, names), label in zip(dataset.attributes.items(), labels[row].tolist(), strict=True)
-                },
-                neighbours={
-                    name: gallery.nearest(column, embedding[column], labels[row, column], names, excluded, neighbours)
-                    for column, (name, names) in enumerate(dataset.attributes.items())
-                },
-                attention=attention_overlays(model, image, list(dataset.attributes)),
-            )
-        )
+        view = QueryView(row, image, {}, {}, attention_overlays(model, image, list(dataset.attributes)))
+        for column, (name, values) in enumerate(dataset.attributes.items()):
+            label = labels[row, column]
+            view.values[name] = values[label] if label >= 0 else None
+            labelled = np.flatnonzero((gallery_labels[:, column] >= 0) & ~excluded)
+            similarities = gallery[labelled, column] @ embedding[column]
+            best = np.argsort(-similarities, kind="stable")[:neighbours]
+            view.neighbours[name] = [
+                Neighbour(
+                    image=load_image(gallery_images[int(found)]),
+                    similarity=float(similarity),
+                    value=values[gallery_labels[found, column]],
+                    relevant=None if label < 0 else bool(gallery_labels[found, column] == label),
+                )
+                for found, similarity in zip(labelled[best], similarities[best], strict=True)
+            ]
+        views.append(view)
     return views
-
-
-class _Gallery(NamedTuple):
-    """The images to search: embeddings (G, A, D), labels (G, A) and the images themselves."""
-
-    embeddings: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    images: Sequence[ImageInput]
-
-    def nearest(
-        self,
-        column: int,
-        query: NDArray[np.float32],
-        label: int,
-        values: Sequence[str],
-        excluded: NDArray[np.bool_],
-        count: int,
-    ) -> list[Neighbour]:
-        """The `count` images nearest to `query` (D,) under the attribute of `column`, among the labelled ones."""
-        candidates = np.flatnonzero((self.labels[:, column] >= 0) & ~excluded)
-        similarities = self.embeddings[candidates, column] @ query
-        best = np.argsort(-similarities, kind="stable")[:count]
-        return [
-            Neighbour(
-                image=load_image(self.images[int(candidate)]),
-                similarity=float(similarity),
-                value=values[self.labels[candidate, column]],
-                relevant=None if label < 0 else bool(self.labels[candidate, column] == label),
-            )
-            for candidate, similarity in zip(candidates[best], similarities[best], strict=True)
-        ]
 
 
 def _labelled(labels: NDArray[np.int64]) -> set[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 Columns: `image` (its path; null if the file is missing), one `ClassLabel` per attribute (-1: not labelled),
 `file_name` (relative to the root of the benchmark), and, if the benchmark lists several values of an attribute, the
-lists `<attribute>_all` and `<attribute>_maybe` (see `value_sets.py`).
+lists `<attribute>_all` and `<attribute>_maybe` (see `AttributeDataset.value_sets`).
 """
 
 import os
@@ -15,47 +15,32 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
+from cca_hf.data.columns import ValueSetKind
 from cca_hf.data.coverage import FILE_NAME_COLUMN, image_path
 from cca_hf.data.schema import IMAGE_COLUMN
-from cca_hf.data.value_sets import ValueSetKind
 
 Pairs: TypeAlias = list[tuple[int, int]]  # (attribute, value) ids of one image
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """The images of one split, in the order of the benchmark's files.
+    """The images of one split, in the order of the benchmark's files. None stands for unknown values of an image."""
 
-    Args:
-        file_names: relative to the root of the benchmark, with forward slashes.
-        pairs: the labels of each image. The first of several values of an attribute is the label.
-        all_values: all values of all attributes; None for an image with unknown values.
-        maybe: the values that an image may show, for its labelled attributes; None for an image with unknown values.
-    """
-
-    file_names: list[str]
-    pairs: list[Pairs]
-    all_values: list[Pairs | None] | None = None
-    maybe: list[Pairs | None] | None = None
+    file_names: list[str]  # relative to the root of the benchmark, with forward slashes
+    pairs: list[Pairs]  # the labels of each image; the first of several values of an attribute is the label
+    all_values: list[Pairs | None] | None = None  # all values of all attributes
+    maybe: list[Pairs | None] | None = None  # the values that an image may show, for its labelled attributes
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A local copy of a benchmark.
-
-    Args:
-        name: name to show.
-        source: origin of the images.
-        splits: data sets with the columns above.
-        remarks: further facts about this copy, as sentences.
-        triplets: split -> ready triplets: `condition`, and the file names `anchor`, `positive` and `negative`.
-    """
+    """A local copy of a benchmark."""
 
     name: str
-    source: str
-    splits: DatasetDict
-    remarks: list[str] = field(default_factory=list)
-    triplets: DatasetDict | None = None
+    source: str  # origin of the images
+    splits: DatasetDict  # with the columns above
+    remarks: list[str] = field(default_factory=list)  # further facts about this copy, as sentences
+    triplets: DatasetDict | None = None  # ready triplets: `condition`, and the file names of the three images
 
 
 def read_lines(path: Path) -> list[str]:

@@ -29,12 +29,7 @@ EVALUATION_SPLITS = {
 
 
 class AsenSplits:
-    """The split files of one benchmark.
-
-    Args:
-        folder: contains `meta.json` and a folder for each benchmark.
-        name: name of the benchmark in `meta.json`.
-    """
+    """The split files of the benchmark `name`, in a folder with `meta.json`."""
 
     def __init__(self, folder: str | PathLike[str], name: str) -> None:
         self.folder = Path(folder) / name

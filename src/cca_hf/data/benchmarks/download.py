@@ -38,21 +38,13 @@ _EXIF_ORIENTATION = 0x0112
 
 @dataclass(frozen=True)
 class DownloadSettings:
-    """How to download images.
+    """How to download images."""
 
-    Args:
-        size: length of the shorter side in pixels; smaller images are not resized.
-        workers: number of parallel downloads.
-        timeout: seconds to wait for an answer, or for its next part.
-        deadline: seconds for a whole image.
-        retries: number of retries, with growing pauses, if a connection fails, breaks off or answers 429 or 5xx.
-    """
-
-    size: int = 320
-    workers: int = 16
-    timeout: float = 20.0
-    deadline: float = 120.0
-    retries: int = 2
+    size: int = 320  # length of the shorter side in pixels; smaller images are not resized
+    workers: int = 16  # number of parallel downloads
+    timeout: float = 20.0  # seconds to wait for an answer, or for its next part
+    deadline: float = 120.0  # seconds for a whole image
+    retries: int = 2  # with growing pauses, if a connection fails, breaks off or answers 429 or 5xx
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.workers < 1 or self.retries < 0 or self.timeout <= 0 or self.deadline <= 0:
@@ -99,9 +91,15 @@ def download_images(
     settings = settings or DownloadSettings()
     pool = _connection_pool(settings)
     listed = read_url_list(urls)
-    missing = {name: url for name, url in listed.items() if not _exists(_target(output, name))}
-    dead_links = output / DEAD_LINKS
-    dead = {} if retry_dead else {name: why for name, why in _read_dead(dead_links).items() if name in missing}
+    files = {name: _target(output, name) for name in listed}
+    missing = {
+        name: url for name, url in listed.items() if not files[name].is_file() or not files[name].stat().st_size
+    }
+    dead_links, dead = output / DEAD_LINKS, {}
+    if dead_links.is_file() and not retry_dead:
+        lines = dead_links.read_text(encoding="utf-8").split("\n")[:-1]  # a killed run leaves an incomplete last line
+        rows = [line.split("\t") for line in lines]
+        dead = {row[0]: row[2] for row in rows if len(row) == 3 and row[0] in missing}
     output.mkdir(parents=True, exist_ok=True)
     write_text("".join(f"{name}\t{listed[name]}\t{reason}\n" for name, reason in dead.items()), dead_links)
     wanted = {name: url for name, url in missing.items() if name not in dead}
@@ -254,20 +252,5 @@ def _body(response: "BaseHTTPResponse", deadline: float) -> bytes:
     return bytes(content)
 
 
-# ---- The results of earlier runs ----
-
-
 def _target(output: Path, name: str) -> Path:
     return output / "pic" / f"{name.removesuffix('.jpg')}.jpg"
-
-
-def _exists(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size > 0
-
-
-def _read_dead(path: Path) -> dict[str, str]:
-    """Name -> reason. A killed run may have left an incomplete last line."""
-    if not path.is_file():
-        return {}
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
-    return {row[0]: row[2] for row in rows if len(row) == 3}

@@ -1,7 +1,6 @@
 """FashionAI: eight attributes of women's clothes, one attribute per image.
 
-    fashionAI_attributes_train{1,2}/Annotations/label.csv                   rows without a header, as
-        Images/collar_design_labels/<md5>.jpg,collar_design_labels,nnynm
+    fashionAI_attributes_train{1,2}/Annotations/label.csv    Images/<attribute>_labels/<md5>.jpg,<attribute>_labels,nny
     fashionAI_attributes_train{1,2}/Images/<attribute>_labels/<md5>.jpg
 
 A row has one letter per value: `y` marks the label, and `m` ("may be") goes into `<attribute>_maybe`. In the protocol
@@ -18,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from .annotations import Annotations, Benchmark, Pairs, find_file, read_lines, to_splits
 from .asen import EVALUATION_SPLITS, AsenSplits
@@ -49,6 +48,7 @@ ATTRIBUTES = {
     "neck_design": ["Invisible", "Turtle Neck", "Ruffle Semi-High Collar", "Low Turtle Neck", "Draped Collar"],
 }  # fmt: skip
 _IDS = {attribute: index for index, attribute in enumerate(ATTRIBUTES)}
+ImageKey: TypeAlias = tuple[str, int]  # the md5 and the attribute identify the row of an image, in any folder
 
 
 class OfficialRow(NamedTuple):
@@ -58,13 +58,6 @@ class OfficialRow(NamedTuple):
     attribute: int
     value: int
     maybe: list[int]
-
-
-class ImageKey(NamedTuple):
-    """Identifies the row of an image, in any folder."""
-
-    md5: str
-    attribute: int
 
 
 def load_fashionai(root: str | PathLike[str], asen_splits: str | PathLike[str] | None = None) -> Benchmark:
@@ -104,7 +97,7 @@ def read_official_rows(root: Path) -> dict[ImageKey, OfficialRow]:
             if not line:
                 continue
             row = _parse(line, prefix, f"{file}, line {number}")
-            known = rows.setdefault(ImageKey(_md5(row.file_name), row.attribute), row)
+            known = rows.setdefault((Path(row.file_name).stem, row.attribute), row)
             if (known.value, known.maybe) != (row.value, row.maybe):
                 raise ValueError(f"{file}, line {number}: {line!r} contradicts an earlier row of the same image")
     return rows
@@ -125,10 +118,6 @@ def _parse(line: str, prefix: str, place: str) -> OfficialRow:
     return OfficialRow(posixpath.normpath(f"{prefix}/{name}"), _IDS[attribute], letters.index("y"), maybe)
 
 
-def _md5(file_name: str) -> str:
-    return posixpath.splitext(posixpath.basename(file_name))[0]
-
-
 def _annotations(rows: Iterable[OfficialRow]) -> Annotations:
     rows = list(rows)
     return Annotations(
@@ -144,8 +133,8 @@ def _training(
     """The training images: ASEN's list, or all official rows outside the evaluation."""
     if (listed := asen.training()) is not None:
         return listed, []
-    held_out = {_md5(name) for rows in evaluation for name in rows.file_names}
-    training = _annotations(row for key, row in official.items() if key.md5 not in held_out)
+    held_out = {Path(name).stem for rows in evaluation for name in rows.file_names}
+    training = _annotations(row for key, row in official.items() if key[0] not in held_out)
     if not training.file_names:
         return None, [f"There are no training images: filenames_train.txt is missing, and label.csv of {SOURCE}."]
     published = asen.training_pairs()
@@ -169,21 +158,19 @@ def _with_official(rows: Annotations, official: dict[ImageKey, OfficialRow]) -> 
     file_names: list[str] = []
     maybe: list[Pairs | None] = []
     for name, pairs in zip(rows.file_names, rows.pairs, strict=True):
-        known = [official[key] for a, _ in pairs if (key := ImageKey(_md5(name), a)) in official]
+        known = [official[key] for a, _ in pairs if (key := (Path(name).stem, a)) in official]
         file_names.append(known[0].file_name if known else name)
         maybe.append([(row.attribute, value) for row in known for value in row.maybe] if known else None)
     return Annotations(file_names, rows.pairs, maybe=maybe)
 
 
 def _check_against_official(evaluation: Iterable[Annotations], official: dict[ImageKey, OfficialRow]) -> None:
-    evaluated: list[tuple[str, Pairs]] = [
-        (name, pairs) for rows in evaluation for name, pairs in zip(rows.file_names, rows.pairs, strict=True)
-    ]
+    evaluated = [each for rows in evaluation for each in zip(rows.file_names, rows.pairs, strict=True)]
     differ = [
         f"{name}: {list(ATTRIBUTES)[attribute]} {value} and {official[key].value}"
         for name, pairs in evaluated
         for attribute, value in pairs
-        if (key := ImageKey(_md5(name), attribute)) in official and official[key].value != value
+        if (key := (Path(name).stem, attribute)) in official and official[key].value != value
     ]
     if differ:
         raise ValueError(

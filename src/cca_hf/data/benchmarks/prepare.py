@@ -4,8 +4,7 @@
     data/<split>-00000-of-00003-<mark>.parquet          the images and their labels
     triplets/<split>-00000-of-00001-<mark>.parquet      ready triplets, by file name, if the benchmark has them
 
-The mark is random: `datasets` caches by the name of the folder and the patterns of its files, and would return the old
-content of a folder that was prepared again. With annotations only, the column `image` contains paths.
+The mark is random: `datasets` caches by name, and would return the old content of a folder that was written again.
 """
 
 import json
@@ -13,7 +12,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 
 from cca_hf.data.coverage import Coverage
 from cca_hf.data.new_folder import check_new
@@ -31,8 +30,7 @@ def prepare_benchmark(
     """Writes the benchmark to a new folder, completely or not at all.
 
     Args:
-        with_images: whether to store the images, or only their paths.
-        shard_bytes: approximate size of the images in one file.
+        with_images, shard_bytes: as in `write_split`.
 
     Returns:
         split -> number of images present and listed.
@@ -42,7 +40,10 @@ def prepare_benchmark(
         FileNotFoundError: if all images are missing.
     """
     check_new(output)
-    coverage = {split: _coverage(dataset) for split, dataset in benchmark.splits.items()}
+    coverage = {
+        split: Coverage(dataset.num_rows - dataset.data.column(IMAGE_COLUMN).null_count, dataset.num_rows)
+        for split, dataset in benchmark.splits.items()
+    }
     if not any(part.found for part in coverage.values()):
         example = next(iter(benchmark.splits.values()))[0]["file_name"]
         listed = sum(part.listed for part in coverage.values())
@@ -64,10 +65,6 @@ def prepare_benchmark(
         output.rmdir()
     unfinished.rename(output)
     return coverage
-
-
-def _coverage(dataset: Dataset) -> Coverage:
-    return Coverage(dataset.num_rows - dataset.data.column(IMAGE_COLUMN).null_count, dataset.num_rows)
 
 
 def _readme(benchmark: Benchmark, coverage: dict[str, Coverage], mark: str, with_images: bool) -> str:

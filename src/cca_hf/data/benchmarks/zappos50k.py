@@ -36,23 +36,14 @@ TRIPLET_SOURCE = (
     "the triplets of CSN, csn_zappos_triplets.zip, linked from get_data.py of "
     "https://github.com/andreasveit/conditional-similarity-networks"
 )
-# our attribute -> column of the metadata
-COLUMNS = {
-    "category": "Category",
-    "sub_category": "SubCategory",
-    "heel_height": "HeelHeight",
-    "insole": "Insole",
-    "closure": "Closure",
-    "gender": "Gender",
-    "material": "Material",
-    "toe_style": "ToeStyle",
-}
+ATTRIBUTES = ("category", "sub_category", "heel_height", "insole", "closure", "gender", "material", "toe_style")
+# attribute -> column of the metadata: "heel_height" -> "HeelHeight"
+COLUMNS = {attribute: attribute.title().replace("_", "") for attribute in ATTRIBUTES}
 # condition, which is an attribute -> its name in CSN's files
 CONDITIONS = {"category": "class", "closure": "closure", "gender": "gender", "heel_height": "heel"}
 # The numbers of triplets in the papers on conditional similarity, for all four conditions together.
 NUM_TRIPLETS = {"train": 200_000, "validation": 80_000, "test": 160_000}
 _THEIR_SPLIT = {"train": "train", "validation": "val", "test": "test"}
-_IMAGE_SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}  # CSN's
 
 
 class Shoes(NamedTuple):
@@ -77,21 +68,27 @@ def load_zappos50k(
         seed: seed for sampling triplets, or for choosing `NUM_TRIPLETS` of CSN's triplets.
     """
     root = Path(root)
-    image_root = _image_folder(root)
+    folders = [root / name for name in ("ut-zap50k-images", "ut-zap50k-images-square") if (root / name).is_dir()]
+    if not folders:
+        raise FileNotFoundError(f"there is no folder ut-zap50k-images in {root}; it comes with {SOURCE}")
+    image_root = folders[0]
     shoes = _read_shoes(root, image_root)
     remarks = []
     rows: dict[str, Dataset] = {}
-    if triplets == "none":
-        part_of = np.full(len(shoes.file_names), "train")
-    elif triplets == "sample":
-        part_of = _random_parts(len(shoes.file_names), seed)
+    part_of = np.full(len(shoes.file_names), "train", dtype="<U10")
+    if triplets == "sample":
+        order = np.random.default_rng(seed).permutation(len(part_of))
+        validation, test = (round(share * len(part_of)) for share in (0.1, 0.2))  # CSN's shares
+        part_of[order[:validation]] = "validation"
+        part_of[order[validation : validation + test]] = "test"
         rows = {part: _sampled(shoes, np.flatnonzero(part_of == part), part, seed) for part in _THEIR_SPLIT}
         remarks.append(f"The triplets were sampled from the metadata (seed {seed}); they are not those of CSN.")
     elif triplets == "lists":
         indices = {part: _read_lists(root, part, len(shoes.file_names), seed) for part in _THEIR_SPLIT}
-        part_of = _parts_of_triplets(indices, len(shoes.file_names))
+        for part in ("validation", "test"):  # in this order: an image of both is a test image
+            part_of[np.unique(indices[part][1])] = part
         rows = {part: _to_triplets(shoes.file_names, *lists) for part, lists in indices.items()}
-    else:
+    elif triplets != "none":
         raise ValueError(f"triplets must be 'lists', 'sample' or 'none', got {triplets!r}")
     parts = _THEIR_SPLIT if rows else ["train"]
     annotations = {part: _annotations(shoes, np.flatnonzero(part_of == part)) for part in parts}
@@ -118,13 +115,6 @@ def heel_inches(value: str) -> float | None:
 
 
 # ---- The metadata ----
-
-
-def _image_folder(root: Path) -> Path:
-    for name in ("ut-zap50k-images", "ut-zap50k-images-square"):
-        if (root / name).is_dir():
-            return root / name
-    raise FileNotFoundError(f"there is no folder ut-zap50k-images in {root}; it comes with {SOURCE}")
 
 
 def _read_shoes(root: Path, image_root: Path) -> Shoes:
@@ -200,22 +190,6 @@ def _read_lists(root: Path, part: str, num_images: int, seed: int) -> tuple[np.n
     together = np.concatenate(triplets)
     chosen = np.random.default_rng([seed, len(together)]).permutation(len(together))[: NUM_TRIPLETS[part]]
     return conditions[chosen], together[chosen]
-
-
-def _parts_of_triplets(indices: dict[str, tuple[np.ndarray, np.ndarray]], num_images: int) -> np.ndarray:
-    part_of = np.full(num_images, "train", dtype="<U10")
-    for part in ("validation", "test"):  # in this order: an image of both is a test image
-        part_of[np.unique(indices[part][1])] = part
-    return part_of
-
-
-def _random_parts(num_images: int, seed: int) -> np.ndarray:
-    order = np.random.default_rng(seed).permutation(num_images)
-    sizes = [round(share * num_images) for share in list(_IMAGE_SHARES.values())[1:]]
-    part_of = np.full(num_images, "train", dtype="<U10")
-    part_of[order[: sizes[0]]] = "validation"
-    part_of[order[sizes[0] : sum(sizes)]] = "test"
-    return part_of
 
 
 def _sampled(shoes: Shoes, rows: np.ndarray, part: str, seed: int) -> Dataset:

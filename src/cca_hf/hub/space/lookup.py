@@ -173,6 +173,6 @@ class Lookup:
 
     def _make_thumbnail(self, reference: str) -> str | None:
         try:
-            return data_uri(load_image(self._finder.find(reference)), _THUMBNAIL)
+            return data_uri(self._finder.find(reference), _THUMBNAIL)
         except (ValueError, OSError):  # the image or its data set is gone; the other images are still shown
             return None
