@@ -37,24 +37,19 @@ class Result(Protocol):
 
     def metrics(self) -> dict[str, float]:
         """All metrics by name."""
-        ...
 
     def as_table(self, decimals: int) -> Table:
         """The table that `table` and a notebook show."""
-        ...
 
     def card(self) -> ResultCard:
         """The section of a model card about this result, which must be of the test split."""
-        ...
 
     def to_dict(self) -> dict[str, Any]:
         """All content as plain Python values, for JSON; `from_dict` is the inverse."""
-        ...
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`."""
-        ...
 
     def table(self, decimals: int = 1) -> str:
         """A table for terminals."""

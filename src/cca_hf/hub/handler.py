@@ -8,10 +8,6 @@ is never read as a file name. `attribute` is a name or a list of names; the defa
 cannot be answered raises a `RequestError`, and the endpoint sends its message as {"error": message}.
 
 `cca serve` reads requests with the same classes. This file travels to the Hub alone and imports nothing of cca_hf.
-
-Images are fetched from public hosts only. Every address that a host name resolves to is checked, again after each
-redirect, and the connection goes to the checked address. So a name that resolves differently a moment later has no
-effect.
 """
 
 import base64
@@ -130,9 +126,8 @@ class RequestReader:
             raise RequestError("invalid_request", f"a request must be an object; got {type(data).__name__}")
         _refuse_unknown(data, ("inputs", "parameters"), "the request")
         if "inputs" not in data:
-            raise RequestError(
-                "invalid_request", "the request has no 'inputs', which must be an image or a list of images"
-            )
+            message = "the request has no 'inputs', which must be an image or a list of images"
+            raise RequestError("invalid_request", message)
         parameters = {} if data.get("parameters") is None else data["parameters"]
         if not isinstance(parameters, Mapping):
             raise RequestError("invalid_request", f"'parameters' must be an object; got {type(parameters).__name__}")
@@ -222,7 +217,7 @@ class RequestReader:
 
 
 class Request(Sequence[Readable]):
-    """Images and attributes. An image is read when it is accessed, in any thread, and is not kept."""
+    """Images and attributes. An image is read at each access, in any thread, and is not stored."""
 
     def __init__(self, images: Sequence[Any], attributes: list[str], reader: RequestReader, *, is_list: bool):
         self.images = images  # as the client sent them
@@ -290,6 +285,9 @@ def is_url(image: Any) -> bool:
 def fetch_image(url: str, limits: Limits) -> bytes:
     """The content at a URL on a public host.
 
+    Every address of the host is checked, again after each redirect, and the connection goes to the checked address.
+    So a name that resolves differently a moment later has no effect.
+
     Raises:
         RequestError: if the host is not public, does not answer in time, or sends too many bytes.
     """
@@ -303,11 +301,7 @@ def fetch_image(url: str, limits: Limits) -> bytes:
 
 
 def public_addresses(host: str, port: int) -> list[str]:
-    """The IP addresses of a host.
-
-    Raises:
-        RequestError: if the name has no address, or one of them is not public.
-    """
+    """The IP addresses of a host, all of them public."""
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:

@@ -1,7 +1,7 @@
-"""The model card: a head from the class of the model, the record of the training, and a section for each result.
+"""The model card, from the files beside a checkpoint: a head, the record of the training, and the results.
 
-The card is written from the files beside a checkpoint. Every result file with a `"card"` becomes a section. To add a
-result that is measured later, put its file into the folder and write the card again.
+Every result file with a `"card"` becomes a section. To add a result that is measured later, put its file into the
+folder and write the card again.
 """
 
 import json
@@ -96,23 +96,18 @@ def write_model_card(
         dataset=None if run is None else _link(run.dataset, "datasets/", on_hub=run.dataset_on_hub),
         usage=model_class.usage_example(name, config),
         attributes=_attributes(config, run),
-        counted=run is not None,
         results=results,
         report=(folder / "report.png").exists(),
         curves=(folder / "training.png").exists(),
-        training=None if run is None else _training(run),
-        settings=[] if run is None else [(name, value) for name, value in run.settings.items() if value is not None],
+        run=run,
+        duration=None if run is None else _duration(run.seconds),
         limits=_limits(config, run, results),
     )
     return write_text(str(card), folder / "README.md")
 
 
 def read_results(folder: Path, baselines: Mapping[str, EvaluationResult] | None = None) -> list[StoredResult]:
-    """The results beside a checkpoint, the one on the test split first.
-
-    Raises:
-        ValueError: if the baselines cannot be compared with the test result, or it is missing.
-    """
+    """The results beside a checkpoint, the one on the test split first; see `write_model_card` for errors."""
     found: list[StoredResult] = []
     for path in sorted(folder.glob("*.json"), key=lambda path: (path.name != _TEST_RESULT, path.name)):
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -217,12 +212,6 @@ def _method(config: PreTrainedConfig, model_class: Any) -> str:
 
 def _link(name: str, kind: str, *, on_hub: bool) -> str:
     return f"[{name}](https://huggingface.co/{kind}{name})" if on_hub else f"`{name}`"
-
-
-def _training(run: RunRecord) -> str:
-    splits = ", ".join(f"{count:,} images in {split}" for split, count in run.splits.items())
-    versions = ", ".join(f"{library} {version}" for library, version in run.versions.items())
-    return f"{splits}. Trained on {run.hardware} in {_duration(run.seconds)}, with {versions}."
 
 
 def _attributes(config: PreTrainedConfig, run: RunRecord | None) -> list[tuple[str, int, str]]:

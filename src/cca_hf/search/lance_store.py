@@ -1,9 +1,8 @@
 """An index in a folder or a bucket, stored by LanceDB: no server, atomic versions, filters before the search.
 
 The table has one row per item and one fixed-size list of floats per attribute. A write makes a new version, visible
-when it is complete; if a process dies while it writes, the previous version stays. In a folder a file lock allows one
-writer; the operating system releases it when the process dies. In a bucket LanceDB refuses conflicting writes.
-Lance, the engine below LanceDB, computes the nearest rows (`lance_queries.py`).
+when it is complete. In a folder a file lock allows one writer; the operating system releases it when the process dies.
+In a bucket LanceDB refuses conflicting writes.
 """
 
 import contextlib
@@ -187,15 +186,12 @@ class LanceStore:
                     ef_construction=_BUILD_EFFORT,
                 )
                 for name in sorted(map(self.schema.vector_column, self.schema.attributes)):
-                    if self._needs_graph(name, rows):
+                    known = _run(self._table.index_stats(f"{name}_idx"))
+                    if known is None or known.num_unindexed_rows > _REBUILD_SHARE * rows:
                         _run(self._table.create_index(name, config=graph))
             if indexed or rows >= self.settings.index_from:
                 _run(self._table.optimize(cleanup_older_than=_KEPT))
         self._queries.refresh()
-
-    def _needs_graph(self, column: str, rows: int) -> bool:
-        known = _run(self._table.index_stats(f"{column}_idx"))
-        return known is None or known.num_unindexed_rows > _REBUILD_SHARE * rows
 
     def close(self) -> None:
         _release(self._lock)

@@ -1,9 +1,7 @@
 """An index on a Qdrant server or cluster, for catalogues that are too large for one machine.
 
-An item is one point with one named vector per attribute and the columns as payload. The server answers a write after
-applying it, and does sharding and replication (https://qdrant.tech/documentation/guides/distributed_deployment/).
-For tests, `qdrant-local:folder/collection` uses the client's local mode, which compares with every item;
-`qdrant-local:collection` does so in memory.
+An item is one point with one named vector per attribute and the columns as payload. For tests,
+`qdrant-local:folder/collection` uses the client's local mode, and `qdrant-local:collection` does so in memory.
 """
 
 import contextlib
@@ -149,7 +147,7 @@ class QdrantStore:
         for start in range(0, len(payloads), rows):
             points = [
                 models.PointStruct(
-                    id=_point_id(payload[ITEM_ID]),
+                    id=str(uuid.uuid5(_NAMESPACE, payload[ITEM_ID])),
                     vector={name: column[row].tolist() for name, column in vectors.items()},
                     payload={key: value for key, value in payload.items() if value is not None},
                 )
@@ -234,11 +232,7 @@ class QdrantStore:
         return counted.count
 
     def optimize(self) -> None:
-        """Waits until the server, which builds its graphs in the background, has finished.
-
-        Raises:
-            TimeoutError: after `QdrantSettings.optimize_timeout` seconds.
-        """
+        """Waits until the server, which builds its graphs in the background, has finished."""
         until = time.monotonic() + self.settings.optimize_timeout
         with _failures(self.location):
             while self._client.get_collection(self._collection).status == "yellow":
@@ -252,10 +246,6 @@ class QdrantStore:
 
     def close(self) -> None:
         self._client.close()
-
-
-def _point_id(item_id: str) -> str:
-    return str(uuid.uuid5(_NAMESPACE, item_id))
 
 
 def _folder(location: str) -> str:

@@ -132,13 +132,11 @@ def column_types(schema: pa.Schema, *, skip: Sequence[str] = ()) -> tuple[dict[s
     types: dict[str, ColumnType] = {}
     unfit: list[str] = []
     for field in schema:
-        if field.name in (ITEM_ID, *skip):
-            continue
-        kind = _type_of(field.type)
-        if kind is None:
-            unfit.append(field.name)
-        else:
-            types[field.name] = kind
+        if field.name not in (ITEM_ID, *skip):
+            if (kind := _type_of(field.type)) is None:
+                unfit.append(field.name)
+            else:
+                types[field.name] = kind
     return types, unfit
 
 

@@ -56,9 +56,7 @@ class ImageSource:
         self.encoder = encoder
         self.dataset_name, self.split = dataset_name, split
         self.batch_size = batch_size
-        types, unfit = column_types(_with_names(catalogue.rows(0, 0), catalogue.features).schema)
-        if columns is not None:
-            types = _selected(columns, types, unfit)
+        types = _stored_types(catalogue.rows(0, 0), catalogue.features, columns)
         self.schema = IndexSchema.of_model(encoder, name, {IMAGE_REFERENCE: "text", **types})
 
     @classmethod
@@ -77,16 +75,18 @@ class ImageSource:
         from cca_hf.data.sources import load_source
 
         splits: DatasetDict = load_source(source, None, None)
-        chosen = split if split is not None or len(splits) > 1 else next(iter(splits))
+        if split is None and len(splits) == 1:
+            (split,) = splits
         carried = columns
         if carried is None:
             skipped = [id_column or "", IMAGE_REFERENCE]
-            schema = splits[chosen].features.arrow_schema if chosen in splits else pa.schema([])
+            schema = splits[split].features.arrow_schema if split in splits else pa.schema([])
             carried = list(column_types(schema, skip=skipped)[0])
-        catalogue = Catalogue.from_dataset(splits, split=chosen, id_column=id_column, columns=carried)
+        catalogue = Catalogue.from_dataset(splits, split=split, id_column=id_column, columns=carried)
         place = str(Path(source).resolve()) if Path(source).exists() else source
-        split = chosen or ""
-        return cls(catalogue, encoder, name, dataset_name=place, split=split, columns=columns, batch_size=batch_size)
+        return cls(
+            catalogue, encoder, name, dataset_name=place, split=split or "", columns=columns, batch_size=batch_size
+        )
 
     def __len__(self) -> int:
         return len(self.catalogue)
@@ -99,9 +99,8 @@ class ImageSource:
 
             def embed(wanted: Sequence[int], start: int = start) -> NDArray:
                 batch, attributes = [images[start + row] for row in wanted], list(self.schema.attributes)
-                return np.asarray(
-                    self.encoder.encode(batch, attributes, batch_size=self.batch_size, show_progress=False)
-                )
+                encoded = self.encoder.encode(batch, attributes, batch_size=self.batch_size, show_progress=False)
+                return np.asarray(encoded)
 
             kept = rows.select([name for name in self.schema.columns if name != IMAGE_REFERENCE])
             references = pa.array([self._reference(images[row], row) for row in range(start, stop)], pa.string())
@@ -133,9 +132,7 @@ class EmbeddedSource:
         self._features = Features.from_arrow_schema(self._dataset.schema)
         self._vectors = [column_of(attribute) for attribute in manifest.attributes]
         carried = pa.schema([self._dataset.schema.field(column) for column in manifest.columns])
-        types, unfit = column_types(_with_names(carried.empty_table(), self._features).schema)
-        if columns is not None:
-            types = _selected(columns, types, unfit)
+        types = _stored_types(carried.empty_table(), self._features, columns)
         checkpoint = CheckpointId(name, manifest.model)
         self.schema = IndexSchema(tuple(manifest.attributes), manifest.dim, types, checkpoint)
 
@@ -174,7 +171,11 @@ def _with_names(table: pa.Table, features: Features) -> pa.Table:
     return table
 
 
-def _selected(columns: Sequence[str], types: dict[str, ColumnType], unfit: Sequence[str]) -> dict[str, ColumnType]:
+def _stored_types(table: pa.Table, features: Features, columns: Sequence[str] | None) -> dict[str, ColumnType]:
+    """The types of the `columns` of an index; by default of all that it can store."""
+    types, unfit = column_types(_with_names(table, features).schema)
+    if columns is None:
+        return types
     for name in columns:
         if name in unfit:
             raise ValueError(f"an index cannot store the column {name!r}: it contains no text, numbers or booleans")

@@ -12,9 +12,6 @@ information, so that they score low in completeness and MIG, however well the su
 - MIG (Chen et al., NeurIPS 2018): mean over factors of the gap between the mutual information with the best two units,
   in units of the factor's entropy. MIG-sup (Li et al., ICLR 2020): mean over units of the gap between its best two
   factors. A dimension is divided into 20 bins, as in disentanglement_lib; logistic regression reads a subspace.
-
-No library takes arrays: `disentanglement-lib` needs TensorFlow 1, `disent` needs torchvision, lightning and a
-generator of images, and `latte-metrics` was abandoned before a release.
 """
 
 from collections.abc import Mapping, Sequence
@@ -101,10 +98,11 @@ def disentanglement(
     folds = make_folds(members, seed)
     dim = vectors.shape[2]
 
-    importance, accuracy = _forest_importance(vectors.reshape(len(vectors), -1), ids, folds, seed)  # (A D, A), (A,)
+    code = vectors.reshape(len(vectors), -1)
+    importance, accuracy = _forest_importance(code, ids, folds, seed)  # (A D, A), (A,)
     entropy = np.array([_information(column, column) for column in ids.T])
-    bins = _in_bins(vectors.reshape(len(vectors), -1))
-    of_dimensions = np.array([[_information(code, column) for column in ids.T] for code in bins.T]) / entropy
+    bins = _in_bins(code)
+    of_dimensions = np.array([[_information(unit, column) for column in ids.T] for unit in bins.T]) / entropy
     of_subspaces = np.array(
         [
             [_information(read_linear(vectors[:, subspace], column, folds), column) for column in ids.T]

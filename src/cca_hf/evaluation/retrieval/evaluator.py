@@ -56,6 +56,7 @@ class RetrievalEvaluator:
         self.show_progress = show_progress
         self.num_workers = num_workers
         self.query_split, self.gallery_split = query_and_gallery(dataset, split)
+        self._splits = [split for split in (self.query_split, self.gallery_split) if split is not None]
         for name in self._splits:
             if not len(dataset[name]):
                 raise ValueError(f"the split {name!r} is empty: there is nothing to evaluate")
@@ -67,9 +68,12 @@ class RetrievalEvaluator:
             UnreadableImageError: if an image cannot be read; the message names it.
         """
         check_attributes(model, self.dataset.attributes)
-        gallery = None if self.gallery_split is None else self._embedded(model, self.gallery_split)
-        queries = self._embedded(model, self.query_split)
-        return evaluate_splits(self.dataset, queries, gallery, self._splits, model.device)
+        sides = []
+        for split in reversed(self._splits):  # a gallery first
+            embeddings = self.embed(model, self.dataset[split]["image"])
+            sides.append(Gallery.of_split(self.dataset, split, embeddings, self.dataset.labels(split)))
+        *gallery, queries = sides
+        return evaluate_splits(self.dataset, queries, gallery[0] if gallery else None, self._splits, model.device)
 
     def embed(self, model: CCAModel, images: Sequence[ImageInput]) -> NDArray[np.float32]:
         """(images, attributes, dim), the attributes in the order of the data set."""
@@ -81,14 +85,6 @@ class RetrievalEvaluator:
             num_workers=self.num_workers,
         )
         return to_numpy(embeddings)
-
-    @property
-    def _splits(self) -> list[str]:
-        return [split for split in (self.query_split, self.gallery_split) if split is not None]
-
-    def _embedded(self, model: CCAModel, split: str) -> Gallery:
-        embeddings = self.embed(model, self.dataset[split]["image"])
-        return Gallery.of_split(self.dataset, split, embeddings, self.dataset.labels(split))
 
 
 class BackboneEvaluator(RetrievalEvaluator):

@@ -67,10 +67,10 @@ class AttributeResult:
             queries=len(retrieval.queries),
             candidates=float(retrieval.num_candidates.mean()),
             queries_without_relevant=int((retrieval.num_relevant == 0).sum()),
-            scores=_figures({name: each.map for name, each in maps.items()}, retrieval.map_macro, retrieval.scores),
-            chance=_figures(
-                {name: each.chance_map for name, each in maps.items()}, retrieval.chance_map_macro, retrieval.chance
-            ),
+            scores={name: each.map for name, each in maps.items()}
+            | {"map_macro": retrieval.map_macro, **_means(retrieval.scores)},
+            chance={name: each.chance_map for name, each in maps.items()}
+            | {"map_macro": retrieval.chance_map_macro, **_means(retrieval.chance)},
             values=tuple(
                 ValueResult(value_names[value], int(counts[value]), achieved, retrieval.chance_per_value[value])
                 for value, achieved in retrieval.per_value.items()
@@ -105,10 +105,7 @@ class EvaluationResult(Result):
 
     @property
     def overall(self) -> dict[str, float]:
-        """Plain means over the attributes (map_macro: over values, then attributes), and map_weighted over queries.
-
-        map_ignore_maybe and map_multi_label have both means too.
-        """
+        """Plain means over the attributes (map_macro: over values, then attributes), and mAP weighted by queries."""
         return self._overall([attribute.scores for attribute in self.attributes])
 
     @property
@@ -123,10 +120,9 @@ class EvaluationResult(Result):
         (`map_<attribute>`, ...); and all of these for a random ranking (`chance_...`). `map_ignore_maybe` and
         `map_multi_label` likewise, if the data set has sets of values. `coverage`, if images were missing.
         """
-        metrics = dict(self.overall)
+        metrics, chance = self.overall, self.chance_overall
         if self.coverage is not None:
             metrics["coverage"] = self.coverage.share
-        chance = dict(self.chance_overall)
         for attribute in self.attributes:
             metrics |= {f"{measure}_{attribute.name}": value for measure, value in attribute.scores.items()}
             chance |= {f"{measure}_{attribute.name}": value for measure, value in attribute.chance.items()}
@@ -213,9 +209,9 @@ class EvaluationResult(Result):
         return means
 
 
-def _figures(maps: dict[str, float], map_macro: float, scores: RetrievalScores) -> dict[str, float]:
+def _means(scores: RetrievalScores) -> dict[str, float]:
     recall = {f"recall@{k}": float(hits.mean()) for k, hits in scores.recall.items()}
-    return {**maps, "map_macro": map_macro, **recall, "r_precision": float(scores.r_precision.mean())}
+    return {**recall, "r_precision": float(scores.r_precision.mean())}
 
 
 def _card_cells(attributes: Sequence[Mapping[str, float]], overall: Mapping[str, float]) -> list[str]:

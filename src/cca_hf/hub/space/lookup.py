@@ -1,7 +1,7 @@
 """The searches of the Space: the nearest images under each attribute, and the attention of each attribute."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -132,21 +132,20 @@ class Lookup:
         Raises:
             ValueError: for an unknown attribute or value, or an invalid filter.
         """
-        query_and_filter: dict[str, Any] = (
+        searched: dict[str, Any] = (
             {"embedding": query.embeddings} if query.item_id is None else {"item": query.item_id}
         )
-        query_and_filter |= {"where": where, "top": top}
+        search = partial(self.index.search, **searched, where=where, top=top)
         rows = []
         if instead:
-            shares = dict.fromkeys([*attributes, *instead], 1.0)
-            hits = self.index.search(**query_and_filter, values=instead, weights=shares)
+            hits = search(values=instead, weights=dict.fromkeys([*attributes, *instead], 1.0))
             kept = [name for name in attributes if name not in instead]
             title = ", ".join([f"{name} {value}" for name, value in instead.items()])
             title += f", the same {' and '.join(kept)}" if kept else ""
             rows.append(Row(title, "", None, [self._found(hit, *next(iter(instead.items()))) for hit in hits]))
         for name in attributes:
             value = query.values.get(name, "")
-            hits = self.index.search(**query_and_filter, attribute=name)
+            hits = search(attribute=name)
             rows.append(Row(name, value, query.attention[name], [self._found(hit, name, value) for hit in hits]))
         return rows
 

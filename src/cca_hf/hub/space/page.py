@@ -91,11 +91,8 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
     on_load = _FILES.joinpath("select.js").read_text(encoding="utf-8")
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as page:
         query, seed = gr.State(None), gr.State(0)
-        gr.HTML(
-            _HTML.head(title, lookup.index.count(), attributes, made_by),
-            apply_default_css=False,
-            elem_id="cca-head",
-        )
+        head = _HTML.head(title, lookup.index.count(), attributes, made_by)
+        gr.HTML(head, apply_default_css=False, elem_id="cca-head")
         with gr.Row():
             with gr.Column(scale=2, min_width=300, elem_id="cca-ask"):
                 image = gr.Image(
@@ -198,9 +195,8 @@ def launch_space(
 
 
 def _theme() -> gr.themes.Base:
-    theme = gr.themes.Default(
-        primary_hue="amber", neutral_hue="stone", font=_FONT, font_mono=("ui-monospace", "monospace")
-    )
+    mono = ("ui-monospace", "monospace")
+    theme = gr.themes.Default(primary_hue="amber", neutral_hue="stone", font=_FONT, font_mono=mono)
     # Gradio's default grey has too little contrast on white
     return theme.set(
         body_text_color_subdued="*neutral_600",
