@@ -96,12 +96,11 @@ class Limits:
         values: dict[str, Any] = {}
         for field in fields(cls):
             variable, kind = f"CCA_{field.name.upper()}", cast(type, type(field.default))
+            given = environment.get(variable, field.default)
             try:
-                if variable in environment:
-                    values[field.name] = kind(float(environment[variable]))
+                values[field.name] = kind(float(given))
             except (ValueError, OverflowError) as error:
-                allowed = "must be a number, 0 or 1 for a switch"
-                raise ValueError(f"{variable} {allowed}; got {environment[variable]!r}") from error
+                raise ValueError(f"{variable} must be a number, 0 or 1 for a switch; got {given!r}") from error
         return cls(**values)
 
 
@@ -344,8 +343,8 @@ def _request(url: str, until: float, limits: Limits) -> bytes | str:
         headers = {**_HEADERS, "Host": parts.netloc}
         connection.request("GET", parts.request_uri, headers=headers, preload_content=False, decode_content=False)
         response = connection.getresponse()
-        if response.status in (301, 302, 303, 307, 308) and response.headers.get("Location"):
-            return str(response.headers["Location"])
+        if location := response.get_redirect_location():
+            return str(location)
         if response.status != 200:
             raise RequestError("unreachable_url", f"the URL answered with HTTP status {response.status}")
         content = bytearray()

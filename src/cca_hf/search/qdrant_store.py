@@ -160,27 +160,22 @@ class QdrantStore:
         from qdrant_client import models
 
         with _failures(self.location):
-            selector = models.FilterSelector(filter=to_filter(condition))
-            self._client.delete(self._collection, selector, wait=True)
+            self._client.delete(self._collection, models.FilterSelector(filter=to_filter(condition)), wait=True)
 
     def nearest(
         self, attribute: str, queries: Vectors, count: int, condition: Condition | None, columns: Sequence[str] = ()
     ) -> list[pa.Table]:
         from qdrant_client import models
 
-        parameters = None
-        if not self._is_local:
-            parameters = models.SearchParams(
-                hnsw_ef=max(_SEARCH_EFFORT, count),
-                quantization=models.QuantizationSearchParams(rescore=True, oversampling=2.0),
-            )
+        rescored = models.QuantizationSearchParams(rescore=True, oversampling=2.0)
+        parameters = models.SearchParams(hnsw_ef=max(_SEARCH_EFFORT, count), quantization=rescored)
         requests = [
             models.QueryRequest(
                 query=query.tolist(),
                 using=self.schema.vector_column(attribute),
-                filter=None if condition is None else to_filter(condition),
+                filter=to_filter(condition),
                 limit=count,
-                params=parameters,
+                params=None if self._is_local else parameters,
                 with_payload=[payload_path(name) for name in (ITEM_ID, *columns)],
             )
             for query in queries
@@ -206,16 +201,15 @@ class QdrantStore:
             with _failures(self.location):
                 points, page = self._client.scroll(
                     self._collection,
-                    scroll_filter=None if condition is None else to_filter(condition),
+                    scroll_filter=to_filter(condition),
                     limit=rows,
                     offset=page,
                     with_payload=[payload_path(name) for name in (ITEM_ID, *columns)],
                     with_vectors=vectors or False,
                 )
             if points:
-                plain = pa.Table.from_pylist(
-                    [point.payload for point in points], schema=self.schema.arrow(columns, ())
-                )
+                payloads = [point.payload for point in points]
+                plain = pa.Table.from_pylist(payloads, schema=self.schema.arrow(columns, ()))
                 for name in vectors:
                     values = np.array([point.vector[name] for point in points], dtype=np.float32)
                     column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), self.schema.dim)
@@ -226,10 +220,7 @@ class QdrantStore:
 
     def count(self, condition: Condition | None) -> int:
         with _failures(self.location):
-            counted = self._client.count(
-                self._collection, count_filter=None if condition is None else to_filter(condition), exact=True
-            )
-        return counted.count
+            return self._client.count(self._collection, count_filter=to_filter(condition), exact=True).count
 
     def optimize(self) -> None:
         """Waits until the server, which builds its graphs in the background, has finished."""

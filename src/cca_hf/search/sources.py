@@ -1,4 +1,4 @@
-"""The sources of `cca index`: a catalogue of images to embed, or a folder of embeddings written by `cca embed`."""
+"""The sources of `cca index`: a catalogue of images, or embeddings of `cca embed`; and an index filled from them."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +11,7 @@ import pyarrow.compute as pc  # type: ignore[import-untyped]
 import pyarrow.dataset as pads  # type: ignore[import-untyped]
 from datasets import ClassLabel, DatasetDict, Features
 from numpy.typing import NDArray
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from cca_hf.data.columns import missing_message
 from cca_hf.embedding.catalogue import Catalogue
@@ -19,7 +20,8 @@ from cca_hf.models.encoding import ImageEncoder
 
 from .conditions import ColumnType
 from .images import IMAGE_REFERENCE, reference
-from .schema import ITEM_ID, CheckpointId, IndexSchema, column_types
+from .index import AttributeIndex
+from .schema import ITEM_ID, CheckpointId, IndexSchema, NoIndexError, column_types
 
 _ITEMS_AT_ONCE = 1024
 
@@ -158,6 +160,46 @@ class EmbeddedSource:
 
 
 ItemSource: TypeAlias = ImageSource | EmbeddedSource
+
+
+def fill_index(store: str, source: ItemSource, *, only_new: bool = False) -> tuple[int, IndexSchema]:
+    """Adds the items of `source`. Items in the index are replaced, or kept if `only_new`.
+
+    Returns:
+        The number of items in the index, and its schema.
+
+    Raises:
+        ValueError: if the index has other attributes, another width, other columns or another model.
+    """
+    with _open_or_create(store, source.schema) as index:
+        with tqdm(total=len(source), desc="Indexing", unit="item") as progress:
+            for item_ids, columns, embed in source.batches():
+                stored = index.ids_among(item_ids) if only_new else set()
+                rows = [row for row, item in enumerate(item_ids) if item not in stored]
+                if rows:
+                    ids = [item_ids[row] for row in rows]
+                    index.add(ids, embeddings=embed(rows), columns=columns.take(rows))
+                progress.update(len(item_ids))
+            progress.set_description("Building the index")
+            index.optimize()
+        return index.count(), index.schema
+
+
+def _open_or_create(store: str, schema: IndexSchema) -> AttributeIndex:
+    try:
+        index = AttributeIndex.open(store, schema.checkpoint, writable=True)
+    except NoIndexError:
+        return AttributeIndex.create_from_schema(store, schema)
+    stored = index.schema
+    if schema.attributes != stored.attributes or schema.dim != stored.dim:
+        problem = f"has {stored.dim} dimensions for {', '.join(stored.attributes)}"
+    elif any(stored.columns.get(name) != kind for name, kind in schema.columns.items()):
+        known = ", ".join(f"{name} ({kind})" for name, kind in stored.columns.items())
+        problem = f"has other columns; choose with --columns among {known or 'none'}"
+    else:
+        return index
+    index.close()
+    raise ValueError(f"the index at {store} {problem}")
 
 
 def _with_names(table: pa.Table, features: Features) -> pa.Table:

@@ -175,12 +175,10 @@ def _check(vectors: NDArray, rows: NDArray, condition_ids: NDArray, names: Seque
     if condition_ids.shape != (len(rows),):
         raise ValueError(f"conditions must have shape ({len(rows)},), one for each triplet; got {condition_ids.shape}")
     for what, ids, allowed in (("triplets", rows, len(vectors)), ("conditions", condition_ids, len(names))):
-        if not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"{what} must be integers from 0 to {allowed - 1}; got {ids.dtype}")
-        if not 0 <= ids.min() <= ids.max() < allowed:
-            raise ValueError(
-                f"{what} must be integers from 0 to {allowed - 1}; got {ids.dtype} from {ids.min()} to {ids.max()}"
-            )
+        is_integer = np.issubdtype(ids.dtype, np.integer)
+        if not is_integer or not 0 <= ids.min() <= ids.max() < allowed:
+            limits = f" from {ids.min()} to {ids.max()}" if is_integer else ""
+            raise ValueError(f"{what} must be integers from 0 to {allowed - 1}; got {ids.dtype}{limits}")
     check_finite("embeddings", vectors)
 
 
