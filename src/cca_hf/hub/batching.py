@@ -56,14 +56,9 @@ class Batcher:
         self._observe = observe
         self._readers = ThreadPoolExecutor(num_readers, thread_name_prefix="read-images")
         self._read: SimpleQueue[_Waiting | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._embed([self._reader.read(Image.new("RGB", (8, 8)))], list(range(len(model.config.attributes))))
-        self._thread.start()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the model's thread is running."""
-        return self._thread.is_alive()
+        self.thread.start()
 
     async def embed(
         self, images: Sequence[ImageInput], attribute_ids: list[int], readers: ThreadPoolExecutor | None = None
@@ -104,7 +99,7 @@ class Batcher:
         """Ends the threads after all accepted images are answered."""
         self._readers.shutdown()
         self._read.put(None)
-        self._thread.join()
+        self.thread.join()
 
     def _run(self) -> None:
         while (first := self._read.get()) is not None:

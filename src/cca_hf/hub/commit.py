@@ -32,10 +32,7 @@ def commit_folder(
     """Commit all files of `folder`; creates the repository if it does not exist.
 
     Args:
-        repo_id: such as `me/cca-shoes`. The owner defaults to the user of the token.
-        private: create a private repository.
-        revision: a branch, created from the main branch if it does not exist. Default: the main branch.
-        token: as in huggingface_hub. Default: the token of `hf auth login`, or `HF_TOKEN`.
+        repo_id, private, revision, token, message: as in `push_model`.
         replaces: patterns of files that are deleted from the repository if `folder` does not contain them.
 
     Returns:

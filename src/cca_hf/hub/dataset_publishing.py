@@ -40,16 +40,13 @@ def push_dataset(
     licence: str | None = None,
     message: str = "Push the data set by cca_hf",
 ) -> str:
-    """Push a data set to the Hub with its card, in one commit.
+    """Push a data set to the Hub with its card, in one commit, and return the URL of the commit.
 
     Args:
         repo_id: such as `me/shoes`.
         with_images: `False` pushes the annotations without the images.
         private, revision, token, message: see `push_model`.
         licence: identifier of the Hub, such as `cc-by-4.0`. Default: the card names no licence.
-
-    Returns:
-        The URL of the commit.
 
     Raises:
         PushError: if the Hub cannot be reached or refuses the push; the repository is then unchanged.

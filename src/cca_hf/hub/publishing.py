@@ -58,13 +58,7 @@ def push_model(
     with TemporaryDirectory(prefix="cca-push-") as parent:
         staged = stage_model(folder, Path(parent) / "repository", repo_id, licence=licence, baselines=baselines)
         return commit_folder(
-            staged,
-            repo_id,
-            private=private,
-            revision=revision,
-            token=token,
-            message=message,
-            replaces=_WEIGHTS,
+            staged, repo_id, private=private, revision=revision, token=token, message=message, replaces=_WEIGHTS
         )
 
 

@@ -127,7 +127,7 @@ class EmbeddingServer:
         return JSONResponse(self.description)
 
     async def health(self, request: HTTPRequest) -> Response:
-        alive = self.batcher.alive
+        alive = self.batcher.thread.is_alive()
         return JSONResponse({"status": "ok" if alive else "the model's thread has stopped"}, 200 if alive else 503)
 
     async def show_metrics(self, request: HTTPRequest) -> Response:

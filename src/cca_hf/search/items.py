@@ -34,12 +34,7 @@ def item_table(
     embeddings: NDArray | None,
     columns: Mapping[str, Sequence[object]] | pa.Table | None,
 ) -> pa.Table:
-    """The items as a table with the columns of `schema.arrow()`, without vectors if `embeddings` is None.
-
-    Args:
-        embeddings: (items, attributes, dim).
-        columns: name -> (items,).
-    """
+    """The items as a table with the columns of `schema.arrow()`, without vectors if `embeddings` is None."""
     names = _ids(item_ids)
     if isinstance(columns, pa.Table):
         columns = dict(zip(columns.column_names, columns.columns, strict=True))

@@ -86,14 +86,13 @@ class LanceQueries:
         names = [*columns, "_distance"]
         return version.dataset.to_table(columns=names, nearest=nearest, filter=where, prefilter=where is not None)
 
-    def _newest(self) -> "_Version":
-        return self._recently_opened() or self._open()
-
     def _recently_opened(self) -> "_Version | None":
         version, writes, opened = self._opened
         return version if writes == self._writes and time.monotonic() - opened < self.seen_within else None
 
-    def _open(self) -> "_Version":
+    def _newest(self) -> "_Version":
+        if (recent := self._recently_opened()) is not None:
+            return recent
         import lance
 
         with self._opening:

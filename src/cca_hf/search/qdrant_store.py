@@ -90,7 +90,7 @@ class QdrantStore:
         client, collection = _connect(location, settings)
         from qdrant_client import models
 
-        with _closed_on_failure(client), _failures(location):
+        with _failures(location, client):
             if client.collection_exists(collection):
                 raise FileExistsError(f"there is a collection at {location} already; give another name")
             scalar = models.ScalarQuantization(
@@ -125,7 +125,7 @@ class QdrantStore:
         if location.startswith(LOCAL) and not Path(_folder(location)).is_dir():
             raise NoIndexError(f"there is no index at {location}")
         client, collection = _connect(location, settings)
-        with _closed_on_failure(client), _failures(location):
+        with _failures(location, client):
             if not client.collection_exists(collection):
                 raise NoIndexError(f"there is no index at {location}")
             return cls(location, settings, client, collection)
@@ -269,21 +269,16 @@ def _connect(location: str, settings: QdrantSettings) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def _closed_on_failure(client: Any) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        client.close()
-        raise
-
-
-@contextlib.contextmanager
-def _failures(location: str) -> Iterator[None]:
-    """Raises the various errors of the client as OSError, with the location and the message of the server."""
+def _failures(location: str, opened: Any = None) -> Iterator[None]:
+    """Raises the errors of the client as OSError; after any error, closes the client that was just `opened`."""
     from qdrant_client.common.client_exceptions import QdrantException
     from qdrant_client.http.exceptions import ApiException
 
     try:
         yield
-    except (QdrantException, ApiException) as error:
+    except BaseException as error:
+        if opened is not None:
+            opened.close()
+        if not isinstance(error, (QdrantException, ApiException)):
+            raise
         raise OSError(f"the Qdrant server for {location} reported an error: {' '.join(str(error).split())}") from error

@@ -115,11 +115,7 @@ class ImageSource:
 
 
 class EmbeddedSource:
-    """The parquet files that `cca embed` wrote to a folder.
-
-    Args:
-        name: id or folder of the model, to embed the query images.
-    """
+    """The parquet files that `cca embed` wrote to a folder; see `ImageSource` for the other arguments."""
 
     def __init__(self, folder: Path, name: str, *, columns: Sequence[str] | None = None) -> None:
         if not (folder / MANIFEST).is_file():
@@ -165,8 +161,7 @@ ItemSource: TypeAlias = ImageSource | EmbeddedSource
 def fill_index(store: str, source: ItemSource, *, only_new: bool = False) -> tuple[int, IndexSchema]:
     """Adds the items of `source`. Items in the index are replaced, or kept if `only_new`.
 
-    Returns:
-        The number of items in the index, and its schema.
+    Returns the number of items in the index, and its schema. A progress bar is shown.
 
     Raises:
         ValueError: if the index has other attributes, another width, other columns or another model.

@@ -101,7 +101,9 @@ def disentanglement(
     code = vectors.reshape(len(vectors), -1)
     importance, accuracy = _forest_importance(code, ids, folds, seed)  # (A D, A), (A,)
     entropy = np.array([_information(column, column) for column in ids.T])
-    bins = _in_bins(code)
+    low, high = code.min(axis=0), code.max(axis=0)
+    shares = (code - low) / np.where(high > low, high - low, 1)
+    bins = np.minimum((shares * _BINS).astype(np.int64), _BINS - 1)
     of_dimensions = np.array([[_information(unit, column) for column in ids.T] for unit in bins.T]) / entropy
     of_subspaces = np.array(
         [
@@ -158,13 +160,6 @@ def _forest_importance(
         importance.append(forest.feature_importances_)
         accuracy.append(float(forest.score(code[test], column[test])))
     return np.stack(importance, axis=1), np.array(accuracy)
-
-
-def _in_bins(code: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(N, C) in equal bins between the minimum and the maximum of each column."""
-    low, high = code.min(axis=0), code.max(axis=0)
-    shares = (code - low) / np.where(high > low, high - low, 1)
-    return np.minimum((shares * _BINS).astype(np.int64), _BINS - 1)
 
 
 def _information(code: NDArray[np.int64], labels: NDArray[np.int64]) -> float:

@@ -75,11 +75,7 @@ def embed_with_features(
 ) -> ConditionedImages:
     """Embeddings under `attributes`, and the backbone's features that the conditional layer attends to.
 
-    The features of a level are its prefix tokens (CLS) and the mean over its cells.
-
-    Raises:
-        ValueError: if the model does not know an attribute.
-        UnreadableImageError: if an image cannot be read; the message names it.
+    The features of a level are its prefix tokens (CLS) and the mean over its cells. Raises as `model.encode`.
     """
     model = model.in_eval_mode()
     ids = torch.tensor(model.config.attribute_ids(list(attributes)), device=model.device)

@@ -54,11 +54,10 @@ class Gallery(NamedTuple):
             for name, shown in sets.items():
                 if name not in attributes:
                     raise ValueError(f"{side}{kind} of {name!r}, which is none of {', '.join(attributes)}")
-                expected = (len(labels), len(attributes[name]))
-                if np.shape(shown) != expected:
+                expected, given = (len(labels), len(attributes[name])), np.shape(shown)
+                if given != expected:
                     raise ValueError(
-                        f"{side}{kind} of {name!r} must have shape (images, values) = {expected}, "
-                        f"got {np.shape(shown)}"
+                        f"{side}{kind} of {name!r} must have shape (images, values) = {expected}, got {given}"
                     )
         return self._replace(embeddings=embeddings, labels=labels)
 

@@ -52,9 +52,7 @@ class RetrievalEvaluator:
             ValueError: if the split is empty.
         """
         self.dataset = dataset
-        self.batch_size = batch_size
-        self.show_progress = show_progress
-        self.num_workers = num_workers
+        self.batch_size, self.show_progress, self.num_workers = batch_size, show_progress, num_workers
         self.query_split, self.gallery_split = query_and_gallery(dataset, split)
         self._splits = [split for split in (self.query_split, self.gallery_split) if split is not None]
         for name in self._splits:
@@ -90,8 +88,8 @@ class RetrievalEvaluator:
 class BackboneEvaluator(RetrievalEvaluator):
     """The baseline without a condition: one embedding for every attribute, the mean of the backbone's output.
 
-    With a new `CCAModel.from_backbone(...)` it measures the backbone before any training, without the untrained
-    projections. For a ViT the output is that of the last layer but one, to which the conditional layer attends.
+    With a new `CCAModel.from_backbone(...)` it measures the backbone before any training. For a ViT the output is that
+    of the last layer but one, to which the conditional layer attends.
     """
 
     @torch.inference_mode()
@@ -118,13 +116,11 @@ def query_and_gallery(dataset: AttributeDataset, split: str) -> tuple[str, str |
 
 
 def check_attributes(model: CCAModel, attributes: Mapping[str, Sequence[str]]) -> None:
-    """Check that a model knows every attribute and at least one value of each.
-
-    Values the model was not trained on are only reported, because retrieval compares images and does not name values.
-    If no value is shared, the column belongs to another data set.
+    """Check that a model knows every attribute and at least one value of each; other values are only reported.
 
     Raises:
-        ValueError: if an attribute is unknown (the message names the closest one) or no value is shared.
+        ValueError: if an attribute is unknown (the message names the closest one) or no value is shared, because the
+            column then belongs to another data set.
     """
     for name, values in attributes.items():
         model.config.attribute_id(name)

@@ -62,11 +62,8 @@ class TripletResult(Result):
         return ConditionAccuracy("all triplets", *(sum(column) for column in zip(*counts, strict=True)))
 
     def metrics(self) -> dict[str, float]:
-        """All figures by name, as fractions in [0, 1].
-
-        `triplet_accuracy` over all triplets, `triplet_accuracy_macro` (the plain mean over the conditions),
-        `triplet_accuracy_<condition>` and `triplet_ties`, the share of ties. `coverage`, if triplets were left out.
-        """
+        """All figures by name, as fractions in [0, 1]: `triplet_accuracy` over all triplets, `triplet_accuracy_macro`
+        (the mean over the conditions), `triplet_accuracy_<condition>`, `triplet_ties`, and `coverage` of a subset."""
         metrics = {
             "triplet_accuracy": self.total.accuracy,
             "triplet_accuracy_macro": float(np.mean([each.accuracy for each in self.conditions])),
@@ -236,9 +233,7 @@ class TripletEvaluator:
                 f"{triplets[0][TRIPLET_COLUMNS[0]]['path']!r}"
             )
         self.condition_ids, self.rows = self.condition_ids[whole], self.rows[whole]
-        self.batch_size = batch_size
-        self.show_progress = show_progress
-        self.num_workers = num_workers
+        self.batch_size, self.show_progress, self.num_workers = batch_size, show_progress, num_workers
 
     def __call__(self, model: CCAModel) -> TripletResult:
         """

@@ -91,11 +91,7 @@ class Lookup:
         return {name: kind for name, kind in self.index.schema.columns.items() if name != IMAGE_REFERENCE}
 
     def image_of(self, item_id: str) -> Image.Image:
-        """The image of an item.
-
-        Raises:
-            ValueError: if the item does not exist, or its image is missing or unreadable.
-        """
+        """The image of an item; ValueError if the item does not exist, or its image is missing or unreadable."""
         (hit,) = self.index.get([item_id])
         reference = hit.columns[IMAGE_REFERENCE]
         if reference is None:
@@ -122,15 +118,11 @@ class Lookup:
         where: str | None = None,
         top: int = 10,
     ) -> list[Row]:
-        """The nearest images under each attribute.
+        """The nearest images under each attribute; `where` and errors are as in `AttributeIndex.search`.
 
         Args:
             instead: attribute -> value to search for instead of the query's. This adds a first row, for these values
                 and `attributes` together.
-            where: a filter, as in `AttributeIndex.search`.
-
-        Raises:
-            ValueError: for an unknown attribute or value, or an invalid filter.
         """
         searched: dict[str, Any] = (
             {"embedding": query.embeddings} if query.item_id is None else {"item": query.item_id}

@@ -37,6 +37,8 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
     """The page; `launch_space` serves it."""
     attributes = lookup.attributes
     targets = {f"{name}: {value}": (name, value) for name, values in lookup.values.items() for value in values}
+    filters = [f"{name} != {values[0]!r}" for name, values in lookup.values.items() if name.isidentifier()]
+    example = next(iter(filters), "item_id != '1'")
 
     def search(query: Query | None, chosen: list[str], wanted: list[str], where: str | None) -> str:
         """The results, or an error message."""
@@ -120,7 +122,7 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
                     where = gr.Textbox(
                         value="",
                         label="Only items that match this filter",
-                        placeholder=_example_filter(lookup),
+                        placeholder=example,
                         info=f"Columns: {', '.join(lookup.filters)}",
                         visible=bool(lookup.filters),
                         elem_id="cca-where",
@@ -203,11 +205,3 @@ def _theme() -> gr.themes.Base:
         block_info_text_color="*neutral_600",
         input_placeholder_color="*neutral_500",
     )
-
-
-def _example_filter(lookup: Lookup) -> str:
-    """Such as `colour != 'red'`."""
-    for name, values in lookup.values.items():
-        if name.isidentifier():
-            return f"{name} != {values[0]!r}"
-    return "item_id != '1'"
