@@ -15,19 +15,12 @@ R = TypeVar("R", bound="Result")
 
 @dataclass(frozen=True)
 class ResultCard:
-    """The section of a model card that describes one result.
-
-    Args:
-        title: heading of the section.
-        task: name of the task for the model-index of the Hub.
-        markdown: text and tables below the heading.
-        metrics: (metric type, metric name, value) for the model-index, in percent.
-    """
+    """The section of a model card that describes one result."""
 
     title: str
-    task: str
-    markdown: str
-    metrics: tuple[tuple[str, str, float], ...] = ()
+    task: str  # its name for the model-index of the Hub
+    markdown: str  # text and tables below the title
+    metrics: tuple[tuple[str, str, float], ...] = ()  # (type, name, value in percent) for the model-index
 
 
 class Result(Protocol):

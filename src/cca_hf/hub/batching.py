@@ -30,11 +30,9 @@ class _Waiting(NamedTuple):
 
 
 class Batcher:
-    """Shares a model among coroutines.
+    """Shares a model among coroutines; `max_batch` and `max_waiting` are as in `ServerSettings`.
 
     Args:
-        max_batch: maximum number of images in a forward pass.
-        max_waiting: maximum number of images that have been accepted and not answered.
         num_readers: number of threads that read images.
         observe: called in the model's thread after each forward pass, with its number of images and its seconds.
     """
@@ -65,9 +63,7 @@ class Batcher:
     ) -> list[torch.Tensor | Exception]:
         """The embeddings of each image, (attributes, dim) float32 on the CPU, or its error.
 
-        Args:
-            images: accessed one by one in the threads that read them; an error of the access is the image's error.
-            readers: other threads that read the images, for images that are fetched from elsewhere.
+        The images are accessed one by one in the threads that read them, by default the threads of the batcher.
 
         Raises:
             BusyError: at once, if too many images are waiting.

@@ -66,21 +66,13 @@ class RequestError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one request.
+    """Limits of one request."""
 
-    Args:
-        max_pictures: number of images in a request.
-        max_bytes: size of an image file.
-        max_pixels: pixels of an image, read from its header before it is decoded.
-        allow_urls: whether an image may be an http URL, which this machine then fetches.
-        url_seconds: time to fetch one URL, including redirects.
-    """
-
-    max_pictures: int = 32
-    max_bytes: int = 10_000_000
-    max_pixels: int = 25_000_000
-    allow_urls: bool = False
-    url_seconds: float = 10.0
+    max_pictures: int = 32  # images in a request
+    max_bytes: int = 10_000_000  # of an image file
+    max_pixels: int = 25_000_000  # of an image, read from its header before it is decoded
+    allow_urls: bool = False  # whether an image may be an http URL, which this machine then fetches
+    url_seconds: float = 10.0  # to fetch one URL, including redirects
 
     def __post_init__(self) -> None:
         if min(self.max_pictures, self.max_bytes, self.max_pixels) < 1 or not self.url_seconds > 0:
@@ -88,11 +80,7 @@ class Limits:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Limits":
-        """Limits from variables such as `CCA_ALLOW_URLS=1`: `CCA_` and the name of a field in capitals.
-
-        Raises:
-            ValueError: if a variable is not a number; names it.
-        """
+        """Limits from variables such as `CCA_ALLOW_URLS=1`: `CCA_` and the name of a field in capitals."""
         values: dict[str, Any] = {}
         for field in fields(cls):
             variable, kind = f"CCA_{field.name.upper()}", cast(type, type(field.default))
@@ -116,11 +104,7 @@ class RequestReader:
             _import_urllib3()  # a missing package is an error now, not at the first URL
 
     def parse(self, data: Any) -> "Request":
-        """Checks the form of a request. Its images are read later.
-
-        Raises:
-            RequestError: if the request is not valid.
-        """
+        """Checks the form of a request, whose images are read later; RequestError if it is not valid."""
         if not isinstance(data, Mapping):
             raise RequestError("invalid_request", f"a request must be an object; got {type(data).__name__}")
         _refuse_unknown(data, ("inputs", "parameters"), "the request")
@@ -154,10 +138,7 @@ class RequestReader:
         return list(dict.fromkeys(names))
 
     def read(self, image: Any) -> Readable:
-        """Reads an image within the limits; fetches it if it is a URL.
-
-        Returns:
-            The bytes of a JPEG, for which faster decoders than PIL exist; any other image decoded by PIL.
+        """The bytes of a JPEG, for which faster decoders than PIL exist, or an image decoded by PIL; fetches a URL.
 
         Raises:
             RequestError: if the image cannot be read, or exceeds a limit.
@@ -245,12 +226,7 @@ class Request(Sequence[Readable]):
 
 
 class EndpointHandler:
-    """The class that Inference Endpoints load from `handler.py`: created once, called for each request.
-
-    Args:
-        path: folder of the checkpoint, or its id on the Hub.
-        limits: default: [`Limits.from_environment`].
-    """
+    """The class that Inference Endpoints load from `handler.py`: created once, called for each request."""
 
     def __init__(self, path: str = "", limits: Limits | None = None):
         model = AutoModel.from_pretrained(path, trust_remote_code=True)

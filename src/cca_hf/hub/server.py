@@ -54,21 +54,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Settings of a server.
-
-    Args:
-        max_batch: maximum number of images in a forward pass.
-        max_waiting: maximum number of images that have been accepted and not answered.
-        max_body: maximum number of bytes of a request.
-        shutdown_seconds: time to answer the accepted requests when the server is stopped.
-    """
+    """Settings of a server."""
 
     host: str = "127.0.0.1"
     port: int = 8000
-    max_batch: int = 32
-    max_waiting: int = 256
-    max_body: int = 20_000_000
-    shutdown_seconds: int = 30
+    max_batch: int = 32  # images in a forward pass
+    max_waiting: int = 256  # images that have been accepted and not answered
+    max_body: int = 20_000_000  # bytes of a request
+    shutdown_seconds: int = 30  # to answer the accepted requests when the server is stopped
 
 
 class EmbeddingServer:

@@ -37,19 +37,17 @@ _KEPT = timedelta(minutes=10)  # how long an old version stays for its readers
 
 @dataclass(frozen=True)
 class LanceSettings:
-    """
+    """Settings of an index in a folder or a bucket. An existing index uses only the last two.
+
     Args:
-        vectors: type of the stored vectors; "float16" halves the size on disk. Used when an index is created.
         graph: "exact" stores the full vectors in the graph. "8-bit" needs less than half of the memory (128
-            dimensions, float32), takes more time and has a slightly lower recall. Used when an index is created.
-        index_from: number of rows from which `optimize` builds a graph. Without a graph a search compares all rows.
-        storage_options: options for buckets, as in `lancedb.connect`; credentials are also read from the environment.
+            dimensions, float32), takes more time and has a slightly lower recall.
     """
 
-    vectors: Literal["float32", "float16"] = "float32"
+    vectors: Literal["float32", "float16"] = "float32"  # "float16" halves the size on disk
     graph: Literal["exact", "8-bit"] = "exact"
-    index_from: int = 20_000
-    storage_options: Mapping[str, str] = field(default_factory=dict)
+    index_from: int = 20_000  # rows from which `optimize` builds a graph; with fewer, a search compares all rows
+    storage_options: Mapping[str, str] = field(default_factory=dict)  # for buckets, as in `lancedb.connect`
 
     def __post_init__(self) -> None:
         if self.vectors not in ("float32", "float16"):

@@ -34,30 +34,17 @@ _PAYLOAD_INDEX = {"text": "keyword", "integer": "integer", "number": "float", "b
 
 @dataclass(frozen=True)
 class QdrantSettings:
-    """Settings of a collection; for `None` the server decides. An existing collection uses only the last three.
+    """Settings of a collection; for `None` the server decides. An existing collection uses only the last three."""
 
-    Args:
-        shards: number of parts of the collection on the nodes.
-        replicas: number of copies of each shard.
-        write_consistency: number of copies that must confirm a write.
-        quantisation: "int8" searches with vectors of one byte per dimension in memory, and ranks the results with the
-            full vectors.
-        vectors: type of the stored full vectors.
-        vectors_on_disk: whether full vectors are read from disk instead of kept in memory.
-        api_key: default: the environment variable QDRANT_API_KEY.
-        timeout: seconds a request may take.
-        optimize_timeout: seconds that `AttributeIndex.optimize` waits until the server has built its graphs.
-    """
-
-    shards: int | None = None
-    replicas: int | None = None
-    write_consistency: int | None = None
-    quantisation: Literal["int8", "none"] = "int8"
-    vectors: Literal["float32", "float16"] = "float32"
-    vectors_on_disk: bool = False
-    api_key: str | None = None
-    timeout: int = 60
-    optimize_timeout: float = 3600
+    shards: int | None = None  # parts of the collection on the nodes
+    replicas: int | None = None  # copies of each shard
+    write_consistency: int | None = None  # copies that must confirm a write
+    quantisation: Literal["int8", "none"] = "int8"  # "int8" searches with bytes, and ranks with the full vectors
+    vectors: Literal["float32", "float16"] = "float32"  # type of the stored full vectors
+    vectors_on_disk: bool = False  # read the full vectors from disk instead of memory
+    api_key: str | None = None  # default: the environment variable QDRANT_API_KEY
+    timeout: int = 60  # seconds that a request may take
+    optimize_timeout: float = 3600  # seconds that `AttributeIndex.optimize` waits for the graphs of the server
 
     def __post_init__(self) -> None:
         if self.quantisation not in ("int8", "none") or self.vectors not in ("float32", "float16"):

@@ -1,7 +1,4 @@
-"""The result of a retrieval evaluation: metrics as fractions in [0, 1], with their chance levels.
-
-Only tables and cards show percent.
-"""
+"""The result of a retrieval evaluation: metrics as fractions in [0, 1] (tables and cards show percent), and chance."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -80,15 +77,11 @@ class AttributeResult:
 
 @dataclass(frozen=True)
 class EvaluationResult(Result):
-    """Retrieval quality under each attribute and over all of them.
-
-    `unlabelled` names the attributes without a labelled query, which no metric includes. `coverage` is set if images
-    were missing: the metrics are then those of a subset and not comparable with others.
-    """
+    """Retrieval quality under each attribute and over all of them."""
 
     attributes: tuple[AttributeResult, ...]
-    unlabelled: tuple[str, ...] = ()
-    coverage: Coverage | None = None
+    unlabelled: tuple[str, ...] = ()  # attributes without a labelled query, which no metric includes
+    coverage: Coverage | None = None  # set if images were missing; a subset is not comparable with others
 
     primary_metric: ClassVar[str] = "map"
 

@@ -57,9 +57,7 @@ def export_space(lookup: Lookup, folder: str | PathLike[str], *, title: str = TI
 
     A checkpoint on the Hub is referred to by its id and local revision; any other is saved to `model`. Images with a
     URL, or in a data set on the Hub, are referred to as well; other images are copied to `pictures` at a smaller size.
-
-    Args:
-        folder: a new or empty folder. If writing fails, it stays empty.
+    If writing fails, the folder stays empty.
 
     Raises:
         FileExistsError: if the folder is not empty.
