@@ -85,7 +85,7 @@ def write_model_card(
     results = read_results(folder, baselines)
     name = model_id or folder.resolve().name
     one_space = type(config) is CCAConfig and config.condition_embedding == "none"
-    # the BibTeX entry is beside this file if the paper is on arXiv and known
+    # the BibTeX entry of a paper on arXiv, if it is beside this file
     citation = Path(__file__).with_name(f"{(model_class.paper_url or '').rsplit('/', 1)[-1]}.bib")
     card = ModelCard.from_template(
         _metadata(config, run, results, name, licence, folder),

@@ -61,10 +61,10 @@ class LanceStore:
 
     read_up_to = 250_000
 
-    def __init__(self, location: str, settings: LanceSettings, lock: Any, table: Any) -> None:
+    def __init__(self, location: str, settings: LanceSettings, table: Any) -> None:
         self.location = location
         self.settings = settings
-        self._lock = lock
+        self._lock = contextlib.ExitStack()  # empty for a reader
         self._table = table
         stored = _run(table.schema())
         self.schema = IndexSchema.from_json(stored.metadata[_KEY])
@@ -81,8 +81,7 @@ class LanceStore:
         with _failures(location), contextlib.ExitStack() as undo:
             if not _is_remote(location):
                 Path(location).mkdir(parents=True, exist_ok=True)
-            lock = _take_lock(location)
-            undo.callback(_release, lock)
+            undo.enter_context(_lock(location))
             connection = _connect(location, settings)
             if _TABLE in _run(connection.list_tables()).tables:
                 raise FileExistsError(f"there is an index at {location} already; open it, or choose another location")
@@ -92,8 +91,8 @@ class LanceStore:
                 for column in schema.arrow()
             ]
             stored = pa.schema(fields, metadata={_KEY: schema.to_json(), _GRAPH: settings.graph.encode()})
-            store = cls(location, settings, lock, _run(connection.create_table(_TABLE, schema=stored)))
-            undo.pop_all()
+            store = cls(location, settings, _run(connection.create_table(_TABLE, schema=stored)))
+            store._lock = undo.pop_all()
             return store
 
     @classmethod
@@ -105,13 +104,13 @@ class LanceStore:
         if _is_remote(location) and _TABLE not in _run(connection.list_tables()).tables:
             raise NoIndexError(f"there is no index at {location}")
         with contextlib.ExitStack() as undo:
-            lock = _take_lock(location) if writable else None
-            undo.callback(_release, lock)
+            if writable:
+                undo.enter_context(_lock(location))
             table = _run(connection.open_table(_TABLE))
             if _KEY not in (_run(table.schema()).metadata or {}):
                 raise NoIndexError(f"the table at {location} was not written by cca_hf")
-            store = cls(location, settings, lock, table)
-            undo.pop_all()
+            store = cls(location, settings, table)
+            store._lock = undo.pop_all()
             return store
 
     @property
@@ -192,8 +191,7 @@ class LanceStore:
         self._queries.refresh()
 
     def close(self) -> None:
-        _release(self._lock)
-        self._lock = None
+        self._lock.close()
 
 
 def _connect(location: str, settings: LanceSettings) -> Any:
@@ -233,24 +231,18 @@ def _check_free(location: str) -> None:
         raise FileExistsError(f"{location} contains other files ({others[0]}, ...); an index needs an empty folder")
 
 
-def _take_lock(location: str) -> Any:
+def _lock(location: str) -> contextlib.AbstractContextManager[Any]:
+    """The lock of the one writer, taken already; leaving the context releases it. Buckets have none."""
     if _is_remote(location):
-        return None
+        return contextlib.nullcontext()
     from filelock import FileLock, Timeout
 
-    lock = FileLock(Path(location, _LOCK), thread_local=False)
     try:
-        lock.acquire(timeout=0)
+        return FileLock(Path(location, _LOCK), thread_local=False).acquire(timeout=0)
     except Timeout as error:
         raise IndexLockedError(
             f"another process is writing to the index at {location}; wait until it ends, or open it for reading"
         ) from error
-    return lock
-
-
-def _release(lock: Any) -> None:
-    if lock is not None:
-        lock.release()
 
 
 @contextlib.contextmanager

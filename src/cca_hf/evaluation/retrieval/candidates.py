@@ -27,15 +27,7 @@ class Side(NamedTuple):
     maybe: BoolArray | None = None
 
     @classmethod
-    def of(
-        cls,
-        side: str,
-        embeddings: object,
-        labels: object,
-        groups: object | None,
-        shown: object | None,
-        maybe: object | None,
-    ) -> "Side":
+    def of(cls, side: str, embeddings: object, labels: object, groups: object, shown: object, maybe: object) -> "Side":
         """Check the arrays and normalise the embeddings; `side` names them in error messages."""
         vectors = to_numbers(f"{side} embeddings", embeddings).astype(np.float32)  # a copy, normalised in place below
         if vectors.ndim != 2:
