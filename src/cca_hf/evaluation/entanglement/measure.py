@@ -108,7 +108,8 @@ class _Images(NamedTuple):
     ) -> "_Images":
         if len(names) < 2:
             raise ValueError(f"entanglement is between attributes: give at least two, got {len(names)}")
-        vectors, unconditioned = to_embeddings("embeddings", embeddings, names), to_numbers("features", features)
+        vectors = to_embeddings("embeddings", to_numbers("embeddings", embeddings), names)
+        unconditioned = to_numbers("features", features)
         count = len(vectors)
         if not count:
             raise ValueError(f"embeddings must have shape (images, ...) with at least one image, got {vectors.shape}")

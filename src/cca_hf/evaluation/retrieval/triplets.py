@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from cca_hf.data.columns import ColumnPlace, integers, missing_message
 from cca_hf.data.schema import IMAGE_COLUMN
 from cca_hf.data.triplets import CONDITION_COLUMN, TRIPLET_COLUMNS, distinct_images, to_triplet_dataset
-from cca_hf.evaluation.arrays import IntArray, check_finite, check_positive, to_embeddings, to_numpy
+from cca_hf.evaluation.arrays import IntArray, check_finite, check_positive, to_embeddings, to_numbers, to_numpy
 from cca_hf.evaluation.results import Result, ResultCard
 from cca_hf.evaluation.text_table import Table, markdown_table, percent
 from cca_hf.models.modeling_cca import CCAModel
@@ -133,7 +133,7 @@ def triplet_accuracy(
         ValueError: if shapes do not fit, rows or conditions do not exist, embeddings are not finite, a condition is
             called "macro", or there are no triplets.
     """
-    vectors = to_embeddings("embeddings", embeddings, names, "conditions")
+    vectors = to_embeddings("embeddings", to_numbers("embeddings", embeddings), names, "conditions")
     rows, condition_ids = to_numpy(triplets), to_numpy(conditions)
     _check(vectors, rows, condition_ids, names)
     if chunk_size is not None:
