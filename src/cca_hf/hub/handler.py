@@ -84,7 +84,7 @@ class Limits:
         values: dict[str, Any] = {}
         for field in fields(cls):
             variable, kind = f"CCA_{field.name.upper()}", cast(type, type(field.default))
-            given = environment.get(variable, field.default)
+            given: Any = environment.get(variable, field.default)
             try:
                 values[field.name] = kind(float(given))
             except (ValueError, OverflowError) as error:

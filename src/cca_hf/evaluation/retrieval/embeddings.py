@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -143,7 +143,7 @@ def _retrieve(
     sides: Sequence[Side], ks: Sequence[int], device: torch.device | str | None, sets: str | None = None
 ) -> AttributeRetrieval:
     """Retrieval under one attribute, by the labels alone or with one kind of `sets` of values."""
-    unused = {kind: None for kind in ("shown", "maybe") if kind != sets}
+    unused: dict[str, Any] = {kind: None for kind in ("shown", "maybe") if kind != sets}
     return retrieve(*(side._replace(**unused) for side in sides), ks=ks, device=device)
 
 
