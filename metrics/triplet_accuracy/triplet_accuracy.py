@@ -1,4 +1,4 @@
-"""Triplet accuracy as an `evaluate` module: a thin layer over `cca_hf.evaluation.retrieval.triplet_accuracy`.
+"""Triplet accuracy as an `evaluate` module: a thin layer over `cca_hf.evaluation.triplet_accuracy`.
 
 `evaluate` parses the imports of this file line by line, so each import has its own line.
 """

@@ -95,8 +95,7 @@ def embed(
                 encoder, catalogue, output_dir, settings, rank=rank, num_ranks=num_ranks, show_progress=rank == 0
             )
         if store is not None:
-            from cca_hf.search.filling import fill_index
-            from cca_hf.search.sources import EmbeddedSource
+            from cca_hf.search.sources import EmbeddedSource, fill_index
 
             fill_index(store, EmbeddedSource(output_dir, resolved(model)))
     if rank == 0:

@@ -54,8 +54,7 @@ def index(
         raise UsageError("--split and --id_column are for a --dataset")
     with stdout_kept_clean():
         from cca_hf.embedding.catalogue import Catalogue
-        from cca_hf.search.filling import fill_index
-        from cca_hf.search.sources import EmbeddedSource, ImageSource, ItemSource
+        from cca_hf.search.sources import EmbeddedSource, ImageSource, ItemSource, fill_index
 
         source: ItemSource
         name = "" if model is None else resolved(model)

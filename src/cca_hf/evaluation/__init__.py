@@ -4,8 +4,7 @@ from cca_hf.evaluation.retrieval.embeddings import Gallery, evaluate_embeddings
 from cca_hf.evaluation.retrieval.evaluator import BackboneEvaluator, RetrievalEvaluator
 from cca_hf.evaluation.retrieval.metrics import AttributeRetrieval, RetrievalScores, retrieval_metrics
 from cca_hf.evaluation.retrieval.result import AttributeResult, EvaluationResult, ValueResult
-from cca_hf.evaluation.retrieval.triplet_accuracy import ConditionAccuracy, TripletResult, triplet_accuracy
-from cca_hf.evaluation.retrieval.triplet_evaluator import TripletEvaluator
+from cca_hf.evaluation.retrieval.triplets import ConditionAccuracy, TripletEvaluator, TripletResult, triplet_accuracy
 
 __all__ = [
     "AttributeResult",

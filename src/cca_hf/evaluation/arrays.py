@@ -1,5 +1,6 @@
 """Checks of arrays (numpy, torch, lists): every fault is a ValueError that says what was given."""
 
+from collections.abc import Collection
 from numbers import Integral
 
 import numpy as np
@@ -25,6 +26,17 @@ def to_numbers(name: str, array: object) -> NDArray:
     if numbers.dtype.kind not in "buif":
         raise ValueError(f"{name} must be real numbers, got {numbers.dtype}")
     return numbers
+
+
+def to_embeddings(name: str, embeddings: object, attributes: Collection[str], kind: str = "attributes") -> NDArray:
+    """Embeddings (N, A, D), one for each of the `attributes`, or (N, D), the same for all."""
+    vectors = to_numpy(embeddings)
+    if vectors.ndim not in (2, 3) or vectors.ndim == 3 and vectors.shape[1] != len(attributes):
+        raise ValueError(
+            f"{name} must have shape (images, {len(attributes)}, dim), the {kind} being {', '.join(attributes)}, "
+            f"or (images, dim) for one space; got {vectors.shape}"
+        )
+    return to_numbers(name, vectors)
 
 
 def check_finite(name: str, vectors: NDArray) -> None:

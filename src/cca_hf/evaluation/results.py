@@ -15,19 +15,12 @@ R = TypeVar("R", bound="Result")
 
 @dataclass(frozen=True)
 class ResultCard:
-    """The section of a model card that describes one result.
-
-    Args:
-        title: heading of the section.
-        task: name of the task for the model-index of the Hub.
-        markdown: text and tables below the heading.
-        metrics: (metric type, metric name, value) for the model-index, in percent.
-    """
+    """The section of a model card that describes one result."""
 
     title: str
-    task: str
-    markdown: str
-    metrics: tuple[tuple[str, str, float], ...] = ()
+    task: str  # its name for the model-index of the Hub
+    markdown: str  # text and tables below the title
+    metrics: tuple[tuple[str, str, float], ...] = ()  # (type, name, value in percent) for the model-index
 
 
 class Result(Protocol):
@@ -37,24 +30,19 @@ class Result(Protocol):
 
     def metrics(self) -> dict[str, float]:
         """All metrics by name."""
-        ...
 
     def as_table(self, decimals: int) -> Table:
         """The table that `table` and a notebook show."""
-        ...
 
     def card(self) -> ResultCard:
         """The section of a model card about this result, which must be of the test split."""
-        ...
 
     def to_dict(self) -> dict[str, Any]:
         """All content as plain Python values, for JSON; `from_dict` is the inverse."""
-        ...
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`."""
-        ...
 
     def table(self, decimals: int = 1) -> str:
         """A table for terminals."""

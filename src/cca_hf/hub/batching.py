@@ -1,9 +1,7 @@
 """Embeds the images of many requests together.
 
 A pool of threads reads the images. One more thread runs the model, each time on all images that have been read in the
-meantime, up to `max_batch`. No image waits for others: an image that comes alone is embedded alone, and the next batch
-gathers while the model is busy. A batch is embedded under every attribute that one of its requests needs, which costs
-little, and each request gets its own attributes.
+meantime, up to `max_batch`, and under every attribute that one of the requests needs. No image waits for others.
 """
 
 import asyncio
@@ -11,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import torch
@@ -32,11 +30,9 @@ class _Waiting(NamedTuple):
 
 
 class Batcher:
-    """Shares a model among coroutines.
+    """Shares a model among coroutines; `max_batch` and `max_waiting` are as in `ServerSettings`.
 
     Args:
-        max_batch: maximum number of images in a forward pass.
-        max_waiting: maximum number of images that have been accepted and not answered.
         num_readers: number of threads that read images.
         observe: called in the model's thread after each forward pass, with its number of images and its seconds.
     """
@@ -58,23 +54,16 @@ class Batcher:
         self._observe = observe
         self._readers = ThreadPoolExecutor(num_readers, thread_name_prefix="read-images")
         self._read: SimpleQueue[_Waiting | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._embed([self._reader.read(Image.new("RGB", (8, 8)))], list(range(len(model.config.attributes))))
-        self._thread.start()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the model's thread is running."""
-        return self._thread.is_alive()
+        self.thread.start()
 
     async def embed(
         self, images: Sequence[ImageInput], attribute_ids: list[int], readers: ThreadPoolExecutor | None = None
     ) -> list[torch.Tensor | Exception]:
         """The embeddings of each image, (attributes, dim) float32 on the CPU, or its error.
 
-        Args:
-            images: accessed one by one in the threads that read them; an error of the access is the image's error.
-            readers: other threads that read the images, for images that are fetched from elsewhere.
+        The images are accessed one by one in the threads that read them, by default the threads of the batcher.
 
         Raises:
             BusyError: at once, if too many images are waiting.
@@ -89,11 +78,7 @@ class Batcher:
             self.waiting -= len(images)
 
     async def _embed_one(
-        self,
-        images: Sequence[ImageInput],
-        row: int,
-        attribute_ids: list[int],
-        readers: ThreadPoolExecutor | None,
+        self, images: Sequence[ImageInput], row: int, attribute_ids: list[int], readers: ThreadPoolExecutor | None
     ) -> torch.Tensor | Exception:
         embeddings: Future[torch.Tensor] = Future()
 
@@ -110,10 +95,16 @@ class Batcher:
         """Ends the threads after all accepted images are answered."""
         self._readers.shutdown()
         self._read.put(None)
-        self._thread.join()
+        self.thread.join()
 
     def _run(self) -> None:
-        while (batch := self._next_batch()) is not None:
+        while (first := self._read.get()) is not None:
+            batch = [first]
+            while len(batch) < self.max_batch and not self._read.empty():
+                if (following := self._read.get()) is None:
+                    self._read.put(None)  # ends the outer loop
+                    break
+                batch.append(following)
             batch = [waiting for waiting in batch if waiting.embeddings.set_running_or_notify_cancel()]
             if not batch:
                 continue
@@ -128,22 +119,6 @@ class Batcher:
             self._observe(len(batch), time.perf_counter() - started)
             for waiting, row in zip(batch, rows, strict=True):
                 waiting.embeddings.set_result(row[[ids.index(attribute) for attribute in waiting.attribute_ids]])
-
-    def _next_batch(self) -> list[_Waiting] | None:
-        first = self._read.get()
-        if first is None:
-            return None
-        batch = [first]
-        while len(batch) < self.max_batch:
-            try:
-                following = self._read.get_nowait()
-            except Empty:
-                break
-            if following is None:
-                self._read.put(None)  # for the next call
-                break
-            batch.append(following)
-        return batch
 
     def _embed(self, pixels: list[torch.Tensor], attribute_ids: list[int]) -> torch.Tensor:
         pixel_values = self._reader.scale(torch.stack(pixels), self.model.device, self.model.dtype)

@@ -4,10 +4,9 @@
 uploaded first and are invisible until the commit refers to them. After a failure, uploaded files are not sent again.
 """
 
+import fnmatch
 import importlib.metadata
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from fnmatch import fnmatch
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -33,10 +32,7 @@ def commit_folder(
     """Commit all files of `folder`; creates the repository if it does not exist.
 
     Args:
-        repo_id: such as `me/cca-shoes`. The owner defaults to the user of the token.
-        private: create a private repository.
-        revision: a branch, created from the main branch if it does not exist. Default: the main branch.
-        token: as in huggingface_hub. Default: the token of `hf auth login`, or `HF_TOKEN`.
+        repo_id, private, revision, token, message: as in `push_model`.
         replaces: patterns of files that are deleted from the repository if `folder` does not contain them.
 
     Returns:
@@ -47,7 +43,7 @@ def commit_folder(
         ValueError: if the repository is public although `private` is set, or the metadata of the card are not valid.
     """
     api = HfApi(token=token, library_name="cca_hf", library_version=importlib.metadata.version("cca_hf"))
-    with _raises_push_error(repo_id):
+    try:
         repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
         if private and not api.repo_info(repo_id, repo_type=repo_type).private:
             raise ValueError(
@@ -56,25 +52,16 @@ def commit_folder(
         if revision is not None:
             api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
         added = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-        stale = [
-            name
-            for name in api.list_repo_files(repo_id, repo_type=repo_type, revision=revision)
-            if name not in added and any(fnmatch(name, pattern) for pattern in replaces)
-        ]
+        present = api.list_repo_files(repo_id, repo_type=repo_type, revision=revision)
+        stale = {name for pattern in replaces for name in fnmatch.filter(present, pattern)} - added.keys()
         return api.create_commit(
             repo_id,
-            [CommitOperationDelete(name) for name in stale]
+            [CommitOperationDelete(name) for name in sorted(stale)]
             + [CommitOperationAdd(name, path) for name, path in added.items()],
             commit_message=message,
             repo_type=repo_type,
             revision=revision,
         ).commit_url
-
-
-@contextmanager
-def _raises_push_error(repo_id: str) -> Iterator[None]:
-    try:
-        yield
     except (OSError, HTTPError, RuntimeError) as error:
         # a failed upload of a large file is a RuntimeError; only its cause has the reason
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error

@@ -1,8 +1,5 @@
 """Publish a data set of labelled images on the Hub: parquet files and a card, pushed in one commit.
 
-    README.md                               the card: splits, values, and the number of images of each
-    data/<split>-00000-of-00003.parquet     `image`, and a `ClassLabel` for each attribute
-
 If the images may not be redistributed, the annotations can be pushed alone. `image` is then empty, and `file_name` is
 the path of the image below the folder that `load_attribute_dataset` gets as `image_root`.
 """
@@ -43,16 +40,13 @@ def push_dataset(
     licence: str | None = None,
     message: str = "Push the data set by cca_hf",
 ) -> str:
-    """Push a data set to the Hub with its card, in one commit.
+    """Push a data set to the Hub with its card, in one commit, and return the URL of the commit.
 
     Args:
         repo_id: such as `me/shoes`.
         with_images: `False` pushes the annotations without the images.
         private, revision, token, message: see `push_model`.
         licence: identifier of the Hub, such as `cc-by-4.0`. Default: the card names no licence.
-
-    Returns:
-        The URL of the commit.
 
     Raises:
         PushError: if the Hub cannot be reached or refuses the push; the repository is then unchanged.
@@ -143,6 +137,7 @@ def make_dataset_card(data: AttributeDataset, repo_id: str, *, with_images: bool
     if not with_images:
         arguments.append('image_root="images"')
     coverage = data.coverage_of(*data.splits)
+    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in data.splits]
     return DatasetCard.from_template(
         DatasetCardData(
             license=licence,
@@ -150,12 +145,7 @@ def make_dataset_card(data: AttributeDataset, repo_id: str, *, with_images: bool
             task_categories=["image-feature-extraction"],
             size_categories=[next((size for most, size in _SIZES.items() if images < most), "n>100M")],
             tags=["cca_hf", "image-retrieval", "attributes"],
-            configs=[
-                {
-                    "config_name": "default",
-                    "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in data.splits],
-                }
-            ],
+            configs=[{"config_name": "default", "data_files": files}],
         ),
         template_path=str(TEMPLATE),
         name=name,
@@ -165,12 +155,7 @@ def make_dataset_card(data: AttributeDataset, repo_id: str, *, with_images: bool
         attributes=list(data.attributes),
         arguments=arguments,
         group_column=data.group_column,
-        splits=[
-            [name, f"{split.images:,}"]
-            + ([] if split.groups is None else [f"{split.groups:,}"])
-            + [f"{attribute.labelled:,}" for attribute in split.attributes.values()]
-            for name, split in summary.splits.items()
-        ],
+        splits=summary.splits,
         values=[[attribute, len(values), _by_frequency(values)] for attribute, values in counts.items()],
         rare=[
             f"{attribute}: {_by_frequency(rare)}"

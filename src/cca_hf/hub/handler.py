@@ -8,10 +8,6 @@ is never read as a file name. `attribute` is a name or a list of names; the defa
 cannot be answered raises a `RequestError`, and the endpoint sends its message as {"error": message}.
 
 `cca serve` reads requests with the same classes. This file travels to the Hub alone and imports nothing of cca_hf.
-
-Images are fetched from public hosts only. Every address that a host name resolves to is checked, again after each
-redirect, and the connection goes to the checked address. So a name that resolves differently a moment later has no
-effect.
 """
 
 import base64
@@ -70,21 +66,13 @@ class RequestError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one request.
+    """Limits of one request."""
 
-    Args:
-        max_pictures: number of images in a request.
-        max_bytes: size of an image file.
-        max_pixels: pixels of an image, read from its header before it is decoded.
-        allow_urls: whether an image may be an http URL, which this machine then fetches.
-        url_seconds: time to fetch one URL, including redirects.
-    """
-
-    max_pictures: int = 32
-    max_bytes: int = 10_000_000
-    max_pixels: int = 25_000_000
-    allow_urls: bool = False
-    url_seconds: float = 10.0
+    max_pictures: int = 32  # images in a request
+    max_bytes: int = 10_000_000  # of an image file
+    max_pixels: int = 25_000_000  # of an image, read from its header before it is decoded
+    allow_urls: bool = False  # whether an image may be an http URL, which this machine then fetches
+    url_seconds: float = 10.0  # to fetch one URL, including redirects
 
     def __post_init__(self) -> None:
         if min(self.max_pictures, self.max_bytes, self.max_pixels) < 1 or not self.url_seconds > 0:
@@ -92,20 +80,15 @@ class Limits:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Limits":
-        """Limits from variables such as `CCA_ALLOW_URLS=1`: `CCA_` and the name of a field in capitals.
-
-        Raises:
-            ValueError: if a variable is not a number; names it.
-        """
+        """Limits from variables such as `CCA_ALLOW_URLS=1`: `CCA_` and the name of a field in capitals."""
         values: dict[str, Any] = {}
         for field in fields(cls):
             variable, kind = f"CCA_{field.name.upper()}", cast(type, type(field.default))
+            given: Any = environment.get(variable, field.default)
             try:
-                if variable in environment:
-                    values[field.name] = kind(float(environment[variable]))
+                values[field.name] = kind(float(given))
             except (ValueError, OverflowError) as error:
-                allowed = "must be a number, 0 or 1 for a switch"
-                raise ValueError(f"{variable} {allowed}; got {environment[variable]!r}") from error
+                raise ValueError(f"{variable} must be a number, 0 or 1 for a switch; got {given!r}") from error
         return cls(**values)
 
 
@@ -121,18 +104,13 @@ class RequestReader:
             _import_urllib3()  # a missing package is an error now, not at the first URL
 
     def parse(self, data: Any) -> "Request":
-        """Checks the form of a request. Its images are read later.
-
-        Raises:
-            RequestError: if the request is not valid.
-        """
+        """Checks the form of a request, whose images are read later; RequestError if it is not valid."""
         if not isinstance(data, Mapping):
             raise RequestError("invalid_request", f"a request must be an object; got {type(data).__name__}")
         _refuse_unknown(data, ("inputs", "parameters"), "the request")
         if "inputs" not in data:
-            raise RequestError(
-                "invalid_request", "the request has no 'inputs', which must be an image or a list of images"
-            )
+            message = "the request has no 'inputs', which must be an image or a list of images"
+            raise RequestError("invalid_request", message)
         parameters = {} if data.get("parameters") is None else data["parameters"]
         if not isinstance(parameters, Mapping):
             raise RequestError("invalid_request", f"'parameters' must be an object; got {type(parameters).__name__}")
@@ -160,10 +138,7 @@ class RequestReader:
         return list(dict.fromkeys(names))
 
     def read(self, image: Any) -> Readable:
-        """Reads an image within the limits; fetches it if it is a URL.
-
-        Returns:
-            The bytes of a JPEG, for which faster decoders than PIL exist; any other image decoded by PIL.
+        """The bytes of a JPEG, for which faster decoders than PIL exist, or an image decoded by PIL; fetches a URL.
 
         Raises:
             RequestError: if the image cannot be read, or exceeds a limit.
@@ -222,7 +197,7 @@ class RequestReader:
 
 
 class Request(Sequence[Readable]):
-    """Images and attributes. An image is read when it is accessed, in any thread, and is not kept."""
+    """Images and attributes. An image is read at each access, in any thread, and is not stored."""
 
     def __init__(self, images: Sequence[Any], attributes: list[str], reader: RequestReader, *, is_list: bool):
         self.images = images  # as the client sent them
@@ -251,12 +226,7 @@ class Request(Sequence[Readable]):
 
 
 class EndpointHandler:
-    """The class that Inference Endpoints load from `handler.py`: created once, called for each request.
-
-    Args:
-        path: folder of the checkpoint, or its id on the Hub.
-        limits: default: [`Limits.from_environment`].
-    """
+    """The class that Inference Endpoints load from `handler.py`: created once, called for each request."""
 
     def __init__(self, path: str = "", limits: Limits | None = None):
         model = AutoModel.from_pretrained(path, trust_remote_code=True)
@@ -290,6 +260,9 @@ def is_url(image: Any) -> bool:
 def fetch_image(url: str, limits: Limits) -> bytes:
     """The content at a URL on a public host.
 
+    Every address of the host is checked, again after each redirect, and the connection goes to the checked address.
+    So a name that resolves differently a moment later has no effect.
+
     Raises:
         RequestError: if the host is not public, does not answer in time, or sends too many bytes.
     """
@@ -303,11 +276,7 @@ def fetch_image(url: str, limits: Limits) -> bytes:
 
 
 def public_addresses(host: str, port: int) -> list[str]:
-    """The IP addresses of a host.
-
-    Raises:
-        RequestError: if the name has no address, or one of them is not public.
-    """
+    """The IP addresses of a host, all of them public."""
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -350,8 +319,8 @@ def _request(url: str, until: float, limits: Limits) -> bytes | str:
         headers = {**_HEADERS, "Host": parts.netloc}
         connection.request("GET", parts.request_uri, headers=headers, preload_content=False, decode_content=False)
         response = connection.getresponse()
-        if response.status in (301, 302, 303, 307, 308) and response.headers.get("Location"):
-            return str(response.headers["Location"])
+        if location := response.get_redirect_location():
+            return str(location)
         if response.status != 200:
             raise RequestError("unreachable_url", f"the URL answered with HTTP status {response.status}")
         content = bytearray()

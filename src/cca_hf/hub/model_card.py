@@ -1,7 +1,7 @@
-"""The model card: a head from the class of the model, the record of the training, and a section for each result.
+"""The model card, from the files beside a checkpoint: a head, the record of the training, and the results.
 
-The card is written from the files beside a checkpoint. Every result file with a `"card"` becomes a section. To add a
-result that is measured later, put its file into the folder and write the card again.
+Every result file with a `"card"` becomes a section. To add a result that is measured later, put its file into the
+folder and write the card again.
 """
 
 import json
@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig, PreTrainedConfig
@@ -84,34 +83,32 @@ def write_model_card(
     run = RunRecord.load(folder) if (folder / FILE_NAME).exists() else None
     results = read_results(folder, baselines)
     name = model_id or folder.resolve().name
+    one_space = type(config) is CCAConfig and config.condition_embedding == "none"
+    # the BibTeX entry of a paper on arXiv, if it is beside this file
+    citation = Path(__file__).with_name(f"{(model_class.paper_url or '').rsplit('/', 1)[-1]}.bib")
     card = ModelCard.from_template(
         _metadata(config, run, results, name, licence, folder),
         template_path=str(TEMPLATE),
         name=name.split("/")[-1],
-        method=_method(config, model_class),
+        method="a single space for all attributes (the baseline of CCA)" if one_space else model_class.method,
         paper_url=model_class.paper_url,
-        citation=_citation(model_class.paper_url),
+        citation=citation.read_text(encoding="utf-8") if citation.exists() else None,
         backbone=_backbone(config),
         dataset=None if run is None else _link(run.dataset, "datasets/", on_hub=run.dataset_on_hub),
         usage=model_class.usage_example(name, config),
         attributes=_attributes(config, run),
-        counted=run is not None,
         results=results,
         report=(folder / "report.png").exists(),
         curves=(folder / "training.png").exists(),
-        training=None if run is None else _training(run),
-        settings=[] if run is None else [(name, value) for name, value in run.settings.items() if value is not None],
+        run=run,
+        duration=None if run is None else _duration(run.seconds),
         limits=_limits(config, run, results),
     )
     return write_text(str(card), folder / "README.md")
 
 
 def read_results(folder: Path, baselines: Mapping[str, EvaluationResult] | None = None) -> list[StoredResult]:
-    """The results beside a checkpoint, the one on the test split first.
-
-    Raises:
-        ValueError: if the baselines cannot be compared with the test result, or it is missing.
-    """
+    """The results beside a checkpoint, the one on the test split first; see `write_model_card` for errors."""
     found: list[StoredResult] = []
     for path in sorted(folder.glob("*.json"), key=lambda path: (path.name != _TEST_RESULT, path.name)):
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -191,12 +188,6 @@ def _metadata(
     )
 
 
-def _citation(paper_url: str | None) -> str | None:
-    """The BibTeX entry of a paper, from the file beside this one that has its arXiv number."""
-    path = Path(__file__).with_name(f"{(paper_url or '').rsplit('/', 1)[-1]}.bib")
-    return path.read_text(encoding="utf-8") if path.exists() else None
-
-
 def _on_hub(config: PreTrainedConfig) -> bool:
     """Whether the backbone's name is an id on the Hub, not a folder of some machine."""
     name = config.backbone_name
@@ -209,33 +200,20 @@ def _backbone(config: PreTrainedConfig) -> str:
     return _link(public_name(config.backbone_name), "", on_hub=_on_hub(config))
 
 
-def _method(config: PreTrainedConfig, model_class: Any) -> str:
-    one_space = type(config) is CCAConfig and config.condition_embedding == "none"
-    return "a single space for all attributes (the baseline of CCA)" if one_space else model_class.method
-
-
 def _link(name: str, kind: str, *, on_hub: bool) -> str:
     return f"[{name}](https://huggingface.co/{kind}{name})" if on_hub else f"`{name}`"
 
 
-def _training(run: RunRecord) -> str:
-    splits = ", ".join(f"{count:,} images in {split}" for split, count in run.splits.items())
-    versions = ", ".join(f"{library} {version}" for library, version in run.versions.items())
-    return f"{splits}. Trained on {run.hardware} in {_duration(run.seconds)}, with {versions}."
-
-
 def _attributes(config: PreTrainedConfig, run: RunRecord | None) -> list[tuple[str, int, str]]:
     """(name, number of values, the most frequent values); without a run, the values that the checkpoint names."""
+    texts: dict[str, list[str]] = {}
     if run is not None:
-        rows = []
         for name, counts in run.value_counts.items():
             frequent = sorted(counts.items(), key=lambda pair: -pair[1])
-            rows.append((name, len(counts), _listed([f"{value} ({count:,})" for value, count in frequent])))
-        return rows
-    if not isinstance(config, AttributeConfig):
-        return []
-    values = config.attribute_values or {}
-    return [(name, len(values.get(name, [])), _listed(values.get(name, []))) for name in config.attributes]
+            texts[name] = [f"{value} ({count:,})" for value, count in frequent]
+    elif isinstance(config, AttributeConfig):
+        texts = {name: (config.attribute_values or {}).get(name, []) for name in config.attributes}
+    return [(name, len(values), _listed(values)) for name, values in texts.items()]
 
 
 def _listed(texts: Sequence[str]) -> str:

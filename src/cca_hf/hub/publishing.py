@@ -1,12 +1,7 @@
 """Publish a trained checkpoint on the Hub: its files are collected in a folder and pushed in one commit.
 
-    config.json  model.safetensors  preprocessor_config.json    the checkpoint, loaded and saved again
-    *.py  modules.json                                          its code, for transformers and sentence-transformers
-    handler.py  requirements.txt                                for Inference Endpoints
-    README.md  *.png  examples/                                 the model card and its images
-    run.json  test_evaluation.json  ...                         the figures of the card
-
-Other files are left out: `checkpoint-*`, optimizer states, pickles.
+The repository gets the checkpoint, loaded and saved again, with its code; `handler.py` for Inference Endpoints; the
+model card with its images; and the figures of the card. Checkpoints of the training and its states are left out.
 """
 
 import re
@@ -63,13 +58,7 @@ def push_model(
     with TemporaryDirectory(prefix="cca-push-") as parent:
         staged = stage_model(folder, Path(parent) / "repository", repo_id, licence=licence, baselines=baselines)
         return commit_folder(
-            staged,
-            repo_id,
-            private=private,
-            revision=revision,
-            token=token,
-            message=message,
-            replaces=_WEIGHTS,
+            staged, repo_id, private=private, revision=revision, token=token, message=message, replaces=_WEIGHTS
         )
 
 

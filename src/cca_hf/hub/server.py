@@ -5,10 +5,7 @@
     GET  /health           200 while the model answers, otherwise 503
     GET  /metrics          for Prometheus
 
-HTTP is done by starlette and uvicorn. This file adds limits: a body is counted while it arrives, and refused when it
-is too large or too slow. Accepted requests are bounded in images and in bytes; above the bounds the answer is 503 with
-Retry-After. Every error is {"error": message, "error_type": kind}. On SIGTERM the server accepts no more requests and
-answers the accepted ones.
+Every error is {"error": message, "error_type": kind}. `docs/serving.md` describes the limits.
 """
 
 import asyncio
@@ -22,6 +19,7 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from cca_hf.models.encoding import ImageEncoder
@@ -56,21 +54,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Settings of a server.
-
-    Args:
-        max_batch: maximum number of images in a forward pass.
-        max_waiting: maximum number of images that have been accepted and not answered.
-        max_body: maximum number of bytes of a request.
-        shutdown_seconds: time to answer the accepted requests when the server is stopped.
-    """
+    """Settings of a server."""
 
     host: str = "127.0.0.1"
     port: int = 8000
-    max_batch: int = 32
-    max_waiting: int = 256
-    max_body: int = 20_000_000
-    shutdown_seconds: int = 30
+    max_batch: int = 32  # images in a forward pass
+    max_waiting: int = 256  # images that have been accepted and not answered
+    max_body: int = 20_000_000  # bytes of a request
+    shutdown_seconds: int = 30  # to answer the accepted requests when the server is stopped
 
 
 class EmbeddingServer:
@@ -108,11 +99,11 @@ class EmbeddingServer:
         """The ASGI application, for uvicorn or another server."""
         return Starlette(
             routes=[
-                Route("/", self.describe, methods=["GET"]),
+                Route("/", self.describe),
                 Route("/", self.embed, methods=["POST"]),
                 Route("/embed", self.embed, methods=["POST"]),
-                Route("/health", self.health, methods=["GET"]),
-                Route("/metrics", self.show_metrics, methods=["GET"]),
+                Route("/health", self.health),
+                Route("/metrics", self.show_metrics),
             ],
             exception_handlers={HTTPException: _no_such_route},
             lifespan=self._lifespan,
@@ -129,11 +120,12 @@ class EmbeddingServer:
         return JSONResponse(self.description)
 
     async def health(self, request: HTTPRequest) -> Response:
-        alive = self.batcher.alive
+        alive = self.batcher.thread.is_alive()
         return JSONResponse({"status": "ok" if alive else "the model's thread has stopped"}, 200 if alive else 503)
 
     async def show_metrics(self, request: HTTPRequest) -> Response:
-        return Response(self.metrics.text(), media_type=prometheus.CONTENT_TYPE_LATEST)
+        text = prometheus.generate_latest(self.metrics.registry)
+        return Response(text, media_type=prometheus.CONTENT_TYPE_LATEST)
 
     async def embed(self, request: HTTPRequest) -> Response:
         started = time.perf_counter()
@@ -149,7 +141,8 @@ class EmbeddingServer:
         except Exception:
             logger.exception("an error occurred while answering a request")
             response = _error(500, "internal_error", "an error occurred in the server; see its log")
-        self.metrics.request_done(response.status_code, time.perf_counter() - started)
+        self.metrics.requests.labels(str(response.status_code)).inc()
+        self.metrics.seconds.observe(time.perf_counter() - started)
         return response
 
     async def _answer(self, http: HTTPRequest, body: bytes) -> bytes:
@@ -217,34 +210,20 @@ class _Metrics:
     """The metrics of /metrics: requests, batches, waiting images, and the memory and CPU time of the process."""
 
     def __init__(self) -> None:
-        self.registry = prometheus.CollectorRegistry()
-        prometheus.ProcessCollector(registry=self.registry)
-        self.requests = prometheus.Counter(
-            "cca_requests", "Requests that were answered.", ["status"], registry=self.registry
-        )
-        self.seconds = prometheus.Histogram(
-            "cca_request_seconds", "Seconds from the request's headers to the answer.", registry=self.registry
-        )
-        self.batches = prometheus.Histogram(
-            "cca_batch_pictures", "Images in a forward pass.", buckets=_BATCH_SIZES, registry=self.registry
-        )
-        self.batch_seconds = prometheus.Counter(
-            "cca_model_seconds", "Seconds that the model was running.", registry=self.registry
-        )
-        self.waiting = prometheus.Gauge(
-            "cca_waiting_pictures", "Images that were accepted and are not answered.", registry=self.registry
-        )
-
-    def request_done(self, status: int, seconds: float) -> None:
-        self.requests.labels(str(status)).inc()
-        self.seconds.observe(seconds)
+        registry = self.registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=registry)
+        counter = partial(prometheus.Counter, registry=registry)
+        histogram = partial(prometheus.Histogram, registry=registry)
+        self.requests = counter("cca_requests", "Requests that were answered.", ["status"])
+        self.seconds = histogram("cca_request_seconds", "Seconds from the request's headers to the answer.")
+        self.batches = histogram("cca_batch_pictures", "Images in a forward pass.", buckets=_BATCH_SIZES)
+        self.batch_seconds = counter("cca_model_seconds", "Seconds that the model was running.")
+        waiting = "Images that were accepted and are not answered."
+        self.waiting = prometheus.Gauge("cca_waiting_pictures", waiting, registry=registry)
 
     def batch_done(self, images: int, seconds: float) -> None:
         self.batches.observe(images)
         self.batch_seconds.inc(seconds)
-
-    def text(self) -> bytes:
-        return prometheus.generate_latest(self.registry)
 
 
 def serve(model: ImageEncoder, name: str, limits: Limits, settings: ServerSettings) -> None:
@@ -270,9 +249,8 @@ def serve(model: ImageEncoder, name: str, limits: Limits, settings: ServerSettin
     # uvicorn sends the signal to the process again when it has stopped; this handler lets the function return
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:
-        with socket.create_server(
-            (settings.host, settings.port), family=family, backlog=_MOST_CONNECTIONS
-        ) as listening:
+        address = (settings.host, settings.port)
+        with socket.create_server(address, family=family, backlog=_MOST_CONNECTIONS) as listening:
             place = f"[{settings.host}]" if family == socket.AF_INET6 else settings.host
             print(f"{name} is served at http://{place}:{listening.getsockname()[1]}", flush=True)
             uvicorn.Server(config).run([listening])

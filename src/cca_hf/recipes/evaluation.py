@@ -16,7 +16,7 @@ from cca_hf.data.triplets import holds_triplets, load_triplets
 from cca_hf.evaluation.entanglement.evaluator import measure_entanglement
 from cca_hf.evaluation.results import Result
 from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
-from cca_hf.evaluation.retrieval.triplet_evaluator import TripletEvaluator
+from cca_hf.evaluation.retrieval.triplets import TripletEvaluator
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.run_record import RunRecord, rows_digest
 from cca_hf.visualization.entanglement import plot_entanglement

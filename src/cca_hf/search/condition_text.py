@@ -5,29 +5,21 @@ Python's own parser reads the text. Nothing in it is executed.
 
 import ast
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from .conditions import MOST_LEVELS, And, Condition, Not, Or, column
 
-_COMPARISONS: dict[type[ast.cmpop], Callable[[column, object], Condition]] = {
-    ast.Eq: column.__eq__,
-    ast.NotEq: column.__ne__,
-    ast.Lt: column.__lt__,
-    ast.LtE: column.__le__,
-    ast.Gt: column.__gt__,
-    ast.GtE: column.__ge__,
-    ast.Is: column.__eq__,
-    ast.IsNot: column.__ne__,
+_Compare: TypeAlias = Callable[[column, object], Condition]
+# sign -> the comparison of a column with a value, and of a value with a column
+_COMPARISONS: dict[type[ast.cmpop], tuple[_Compare, _Compare]] = {
+    ast.Eq: (column.__eq__, column.__eq__),
+    ast.NotEq: (column.__ne__, column.__ne__),
+    ast.Lt: (column.__lt__, column.__gt__),
+    ast.LtE: (column.__le__, column.__ge__),
+    ast.Gt: (column.__gt__, column.__lt__),
+    ast.GtE: (column.__ge__, column.__le__),
 }
-_FLIPPED: dict[type[ast.cmpop], type[ast.cmpop]] = {
-    ast.Lt: ast.Gt,
-    ast.LtE: ast.GtE,
-    ast.Gt: ast.Lt,
-    ast.GtE: ast.LtE,
-    ast.Eq: ast.Eq,
-    ast.NotEq: ast.NotEq,
-}
-_EQUALITIES = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot)
+_IDENTITIES: dict[type[ast.cmpop], _Compare] = {ast.Is: column.__eq__, ast.IsNot: column.__ne__}
 _ALLOWED = (
     "a filter compares columns with values: price < 50, 10 <= price < 50, colour == 'red', season in ('Fall', "
     "'Winter'), in_stock, year is None, joined by and, or, not; write column('heel height') for a name with a space"
@@ -75,18 +67,22 @@ class _Reader:
         self.refuse(node)
 
     def comparison(self, left: ast.expr, sign: ast.cmpop, right: ast.expr) -> Condition:
-        kind = type(sign)
         if isinstance(sign, (ast.In, ast.NotIn)):
             if not isinstance(right, (ast.Tuple, ast.List, ast.Set)):
                 self.refuse(right)
             found = self.column(left).is_in([self.value(element) for element in right.elts])
             return Not(found) if isinstance(sign, ast.NotIn) else found
-        if not isinstance(left, (ast.Name, ast.Call)) and kind in _FLIPPED:  # 10 < price
-            left, right, kind = right, left, _FLIPPED[kind]
+        if isinstance(sign, (ast.Is, ast.IsNot)):
+            if self.value(right) is not None:
+                self.refuse(right)
+            return _IDENTITIES[type(sign)](self.column(left), None)
+        compare, flipped = _COMPARISONS[type(sign)]
+        if not isinstance(left, (ast.Name, ast.Call)):  # 10 < price
+            left, right, compare = right, left, flipped
         value = self.value(right)
-        if (kind in (ast.Is, ast.IsNot) and value is not None) or (value is None and kind not in _EQUALITIES):
+        if value is None and not isinstance(sign, (ast.Eq, ast.NotEq)):
             self.refuse(right)
-        return _COMPARISONS[kind](self.column(left), value)
+        return compare(self.column(left), value)
 
     def column(self, node: ast.expr) -> column:
         match node:

@@ -19,12 +19,7 @@ Operator: TypeAlias = Literal["==", "<", "<=", ">", ">="]
 
 MOST_LEVELS = 40  # the SQL parser of LanceDB stops at 45 nested pairs of brackets
 INT64 = range(-(2**63), 2**63)
-_KINDS: dict[ColumnType, str] = {
-    "text": "text",
-    "integer": "integers",
-    "number": "numbers",
-    "boolean": "True or False",
-}
+_KINDS = {"text": "text", "integer": "integers", "number": "numbers", "boolean": "True or False"}
 
 
 class Condition:
@@ -149,10 +144,8 @@ def check(condition: Condition, columns: Mapping[str, ColumnType], levels: int =
     if levels > MOST_LEVELS:
         raise ValueError(f"the filter is nested too deep: at most {MOST_LEVELS} levels of 'and', 'or' and 'not'")
     match condition:
-        case And(parts):
-            return And(tuple(check(part, columns, levels + 1) for part in parts))
-        case Or(parts):
-            return Or(tuple(check(part, columns, levels + 1) for part in parts))
+        case And(parts) | Or(parts):
+            return type(condition)(tuple(check(part, columns, levels + 1) for part in parts))
         case Not(part):
             return Not(check(part, columns, levels + 1))
         case Missing(name):
@@ -211,7 +204,7 @@ def _compared(name: str, operator: Operator, value: Value, columns: Mapping[str,
         raise ValueError(
             f"in the filter: {operator} compares numbers, but {name!r} contains {_KINDS[kind]}; use == or 'in'"
         )
-    if isinstance(value, str) or isinstance(value, bool):
+    if isinstance(value, (str, bool)):
         return Comparison(name, operator, value)
     if kind == "number":
         try:
@@ -224,5 +217,4 @@ def _compared(name: str, operator: Operator, value: Value, columns: Mapping[str,
         return Comparison(name, operator, int(value))
     if operator == "==":
         return AnyOf(name, ())  # no integer equals a fraction
-    below = operator[0] == "<"
-    return Comparison(name, "<=", math.floor(value)) if below else Comparison(name, ">=", math.ceil(value))
+    return Comparison(name, "<=", math.floor(value)) if "<" in operator else Comparison(name, ">=", math.ceil(value))

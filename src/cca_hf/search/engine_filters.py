@@ -44,14 +44,16 @@ def _literal(value: Value) -> str:
     return repr(value).lower()
 
 
-def to_filter(condition: Condition) -> Any:
-    """The filter for Qdrant, whose negation selects missing values too."""
+def to_filter(condition: Condition | None) -> Any:
+    """The filter for Qdrant, whose negation selects missing values too; None without a condition."""
     from qdrant_client import models
 
     def field(name: str, **test: Any) -> Any:
         return models.Filter(must=[models.FieldCondition(key=payload_path(name), **test)])
 
     match condition:
+        case None:
+            return None
         case Not(part):
             return models.Filter(must_not=[to_filter(part)])
         case And(parts):

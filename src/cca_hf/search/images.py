@@ -5,6 +5,7 @@ The index stores a reference for each image: its path or URL, or its data set, s
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,8 @@ class ImageFinder:
     """Finds images by their references; loads a data set once."""
 
     def __init__(self) -> None:
-        self._sources: dict[str, DatasetDict] = {}
-        self._columns: dict[tuple[str, str], Dataset] = {}
+        self._splits = cache(_load)
+        self._images = cache(self._open)
 
     def find(self, text: str) -> "ImageInput":
         """The input of `load_image` for a reference."""
@@ -35,29 +36,31 @@ class ImageFinder:
         if place is None:
             return text
         source, split, row = place["source"], place["split"], int(place["row"])
-        if (source, split) not in self._columns:
-            self._columns[source, split] = self._open(source, split, row)
-        images = self._columns[source, split]
-        if row >= len(images):
-            raise _not_indexed(source, split, row)
+        images = self._images(source, split)
+        if images is None or row >= len(images):
+            raise ValueError(
+                f"the data set {source} has no row {row} in split {split!r}: it is not the indexed data set"
+            )
         (column,) = images.column_names
         return images[row][column]
 
-    def _open(self, source: str, split: str, row: int) -> "Dataset":
-        """The image column, undecoded."""
+    def _open(self, source: str, split: str) -> "Dataset | None":
+        """The image column of a split, undecoded."""
         from datasets import Image
 
-        from cca_hf.data.sources import load_source
-
-        if source not in self._sources:
-            self._sources[source] = load_source(source, None, None)
-        if split not in self._sources[source]:
-            raise _not_indexed(source, split, row)
-        dataset = self._sources[source][split]
+        dataset = self._splits(source).get(split)
+        if dataset is None:
+            return None
         column = next((name for name, feature in dataset.features.items() if isinstance(feature, Image)), None)
         if column is None:
             raise ValueError(f"the data set {source} has no image column: it is not the indexed data set")
         return dataset.select_columns([column]).cast_column(column, Image(decode=False))
+
+
+def _load(source: str) -> "DatasetDict":
+    from cca_hf.data.sources import load_source
+
+    return load_source(source, None, None)
 
 
 def is_elsewhere(text: str) -> bool:
@@ -72,7 +75,3 @@ def find_images(references: Sequence[str]) -> "list[ImageInput]":
     """The inputs of `load_image` for several references; see `ImageFinder.find`."""
     finder = ImageFinder()
     return [finder.find(text) for text in references]
-
-
-def _not_indexed(source: str, split: str, row: int) -> ValueError:
-    return ValueError(f"the data set {source} has no row {row} in split {split!r}: it is not the indexed data set")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike, fspath
-from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -59,10 +58,9 @@ class AttributeIndex:
         columns: Mapping[str, ColumnType] | None = None,
         settings: Settings | None = None,
     ) -> "AttributeIndex":
-        """Creates an index for the embeddings of `model`.
+        """Creates an index for the embeddings of a `CCAModel` or an `ExportedModel`.
 
         Args:
-            model: a `CCAModel` or an `ExportedModel`.
             location: a folder, a bucket (`s3://...`), or `http(s)://host:6333/collection` on a Qdrant server.
             columns: further columns of an item, to filter by and to show: name -> "text", "integer", "number" or
                 "boolean". A text column with the name of an attribute contains the values of it (see `centroid`).
@@ -130,9 +128,7 @@ class AttributeIndex:
     def __enter__(self) -> "AttributeIndex":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -148,11 +144,10 @@ class AttributeIndex:
         columns: Mapping[str, Sequence[object]] | pa.Table | None = None,
         batch_size: int = 32,
     ) -> None:
-        """Writes items, and replaces items with the same ids.
+        """Writes items with either images or embeddings, and replaces items with the same ids.
 
         Args:
             item_ids: unique ids; numbers become text.
-            images: the images of the items. Give either images or embeddings.
             embeddings: (items, attributes, dim), with the attributes in the order of `schema.attributes`.
             columns: name -> (items,). None, NaN and columns that are left out are missing values.
             batch_size: images per forward pass.
@@ -191,11 +186,9 @@ class AttributeIndex:
         self._check_writable()
         if (item_ids is None) == (where is None):
             raise ValueError("give either item_ids or where, and not both")
-        if item_ids is None:
-            condition = self._condition(where)
-            assert condition is not None
+        if (condition := self._condition(where)) is not None:
             self._store.delete(condition)
-        else:
+        elif item_ids is not None:
             names = list(map(str, item_ids))
             for start in range(0, len(names), _IDS_AT_ONCE):
                 self._store.delete(AnyOf(ITEM_ID, tuple(names[start : start + _IDS_AT_ONCE])))
@@ -217,14 +210,13 @@ class AttributeIndex:
         Args:
             image: the query image. Give at most one of image, embedding and item.
             embedding: (dim,) for the one attribute of the search, or (attributes, dim) as `encode` returns it.
-            item: the id of an item of the index. The result does not contain this item.
+            item: the id of an item of the index, which the result does not contain.
             values: attribute -> value, which replaces this attribute of the query ("this shoe, but red"), or is the
                 whole query ("red").
             attribute: compares the items by this attribute. Default: the attribute of the only value.
             weights: compares the items by several attributes, attribute -> weight; the similarity is the weighted
                 mean. Default: equal weights, for all attributes if the query is an image, embedding or item with
                 values, and for the attributes of `values` if the query is values alone.
-            top: the number of items.
             where: filters the items: `"price < 50 and colour != 'red'"`, or the same made with `column(...)`.
 
         Raises:
@@ -282,7 +274,9 @@ class AttributeIndex:
         targets |= {name: np.broadcast_to(vector, (count, self.schema.dim)) for name, vector in fixed.items()}
         targets = {name: targets[name] for name in shares}
         query_items = [str(item) for item in items] if items is not None else [None] * count
-        return self._ranked(targets, shares, condition, int(top), query_items)
+        tables = self._nearest(targets, shares, condition, int(top) + (items is not None))
+        columns = list(self.schema.columns)
+        return [hits_of(table, columns, item)[:top] for table, item in zip(tables, query_items, strict=True)]
 
     def count(self, where: Where = None) -> int:
         """The number of items in the index, or of those that fulfil a condition."""
@@ -300,18 +294,10 @@ class AttributeIndex:
         self._store.optimize()
 
     def get(self, item_ids: Sequence[str | int]) -> list[Hit]:
-        """The items with these ids and their columns, with similarity 1.
-
-        Raises:
-            ValueError: for an id that is not in the index.
-        """
+        """The items with these ids and their columns, with similarity 1; ValueError for an unknown id."""
         names = [str(item) for item in item_ids]
-        condition = AnyOf(ITEM_ID, tuple(names))
-        stored = {
-            row.pop(ITEM_ID): row
-            for table in self._store.scan(condition, list(self.schema.columns), ())
-            for row in table.to_pylist()
-        }
+        tables = self._store.scan(AnyOf(ITEM_ID, tuple(names)), list(self.schema.columns), ())
+        stored = {row.pop(ITEM_ID): row for table in tables for row in table.to_pylist()}
         check_present(names, stored)
         return [Hit(name, 1.0, stored[name]) for name in names]
 
@@ -322,16 +308,13 @@ class AttributeIndex:
     def tables(self, *, where: Where = None, embeddings: bool = False) -> Iterator[pa.Table]:
         """All items, or those that fulfil a condition, in any order, in tables of some thousand rows.
 
-        Args:
-            embeddings: whether to read the embeddings, one column per attribute (see `schema.vector_column`).
+        With `embeddings` the tables have one more column per attribute (see `schema.vector_column`).
         """
         attributes = self.schema.attributes if embeddings else ()
         return self._store.scan(self._condition(where), list(self.schema.columns), attributes)
 
     def centroid(self, attribute: str, value: str | int | bool) -> Vectors:
         """(dim,) mean embedding of the items with this value of the attribute, L2-normalised.
-
-        Reads the embeddings from the index: 100,000 of 128 dimensions take 0.1 s.
 
         Raises:
             ValueError: if the index has no column with values of this attribute, or no item with this value (names
@@ -344,32 +327,21 @@ class AttributeIndex:
             return None
         return check(parse(where) if isinstance(where, str) else where, self.schema.filterable)
 
-    def _ranked(
-        self,
-        targets: Mapping[str, Vectors],
-        shares: Mapping[str, float],
-        condition: Condition | None,
-        top: int,
-        query_items: Sequence[str | None],
-    ) -> list[list[Hit]]:
+    def _nearest(
+        self, targets: Mapping[str, Vectors], shares: Mapping[str, float], condition: Condition | None, count: int
+    ) -> list[pa.Table]:
         columns = list(self.schema.columns)
-        wanted = top + (query_items[0] is not None)
         if len(shares) == 1:
             ((attribute, vectors),) = targets.items()
-            tables = self._store.nearest(attribute, vectors, wanted, condition, columns)
-        else:
-            tables = []
-            for row in range(len(query_items)):
-                query = {name: vectors[row] for name, vectors in targets.items()}
-                found = nearest_to_mixture(self._store, query, shares, wanted, condition)
-                tables.append(self._with_columns(found))
-        return [hits_of(table, columns, item)[:top] for table, item in zip(tables, query_items, strict=True)]
-
-    def _with_columns(self, found: pa.Table) -> pa.Table:
-        condition = AnyOf(ITEM_ID, tuple(found.column(ITEM_ID).to_pylist()))
-        empty = self.schema.arrow(None, ()).empty_table()
-        rows = [*self._store.scan(condition, list(self.schema.columns), ())] if len(found) else []
-        return found.join(pa.concat_tables([empty, *rows]), ITEM_ID, join_type="inner")
+            return self._store.nearest(attribute, vectors, count, condition, columns)
+        tables = []
+        for query in zip(*targets.values(), strict=True):
+            found = nearest_to_mixture(self._store, dict(zip(targets, query, strict=True)), shares, count, condition)
+            these = AnyOf(ITEM_ID, tuple(found.column(ITEM_ID).to_pylist()))
+            rows = [*self._store.scan(these, columns, ())] if len(found) else []
+            stored = pa.concat_tables([self.schema.arrow(None, ()).empty_table(), *rows])
+            tables.append(found.join(stored, ITEM_ID, join_type="inner"))
+        return tables
 
     def _need_model(self) -> "ImageEncoder":
         if self._model is None:

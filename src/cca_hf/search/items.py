@@ -34,12 +34,7 @@ def item_table(
     embeddings: NDArray | None,
     columns: Mapping[str, Sequence[object]] | pa.Table | None,
 ) -> pa.Table:
-    """The items as a table with the columns of `schema.arrow()`, without vectors if `embeddings` is None.
-
-    Args:
-        embeddings: (items, attributes, dim).
-        columns: name -> (items,).
-    """
+    """The items as a table with the columns of `schema.arrow()`, without vectors if `embeddings` is None."""
     names = _ids(item_ids)
     if isinstance(columns, pa.Table):
         columns = dict(zip(columns.column_names, columns.columns, strict=True))
@@ -48,9 +43,8 @@ def item_table(
         if name not in schema.columns:
             raise ValueError(f"the index has {unknown('column', name, schema.columns)}")
     wanted = schema.arrow()
-    arrays = [pa.array(names, pa.string())]
-    for name in schema.columns:
-        arrays.append(_column(name, given.get(name), wanted.field(name).type, len(names)))
+    columns_given = [_column(name, given.get(name), wanted.field(name).type, len(names)) for name in schema.columns]
+    arrays = [pa.array(names, pa.string()), *columns_given]
     if embeddings is not None:
         vectors = _vectors(schema, embeddings, names)
         for place in range(len(schema.attributes)):
@@ -62,18 +56,14 @@ def item_table(
 def _ids(item_ids: Sequence[str | int]) -> list[str]:
     if isinstance(item_ids, str):
         raise TypeError(f"item_ids must be a list; got the string {item_ids!r}")
-    wrong = [item for item in item_ids if not _is_id(item)]
-    if wrong:
-        raise ValueError(f"an item id is a non-empty string or an integer; got {wrong[0]!r}")
+    for item in item_ids:
+        if not isinstance(item, (str, int, np.integer)) or isinstance(item, bool) or item == "":
+            raise ValueError(f"an item id is a non-empty string or an integer; got {item!r}")
     names = [str(item) for item in item_ids]
     if len(set(names)) < len(names):
         twice, _ = Counter(names).most_common(1)[0]
         raise ValueError(f"the item id {twice!r} is given twice")
     return names
-
-
-def _is_id(item: object) -> bool:
-    return isinstance(item, (str, int, np.integer)) and not isinstance(item, bool) and item != ""
 
 
 def _column(name: str, values: Sequence[object] | None, kind: pa.DataType, rows: int) -> pa.Array:
@@ -84,11 +74,10 @@ def _column(name: str, values: Sequence[object] | None, kind: pa.DataType, rows:
     try:
         array = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, from_pandas=True)
         array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-        fits = pa.types.is_boolean(array.type) == pa.types.is_boolean(kind)
-        if pa.types.is_string(kind):
-            fits = any(
-                test(array.type) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary)
-            )
+        types = pa.types
+        fits = types.is_boolean(array.type) == types.is_boolean(kind)
+        if types.is_string(kind):
+            fits = any(test(array.type) for test in (types.is_string, types.is_large_string, types.is_dictionary))
         if not fits and not pa.types.is_null(array.type):
             raise pa.ArrowInvalid(f"they are {array.type}")
         array = array.cast(kind)

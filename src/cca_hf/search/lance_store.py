@@ -1,9 +1,8 @@
 """An index in a folder or a bucket, stored by LanceDB: no server, atomic versions, filters before the search.
 
 The table has one row per item and one fixed-size list of floats per attribute. A write makes a new version, visible
-when it is complete; if a process dies while it writes, the previous version stays. In a folder a file lock allows one
-writer; the operating system releases it when the process dies. In a bucket LanceDB refuses conflicting writes.
-Lance, the engine below LanceDB, computes the nearest rows (`lance_queries.py`).
+when it is complete. In a folder a file lock allows one writer; the operating system releases it when the process dies.
+In a bucket LanceDB refuses conflicting writes.
 """
 
 import contextlib
@@ -38,19 +37,17 @@ _KEPT = timedelta(minutes=10)  # how long an old version stays for its readers
 
 @dataclass(frozen=True)
 class LanceSettings:
-    """
+    """Settings of an index in a folder or a bucket. An existing index uses only the last two.
+
     Args:
-        vectors: type of the stored vectors; "float16" halves the size on disk. Used when an index is created.
         graph: "exact" stores the full vectors in the graph. "8-bit" needs less than half of the memory (128
-            dimensions, float32), takes more time and has a slightly lower recall. Used when an index is created.
-        index_from: number of rows from which `optimize` builds a graph. Without a graph a search compares all rows.
-        storage_options: options for buckets, as in `lancedb.connect`; credentials are also read from the environment.
+            dimensions, float32), takes more time and has a slightly lower recall.
     """
 
-    vectors: Literal["float32", "float16"] = "float32"
+    vectors: Literal["float32", "float16"] = "float32"  # "float16" halves the size on disk
     graph: Literal["exact", "8-bit"] = "exact"
-    index_from: int = 20_000
-    storage_options: Mapping[str, str] = field(default_factory=dict)
+    index_from: int = 20_000  # rows from which `optimize` builds a graph; with fewer, a search compares all rows
+    storage_options: Mapping[str, str] = field(default_factory=dict)  # for buckets, as in `lancedb.connect`
 
     def __post_init__(self) -> None:
         if self.vectors not in ("float32", "float16"):
@@ -64,10 +61,10 @@ class LanceStore:
 
     read_up_to = 250_000
 
-    def __init__(self, location: str, settings: LanceSettings, lock: Any, table: Any) -> None:
+    def __init__(self, location: str, settings: LanceSettings, table: Any) -> None:
         self.location = location
         self.settings = settings
-        self._lock = lock
+        self._lock = contextlib.ExitStack()  # empty for a reader
         self._table = table
         stored = _run(table.schema())
         self.schema = IndexSchema.from_json(stored.metadata[_KEY])
@@ -84,8 +81,7 @@ class LanceStore:
         with _failures(location), contextlib.ExitStack() as undo:
             if not _is_remote(location):
                 Path(location).mkdir(parents=True, exist_ok=True)
-            lock = _take_lock(location)
-            undo.callback(_release, lock)
+            undo.enter_context(_lock(location))
             connection = _connect(location, settings)
             if _TABLE in _run(connection.list_tables()).tables:
                 raise FileExistsError(f"there is an index at {location} already; open it, or choose another location")
@@ -95,8 +91,8 @@ class LanceStore:
                 for column in schema.arrow()
             ]
             stored = pa.schema(fields, metadata={_KEY: schema.to_json(), _GRAPH: settings.graph.encode()})
-            store = cls(location, settings, lock, _run(connection.create_table(_TABLE, schema=stored)))
-            undo.pop_all()
+            store = cls(location, settings, _run(connection.create_table(_TABLE, schema=stored)))
+            store._lock = undo.pop_all()
             return store
 
     @classmethod
@@ -108,13 +104,13 @@ class LanceStore:
         if _is_remote(location) and _TABLE not in _run(connection.list_tables()).tables:
             raise NoIndexError(f"there is no index at {location}")
         with contextlib.ExitStack() as undo:
-            lock = _take_lock(location) if writable else None
-            undo.callback(_release, lock)
+            if writable:
+                undo.enter_context(_lock(location))
             table = _run(connection.open_table(_TABLE))
             if _KEY not in (_run(table.schema()).metadata or {}):
                 raise NoIndexError(f"the table at {location} was not written by cca_hf")
-            store = cls(location, settings, lock, table)
-            undo.pop_all()
+            store = cls(location, settings, table)
+            store._lock = undo.pop_all()
             return store
 
     @property
@@ -187,19 +183,15 @@ class LanceStore:
                     ef_construction=_BUILD_EFFORT,
                 )
                 for name in sorted(map(self.schema.vector_column, self.schema.attributes)):
-                    if self._needs_graph(name, rows):
+                    known = _run(self._table.index_stats(f"{name}_idx"))
+                    if known is None or known.num_unindexed_rows > _REBUILD_SHARE * rows:
                         _run(self._table.create_index(name, config=graph))
             if indexed or rows >= self.settings.index_from:
                 _run(self._table.optimize(cleanup_older_than=_KEPT))
         self._queries.refresh()
 
-    def _needs_graph(self, column: str, rows: int) -> bool:
-        known = _run(self._table.index_stats(f"{column}_idx"))
-        return known is None or known.num_unindexed_rows > _REBUILD_SHARE * rows
-
     def close(self) -> None:
-        _release(self._lock)
-        self._lock = None
+        self._lock.close()
 
 
 def _connect(location: str, settings: LanceSettings) -> Any:
@@ -239,24 +231,18 @@ def _check_free(location: str) -> None:
         raise FileExistsError(f"{location} contains other files ({others[0]}, ...); an index needs an empty folder")
 
 
-def _take_lock(location: str) -> Any:
+def _lock(location: str) -> contextlib.AbstractContextManager[Any]:
+    """The lock of the one writer, taken already; leaving the context releases it. Buckets have none."""
     if _is_remote(location):
-        return None
+        return contextlib.nullcontext()
     from filelock import FileLock, Timeout
 
-    lock = FileLock(Path(location, _LOCK), thread_local=False)
     try:
-        lock.acquire(timeout=0)
+        return FileLock(Path(location, _LOCK), thread_local=False).acquire(timeout=0)
     except Timeout as error:
         raise IndexLockedError(
             f"another process is writing to the index at {location}; wait until it ends, or open it for reading"
         ) from error
-    return lock
-
-
-def _release(lock: Any) -> None:
-    if lock is not None:
-        lock.release()
 
 
 @contextlib.contextmanager

@@ -30,12 +30,11 @@ def nearest_to_mixture(
     count: int,
     condition: Condition | None,
 ) -> pa.Table:
-    """`item_id` and `similarity` of the `count` best items.
+    """`item_id` and `similarity`, the weighted mean of cosines, of the `count` best items.
 
     Args:
         targets: attribute -> (dim,), L2-normalised.
-        weights: attribute -> weight, for the same attributes; positive, with sum 1. The similarity is the weighted
-            mean of the cosines.
+        weights: attribute -> weight, for the same attributes; positive, with sum 1.
     """
     attributes = list(targets)
     shares = np.array([weights[attribute] for attribute in attributes], dtype=np.float64)
@@ -97,14 +96,11 @@ class _Search:
             scores = np.zeros(len(table))
             for column, target, weight in zip(columns, self.targets, self.weights, strict=True):
                 scores += weight * (vectors_of(table, column) @ target)
-            ids = table.column(ITEM_ID).to_pylist()
+            ids, least = table.column(ITEM_ID).to_pylist(), -np.inf
             if len(ids) > max(self.count, _READ_AT_ONCE):
-                best = np.argpartition(-scores, self.count - 1)[: self.count]
-                # keeps all equal scores, so that the result does not depend on the order of reading
-                kept = np.flatnonzero(scores >= scores[best].min()).tolist()
-            else:
-                kept = list(range(len(ids)))
-            self.scores.update((ids[row], float(scores[row])) for row in kept)
+                least = np.partition(scores, -self.count)[-self.count]
+            # keeps all equal scores, so that the result does not depend on the order of reading
+            self.scores.update((ids[row], float(scores[row])) for row in np.flatnonzero(scores >= least).tolist())
 
     def _threshold(self) -> float:
         if len(self.scores) < self.count:
@@ -114,12 +110,8 @@ class _Search:
 
     def best(self) -> pa.Table:
         chosen = sorted(self.scores.items(), key=lambda pair: (-pair[1], pair[0]))[: self.count]
-        return pa.table(
-            {
-                ITEM_ID: pa.array([item for item, _ in chosen], pa.string()),
-                SIMILARITY: pa.array([score for _, score in chosen], pa.float32()),
-            }
-        )
+        ids, scores = [item for item, _ in chosen], [score for _, score in chosen]
+        return pa.table({ITEM_ID: pa.array(ids, pa.string()), SIMILARITY: pa.array(scores, pa.float32())})
 
 
 def vectors_of(table: pa.Table, column: str) -> Vectors:

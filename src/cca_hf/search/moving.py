@@ -23,10 +23,7 @@ def copy_index(
     """Copies an index to another location, with the same engine or the other. The source is not changed.
 
     Until the copy is complete, `AttributeIndex.open` refuses the target. Call again after an interruption to copy the
-    remaining items.
-
-    Returns:
-        The number of items in the target.
+    remaining items. Returns the number of items in the target.
 
     Raises:
         NoIndexError: if the source is no index.

@@ -1,9 +1,7 @@
 """An index on a Qdrant server or cluster, for catalogues that are too large for one machine.
 
-An item is one point with one named vector per attribute and the columns as payload. The server answers a write after
-applying it, and does sharding and replication (https://qdrant.tech/documentation/guides/distributed_deployment/).
-For tests, `qdrant-local:folder/collection` uses the client's local mode, which compares with every item;
-`qdrant-local:collection` does so in memory.
+An item is one point with one named vector per attribute and the columns as payload. For tests,
+`qdrant-local:folder/collection` uses the client's local mode, and `qdrant-local:collection` does so in memory.
 """
 
 import contextlib
@@ -36,30 +34,17 @@ _PAYLOAD_INDEX = {"text": "keyword", "integer": "integer", "number": "float", "b
 
 @dataclass(frozen=True)
 class QdrantSettings:
-    """Settings of a collection; for `None` the server decides. An existing collection uses only the last three.
+    """Settings of a collection; for `None` the server decides. An existing collection uses only the last three."""
 
-    Args:
-        shards: number of parts of the collection on the nodes.
-        replicas: number of copies of each shard.
-        write_consistency: number of copies that must confirm a write.
-        quantisation: "int8" searches with vectors of one byte per dimension in memory, and ranks the results with the
-            full vectors.
-        vectors: type of the stored full vectors.
-        vectors_on_disk: whether full vectors are read from disk instead of kept in memory.
-        api_key: default: the environment variable QDRANT_API_KEY.
-        timeout: seconds a request may take.
-        optimize_timeout: seconds that `AttributeIndex.optimize` waits until the server has built its graphs.
-    """
-
-    shards: int | None = None
-    replicas: int | None = None
-    write_consistency: int | None = None
-    quantisation: Literal["int8", "none"] = "int8"
-    vectors: Literal["float32", "float16"] = "float32"
-    vectors_on_disk: bool = False
-    api_key: str | None = None
-    timeout: int = 60
-    optimize_timeout: float = 3600
+    shards: int | None = None  # parts of the collection on the nodes
+    replicas: int | None = None  # copies of each shard
+    write_consistency: int | None = None  # copies that must confirm a write
+    quantisation: Literal["int8", "none"] = "int8"  # "int8" searches with bytes, and ranks with the full vectors
+    vectors: Literal["float32", "float16"] = "float32"  # type of the stored full vectors
+    vectors_on_disk: bool = False  # read the full vectors from disk instead of memory
+    api_key: str | None = None  # default: the environment variable QDRANT_API_KEY
+    timeout: int = 60  # seconds that a request may take
+    optimize_timeout: float = 3600  # seconds that `AttributeIndex.optimize` waits for the graphs of the server
 
     def __post_init__(self) -> None:
         if self.quantisation not in ("int8", "none") or self.vectors not in ("float32", "float16"):
@@ -92,7 +77,7 @@ class QdrantStore:
         client, collection = _connect(location, settings)
         from qdrant_client import models
 
-        with _closed_on_failure(client), _failures(location):
+        with _failures(location, client):
             if client.collection_exists(collection):
                 raise FileExistsError(f"there is a collection at {location} already; give another name")
             scalar = models.ScalarQuantization(
@@ -127,7 +112,7 @@ class QdrantStore:
         if location.startswith(LOCAL) and not Path(_folder(location)).is_dir():
             raise NoIndexError(f"there is no index at {location}")
         client, collection = _connect(location, settings)
-        with _closed_on_failure(client), _failures(location):
+        with _failures(location, client):
             if not client.collection_exists(collection):
                 raise NoIndexError(f"there is no index at {location}")
             return cls(location, settings, client, collection)
@@ -149,7 +134,7 @@ class QdrantStore:
         for start in range(0, len(payloads), rows):
             points = [
                 models.PointStruct(
-                    id=_point_id(payload[ITEM_ID]),
+                    id=str(uuid.uuid5(_NAMESPACE, payload[ITEM_ID])),
                     vector={name: column[row].tolist() for name, column in vectors.items()},
                     payload={key: value for key, value in payload.items() if value is not None},
                 )
@@ -162,27 +147,22 @@ class QdrantStore:
         from qdrant_client import models
 
         with _failures(self.location):
-            selector = models.FilterSelector(filter=to_filter(condition))
-            self._client.delete(self._collection, selector, wait=True)
+            self._client.delete(self._collection, models.FilterSelector(filter=to_filter(condition)), wait=True)
 
     def nearest(
         self, attribute: str, queries: Vectors, count: int, condition: Condition | None, columns: Sequence[str] = ()
     ) -> list[pa.Table]:
         from qdrant_client import models
 
-        parameters = None
-        if not self._is_local:
-            parameters = models.SearchParams(
-                hnsw_ef=max(_SEARCH_EFFORT, count),
-                quantization=models.QuantizationSearchParams(rescore=True, oversampling=2.0),
-            )
+        rescored = models.QuantizationSearchParams(rescore=True, oversampling=2.0)
+        parameters = models.SearchParams(hnsw_ef=max(_SEARCH_EFFORT, count), quantization=rescored)
         requests = [
             models.QueryRequest(
                 query=query.tolist(),
                 using=self.schema.vector_column(attribute),
-                filter=None if condition is None else to_filter(condition),
+                filter=to_filter(condition),
                 limit=count,
-                params=parameters,
+                params=None if self._is_local else parameters,
                 with_payload=[payload_path(name) for name in (ITEM_ID, *columns)],
             )
             for query in queries
@@ -208,16 +188,15 @@ class QdrantStore:
             with _failures(self.location):
                 points, page = self._client.scroll(
                     self._collection,
-                    scroll_filter=None if condition is None else to_filter(condition),
+                    scroll_filter=to_filter(condition),
                     limit=rows,
                     offset=page,
                     with_payload=[payload_path(name) for name in (ITEM_ID, *columns)],
                     with_vectors=vectors or False,
                 )
             if points:
-                plain = pa.Table.from_pylist(
-                    [point.payload for point in points], schema=self.schema.arrow(columns, ())
-                )
+                payloads = [point.payload for point in points]
+                plain = pa.Table.from_pylist(payloads, schema=self.schema.arrow(columns, ()))
                 for name in vectors:
                     values = np.array([point.vector[name] for point in points], dtype=np.float32)
                     column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), self.schema.dim)
@@ -228,17 +207,10 @@ class QdrantStore:
 
     def count(self, condition: Condition | None) -> int:
         with _failures(self.location):
-            counted = self._client.count(
-                self._collection, count_filter=None if condition is None else to_filter(condition), exact=True
-            )
-        return counted.count
+            return self._client.count(self._collection, count_filter=to_filter(condition), exact=True).count
 
     def optimize(self) -> None:
-        """Waits until the server, which builds its graphs in the background, has finished.
-
-        Raises:
-            TimeoutError: after `QdrantSettings.optimize_timeout` seconds.
-        """
+        """Waits until the server, which builds its graphs in the background, has finished."""
         until = time.monotonic() + self.settings.optimize_timeout
         with _failures(self.location):
             while self._client.get_collection(self._collection).status == "yellow":
@@ -252,10 +224,6 @@ class QdrantStore:
 
     def close(self) -> None:
         self._client.close()
-
-
-def _point_id(item_id: str) -> str:
-    return str(uuid.uuid5(_NAMESPACE, item_id))
 
 
 def _folder(location: str) -> str:
@@ -288,21 +256,16 @@ def _connect(location: str, settings: QdrantSettings) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def _closed_on_failure(client: Any) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        client.close()
-        raise
-
-
-@contextlib.contextmanager
-def _failures(location: str) -> Iterator[None]:
-    """Raises the various errors of the client as OSError, with the location and the message of the server."""
+def _failures(location: str, opened: Any = None) -> Iterator[None]:
+    """Raises the errors of the client as OSError; after any error, closes the client that was just `opened`."""
     from qdrant_client.common.client_exceptions import QdrantException
     from qdrant_client.http.exceptions import ApiException
 
     try:
         yield
-    except (QdrantException, ApiException) as error:
+    except BaseException as error:
+        if opened is not None:
+            opened.close()
+        if not isinstance(error, (QdrantException, ApiException)):
+            raise
         raise OSError(f"the Qdrant server for {location} reported an error: {' '.join(str(error).split())}") from error

@@ -51,11 +51,7 @@ def shares_of(
 
 
 def targets_of(schema: IndexSchema, embeddings: NDArray, attributes: Sequence[str]) -> dict[str, Vectors]:
-    """Attribute -> (queries, dim), normalised.
-
-    Args:
-        embeddings: (queries, attributes of the index, dim), or (queries, dim) for a search by one attribute.
-    """
+    """Attribute -> (queries, dim), normalised, of (queries, attributes, dim) or, for one attribute, (queries, dim)."""
     whole = (len(schema.attributes), schema.dim)
     single = (schema.dim,) if len(attributes) == 1 else whole
     if embeddings.shape[1:] not in (whole, single):
@@ -69,8 +65,7 @@ def targets_of(schema: IndexSchema, embeddings: NDArray, attributes: Sequence[st
     lengths = np.linalg.norm(vectors, axis=2, keepdims=True)
     if not np.all(np.isfinite(lengths) & (lengths > 0)):
         raise ValueError("an embedding must be finite and not zero")
-    vectors = vectors / lengths
-    return {name: vectors[:, place] for place, name in enumerate(attributes)}
+    return dict(zip(attributes, (vectors / lengths).swapaxes(0, 1), strict=True))
 
 
 def embeddings_of(store: VectorStore, items: list[str], attributes: Sequence[str]) -> dict[str, Vectors]:
@@ -110,11 +105,7 @@ def centroid_of(store: VectorStore, attribute: str, value: Value) -> Vectors:
         total += vectors_of(table, column).sum(axis=0, dtype=np.float64)
     length = np.linalg.norm(total)
     if not length:
-        values = {
-            str(stored)
-            for table in store.scan(None, [attribute], ())
-            for stored in table.column(attribute).unique().to_pylist()
-            if stored is not None
-        }
+        columns = [table.column(attribute).unique().to_pylist() for table in store.scan(None, [attribute], ())]
+        values = {str(stored) for column in columns for stored in column if stored is not None}
         raise ValueError(f"the index has {unknown(f'item whose {attribute} is', value, values)}")
     return (total / length).astype(np.float32)

@@ -34,15 +34,10 @@ class NoIndexError(FileNotFoundError):
 
 @dataclass(frozen=True)
 class CheckpointId:
-    """The checkpoint that computed some embeddings. Embeddings of two checkpoints cannot be compared.
+    """The checkpoint that computed some embeddings. Embeddings of two checkpoints cannot be compared."""
 
-    Args:
-        name: id on the Hub or folder, to load the checkpoint again. Not compared.
-        fingerprint: `CCAModel.fingerprint`: weights, attributes and preprocessing. Compared.
-    """
-
-    name: str
-    fingerprint: str
+    name: str  # id on the Hub or folder, to load the checkpoint again
+    fingerprint: str  # `CCAModel.fingerprint`: of weights, attributes and preprocessing
 
     def __str__(self) -> str:
         return f"{self.name or 'a model'} (fingerprint {self.fingerprint[:12]})"
@@ -50,18 +45,12 @@ class CheckpointId:
 
 @dataclass(frozen=True)
 class IndexSchema:
-    """
-    Args:
-        attributes: names, in the order of the model.
-        dim: width of an embedding.
-        columns: further columns of an item, to filter by and to show: name -> type.
-        checkpoint: the model that computed the embeddings. Embeddings of another model are refused.
-    """
+    """The attributes and columns of an index, and the checkpoint whose embeddings it stores."""
 
-    attributes: tuple[str, ...]
-    dim: int
-    columns: dict[str, ColumnType]
-    checkpoint: CheckpointId
+    attributes: tuple[str, ...]  # in the order of the model
+    dim: int  # width of an embedding
+    columns: dict[str, ColumnType]  # further columns of an item, to filter by and to show
+    checkpoint: CheckpointId  # embeddings of another model are refused
 
     def __post_init__(self) -> None:
         if not self.attributes or self.dim < 1:
@@ -132,13 +121,11 @@ def column_types(schema: pa.Schema, *, skip: Sequence[str] = ()) -> tuple[dict[s
     types: dict[str, ColumnType] = {}
     unfit: list[str] = []
     for field in schema:
-        if field.name in (ITEM_ID, *skip):
-            continue
-        kind = _type_of(field.type)
-        if kind is None:
-            unfit.append(field.name)
-        else:
-            types[field.name] = kind
+        if field.name not in (ITEM_ID, *skip):
+            if (kind := _type_of(field.type)) is None:
+                unfit.append(field.name)
+            else:
+                types[field.name] = kind
     return types, unfit
 
 

@@ -1,4 +1,4 @@
-"""The sources of `cca index`: a catalogue of images to embed, or a folder of embeddings written by `cca embed`."""
+"""The sources of `cca index`: a catalogue of images, or embeddings of `cca embed`; and an index filled from them."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +11,7 @@ import pyarrow.compute as pc  # type: ignore[import-untyped]
 import pyarrow.dataset as pads  # type: ignore[import-untyped]
 from datasets import ClassLabel, DatasetDict, Features
 from numpy.typing import NDArray
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from cca_hf.data.columns import missing_message
 from cca_hf.embedding.catalogue import Catalogue
@@ -19,7 +20,8 @@ from cca_hf.models.encoding import ImageEncoder
 
 from .conditions import ColumnType
 from .images import IMAGE_REFERENCE, reference
-from .schema import ITEM_ID, CheckpointId, IndexSchema, column_types
+from .index import AttributeIndex
+from .schema import ITEM_ID, CheckpointId, IndexSchema, NoIndexError, column_types
 
 _ITEMS_AT_ONCE = 1024
 
@@ -56,9 +58,7 @@ class ImageSource:
         self.encoder = encoder
         self.dataset_name, self.split = dataset_name, split
         self.batch_size = batch_size
-        types, unfit = column_types(_with_names(catalogue.rows(0, 0), catalogue.features).schema)
-        if columns is not None:
-            types = _selected(columns, types, unfit)
+        types = _stored_types(catalogue.rows(0, 0), catalogue.features, columns)
         self.schema = IndexSchema.of_model(encoder, name, {IMAGE_REFERENCE: "text", **types})
 
     @classmethod
@@ -77,16 +77,18 @@ class ImageSource:
         from cca_hf.data.sources import load_source
 
         splits: DatasetDict = load_source(source, None, None)
-        chosen = split if split is not None or len(splits) > 1 else next(iter(splits))
+        if split is None and len(splits) == 1:
+            (split,) = splits
         carried = columns
         if carried is None:
             skipped = [id_column or "", IMAGE_REFERENCE]
-            schema = splits[chosen].features.arrow_schema if chosen in splits else pa.schema([])
+            schema = splits[split].features.arrow_schema if split in splits else pa.schema([])
             carried = list(column_types(schema, skip=skipped)[0])
-        catalogue = Catalogue.from_dataset(splits, split=chosen, id_column=id_column, columns=carried)
+        catalogue = Catalogue.from_dataset(splits, split=split, id_column=id_column, columns=carried)
         place = str(Path(source).resolve()) if Path(source).exists() else source
-        split = chosen or ""
-        return cls(catalogue, encoder, name, dataset_name=place, split=split, columns=columns, batch_size=batch_size)
+        return cls(
+            catalogue, encoder, name, dataset_name=place, split=split or "", columns=columns, batch_size=batch_size
+        )
 
     def __len__(self) -> int:
         return len(self.catalogue)
@@ -99,9 +101,8 @@ class ImageSource:
 
             def embed(wanted: Sequence[int], start: int = start) -> NDArray:
                 batch, attributes = [images[start + row] for row in wanted], list(self.schema.attributes)
-                return np.asarray(
-                    self.encoder.encode(batch, attributes, batch_size=self.batch_size, show_progress=False)
-                )
+                encoded = self.encoder.encode(batch, attributes, batch_size=self.batch_size, show_progress=False)
+                return np.asarray(encoded)
 
             kept = rows.select([name for name in self.schema.columns if name != IMAGE_REFERENCE])
             references = pa.array([self._reference(images[row], row) for row in range(start, stop)], pa.string())
@@ -114,11 +115,7 @@ class ImageSource:
 
 
 class EmbeddedSource:
-    """The parquet files that `cca embed` wrote to a folder.
-
-    Args:
-        name: id or folder of the model, to embed the query images.
-    """
+    """The parquet files that `cca embed` wrote to a folder; see `ImageSource` for the other arguments."""
 
     def __init__(self, folder: Path, name: str, *, columns: Sequence[str] | None = None) -> None:
         if not (folder / MANIFEST).is_file():
@@ -133,9 +130,7 @@ class EmbeddedSource:
         self._features = Features.from_arrow_schema(self._dataset.schema)
         self._vectors = [column_of(attribute) for attribute in manifest.attributes]
         carried = pa.schema([self._dataset.schema.field(column) for column in manifest.columns])
-        types, unfit = column_types(_with_names(carried.empty_table(), self._features).schema)
-        if columns is not None:
-            types = _selected(columns, types, unfit)
+        types = _stored_types(carried.empty_table(), self._features, columns)
         checkpoint = CheckpointId(name, manifest.model)
         self.schema = IndexSchema(tuple(manifest.attributes), manifest.dim, types, checkpoint)
 
@@ -163,6 +158,45 @@ class EmbeddedSource:
 ItemSource: TypeAlias = ImageSource | EmbeddedSource
 
 
+def fill_index(store: str, source: ItemSource, *, only_new: bool = False) -> tuple[int, IndexSchema]:
+    """Adds the items of `source`. Items in the index are replaced, or kept if `only_new`.
+
+    Returns the number of items in the index, and its schema. A progress bar is shown.
+
+    Raises:
+        ValueError: if the index has other attributes, another width, other columns or another model.
+    """
+    with _open_or_create(store, source.schema) as index:
+        with tqdm(total=len(source), desc="Indexing", unit="item") as progress:
+            for item_ids, columns, embed in source.batches():
+                stored = index.ids_among(item_ids) if only_new else set()
+                rows = [row for row, item in enumerate(item_ids) if item not in stored]
+                if rows:
+                    ids = [item_ids[row] for row in rows]
+                    index.add(ids, embeddings=embed(rows), columns=columns.take(rows))
+                progress.update(len(item_ids))
+            progress.set_description("Building the index")
+            index.optimize()
+        return index.count(), index.schema
+
+
+def _open_or_create(store: str, schema: IndexSchema) -> AttributeIndex:
+    try:
+        index = AttributeIndex.open(store, schema.checkpoint, writable=True)
+    except NoIndexError:
+        return AttributeIndex.create_from_schema(store, schema)
+    stored = index.schema
+    if schema.attributes != stored.attributes or schema.dim != stored.dim:
+        problem = f"has {stored.dim} dimensions for {', '.join(stored.attributes)}"
+    elif any(stored.columns.get(name) != kind for name, kind in schema.columns.items()):
+        known = ", ".join(f"{name} ({kind})" for name, kind in stored.columns.items())
+        problem = f"has other columns; choose with --columns among {known or 'none'}"
+    else:
+        return index
+    index.close()
+    raise ValueError(f"the index at {store} {problem}")
+
+
 def _with_names(table: pa.Table, features: Features) -> pa.Table:
     """The table with names of `ClassLabel` values instead of their ids; -1 becomes missing."""
     for name in table.column_names:
@@ -174,7 +208,11 @@ def _with_names(table: pa.Table, features: Features) -> pa.Table:
     return table
 
 
-def _selected(columns: Sequence[str], types: dict[str, ColumnType], unfit: Sequence[str]) -> dict[str, ColumnType]:
+def _stored_types(table: pa.Table, features: Features, columns: Sequence[str] | None) -> dict[str, ColumnType]:
+    """The types of the `columns` of an index; by default of all that it can store."""
+    types, unfit = column_types(_with_names(table, features).schema)
+    if columns is None:
+        return types
     for name in columns:
         if name in unfit:
             raise ValueError(f"an index cannot store the column {name!r}: it contains no text, numbers or booleans")

@@ -1,7 +1,7 @@
 """The interface between an index and its engine, LanceDB or Qdrant; the location of an index selects the engine."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias
 
 import pyarrow as pa  # type: ignore[import-untyped]
 
@@ -11,7 +11,6 @@ from .qdrant_store import LOCAL, QdrantSettings, QdrantStore
 from .schema import IndexSchema, Vectors
 
 Settings: TypeAlias = LanceSettings | QdrantSettings
-_Kind = TypeVar("_Kind", LanceSettings, QdrantSettings)
 
 
 class VectorStore(Protocol):
@@ -29,13 +28,11 @@ class VectorStore(Protocol):
     @property
     def version(self) -> str:
         """Changes with each write; empty if the engine has no versions."""
-        ...
 
     def set_note(self, note: str) -> None: ...
 
     def upsert(self, items: pa.Table) -> None:
         """Writes items and replaces those with the same id: all of the table or, if the engine can, nothing."""
-        ...
 
     def delete(self, condition: Condition) -> None: ...
 
@@ -43,19 +40,16 @@ class VectorStore(Protocol):
         self, attribute: str, queries: Vectors, count: int, condition: Condition | None, columns: Sequence[str] = ()
     ) -> list[pa.Table]:
         """The nearest items of each row of `queries` (Q, dim): `item_id`, `similarity` (cosine) and the columns."""
-        ...
 
     def scan(
         self, condition: Condition | None, columns: Sequence[str], attributes: Sequence[str], batch_size: int = 4096
     ) -> Iterator[pa.Table]:
         """All items that fulfil the condition, in any order, in tables of about `batch_size` rows."""
-        ...
 
     def count(self, condition: Condition | None) -> int: ...
 
     def optimize(self) -> None:
         """Restores the speed of searches after many writes; returns when it is restored."""
-        ...
 
     def close(self) -> None: ...
 
@@ -64,25 +58,20 @@ def create_store(location: str, schema: IndexSchema, settings: Settings | None) 
     """Creates an empty index: with Qdrant at `http(s)://host:6333/collection`, else with LanceDB in a folder or a
     bucket (`s3://...`, `gs://...`, `az://...`).
     """
-    if _is_qdrant(location):
-        return QdrantStore.create(location, schema, _checked(settings, QdrantSettings, location))
-    return LanceStore.create(location, schema, _checked(settings, LanceSettings, location))
+    engine, settings = _engine(location, settings)
+    return engine.create(location, schema, settings)
 
 
 def open_store(location: str, settings: Settings | None, *, writable: bool) -> VectorStore:
     """Opens the index at a location."""
-    if _is_qdrant(location):
-        return QdrantStore.open(location, _checked(settings, QdrantSettings, location), writable=writable)
-    return LanceStore.open(location, _checked(settings, LanceSettings, location), writable=writable)
+    engine, settings = _engine(location, settings)
+    return engine.open(location, settings, writable=writable)
 
 
-def _is_qdrant(location: str) -> bool:
-    return location.startswith(("http://", "https://", LOCAL))
-
-
-def _checked(settings: Settings | None, kind: type[_Kind], location: str) -> _Kind:
-    if settings is None:
-        return kind()
-    if not isinstance(settings, kind):
+def _engine(location: str, settings: Settings | None) -> tuple[Any, Settings]:
+    """The class of the store at a location, and its settings."""
+    on_server = location.startswith(("http://", "https://", LOCAL))
+    engine, kind = (QdrantStore, QdrantSettings) if on_server else (LanceStore, LanceSettings)
+    if settings is not None and not isinstance(settings, kind):
         raise TypeError(f"the index at {location} takes {kind.__name__}; got {type(settings).__name__}")
-    return settings
+    return engine, settings or kind()

@@ -63,11 +63,8 @@ def attention_shares(
         if not total.all():
             raise ValueError(f"the attention map of {name!r} in image {int(np.argmin(total))} is 0 everywhere")
         share = (weights * cover).sum(axis=(1, 2)) / total
-        shares.append(
-            AttentionShare(
-                name, float(share.mean()), float(chance.mean()), float(share.std()), float((share > chance).mean())
-            )
-        )
+        figures = share.mean(), chance.mean(), share.std(), (share > chance).mean()
+        shares.append(AttentionShare(name, *map(float, figures)))
     return shares
 
 

@@ -12,9 +12,6 @@ information, so that they score low in completeness and MIG, however well the su
 - MIG (Chen et al., NeurIPS 2018): mean over factors of the gap between the mutual information with the best two units,
   in units of the factor's entropy. MIG-sup (Li et al., ICLR 2020): mean over units of the gap between its best two
   factors. A dimension is divided into 20 bins, as in disentanglement_lib; logistic regression reads a subspace.
-
-No library takes arrays: `disentanglement-lib` needs TensorFlow 1, `disent` needs torchvision, lightning and a
-generator of images, and `latte-metrics` was abandoned before a release.
 """
 
 from collections.abc import Mapping, Sequence
@@ -101,10 +98,13 @@ def disentanglement(
     folds = make_folds(members, seed)
     dim = vectors.shape[2]
 
-    importance, accuracy = _forest_importance(vectors.reshape(len(vectors), -1), ids, folds, seed)  # (A D, A), (A,)
+    code = vectors.reshape(len(vectors), -1)
+    importance, accuracy = _forest_importance(code, ids, folds, seed)  # (A D, A), (A,)
     entropy = np.array([_information(column, column) for column in ids.T])
-    bins = _in_bins(vectors.reshape(len(vectors), -1))
-    of_dimensions = np.array([[_information(code, column) for column in ids.T] for code in bins.T]) / entropy
+    low, high = code.min(axis=0), code.max(axis=0)
+    shares = (code - low) / np.where(high > low, high - low, 1)
+    bins = np.minimum((shares * _BINS).astype(np.int64), _BINS - 1)
+    of_dimensions = np.array([[_information(unit, column) for column in ids.T] for unit in bins.T]) / entropy
     of_subspaces = np.array(
         [
             [_information(read_linear(vectors[:, subspace], column, folds), column) for column in ids.T]
@@ -160,13 +160,6 @@ def _forest_importance(
         importance.append(forest.feature_importances_)
         accuracy.append(float(forest.score(code[test], column[test])))
     return np.stack(importance, axis=1), np.array(accuracy)
-
-
-def _in_bins(code: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(N, C) in equal bins between the minimum and the maximum of each column."""
-    low, high = code.min(axis=0), code.max(axis=0)
-    shares = (code - low) / np.where(high > low, high - low, 1)
-    return np.minimum((shares * _BINS).astype(np.int64), _BINS - 1)
 
 
 def _information(code: NDArray[np.int64], labels: NDArray[np.int64]) -> float:

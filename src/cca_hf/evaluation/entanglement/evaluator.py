@@ -1,6 +1,7 @@
 """Measure entanglement on a split: one pass computes the embeddings and the backbone's features."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -48,22 +49,14 @@ def measure_entanglement(
     parts = [part for part in query_and_gallery(dataset, split) if part is not None]
     labels = np.concatenate([dataset.labels(part) for part in parts])
     groups = [group for part in parts if (group := dataset.groups(part)) is not None]
-    embedded = [
-        embed_with_features(
-            model,
-            dataset[part]["image"],
-            list(dataset.attributes),
-            batch_size=batch_size,
-            num_workers=num_workers,
-            show_progress=show_progress,
-        )
-        for part in parts
-    ]
+    embed = partial(embed_with_features, batch_size=batch_size, num_workers=num_workers, show_progress=show_progress)
+    embedded = [embed(model, dataset[part]["image"], list(dataset.attributes)) for part in parts]
+    embeddings, features = map(np.concatenate, zip(*embedded, strict=True))
     return entanglement(
-        np.concatenate([part.embeddings for part in embedded]),
+        embeddings,
         labels,
         dataset.attributes,
-        np.concatenate([part.features for part in embedded]),
+        features,
         groups=np.concatenate(groups) if groups else None,
         max_images=max_images,
         seed=seed,
@@ -82,11 +75,7 @@ def embed_with_features(
 ) -> ConditionedImages:
     """Embeddings under `attributes`, and the backbone's features that the conditional layer attends to.
 
-    The features of a level are its prefix tokens (CLS) and the mean over its cells.
-
-    Raises:
-        ValueError: if the model does not know an attribute.
-        UnreadableImageError: if an image cannot be read; the message names it.
+    The features of a level are its prefix tokens (CLS) and the mean over its cells. Raises as `model.encode`.
     """
     model = model.in_eval_mode()
     ids = torch.tensor(model.config.attribute_ids(list(attributes)), device=model.device)

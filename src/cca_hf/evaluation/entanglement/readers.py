@@ -20,7 +20,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from cca_hf.evaluation.arrays import FloatArray, IntArray
+from cca_hf.evaluation.arrays import BoolArray, FloatArray, IntArray
 
 # vectors (N, D), labels (N,), folds (N,), known (N,) or None -> guesses (N,); see `read_linear`
 Reader = Callable[[NDArray, IntArray, IntArray, IntArray | None], IntArray]
@@ -46,15 +46,12 @@ def members(groups: IntArray) -> tuple[IntArray, IntArray]:
 
 
 def balanced_accuracy(right: NDArray, labels: IntArray, weights: FloatArray | None = None) -> FloatArray:
-    """Mean over the values of the share of their images that are predicted correctly.
+    """Mean over the values of the share of their images that are predicted correctly: (B,), or (1,) without weights.
 
     Args:
         right: (N,), 1 = correct, 0 = wrong, or the probability of correct; ignored where the label is -1.
         labels: (N,) value ids, -1 = not labelled.
         weights: (B, N) how often each image counts, for B results at once; values without an image are left out.
-
-    Returns:
-        (B,); without weights (1,).
     """
     labelled = labels >= 0
     _, value = np.unique(labels[labelled], return_inverse=True)
@@ -66,16 +63,13 @@ def balanced_accuracy(right: NDArray, labels: IntArray, weights: FloatArray | No
 
 
 def read_linear(vectors: NDArray, labels: IntArray, folds: IntArray, known: IntArray | None = None) -> IntArray:
-    """The values that logistic regression predicts.
+    """The values (N,) that logistic regression predicts, -1 where the label is -1.
 
     Args:
         vectors: (N, D).
         labels: (N,) value ids, -1 = not labelled: neither trained on nor predicted.
         folds: (N,), from `make_folds`.
         known: (N,) value ids, at least 0 for a labelled image.
-
-    Returns:
-        (N,) value ids, -1 where the label is -1.
 
     Raises:
         ImportError: if scikit-learn is missing; the message says what to install.
@@ -118,13 +112,10 @@ def guess_from_label(labels: IntArray, folds: IntArray, known: IntArray) -> IntA
     return guesses
 
 
-def _choose_strength(
-    rows: NDArray[np.float32], labels: IntArray, folds: IntArray, known: IntArray | None
-) -> float | None:
+def _choose_strength(rows: NDArray, labels: IntArray, folds: IntArray, known: IntArray | None) -> float | None:
     """The most accurate strength on the second fold after training on all but the first two; of equals, the smallest.
 
-    None if the known value alone is more accurate. A strength for each fold would triple the time and change the
-    result by less than the spread.
+    None if the known value alone is more accurate.
     """
     train, held_out = (labels >= 0) & (folds > 1), (labels >= 0) & (folds == 1)
     truth = labels[held_out]
@@ -138,9 +129,7 @@ def _choose_strength(
     return tried[int(np.argmax(accuracies))][0]
 
 
-def _fit_and_guess(
-    rows: NDArray[np.float32], labels: IntArray, train: NDArray[np.bool_], test: NDArray[np.bool_], strength: float
-) -> IntArray:
+def _fit_and_guess(rows: NDArray, labels: IntArray, train: BoolArray, test: BoolArray, strength: float) -> IntArray:
     try:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression

@@ -38,8 +38,7 @@ class ReaderEntanglement:
     @property
     def informativeness(self) -> float:
         """Mean of the defined entries on the diagonal; NaN if there are none."""
-        diagonal = np.diagonal(self.matrix)
-        return float(np.nanmean(diagonal)) if np.isfinite(diagonal).any() else math.nan
+        return _mean(np.diagonal(self.matrix))
 
 
 @dataclass(frozen=True)
@@ -73,17 +72,13 @@ class EntanglementResult(Result):
         return [(self.attributes[row], self.attributes[column]) for row, column in missing]
 
     def metrics(self) -> dict[str, float]:
-        """`entanglement`, `entanglement_spread` and `informativeness`, and the same of the second reader with
-        `_neighbours` after the first word.
-        """
+        """`entanglement`, `entanglement_spread`, `informativeness`; with `_neighbours` those of the second reader."""
         figures: dict[str, float] = {}
         for name, reader in self.readers.items():
             tail = "" if name == "linear" else f"_{name}"
-            figures |= {
-                f"entanglement{tail}": reader.score,
-                f"entanglement{tail}_spread": reader.score_spread,
-                f"informativeness{tail}": reader.informativeness,
-            }
+            figures[f"entanglement{tail}"] = reader.score
+            figures[f"entanglement{tail}_spread"] = reader.score_spread
+            figures[f"informativeness{tail}"] = reader.informativeness
         return figures
 
     def table(self, decimals: int = 2) -> str:
@@ -92,19 +87,18 @@ class EntanglementResult(Result):
 
     def as_table(self, decimals: int) -> Table:
         """A section for each reader; rows = embeddings, columns = attribute that is predicted, `-` = undefined."""
-        sections = [
-            [
-                [f"{name} ({reader_name})", *(_cell(figure, decimals) for figure in figures)]
-                for name, figures in zip(self.attributes, reader.matrix, strict=True)
-            ]
-            for reader_name, reader in self.readers.items()
-        ]
-        notes = [
-            f"{name}: entanglement {_cell(reader.score, decimals + 1)} "
-            f"(+- {_cell(reader.score_spread, decimals + 1)}), the mean off the diagonal; "
-            f"informativeness {_cell(reader.informativeness, decimals + 1)}, the mean on it."
-            for name, reader in self.readers.items()
-        ]
+        sections, notes = [], []
+        for reader_name, reader in self.readers.items():
+            rows = zip(self.attributes, reader.matrix, strict=True)
+            sections.append(
+                [[f"{name} ({reader_name})", *(_cell(each, decimals) for each in figures)] for name, figures in rows]
+            )
+            figures = (reader.score, reader.score_spread, reader.informativeness)
+            score, spread, informativeness = (_cell(each, decimals + 1) for each in figures)
+            notes.append(
+                f"{reader_name}: entanglement {score} (+- {spread}), the mean off the diagonal; "
+                f"informativeness {informativeness}, the mean on it."
+            )
         if self.undefined:
             pairs = ", ".join(f"{read} from {row}" for row, read in self.undefined)
             notes.append(
@@ -128,13 +122,8 @@ class EntanglementResult(Result):
             name: {field: _plain(figures) for field, figures in vars(reader).items()}
             for name, reader in self.readers.items()
         }
-        return {
-            "attributes": list(self.attributes),
-            "images": self.images,
-            "values": dict(self.values),
-            "readers": readers,
-            "metrics": {name: _plain(figure) for name, figure in self.metrics().items()},
-        }
+        metrics = {name: _plain(figure) for name, figure in self.metrics().items()}
+        return {**vars(self), "attributes": list(self.attributes), "readers": readers, "metrics": metrics}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "EntanglementResult":
@@ -147,8 +136,11 @@ class EntanglementResult(Result):
 
 def mean_off_diagonal(matrix: Matrix) -> float:
     """Mean of the entries that are defined (not NaN) and not on the diagonal; NaN if there are none."""
-    others = matrix[~np.eye(len(matrix), dtype=bool)]
-    return float(np.nanmean(others)) if np.isfinite(others).any() else math.nan
+    return _mean(matrix[~np.eye(len(matrix), dtype=bool)])
+
+
+def _mean(figures: Matrix) -> float:
+    return float(np.nanmean(figures)) if np.isfinite(figures).any() else math.nan
 
 
 def _cell(figure: float, decimals: int) -> str:

@@ -27,15 +27,7 @@ class Side(NamedTuple):
     maybe: BoolArray | None = None
 
     @classmethod
-    def of(
-        cls,
-        side: str,
-        embeddings: object,
-        labels: object,
-        groups: object | None,
-        shown: object | None = None,
-        maybe: object | None = None,
-    ) -> "Side":
+    def of(cls, side: str, embeddings: object, labels: object, groups: object, shown: object, maybe: object) -> "Side":
         """Check the arrays and normalise the embeddings; `side` names them in error messages."""
         vectors = to_numbers(f"{side} embeddings", embeddings).astype(np.float32)  # a copy, normalised in place below
         if vectors.ndim != 2:
@@ -69,7 +61,14 @@ class Relevance:
     """
 
     def __init__(self, queries: Side, gallery: Side) -> None:
-        _check_number_of_values(queries, gallery)
+        sizes = {array.shape[1] for array in (queries.shown, gallery.shown, gallery.maybe) if array is not None}
+        highest = max(queries.labels.max(initial=-1), gallery.labels.max(initial=-1))
+        if len(sizes) > 1:
+            raise ValueError(f"all sets of values must be of the same values; got widths of {sorted(sizes)}")
+        if sizes and highest >= min(sizes):
+            raise ValueError(
+                f"sets of values are {min(sizes)} wide (values from 0), but the labels go up to {highest}"
+            )
         self.labels = queries.labels
         self.first = np.searchsorted(gallery.labels, queries.labels, side="left")
         self.last = np.searchsorted(gallery.labels, queries.labels, side="right")
@@ -90,9 +89,7 @@ class Relevance:
     def undecided(self, start: int, relevant: Sequence[slice | IntArray]) -> BoolArray | None:
         """(queries, columns): candidates that may show the label of the query and are not `relevant` anyway.
 
-        Args:
-            start: the first of the queries.
-            relevant: the `columns` of each of them.
+        `relevant` has the `columns` of each query from `start` on.
         """
         if self.maybe is None:
             return None
@@ -139,12 +136,3 @@ def _with_labels(side: Side, num_values: int) -> BoolArray:
     shown = np.zeros((len(side.labels), num_values), dtype=bool) if side.shown is None else side.shown.copy()
     shown[np.arange(len(shown)), side.labels] = True
     return shown
-
-
-def _check_number_of_values(queries: Side, gallery: Side) -> None:
-    sizes = {array.shape[1] for array in (queries.shown, gallery.shown, gallery.maybe) if array is not None}
-    highest = max(queries.labels.max(initial=-1), gallery.labels.max(initial=-1))
-    if len(sizes) > 1:
-        raise ValueError(f"all sets of values must be of the same values; got widths of {sorted(sizes)}")
-    if sizes and highest >= min(sizes):
-        raise ValueError(f"sets of values are {min(sizes)} wide (values from 0), but the labels go up to {highest}")

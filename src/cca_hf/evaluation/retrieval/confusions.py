@@ -33,12 +33,10 @@ def nearest_confusions(
     gallery: Gallery | None = None,
     most: int = 3,
 ) -> dict[str, list[Confusion]]:
-    """The confusions of each attribute with the most images, in descending order.
+    """The `most` frequent confusions of each attribute, in descending order.
 
-    Args:
-        embeddings, labels, attributes, groups, gallery: as in `evaluate_embeddings`. An image and its near copies are
-            no candidates for itself; images without a label are left out.
-        most: number of confusions per attribute.
+    The arguments are as in [`evaluate_embeddings`]. An image and its near copies are no candidates for itself; images
+    without a label are left out.
     """
     queries = Gallery(embeddings, labels, groups).checked("", attributes)
     candidates = queries if gallery is None else Gallery(*gallery).checked("gallery ", attributes)

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from cca_hf.data.schema import AttributeDataset
-from cca_hf.evaluation.arrays import to_ids, to_numpy
+from cca_hf.evaluation.arrays import to_embeddings, to_ids
 
 from .candidates import Side
 from .metrics import AttributeRetrieval, retrieve
@@ -42,12 +42,7 @@ class Gallery(NamedTuple):
 
     def checked(self, side: str, attributes: Mapping[str, Sequence[str]]) -> "Gallery":
         """The same in numpy, with every shape and label checked; `side` goes before the names in messages."""
-        embeddings = to_numpy(self.embeddings)
-        if embeddings.ndim not in (2, 3) or embeddings.ndim == 3 and embeddings.shape[1] != len(attributes):
-            raise ValueError(
-                f"{side}embeddings must have shape (images, {len(attributes)}, dim), the attributes being "
-                f"{', '.join(attributes)}, or (images, dim) for one space; got {embeddings.shape}"
-            )
+        embeddings = to_embeddings(f"{side}embeddings", self.embeddings, attributes)
         labels = to_ids(f"{side}labels", self.labels, (len(embeddings), len(attributes)), " = (images, attributes)")
         for column, (name, values) in enumerate(attributes.items()):
             highest = labels[:, column].max(initial=-1)
@@ -59,11 +54,10 @@ class Gallery(NamedTuple):
             for name, shown in sets.items():
                 if name not in attributes:
                     raise ValueError(f"{side}{kind} of {name!r}, which is none of {', '.join(attributes)}")
-                expected = (len(labels), len(attributes[name]))
-                if np.shape(shown) != expected:
+                expected, given = (len(labels), len(attributes[name])), np.shape(shown)
+                if given != expected:
                     raise ValueError(
-                        f"{side}{kind} of {name!r} must have shape (images, values) = {expected}, "
-                        f"got {np.shape(shown)}"
+                        f"{side}{kind} of {name!r} must have shape (images, values) = {expected}, got {given}"
                     )
         return self._replace(embeddings=embeddings, labels=labels)
 
@@ -123,9 +117,9 @@ def evaluate_embeddings(
         protocol = rank()
         refined = {}
         if maybe:
-            refined["map_ignore_maybe"] = rank(maybe=True) if name in maybe else protocol
+            refined["map_ignore_maybe"] = rank("maybe") if name in maybe else protocol
         if several:
-            refined["map_multi_label"] = rank(shown=True) if name in several else protocol
+            refined["map_multi_label"] = rank("shown") if name in several else protocol
         results.append(AttributeResult.from_retrieval(name, values, protocol, refined))
     if not results:
         raise ValueError(
@@ -137,42 +131,20 @@ def evaluate_embeddings(
 
 
 def evaluate_splits(
-    data: AttributeDataset,
-    queries: Gallery,
-    gallery: Gallery | None,
-    splits: Sequence[str],
-    device: torch.device,
+    data: AttributeDataset, queries: Gallery, gallery: Gallery | None, splits: Sequence[str], device: torch.device
 ) -> EvaluationResult:
-    """[`evaluate_embeddings`] of two results of `Gallery.of_split`, with the coverage of the `splits`.
-
-    If `device`, on which the embeddings were computed, is an accelerator, it ranks them too.
-    """
-    result = evaluate_embeddings(
-        queries.embeddings,
-        queries.labels,
-        data.attributes,
-        groups=queries.groups,
-        all_values=queries.all_values,
-        maybe_values=queries.maybe_values,
-        gallery=gallery,
-        device=None if device.type == "cpu" else device,
-    )
+    """[`evaluate_embeddings`] with the coverage of the `splits`, on the `device` that computed the embeddings."""
+    ranks = None if device.type == "cpu" else device
+    result = evaluate_embeddings(**queries._asdict(), attributes=data.attributes, gallery=gallery, device=ranks)
     return replace(result, coverage=data.coverage_of(*splits))
 
 
 def _retrieve(
-    sides: Sequence[Side],
-    ks: Sequence[int],
-    device: torch.device | str | None,
-    *,
-    shown: bool = False,
-    maybe: bool = False,
+    sides: Sequence[Side], ks: Sequence[int], device: torch.device | str | None, sets: str | None = None
 ) -> AttributeRetrieval:
-    """Retrieval under one attribute, by the labels alone or with one kind of the sets of values."""
-    queries, *galleries = [
-        side._replace(shown=side.shown if shown else None, maybe=side.maybe if maybe else None) for side in sides
-    ]
-    return retrieve(queries, galleries[0] if galleries else None, ks=ks, device=device)
+    """Retrieval under one attribute, by the labels alone or with one kind of `sets` of values."""
+    unused: dict[str, Any] = {kind: None for kind in ("shown", "maybe") if kind != sets}
+    return retrieve(*(side._replace(**unused) for side in sides), ks=ks, device=device)
 
 
 def _check_names(attributes: Mapping[str, Sequence[str]]) -> None:

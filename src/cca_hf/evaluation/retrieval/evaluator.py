@@ -52,10 +52,9 @@ class RetrievalEvaluator:
             ValueError: if the split is empty.
         """
         self.dataset = dataset
-        self.batch_size = batch_size
-        self.show_progress = show_progress
-        self.num_workers = num_workers
+        self.batch_size, self.show_progress, self.num_workers = batch_size, show_progress, num_workers
         self.query_split, self.gallery_split = query_and_gallery(dataset, split)
+        self._splits = [split for split in (self.query_split, self.gallery_split) if split is not None]
         for name in self._splits:
             if not len(dataset[name]):
                 raise ValueError(f"the split {name!r} is empty: there is nothing to evaluate")
@@ -67,9 +66,12 @@ class RetrievalEvaluator:
             UnreadableImageError: if an image cannot be read; the message names it.
         """
         check_attributes(model, self.dataset.attributes)
-        gallery = None if self.gallery_split is None else self._embedded(model, self.gallery_split)
-        queries = self._embedded(model, self.query_split)
-        return evaluate_splits(self.dataset, queries, gallery, self._splits, model.device)
+        sides = []
+        for split in reversed(self._splits):  # a gallery first
+            embeddings = self.embed(model, self.dataset[split]["image"])
+            sides.append(Gallery.of_split(self.dataset, split, embeddings, self.dataset.labels(split)))
+        *gallery, queries = sides
+        return evaluate_splits(self.dataset, queries, gallery[0] if gallery else None, self._splits, model.device)
 
     def embed(self, model: CCAModel, images: Sequence[ImageInput]) -> NDArray[np.float32]:
         """(images, attributes, dim), the attributes in the order of the data set."""
@@ -82,20 +84,12 @@ class RetrievalEvaluator:
         )
         return to_numpy(embeddings)
 
-    @property
-    def _splits(self) -> list[str]:
-        return [split for split in (self.query_split, self.gallery_split) if split is not None]
-
-    def _embedded(self, model: CCAModel, split: str) -> Gallery:
-        embeddings = self.embed(model, self.dataset[split]["image"])
-        return Gallery.of_split(self.dataset, split, embeddings, self.dataset.labels(split))
-
 
 class BackboneEvaluator(RetrievalEvaluator):
     """The baseline without a condition: one embedding for every attribute, the mean of the backbone's output.
 
-    With a new `CCAModel.from_backbone(...)` it measures the backbone before any training, without the untrained
-    projections. For a ViT the output is that of the last layer but one, to which the conditional layer attends.
+    With a new `CCAModel.from_backbone(...)` it measures the backbone before any training. For a ViT the output is that
+    of the last layer but one, to which the conditional layer attends.
     """
 
     @torch.inference_mode()
@@ -122,13 +116,11 @@ def query_and_gallery(dataset: AttributeDataset, split: str) -> tuple[str, str |
 
 
 def check_attributes(model: CCAModel, attributes: Mapping[str, Sequence[str]]) -> None:
-    """Check that a model knows every attribute and at least one value of each.
-
-    Values the model was not trained on are only reported, because retrieval compares images and does not name values.
-    If no value is shared, the column belongs to another data set.
+    """Check that a model knows every attribute and at least one value of each; other values are only reported.
 
     Raises:
-        ValueError: if an attribute is unknown (the message names the closest one) or no value is shared.
+        ValueError: if an attribute is unknown (the message names the closest one) or no value is shared, because the
+            column then belongs to another data set.
     """
     for name, values in attributes.items():
         model.config.attribute_id(name)

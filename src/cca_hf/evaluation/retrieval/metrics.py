@@ -3,13 +3,8 @@
 Protocol of ASEN, ASEN++, RPF and CoKi: candidates are ranked by the dot product of L2-normalised embeddings. Average
 precision is computed over the full list. It is 0 for a query without a relevant candidate, which stays in the mean.
 Added here: candidates of the query's group (near copies) are left out, and ties count as the expectation over their
-random order, so that a constant embedding scores exactly chance. Sets of values describe an image better than its
-label: all values that it shows (relevant = one is shared), and values that it may show (left out of the rankings of
-queries for them).
-
-recall@k is that of metric learning: the share of queries with at least one relevant candidate among the first k.
-Cost: one matrix product per chunk of queries and a sort, or compiled counting, per query (`scoring.py`). On the CPU
-there are as many threads as PyTorch has, and each of them works on its own chunks.
+random order, so that a constant embedding scores exactly chance. recall@k is that of metric learning: the share of
+queries with at least one relevant candidate among the first k.
 """
 
 import threading
@@ -25,13 +20,7 @@ from cca_hf.evaluation.arrays import FloatArray, IntArray, check_positive
 
 from .candidates import Exclusions, Relevance, Side
 from .own_cores import run_on_own_cores
-from .ranking import (
-    QueryScores,
-    chance_average_precision,
-    chance_r_precision,
-    harmonic_numbers,
-    hit_probability,
-)
+from .ranking import QueryScores, chance_average_precision, chance_r_precision, harmonic_numbers, hit_probability
 from .scoring import score_queries
 
 # of similarities at a time: enough queries for an efficient matrix product
@@ -113,8 +102,7 @@ def retrieval_metrics(
             ranked against all other queries (leave-one-out).
         query_groups, gallery_groups: (Q,) and (G,); candidates of the query's group are left out; -1 = no group.
         query_values, gallery_values: (Q, V) and (G, V) booleans, all values that each image shows; its label is always
-            one of them. A candidate is then relevant if it shares any value with the query. The labels still decide
-            which images are queries and candidates.
+            one of them. A candidate is then relevant if it shares any value with the query.
         maybe_values: (G, V) booleans, or (Q, V) leave-one-out: the values that each candidate may show. It is left out
             of the ranking of a query with such a label, unless it is relevant anyway.
         chunk_size: queries in one matrix product of a thread; by default as many as fit into 128 MiB of similarities.
@@ -126,20 +114,21 @@ def retrieval_metrics(
     """
     if (gallery_embeddings is None) != (gallery_labels is None):
         raise ValueError("gallery_embeddings and gallery_labels go together: give both, or neither for leave-one-out")
-    if gallery_embeddings is not None:
-        queries = Side.of("query", query_embeddings, query_labels, query_groups, query_values)
-        gallery = Side.of("gallery", gallery_embeddings, gallery_labels, gallery_groups, gallery_values, maybe_values)
-        return retrieve(queries, gallery, ks=ks, chunk_size=chunk_size, device=device)
+    alone = gallery_embeddings is None
     for name, given in (("groups", gallery_groups), ("values", gallery_values)):
-        if given is not None:
+        if alone and given is not None:
             raise ValueError(f"gallery_{name} without a gallery: leave-one-out takes query_{name} alone")
-    queries = Side.of("query", query_embeddings, query_labels, query_groups, query_values, maybe_values)
-    return retrieve(queries, None, ks=ks, chunk_size=chunk_size, device=device)
+    maybe = (maybe_values, None) if alone else (None, maybe_values)
+    queries = Side.of("query", query_embeddings, query_labels, query_groups, query_values, maybe[0])
+    gallery = (gallery_embeddings, gallery_labels, gallery_groups, gallery_values, maybe[1])
+    return retrieve(
+        queries, None if alone else Side.of("gallery", *gallery), ks=ks, chunk_size=chunk_size, device=device
+    )
 
 
 def retrieve(
     queries: Side,
-    gallery: Side | None,
+    gallery: Side | None = None,
     *,
     ks: Sequence[int] = (1, 5, 10),
     chunk_size: int | None = None,
@@ -195,7 +184,9 @@ def _rank(
     """(Q, 6) the fields of `QueryScores`, and (Q,) the number of candidates, for labelled queries."""
     num_queries, num_columns = len(queries.labels), len(gallery.labels)
     num_threads = torch.get_num_threads() if device is None else 1  # an accelerator has one queue of work
-    chunk_size = chunk_size or _default_chunk_size(num_queries, num_columns, num_threads)
+    if chunk_size is None:
+        that_fit = min(_CHUNK_BYTES, _BYTES_OF_ALL_THREADS // num_threads) // (4 * max(num_columns, 1))
+        chunk_size = max(1, min(that_fit, -(-num_queries // num_threads)))
     unique, column_of = _distinct_rows(gallery.embeddings)
     relevance, excluded = Relevance(queries, gallery), Exclusions(queries, gallery)
     harmonic = harmonic_numbers(num_columns)
@@ -229,12 +220,6 @@ def _rank(
         for start in chunks:
             rank(start)
     return achieved, num_candidates
-
-
-def _default_chunk_size(num_queries: int, num_columns: int, num_threads: int) -> int:
-    """Queries in one matrix product of a thread."""
-    that_fit = min(_CHUNK_BYTES, _BYTES_OF_ALL_THREADS // num_threads) // (4 * max(num_columns, 1))
-    return max(1, min(that_fit, -(-num_queries // num_threads)))
 
 
 def _distinct_rows(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], IntArray | None]:

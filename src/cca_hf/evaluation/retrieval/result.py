@@ -1,7 +1,4 @@
-"""The result of a retrieval evaluation: metrics as fractions in [0, 1], with their chance levels.
-
-Only tables and cards show percent.
-"""
+"""The result of a retrieval evaluation: metrics as fractions in [0, 1] (tables and cards show percent), and chance."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -67,10 +64,10 @@ class AttributeResult:
             queries=len(retrieval.queries),
             candidates=float(retrieval.num_candidates.mean()),
             queries_without_relevant=int((retrieval.num_relevant == 0).sum()),
-            scores=_figures({name: each.map for name, each in maps.items()}, retrieval.map_macro, retrieval.scores),
-            chance=_figures(
-                {name: each.chance_map for name, each in maps.items()}, retrieval.chance_map_macro, retrieval.chance
-            ),
+            scores={name: each.map for name, each in maps.items()}
+            | {"map_macro": retrieval.map_macro, **_means(retrieval.scores)},
+            chance={name: each.chance_map for name, each in maps.items()}
+            | {"map_macro": retrieval.chance_map_macro, **_means(retrieval.chance)},
             values=tuple(
                 ValueResult(value_names[value], int(counts[value]), achieved, retrieval.chance_per_value[value])
                 for value, achieved in retrieval.per_value.items()
@@ -80,15 +77,11 @@ class AttributeResult:
 
 @dataclass(frozen=True)
 class EvaluationResult(Result):
-    """Retrieval quality under each attribute and over all of them.
-
-    `unlabelled` names the attributes without a labelled query, which no metric includes. `coverage` is set if images
-    were missing: the metrics are then those of a subset and not comparable with others.
-    """
+    """Retrieval quality under each attribute and over all of them."""
 
     attributes: tuple[AttributeResult, ...]
-    unlabelled: tuple[str, ...] = ()
-    coverage: Coverage | None = None
+    unlabelled: tuple[str, ...] = ()  # attributes without a labelled query, which no metric includes
+    coverage: Coverage | None = None  # set if images were missing; a subset is not comparable with others
 
     primary_metric: ClassVar[str] = "map"
 
@@ -105,10 +98,7 @@ class EvaluationResult(Result):
 
     @property
     def overall(self) -> dict[str, float]:
-        """Plain means over the attributes (map_macro: over values, then attributes), and map_weighted over queries.
-
-        map_ignore_maybe and map_multi_label have both means too.
-        """
+        """Plain means over the attributes (map_macro: over values, then attributes), and mAP weighted by queries."""
         return self._overall([attribute.scores for attribute in self.attributes])
 
     @property
@@ -123,10 +113,9 @@ class EvaluationResult(Result):
         (`map_<attribute>`, ...); and all of these for a random ranking (`chance_...`). `map_ignore_maybe` and
         `map_multi_label` likewise, if the data set has sets of values. `coverage`, if images were missing.
         """
-        metrics = dict(self.overall)
+        metrics, chance = self.overall, self.chance_overall
         if self.coverage is not None:
             metrics["coverage"] = self.coverage.share
-        chance = dict(self.chance_overall)
         for attribute in self.attributes:
             metrics |= {f"{measure}_{attribute.name}": value for measure, value in attribute.scores.items()}
             chance |= {f"{measure}_{attribute.name}": value for measure, value in attribute.chance.items()}
@@ -213,9 +202,9 @@ class EvaluationResult(Result):
         return means
 
 
-def _figures(maps: dict[str, float], map_macro: float, scores: RetrievalScores) -> dict[str, float]:
+def _means(scores: RetrievalScores) -> dict[str, float]:
     recall = {f"recall@{k}": float(hits.mean()) for k, hits in scores.recall.items()}
-    return {**maps, "map_macro": map_macro, **recall, "r_precision": float(scores.r_precision.mean())}
+    return {**recall, "r_precision": float(scores.r_precision.mean())}
 
 
 def _card_cells(attributes: Sequence[Mapping[str, float]], overall: Mapping[str, float]) -> list[str]:

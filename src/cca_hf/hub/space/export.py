@@ -57,9 +57,7 @@ def export_space(lookup: Lookup, folder: str | PathLike[str], *, title: str = TI
 
     A checkpoint on the Hub is referred to by its id and local revision; any other is saved to `model`. Images with a
     URL, or in a data set on the Hub, are referred to as well; other images are copied to `pictures` at a smaller size.
-
-    Args:
-        folder: a new or empty folder. If writing fails, it stays empty.
+    If writing fails, the folder stays empty.
 
     Raises:
         FileExistsError: if the folder is not empty.
@@ -73,18 +71,14 @@ def export_space(lookup: Lookup, folder: str | PathLike[str], *, title: str = TI
         if model_id is None:
             lookup.model.save_pretrained(staging / _MODEL)
         _copy_index(lookup.index, staging, model_id or _MODEL)
-        revision = "" if model_id is None else _revision(model_id)
+        # the commit in the local cache: a later one computes other embeddings, which the index would refuse
+        config = None if model_id is None else try_to_load_from_cache(model_id, "config.json")
+        revision = f", revision={Path(config).parent.name!r}" if isinstance(config, str) else ""
         app = _APP.format(model=model_id or _MODEL, revision=revision, index=_INDEX, title=title)
         (staging / "app.py").write_text(app, encoding="utf-8")
         (staging / "requirements.txt").write_text("cca_hf[space]\n", encoding="utf-8")
         (staging / "README.md").write_text(str(_card(lookup, title, model_id)), encoding="utf-8")
     return target
-
-
-def _revision(model_id: str) -> str:
-    """The commit in the local cache: a later commit computes other embeddings, which the index would refuse."""
-    path = try_to_load_from_cache(model_id, "config.json")
-    return f", revision={Path(path).parent.name!r}" if isinstance(path, str) else ""
 
 
 def _copy_index(index: AttributeIndex, folder: Path, model_name: str) -> None:

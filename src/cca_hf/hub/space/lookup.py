@@ -1,7 +1,7 @@
 """The searches of the Space: the nearest images under each attribute, and the attention of each attribute."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -91,11 +91,7 @@ class Lookup:
         return {name: kind for name, kind in self.index.schema.columns.items() if name != IMAGE_REFERENCE}
 
     def image_of(self, item_id: str) -> Image.Image:
-        """The image of an item.
-
-        Raises:
-            ValueError: if the item does not exist, or its image is missing or unreadable.
-        """
+        """The image of an item; ValueError if the item does not exist, or its image is missing or unreadable."""
         (hit,) = self.index.get([item_id])
         reference = hit.columns[IMAGE_REFERENCE]
         if reference is None:
@@ -122,31 +118,26 @@ class Lookup:
         where: str | None = None,
         top: int = 10,
     ) -> list[Row]:
-        """The nearest images under each attribute.
+        """The nearest images under each attribute; `where` and errors are as in `AttributeIndex.search`.
 
         Args:
             instead: attribute -> value to search for instead of the query's. This adds a first row, for these values
                 and `attributes` together.
-            where: a filter, as in `AttributeIndex.search`.
-
-        Raises:
-            ValueError: for an unknown attribute or value, or an invalid filter.
         """
-        query_and_filter: dict[str, Any] = (
+        searched: dict[str, Any] = (
             {"embedding": query.embeddings} if query.item_id is None else {"item": query.item_id}
         )
-        query_and_filter |= {"where": where, "top": top}
+        search = partial(self.index.search, **searched, where=where, top=top)
         rows = []
         if instead:
-            shares = dict.fromkeys([*attributes, *instead], 1.0)
-            hits = self.index.search(**query_and_filter, values=instead, weights=shares)
+            hits = search(values=instead, weights=dict.fromkeys([*attributes, *instead], 1.0))
             kept = [name for name in attributes if name not in instead]
             title = ", ".join([f"{name} {value}" for name, value in instead.items()])
             title += f", the same {' and '.join(kept)}" if kept else ""
             rows.append(Row(title, "", None, [self._found(hit, *next(iter(instead.items()))) for hit in hits]))
         for name in attributes:
             value = query.values.get(name, "")
-            hits = self.index.search(**query_and_filter, attribute=name)
+            hits = search(attribute=name)
             rows.append(Row(name, value, query.attention[name], [self._found(hit, name, value) for hit in hits]))
         return rows
 

@@ -37,6 +37,8 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
     """The page; `launch_space` serves it."""
     attributes = lookup.attributes
     targets = {f"{name}: {value}": (name, value) for name, values in lookup.values.items() for value in values}
+    filters = [f"{name} != {values[0]!r}" for name, values in lookup.values.items() if name.isidentifier()]
+    example = next(iter(filters), "item_id != '1'")
 
     def search(query: Query | None, chosen: list[str], wanted: list[str], where: str | None) -> str:
         """The results, or an error message."""
@@ -91,11 +93,8 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
     on_load = _FILES.joinpath("select.js").read_text(encoding="utf-8")
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as page:
         query, seed = gr.State(None), gr.State(0)
-        gr.HTML(
-            _HTML.head(title, lookup.index.count(), attributes, made_by),
-            apply_default_css=False,
-            elem_id="cca-head",
-        )
+        head = _HTML.head(title, lookup.index.count(), attributes, made_by)
+        gr.HTML(head, apply_default_css=False, elem_id="cca-head")
         with gr.Row():
             with gr.Column(scale=2, min_width=300, elem_id="cca-ask"):
                 image = gr.Image(
@@ -123,7 +122,7 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
                     where = gr.Textbox(
                         value="",
                         label="Only items that match this filter",
-                        placeholder=_example_filter(lookup),
+                        placeholder=example,
                         info=f"Columns: {', '.join(lookup.filters)}",
                         visible=bool(lookup.filters),
                         elem_id="cca-where",
@@ -198,20 +197,11 @@ def launch_space(
 
 
 def _theme() -> gr.themes.Base:
-    theme = gr.themes.Default(
-        primary_hue="amber", neutral_hue="stone", font=_FONT, font_mono=("ui-monospace", "monospace")
-    )
+    mono = ("ui-monospace", "monospace")
+    theme = gr.themes.Default(primary_hue="amber", neutral_hue="stone", font=_FONT, font_mono=mono)
     # Gradio's default grey has too little contrast on white
     return theme.set(
         body_text_color_subdued="*neutral_600",
         block_info_text_color="*neutral_600",
         input_placeholder_color="*neutral_500",
     )
-
-
-def _example_filter(lookup: Lookup) -> str:
-    """Such as `colour != 'red'`."""
-    for name, values in lookup.values.items():
-        if name.isidentifier():
-            return f"{name} != {values[0]!r}"
-    return "item_id != '1'"

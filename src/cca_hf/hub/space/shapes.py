@@ -4,8 +4,7 @@ from pathlib import Path
 
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.recipes.shapes import draw_shapes, train_on_shapes
-from cca_hf.search.filling import fill_index
-from cca_hf.search.sources import ImageSource
+from cca_hf.search.sources import ImageSource, fill_index
 
 _SPLIT = "test"
 

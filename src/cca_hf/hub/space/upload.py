@@ -17,11 +17,9 @@ _FORMATS = f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]}"
 def open_upload(path: str | PathLike[str], name: str) -> Image.Image:
     """Decodes an upload to an upright RGB image.
 
-    Args:
-        name: name of the file at the user; the path is private.
-
     Raises:
-        UnreadableImageError: if it is not an image, or too large. The message is for the user.
+        UnreadableImageError: if it is not an image, or too large. The message is for the user: it has `name`, because
+            the path is private.
     """
     size = Path(path).stat().st_size
     if size > MOST_BYTES:

@@ -7,16 +7,21 @@ triplets; the plain mean over the conditions is reported too.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from datasets import Dataset
 from numpy.typing import ArrayLike, NDArray
 
-from cca_hf.evaluation.arrays import IntArray, check_finite, check_positive, to_numbers, to_numpy
+from cca_hf.data.columns import ColumnPlace, integers, missing_message
+from cca_hf.data.schema import IMAGE_COLUMN
+from cca_hf.data.triplets import CONDITION_COLUMN, TRIPLET_COLUMNS, distinct_images, to_triplet_dataset
+from cca_hf.evaluation.arrays import IntArray, check_finite, check_positive, to_embeddings, to_numbers, to_numpy
 from cca_hf.evaluation.results import Result, ResultCard
 from cca_hf.evaluation.text_table import Table, markdown_table, percent
+from cca_hf.models.modeling_cca import CCAModel
 
 _CHUNK_BYTES = 64 * 2**20  # of embeddings at a time
 
@@ -57,11 +62,8 @@ class TripletResult(Result):
         return ConditionAccuracy("all triplets", *(sum(column) for column in zip(*counts, strict=True)))
 
     def metrics(self) -> dict[str, float]:
-        """All figures by name, as fractions in [0, 1].
-
-        `triplet_accuracy` over all triplets, `triplet_accuracy_macro` (the plain mean over the conditions),
-        `triplet_accuracy_<condition>` and `triplet_ties`, the share of ties. `coverage`, if triplets were left out.
-        """
+        """All figures by name, as fractions in [0, 1]: `triplet_accuracy` over all triplets, `triplet_accuracy_macro`
+        (the mean over the conditions), `triplet_accuracy_<condition>`, `triplet_ties`, and `coverage` of a subset."""
         metrics = {
             "triplet_accuracy": self.total.accuracy,
             "triplet_accuracy_macro": float(np.mean([each.accuracy for each in self.conditions])),
@@ -131,29 +133,20 @@ def triplet_accuracy(
         ValueError: if shapes do not fit, rows or conditions do not exist, embeddings are not finite, a condition is
             called "macro", or there are no triplets.
     """
-    vectors, rows = to_numbers("embeddings", embeddings), to_numpy(triplets)
-    condition_ids = to_numpy(conditions)
+    vectors = to_embeddings("embeddings", to_numbers("embeddings", embeddings), names, "conditions")
+    rows, condition_ids = to_numpy(triplets), to_numpy(conditions)
     _check(vectors, rows, condition_ids, names)
     if chunk_size is not None:
         check_positive("chunk_size", chunk_size)
     chunk_size = chunk_size or max(1, _CHUNK_BYTES // (3 * 8 * max(vectors.shape[-1], 1)))
-    margins = np.concatenate(
-        [
-            _margins(vectors, rows[start : start + chunk_size], condition_ids[start : start + chunk_size])
-            for start in range(0, len(rows), chunk_size)
-        ]
-    )
+    chunks = [slice(start, start + chunk_size) for start in range(0, len(rows), chunk_size)]
+    margins = np.concatenate([_margins(vectors, rows[chunk], condition_ids[chunk]) for chunk in chunks])
     counts, correct, ties = (
         np.bincount(condition_ids[which], minlength=len(names)).tolist()
         for which in (margins > -np.inf, margins > 0, margins == 0)
     )
-    return TripletResult(
-        tuple(
-            ConditionAccuracy(name, counts[place], correct[place], ties[place])
-            for place, name in enumerate(names)
-            if counts[place]
-        )
-    )
+    figures = map(ConditionAccuracy, names, counts, correct, ties)
+    return TripletResult(tuple(condition for condition in figures if condition.triplets))
 
 
 def _margins(vectors: NDArray, rows: IntArray, condition_ids: IntArray) -> NDArray[np.float64]:
@@ -174,20 +167,86 @@ def _normalised(vectors: NDArray) -> NDArray[np.float64]:
 def _check(vectors: NDArray, rows: NDArray, condition_ids: NDArray, names: Sequence[str]) -> None:
     if "macro" in names:
         raise ValueError("a condition must not be named 'macro': triplet_accuracy_macro is a separate metric")
-    if vectors.ndim not in (2, 3) or vectors.ndim == 3 and vectors.shape[1] != len(names):
-        raise ValueError(
-            f"embeddings must have shape (images, {len(names)}, dim), the conditions being {', '.join(names)}, "
-            f"or (images, dim) for one space; got {vectors.shape}"
-        )
     if rows.ndim != 2 or rows.shape[1] != 3 or not len(rows):
         raise ValueError(f"triplets must have shape (triplets, 3): anchor, close, far; got {rows.shape}")
     if condition_ids.shape != (len(rows),):
         raise ValueError(f"conditions must have shape ({len(rows)},), one for each triplet; got {condition_ids.shape}")
     for what, ids, allowed in (("triplets", rows, len(vectors)), ("conditions", condition_ids, len(names))):
-        if not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"{what} must be integers from 0 to {allowed - 1}; got {ids.dtype}")
-        if not 0 <= ids.min() <= ids.max() < allowed:
-            raise ValueError(
-                f"{what} must be integers from 0 to {allowed - 1}; got {ids.dtype} from {ids.min()} to {ids.max()}"
-            )
+        is_integer = np.issubdtype(ids.dtype, np.integer)
+        if not is_integer or not 0 <= ids.min() <= ids.max() < allowed:
+            limits = f" from {ids.min()} to {ids.max()}" if is_integer else ""
+            raise ValueError(f"{what} must be integers from 0 to {allowed - 1}; got {ids.dtype}{limits}")
     check_finite("embeddings", vectors)
+
+
+class TripletEvaluator:
+    """Embeds each image of a triplet data set once, under all conditions, and measures the triplet accuracy.
+
+    Args:
+        triplets: with the columns `condition`, `anchor`, `positive` (close) and `negative` (far).
+        conditions: use only triplets of these conditions. Default: all.
+        pictures: if the triplets contain file names instead of images, a data set with the columns `image` and
+            `file_name`. Triplets with an image that is missing there are left out and counted.
+
+    Example:
+
+    ```python
+    >>> result = TripletEvaluator(load_dataset("me/shoe-triplets", split="test"))(model)
+    >>> print(result.table())
+    ```
+    """
+
+    primary_metric = "triplet_accuracy"
+
+    def __init__(
+        self,
+        triplets: Dataset,
+        conditions: Sequence[str] | None = None,
+        *,
+        pictures: Dataset | None = None,
+        batch_size: int = 64,
+        show_progress: bool | None = None,
+        num_workers: int | None = None,
+    ) -> None:
+        """
+        Raises:
+            ValueError: if a column, a condition or an image is missing, or no triplet is left.
+        """
+        triplets = to_triplet_dataset(triplets)
+        names = triplets.features[CONDITION_COLUMN].names
+        ids = integers(ColumnPlace(CONDITION_COLUMN).read(triplets))
+        present = [name for place, name in enumerate(names) if (ids == place).any()]
+        if conditions is not None:
+            if unknown := [name for name in conditions if name not in present]:
+                raise ValueError(missing_message("triplets of the condition", unknown, present))
+            selected = np.isin(ids, [names.index(name) for name in conditions])
+            triplets, ids = triplets.select(np.flatnonzero(selected)), ids[selected]
+        self.conditions = present if conditions is None else list(conditions)
+        places = {names.index(name): place for place, name in enumerate(self.conditions)}
+        self.condition_ids = np.array([places[condition] for condition in ids.tolist()])
+        self.images, self.rows = distinct_images(triplets, pictures)
+        whole = np.flatnonzero(self.rows.min(axis=1) >= 0)
+        self.left_out = len(self.rows) - len(whole)
+        if not len(whole):
+            raise ValueError(
+                f"none of the {self.left_out:,} triplets has its three images; the anchor of the first is "
+                f"{triplets[0][TRIPLET_COLUMNS[0]]['path']!r}"
+            )
+        self.condition_ids, self.rows = self.condition_ids[whole], self.rows[whole]
+        self.batch_size, self.show_progress, self.num_workers = batch_size, show_progress, num_workers
+
+    def __call__(self, model: CCAModel) -> TripletResult:
+        """
+        Raises:
+            ValueError: if the model does not know a condition; the message names the closest attribute.
+            UnreadableImageError: if an image cannot be read; the message names it.
+        """
+        embeddings = model.encode(
+            self.images[IMAGE_COLUMN],
+            self.conditions,
+            batch_size=self.batch_size,
+            show_progress=self.show_progress,
+            num_workers=self.num_workers,
+        )
+        result = triplet_accuracy(embeddings, self.rows, self.condition_ids, self.conditions)
+        return replace(result, left_out=self.left_out)
