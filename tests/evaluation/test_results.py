@@ -153,6 +153,6 @@ def test_the_other_cards():
     text = entangled().card().markdown
     assert (
         "On 1,234 test images" in text
-        and "learns from an embedding 0.250 of what" in text
-        and "and 0.85 of what" in text
+        and "the entanglement is 0.250 " in text
+        and "the informativeness is 0.85 " in text
     )

@@ -23,7 +23,7 @@ from .options import (
 
 app = typer.Typer(
     name="data",
-    help="Convert the original downloads of benchmarks to data sets for the other commands; put data sets on the Hub.",
+    help="Convert downloaded benchmarks to data sets for the other commands, and push data sets to the Hub.",
     rich_markup_mode=None,
 )
 
@@ -41,7 +41,7 @@ def prepare(
         option(
             "asen_splits",
             "FOLDER",
-            "ASEN's split files (the folder with meta.json): the queries and galleries that papers report on.",
+            "ASEN's split files (the folder with meta.json): the queries and galleries that the papers use.",
         ),
     ] = None,
     annotations_only: Annotated[
@@ -61,8 +61,8 @@ def prepare(
 ) -> None:
     """Convert a benchmark to one data set of parquet files, for --dataset or for the Hub.
 
-    The message about missing files says where to get them. If some images are missing, every result on the data set
-    says that it is measured on a subset.
+    If files are missing, the message says where to get them. If some images are missing, every result on the data set
+    says that it was measured on a subset.
 
     \b
     Examples:
@@ -101,14 +101,16 @@ def download(
     benchmark: Annotated[Literal["darn"], typer.Argument(metavar="NAME", help="darn.")],
     urls: Annotated[Path, option("urls", "FILE", "The benchmark's list: lines '<folder>/<name> <url>'.")],
     output: Annotated[Path, option("output", "FOLDER", "Folder for pic/<folder>/<name>.jpg and dead_links.tsv.")],
-    size: Annotated[int, option("size", "PIXELS", "Shorter side; a smaller image keeps its size.", min=1)] = 320,
-    workers: Annotated[int, option("workers", "NUMBER", "Parallel downloads.", min=1)] = 16,
+    size: Annotated[
+        int, option("size", "PIXELS", "Shorter side of the saved images. Smaller images are not enlarged.", min=1)
+    ] = 320,
+    workers: Annotated[int, option("workers", "NUMBER", "Number of parallel downloads.", min=1)] = 16,
     timeout: Annotated[
-        float, option("timeout", "SECONDS", "Give up on an address that sends nothing for this long.")
+        float, option("timeout", "SECONDS", "Stop a download if the server sends nothing for this time.")
     ] = 20.0,
     retry_dead: Annotated[bool, switch("retry_dead", "Try the links in dead_links.tsv again.")] = False,
 ) -> None:
-    """Download the images of a list whose addresses still answer. An interrupted download is resumed.
+    """Download the images of a list of URLs, and list dead links. An interrupted download is resumed.
 
     \b
     Example:
@@ -132,14 +134,14 @@ def push(
     repo: Repo,
     attributes: Annotated[
         list[str] | None,
-        option("attributes", "NAME ...", "Attribute columns. Default: every column that is a ClassLabel."),
+        option("attributes", "NAME ...", "Attribute columns. Default: all ClassLabel columns."),
     ] = None,
     group_column: GroupColumn = None,
     annotations_only: Annotated[
         bool,
         switch(
             "annotations_only",
-            "Leave the images out, if they must not be redistributed; the column file_name names them.",
+            "Push no images, if they must not be redistributed. The column file_name has their paths.",
         ),
     ] = False,
     private: Private = False,
@@ -148,10 +150,10 @@ def push(
     message: Message = "Push the data set by cca_hf",
     dry_run: DryRun = None,
 ) -> None:
-    """Put a data set on the Hub in one commit: parquet files, and a card with the counts of its values.
+    """Push a data set to the Hub in one commit: parquet files, and a card with the counts of its values.
 
-    The splits stay as they are. Every image is decoded before the upload, and an error names the images that cannot be
-    read. The token is that of 'hf auth login', or HF_TOKEN.
+    The splits do not change. Every image is decoded before the upload, and an error names the images that cannot be
+    read. The token comes from 'hf auth login' or HF_TOKEN.
 
     \b
     Examples:

@@ -7,9 +7,7 @@ from .options import Device, OptionalModel, UsageError, model_of_index, option, 
 
 
 def demo(
-    store: Annotated[
-        str | None, option("store", "PLACE", "The index, as for 'cca index'. Default: drawn shapes.")
-    ] = None,
+    store: Annotated[str | None, option("store", "PLACE", "Index, as in 'cca index'. Default: drawn shapes.")] = None,
     model: OptionalModel = None,
     folder: Annotated[
         Path, option("folder", "FOLDER", "Without --store: folder for the shapes and their model.")
@@ -19,13 +17,16 @@ def demo(
         Path | None, option("export", "FOLDER", "Write a repository for a Space instead of opening a page.")
     ] = None,
     host: Annotated[
-        str | None, option("host", "ADDRESS", "Who can open the page; 0.0.0.0 is everybody. Default: this machine.")
+        str | None,
+        option("host", "ADDRESS", "Address to listen on. 0.0.0.0: all networks. Default: this machine only."),
     ] = None,
-    port: Annotated[int | None, option("port", "NUMBER", "Default: the first free port from 7860.")] = None,
+    port: Annotated[
+        int | None, option("port", "NUMBER", "Port to listen on. Default: the first free port from 7860.")
+    ] = None,
     open_browser: Annotated[bool, switch("open", "Open the page in a browser.")] = False,
     device: Device = None,
 ) -> None:
-    """Open a page: choose or upload an image, and see what is similar under each attribute, and the attention maps.
+    """Serve a page that shows the images most similar to a chosen or uploaded image, under each attribute.
 
     Without an index, the page shows drawn shapes and the model of 'make demo'. If this model does not exist yet, it is
     trained first, which takes some minutes on two cores.

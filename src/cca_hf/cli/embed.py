@@ -47,16 +47,15 @@ def embed(
     precision: Precision = "auto",
     batch_size: Annotated[
         int | None,
-        option(
-            "batch_size", "NUMBER", "Images in one pass of the model. Default: 32; with ray, as many as fit.", min=1
-        ),
+        option("batch_size", "NUMBER", "Images in one pass of the model. Default: 32; with ray on a GPU, 256.", min=1),
     ] = None,
     shard_size: Annotated[
         int, option("shard_size", "NUMBER", "Images in a file, a multiple of --batch_size.", min=1)
     ] = 4096,
     num_workers: NumWorkers = None,
     on_unreadable: Annotated[
-        Literal["error", "skip"], option("on_unreadable", None, "Stop at an image that cannot be read, or skip it.")
+        Literal["error", "skip"],
+        option("on_unreadable", None, "Stop at an image that cannot be read, or skip the image."),
     ] = "error",
     device: Device = None,
     engine: Annotated[
@@ -64,7 +63,8 @@ def embed(
         option("engine", None, "loop: this process. ray: workers on this machine or a Ray cluster."),
     ] = "loop",
     ray_workers: Annotated[
-        int | None, option("ray_workers", "NUMBER", "Default: one worker for each GPU, or for each machine.", min=1)
+        int | None,
+        option("ray_workers", "NUMBER", "Number of workers. Default: one for each GPU, or for each machine.", min=1),
     ] = None,
     store: Annotated[
         str | None,
@@ -144,19 +144,19 @@ def export(
     model: Model,
     output_dir: OutputDir,
     runtime: Annotated[
-        Literal["onnx", "openvino"], option("runtime", None, "Where the model will run: ONNX Runtime or OpenVINO.")
+        Literal["onnx", "openvino"], option("runtime", None, "Runtime for the model: ONNX Runtime or OpenVINO.")
     ] = "onnx",
     attributes: Attributes = None,
     attribute_input: Annotated[
-        bool, switch("attribute_input", "Give the graph an input for the attributes to encode.")
+        bool, switch("attribute_input", "Add an input to the graph that selects attributes in each call.")
     ] = False,
     int8: Annotated[
         bool, switch("int8", "8-bit weights for ONNX Runtime: faster on a CPU, a quarter of the size.")
     ] = False,
 ) -> None:
-    """Write a model and all its attributes as one graph, for a runtime without PyTorch's overhead.
+    """Write a model with its attributes as one graph for ONNX Runtime or OpenVINO.
 
-    Use the folder in place of a checkpoint in 'cca embed' and in ExportedModel.from_pretrained.
+    'cca embed' and ExportedModel.from_pretrained accept the folder instead of a checkpoint.
 
     \b
     Examples:

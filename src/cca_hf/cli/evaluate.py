@@ -29,7 +29,7 @@ def evaluate(
         option(
             "split",
             "NAME",
-            "Each image of NAME is a query against all others; or NAME_query is searched in NAME_gallery.",
+            "Split to evaluate. Each image is a query against all others, or NAME_query against NAME_gallery.",
         ),
     ] = "test",
     group_column: GroupColumn = None,
@@ -38,11 +38,11 @@ def evaluate(
         option(
             "split_seed",
             "NUMBER",
-            "Seed for cutting a split that the data set does not have. Default: that of the training.",
+            "Seed to cut a split that the data set does not have. Default: the seed of the training.",
         ),
     ] = None,
     config_name: Annotated[
-        str | None, option("config_name", "NAME", "Configuration of a data set that has several, such as triplets.")
+        str | None, option("config_name", "NAME", "Configuration of the data set, such as triplets.")
     ] = None,
     batch_size: BatchSize = 64,
     num_workers: NumWorkers = None,
@@ -56,7 +56,8 @@ def evaluate(
         ),
     ] = None,
     report: Annotated[
-        bool, switch("report", "Also write report.html, report.png and examples/: nearest images and attention maps.")
+        bool,
+        switch("report", "Also write report.html, report.png and examples/ with nearest images and attention maps."),
     ] = False,
     entanglement: Annotated[
         bool,
@@ -67,11 +68,11 @@ def evaluate(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure the retrieval quality of a model: mAP, recall@k and R-precision, next to the level of chance.
+    """Measure the retrieval quality of a model: mAP, recall@k and R-precision, with their chance levels.
 
-    On the data set of its training, a model is evaluated with the training's splits and group column, as run.json
-    records them. On a data set of ready triplets (condition, anchor, positive, negative), the triplet accuracy is
-    measured. The table shows percentages, the JSON fractions.
+    If the model was trained on the data set, the splits and the group column of the training are used (run.json). If
+    the data set has ready triplets (condition, anchor, positive, negative), the triplet accuracy is measured. The
+    table shows percentages, and the JSON output shows fractions.
 
     \b
     Examples:

@@ -24,7 +24,7 @@ Compare = Annotated[
     option(
         "compare",
         "NAME=FOLDER ...",
-        "Output folders of other trainings on the same data, to show next to this one on the card.",
+        "Output folders of other trainings on the same data, to compare with this one on the card.",
     ),
 ]
 
@@ -65,10 +65,10 @@ def push(
     licence: Licence = None,
     message: Message = "Push the model by cca_hf",
 ) -> None:
-    """Put a checkpoint on the Hub in one commit: weights, code, model card, endpoint.
+    """Push a checkpoint to the Hub in one commit: weights, code, model card, endpoint handler.
 
-    If the push fails, the repository stays as it was, and the same command tries again. The token is that of
-    'hf auth login', or HF_TOKEN.
+    If the push fails, the repository does not change, and you can run the command again. The token comes from
+    'hf auth login' or HF_TOKEN.
 
     \b
     Examples:

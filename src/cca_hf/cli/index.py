@@ -32,27 +32,28 @@ app = typer.Typer(name="index", cls=Group, invoke_without_command=True, rich_mar
 def index(
     context: typer.Context,
     store: Annotated[
-        str | None, option("store", "PLACE", "A folder, s3://..., or http://host:6333/collection on a Qdrant server.")
+        str | None,
+        option("store", "PLACE", "Index: a folder, s3://..., or http://host:6333/collection (Qdrant server)."),
     ] = None,
     model: OptionalEncoder = None,
     images: Images = None,
     dataset: OptionalDataset = None,
     embeddings: Annotated[
-        Path | None, option("embeddings", "FOLDER", "Output folder of 'cca embed'; no image is read again.")
+        Path | None, option("embeddings", "FOLDER", "Output folder of 'cca embed'. The images are not read again.")
     ] = None,
     split: Split = None,
     id_column: IdColumn = None,
     columns: Annotated[
-        list[str] | None, option("columns", "NAME ...", "Columns to filter by and to show. Default: all.")
+        list[str] | None, option("columns", "NAME ...", "Columns to store, for filters and results. Default: all.")
     ] = None,
     only_new: Annotated[
-        bool, switch("only_new", "Skip items that the index already has, to resume after an interruption.")
+        bool, switch("only_new", "Skip items that the index already contains, to resume after an interruption.")
     ] = False,
     batch_size: BatchSize = 32,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Add images or embeddings to an index. An item that the index already has is replaced.
+    """Add images or embeddings to an index. Existing items with the same id are replaced.
 
     Give one of --images, --dataset and --embeddings. A column with the name of an attribute enables
     'cca search --value colour=red', which needs no image.
@@ -109,7 +110,7 @@ def index(
 @app.command(cls=Command)
 def move(
     source: Annotated[str, typer.Argument(metavar="FROM", help="The existing index.")],
-    target: Annotated[str, typer.Argument(metavar="TO", help="Its new place, on the same engine or the other.")],
+    target: Annotated[str, typer.Argument(metavar="TO", help="The new place, a folder, a bucket or a server.")],
 ) -> None:
     """Copy an index to another place. An interrupted copy is resumed by the same command. FROM is not deleted.
 
@@ -123,4 +124,4 @@ def move(
 
         copied = copy_index(source, target)
     print(f"{target}: {copied:,} items")
-    print(f"{source} is unchanged; delete it when you have checked the copy")
+    print(f"{source} is unchanged. Delete it when you have checked the copy.")

@@ -79,19 +79,19 @@ def switch(name: str, text: str) -> Any:
 _dataset = option("dataset", "ID_OR_FOLDER", "Data set: an id on the Hub or a folder.")
 
 Model = Annotated[str, option("model", "ID_OR_FOLDER", "Checkpoint: an id on the Hub or a folder.")]
-_encoder = option("model", "ID_OR_FOLDER", "Checkpoint: an id on the Hub or a folder. It can be an exported model.")
+_encoder = option("model", "ID_OR_FOLDER", "Checkpoint (an id on the Hub or a folder), or a folder of 'cca export'.")
 Encoder = Annotated[str, _encoder]
 OptionalEncoder = Annotated[str | None, _encoder]
 OptionalModel = Annotated[
-    str | None, option("model", "ID_OR_FOLDER", "Checkpoint. Default: the one that the index was made with.")
+    str | None, option("model", "ID_OR_FOLDER", "Checkpoint. Default: the checkpoint that made the index.")
 ]
 ModelFolder = Annotated[Path, option("model", "FOLDER", "Output folder of a training, or a saved checkpoint.")]
 Dataset = Annotated[str, _dataset]
 OptionalDataset = Annotated[str | None, _dataset]
-Images = Annotated[Path | None, option("images", "FOLDER", "Every image in this folder and in the folders below it.")]
-OutputDir = Annotated[Path, option("output_dir", "FOLDER", "Folder for the files that are written.")]
+Images = Annotated[Path | None, option("images", "FOLDER", "Folder of images. Images in its subfolders are included.")]
+OutputDir = Annotated[Path, option("output_dir", "FOLDER", "Folder for the output files.")]
 Attributes = Annotated[
-    list[str] | None, option("attributes", "NAME ...", "Attributes to use. Default: all of the model's.")
+    list[str] | None, option("attributes", "NAME ...", "Attributes to use. Default: all attributes of the model.")
 ]
 Split = Annotated[str | None, option("split", "NAME", "Split of the data set, if it has several.")]
 IdColumn = Annotated[
@@ -99,7 +99,11 @@ IdColumn = Annotated[
 ]
 GroupColumn = Annotated[
     str | None,
-    option("group_column", "NAME", "Column that near copies share, such as an item number. They are no neighbours."),
+    option(
+        "group_column",
+        "NAME",
+        "Column with one value for all images of an item. These do not count as neighbours of each other.",
+    ),
 ]
 BatchSize = Annotated[int, option("batch_size", "NUMBER", "Images in one pass of the model.", min=1)]
 NumWorkers = Annotated[int | None, option("num_workers", "NUMBER", "Threads that read images.", min=0)]
@@ -109,17 +113,17 @@ Device = Annotated[
 ]
 Precision = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
-    option("precision", None, "Number type of the computation; auto is the type the model was saved in."),
+    option("precision", None, "Number type of the computation. auto: the type in which the model was saved."),
 ]
 Json = Annotated[bool, switch("json", "Print JSON instead of text.")]
 Repo = Annotated[str, option("repo", "ID", "Repository on the Hub, such as me/shoes.")]
 Private = Annotated[bool, switch("private", "Make the repository private.")]
 Revision = Annotated[
-    str | None, option("revision", "BRANCH", "Branch to push to; it is created if missing. Default: the main branch.")
+    str | None, option("revision", "BRANCH", "Branch to push to, created if needed. Default: the main branch.")
 ]
 Message = Annotated[str, option("message", "TEXT", "Commit message.")]
 DryRun = Annotated[Path | None, option("dry_run", "FOLDER", "Write the files to this new folder and push nothing.")]
-Licence = Annotated[str | None, option("license", "ID", "Licence to name on the card, such as apache-2.0.")]
+Licence = Annotated[str | None, option("license", "ID", "Licence for the card, such as apache-2.0.")]
 
 
 # ---- Used by several commands before their call of the library ----

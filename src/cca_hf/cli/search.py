@@ -24,8 +24,8 @@ _SHOWN_COLUMNS = 6
 
 
 def search(
-    store: Annotated[str, option("store", "PLACE", "The index, as for 'cca index'.")],
-    image: Annotated[list[str] | None, option("image", "FILE ...", "Image files or addresses to search with.")] = None,
+    store: Annotated[str, option("store", "PLACE", "Index, as in 'cca index'.")],
+    image: Annotated[list[str] | None, option("image", "FILE ...", "Image files or URLs to search with.")] = None,
     item: Annotated[list[str] | None, option("item", "ID ...", "Items of the index to search with.")] = None,
     value: Annotated[
         list[str] | None,
@@ -36,15 +36,17 @@ def search(
         ),
     ] = None,
     attribute: Annotated[
-        list[str] | None, option("attribute", "NAME ...", "Attributes to search under, one result each. Default: all.")
+        list[str] | None,
+        option("attribute", "NAME ...", "Attributes, with one result for each of them. Default: all."),
     ] = None,
     weights: Annotated[
-        list[str] | None, option("weights", "NAME=WEIGHT ...", "One result for a weighted mixture of attributes.")
+        list[str] | None,
+        option("weights", "NAME=WEIGHT ...", "Weights of attributes, for one result under their mixture."),
     ] = None,
     where: Annotated[
-        str | None, option("where", "FILTER", "Only items that match, such as \"price < 50 and colour != 'red'\".")
+        str | None, option("where", "FILTER", "Filter for items, such as \"price < 50 and colour != 'red'\".")
     ] = None,
-    top: Annotated[int, option("top", "NUMBER", "Items in a result.", min=1)] = 10,
+    top: Annotated[int, option("top", "NUMBER", "Number of items in a result.", min=1)] = 10,
     html: Annotated[Path | None, option("html", "FILE", "Write a page with the images of the items.")] = None,
     as_json: Json = False,
     model: OptionalModel = None,

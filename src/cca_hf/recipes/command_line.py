@@ -33,16 +33,16 @@ class ModelArguments:
     backbone_config: str | None = field(
         default=None,
         metadata={
-            "help": "Train a backbone from scratch, with this configuration: JSON with a model_type such as vit, a "
-            "JSON file, an id on the Hub or a folder. Instead of --backbone."
+            "help": "Configuration of a backbone to train from scratch, instead of --backbone: JSON with a model_type "
+            "such as vit, a JSON file, an id on the Hub or a folder."
         },
     )
     backbone_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the backbone."})
     condition_embedding: Literal["one_hot", "lookup", "text", "none"] = field(
         default="one_hot",
         metadata={
-            "help": "How an attribute becomes the query of the attention. text: from its name, see --text_encoder. "
-            "none: one space for all attributes, the baseline."
+            "help": "How the query of the attention is computed from an attribute. text: from its name, with "
+            "--text_encoder. none: one space for all attributes (the baseline)."
         },
     )
     text_encoder: str | None = field(
@@ -51,32 +51,36 @@ class ModelArguments:
     )
     attribute_sentences: str | None = field(
         default=None,
-        metadata={"help": "JSON file, attribute -> sentence, to encode instead of the names."},
+        metadata={"help": "JSON file with a sentence for each attribute, which replaces its name."},
     )
     residual: Literal["image", "condition", "none"] | None = field(
         default=None,
-        metadata={"help": "What is added to the output of the attention. Default: depends on the backbone."},
+        metadata={
+            "help": "Vector that is added to the output of the attention. Default: image if the backbone has a CLS "
+            "token, else condition."
+        },
     )
     embedding_dim: int | None = field(default=None, metadata={"help": "Width of the embeddings."})
     attribute_subspaces: bool = field(
         default=False,
         metadata={
             "help": "After training, project the embeddings of each attribute on the directions that separate its "
-            "values. This removes the other attributes from them."
+            "values. This removes information about the other attributes."
         },
     )
     hidden_size: int | None = field(
         default=None, metadata={"help": "Width of the conditional layer on top of the backbone."}
     )
     feature_levels: list[int] | None = field(
-        default=None, metadata={"help": "Hidden states of the backbone to attend to, besides its output."}
+        default=None, metadata={"help": "Earlier hidden states of the backbone that the layer also attends to."}
     )
     image_size: list[int] | None = field(
         default=None,
         metadata={"help": "Size of the images in pixels: one number for squares, or height and width."},
     )
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "eager, sdpa, flash_attention_2 or flex_attention."}
+        default=None,
+        metadata={"help": "Implementation of the attention: eager, sdpa, flash_attention_2 or flex_attention."},
     )
 
     def __post_init__(self) -> None:
@@ -108,15 +112,16 @@ class DataArguments:
     group_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column that near copies share, such as an item number. They stay in one split, and do not count "
-            "as neighbours."
+            "help": "Column with one value for all images of an item, such as an item number. The images of an item "
+            "are in one split, and do not count as neighbours of each other."
         },
     )
     split_seed: int = field(
         default=0, metadata={"help": "Seed for cutting the splits that the data set does not have."}
     )
     on_unreadable: Literal["error", "skip"] = field(
-        default="error", metadata={"help": "Stop before training if an image cannot be read, or skip the image."}
+        default="error",
+        metadata={"help": "Whether an image that cannot be read is an error before the training, or is skipped."},
     )
 
 
