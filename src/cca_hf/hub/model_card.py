@@ -222,7 +222,7 @@ def _link(name: str, kind: str, *, on_hub: bool) -> str:
 def _training(run: RunRecord) -> str:
     splits = ", ".join(f"{count:,} images in {split}" for split, count in run.splits.items())
     versions = ", ".join(f"{library} {version}" for library, version in run.versions.items())
-    return f"{splits}. Trained on {run.hardware} in {_duration(run.seconds)}, with {versions}."
+    return f"The data set has {splits}. The training took {_duration(run.seconds)} on {run.hardware}, with {versions}."
 
 
 def _attributes(config: PreTrainedConfig, run: RunRecord | None) -> list[tuple[str, int, str]]:
