@@ -227,9 +227,8 @@ class CCATrainingArguments(TrainingArguments):
     push_to_hub: bool = field(
         default=False, metadata={"help": "Push the model and its card to the Hub after the evaluation, in one commit."}
     )
-    output_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder for checkpoints, model, report and model card. Default: trainer_output."},
+    output_dir: str = field(
+        default="trainer_output", metadata={"help": "Folder for checkpoints, model, report and model card."}
     )
     resume_from_checkpoint: str | None = field(
         default=None,
