@@ -51,7 +51,7 @@ class ModelArguments:
     )
     attribute_sentences: str | None = field(
         default=None,
-        metadata={"help": "JSON file with a sentence for each attribute, which replaces its name."},
+        metadata={"help": "JSON file with sentences by attribute, which replace the names."},
     )
     residual: Literal["image", "condition", "none"] | None = field(
         default=None,
