@@ -125,7 +125,9 @@ def test_files_of_version_0_1_load(kind, content, tmp_path):
 def test_the_card_of_a_retrieval():
     result, baseline = retrieval(0.3), retrieval(2.0)
     lines = result.card({"one space": baseline}).markdown.splitlines()
-    assert lines[0].startswith("Evaluated once on the 60-image test split, which was not used for model selection.")
+    assert lines[0].startswith(
+        "The model was evaluated once on the 60-image test split, which was not used for model selection."
+    )
     header, rule, chance, other, own = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:7])
     assert header == ["", "colour", "<shape>", "mean", "query-weighted", "macro over values"]
     assert rule == ["---"] * 6
@@ -153,6 +155,6 @@ def test_the_other_cards():
     text = entangled().card().markdown
     assert (
         "On 1,234 test images" in text
-        and "learns from an embedding 0.250 of what" in text
-        and "and 0.85 of what" in text
+        and "the entanglement is 0.250 " in text
+        and "the informativeness is 0.85 " in text
     )

@@ -112,7 +112,7 @@ def test_what_was_measured_later_is_taken_in(folder, capsys):
     assert main(["card", "--model", str(folder), "--name", "me/x", "--compare", f"one space={other}"]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "README.md")
     text = (folder / "README.md").read_text()
-    assert f"learns from an embedding {found.score:.3f} of what" in text and "(training.png)" in text
+    assert f"the entanglement is {found.score:.3f} " in text and "(training.png)" in text
     assert "(entanglement.png)" in text and "(report.png)" in text
     assert "| one space |" in text and 'from_pretrained("me/x"' in text
 

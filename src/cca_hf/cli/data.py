@@ -10,7 +10,7 @@ from .options import Command, UsageError, option, stdout_kept_clean, switch
 
 app = typer.Typer(
     name="data",
-    help="Convert the original downloads of benchmarks to data sets for the other commands; put data sets on the Hub.",
+    help="Convert downloaded benchmarks to data sets for the other commands, and push data sets to the Hub.",
     rich_markup_mode=None,
 )
 
@@ -23,7 +23,10 @@ def prepare(
     root: Path = option(..., "root", "FOLDER", "Folder with the unpacked download."),
     output: Path = option(..., "output", "FOLDER", "A new folder for the data set."),
     asen_splits: Path | None = option(
-        None, "asen_splits", "FOLDER", "ASEN's folder with meta.json: the queries and galleries of the papers."
+        None,
+        "asen_splits",
+        "FOLDER",
+        "ASEN's folder with meta.json, which defines the queries and galleries of the papers.",
     ),
     annotations_only: bool = switch("annotations_only", "Write the paths of the images instead of the images."),
     triplets: Literal["lists", "sample", "none"] | None = option(
@@ -33,10 +36,10 @@ def prepare(
 ) -> None:
     """Convert a benchmark to one data set of parquet files, for --dataset or for the Hub.
 
-    The message about missing files says where to get them. If some images are missing, every result on the data set
-    says that it is measured on a subset.
+    If files are missing, the message says where to get them. If some images are missing, every result on the data set
+    says that it was measured on a subset.
 
-    \b
+    
     Examples:
       cca data prepare fashionai --root FashionAI --asen_splits asen/data --output fashionai
       cca data prepare zappos50k --root zappos --output zappos50k
@@ -73,14 +76,16 @@ def download(
     benchmark: Literal["darn"] = typer.Argument(..., metavar="NAME", help="darn."),
     urls: Path = option(..., "urls", "FILE", "The benchmark's list: lines '<folder>/<name> <url>'."),
     output: Path = option(..., "output", "FOLDER", "Folder for pic/<folder>/<name>.jpg and dead_links.tsv."),
-    size: int = option(320, "size", "PIXELS", "Shorter side; a smaller image keeps its size.", min=1),
-    workers: int = option(16, "workers", "NUMBER", "Parallel downloads.", min=1),
-    timeout: float = option(20.0, "timeout", "SECONDS", "Give up on an address that sends nothing for this long."),
+    size: int = option(
+        320, "size", "PIXELS", "Shorter side of the saved images. Smaller images are not enlarged.", min=1
+    ),
+    workers: int = option(16, "workers", "NUMBER", "Number of parallel downloads.", min=1),
+    timeout: float = option(20.0, "timeout", "SECONDS", "Stop a download if the server sends nothing for this time."),
     retry_dead: bool = switch("retry_dead", "Try the links in dead_links.tsv again."),
 ) -> None:
-    """Download the images of a list whose addresses still answer. An interrupted download is resumed.
+    """Download the images of a list of URLs, and list dead links. An interrupted download is resumed.
 
-    \b
+    
     Example:
       cca data download darn --urls darn_url.txt --output darn
     """
@@ -101,11 +106,11 @@ def push(
     dataset: str = options.DATASET,
     repo: str = options.REPO,
     attributes: list[str] | None = option(
-        None, "attributes", "NAME ...", "Attribute columns. Default: every column that is a ClassLabel."
+        None, "attributes", "NAME ...", "Attribute columns. Default: all ClassLabel columns."
     ),
     group_column: str | None = options.GROUP_COLUMN,
     annotations_only: bool = switch(
-        "annotations_only", "Leave the images out, if they must not be redistributed; the column file_name names them."
+        "annotations_only", "Push no images, if they must not be redistributed. The column file_name has their paths."
     ),
     private: bool = options.PRIVATE,
     revision: str | None = options.REVISION,
@@ -113,12 +118,12 @@ def push(
     message: str = options.message("Push the data set by cca_hf"),
     dry_run: Path | None = options.DRY_RUN,
 ) -> None:
-    """Put a data set on the Hub in one commit: parquet files, and a card with the counts of its values.
+    """Push a data set to the Hub in one commit: parquet files, and a card with the counts of its values.
 
-    The splits stay as they are. Every image is decoded before the upload, and an error names the images that cannot be
-    read. The token is that of 'hf auth login', or HF_TOKEN.
+    The splits do not change. Every image is decoded before the upload, and an error names the images that cannot be
+    read. The token comes from 'hf auth login' or HF_TOKEN.
 
-    \b
+    
     Examples:
       cca data push --dataset shoes/ --attributes colour closure --repo me/shoes --private
       cca data push --dataset fashionai --repo me/fashionai-labels --annotations_only --dry_run to-look-at

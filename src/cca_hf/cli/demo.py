@@ -7,7 +7,7 @@ from .options import UsageError, model_of_index, option, stdout_kept_clean, swit
 
 
 def demo(
-    store: str | None = option(None, "store", "PLACE", "The index, as for 'cca index'. Default: drawn shapes."),
+    store: str | None = option(None, "store", "PLACE", "Index, as in 'cca index'. Default: drawn shapes."),
     model: str | None = options.MODEL_OF_INDEX,
     folder: Path = option(Path("demo"), "folder", "FOLDER", "Without --store: folder for the shapes and their model."),
     title: str | None = option(None, "title", "TEXT", "Title of the page."),
@@ -15,18 +15,18 @@ def demo(
         None, "export", "FOLDER", "Write a repository for a Space instead of opening a page."
     ),
     host: str | None = option(
-        None, "host", "ADDRESS", "Who can open the page; 0.0.0.0 is everybody. Default: this machine."
+        None, "host", "ADDRESS", "Address to listen on. 0.0.0.0: all networks. Default: this machine only."
     ),
-    port: int | None = option(None, "port", "NUMBER", "Default: the first free port from 7860."),
+    port: int | None = option(None, "port", "NUMBER", "Port to listen on. Default: the first free port from 7860."),
     open_browser: bool = switch("open", "Open the page in a browser."),
     device: str | None = options.DEVICE,
 ) -> None:
-    """Open a page: choose or upload an image, and see what is similar under each attribute, and the attention maps.
+    """Serve a page that shows the images most similar to a chosen or uploaded image, under each attribute.
 
     Without an index, the page shows drawn shapes and the model of 'make demo'. If this model does not exist yet, it is
     trained first, which takes some minutes on two cores.
 
-    \b
+    
     Examples:
       cca demo
       cca demo --store shoes.index --open

@@ -29,19 +29,19 @@ def embed(
     ),
     precision: options.Precision = options.PRECISION,
     batch_size: int | None = option(
-        None, "batch_size", "NUMBER", "Images in one pass of the model. Default: 32; with ray, as many as fit.", min=1
+        None, "batch_size", "NUMBER", "Images in one pass of the model. Default: 32; with ray on a GPU, 256.", min=1
     ),
     shard_size: int = option(4096, "shard_size", "NUMBER", "Images in a file, a multiple of --batch_size.", min=1),
     num_workers: int | None = options.NUM_WORKERS,
     on_unreadable: Literal["error", "skip"] = option(
-        "error", "on_unreadable", None, "Stop at an image that cannot be read, or skip it."
+        "error", "on_unreadable", None, "Stop at an image that cannot be read, or skip the image."
     ),
     device: str | None = options.DEVICE,
     engine: Literal["loop", "ray"] = option(
         "loop", "engine", None, "loop: this process. ray: workers on this machine or a Ray cluster."
     ),
     ray_workers: int | None = option(
-        None, "ray_workers", "NUMBER", "Default: one worker for each GPU, or for each machine.", min=1
+        None, "ray_workers", "NUMBER", "Number of workers. Default: one for each GPU, or for each machine.", min=1
     ),
     store: str | None = option(
         None, "store", "PLACE", "Also add the embeddings to this index, as 'cca index --embeddings' does."
@@ -119,17 +119,19 @@ def export(
     model: str = options.MODEL,
     output_dir: Path = options.OUTPUT_DIR,
     runtime: Literal["onnx", "openvino"] = option(
-        "onnx", "runtime", None, "Where the model will run: ONNX Runtime or OpenVINO."
+        "onnx", "runtime", None, "Runtime for the model: ONNX Runtime or OpenVINO."
     ),
     attributes: list[str] | None = options.ATTRIBUTES,
-    attribute_input: bool = switch("attribute_input", "Give the graph an input for the attributes to encode."),
+    attribute_input: bool = switch(
+        "attribute_input", "Add an input to the graph that selects attributes in each call."
+    ),
     int8: bool = switch("int8", "8-bit weights for ONNX Runtime: faster on a CPU, a quarter of the size."),
 ) -> None:
-    """Write a model and all its attributes as one graph, for a runtime without PyTorch's overhead.
+    """Write a model with its attributes as one graph for ONNX Runtime or OpenVINO.
 
-    Use the folder in place of a checkpoint in 'cca embed' and in ExportedModel.from_pretrained.
+    'cca embed' and ExportedModel.from_pretrained accept the folder instead of a checkpoint.
 
-    \b
+    
     Examples:
       cca export --model me/cca-shoes --output_dir shoes-int8 --int8
       cca export --model out --output_dir shoes-openvino --runtime openvino --attributes colour closure

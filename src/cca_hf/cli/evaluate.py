@@ -13,36 +13,40 @@ def evaluate(
     dataset: str = options.DATASET,
     attributes: list[str] | None = options.ATTRIBUTES,
     split: str = option(
-        "test", "split", "NAME", "Each image is a query against all others, or NAME_query against NAME_gallery."
+        "test",
+        "split",
+        "NAME",
+        "Split to evaluate: each image against all others, or NAME_query against NAME_gallery.",
     ),
     group_column: str | None = options.GROUP_COLUMN,
     split_seed: int | None = option(
-        None, "split_seed", "NUMBER", "Seed for cutting a split that the data set lacks. Default: the training's."
+        None, "split_seed", "NUMBER", "Seed to cut a split that the data set lacks. Default: the seed of the training."
     ),
-    config_name: str | None = option(
-        None, "config_name", "NAME", "Configuration of a data set that has several, such as triplets."
-    ),
+    config_name: str | None = option(None, "config_name", "NAME", "Configuration of the data set, such as triplets."),
     batch_size: int = options.batch_size(64),
     num_workers: int | None = options.NUM_WORKERS,
     device: str | None = options.DEVICE,
     output_dir: Path | None = option(
-        None, "output_dir", "FOLDER", "For evaluation.json, evaluation.png and what --report and --entanglement write."
+        None,
+        "output_dir",
+        "FOLDER",
+        "Folder for evaluation.json, evaluation.png and the files of --report and --entanglement.",
     ),
     report: bool = switch(
-        "report", "Also write report.html, report.png and examples/: nearest images and attention maps."
+        "report", "Also write report.html, report.png and examples/ with nearest images and attention maps."
     ),
     entanglement: bool = switch(
         "entanglement", "Also measure how much each attribute's embeddings reveal about the other attributes."
     ),
     as_json: bool = options.JSON,
 ) -> None:
-    """Measure the retrieval quality of a model: mAP, recall@k and R-precision, next to the level of chance.
+    """Measure the retrieval quality of a model: mAP, recall@k and R-precision, with their chance levels.
 
-    On the data set of its training, a model is evaluated with the training's splits and group column, as run.json
-    records them. On a data set of ready triplets (condition, anchor, positive, negative), the triplet accuracy is
-    measured. The table shows percentages, the JSON fractions.
+    If the model was trained on the data set, the splits and the group column of the training are used (run.json). If
+    the data set has ready triplets (condition, anchor, positive, negative), the triplet accuracy is measured. The
+    table shows percentages, and the JSON output shows fractions.
 
-    \b
+    
     Examples:
       cca evaluate --model me/cca-shoes --dataset me/shoes
       cca evaluate --model out --dataset shoes/ --attributes colour closure --output_dir results --report

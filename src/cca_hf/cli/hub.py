@@ -7,7 +7,7 @@ from . import options
 from .options import named_values, option, stdout_kept_clean
 
 COMPARE = option(
-    None, "compare", "NAME=FOLDER ...", "Output folders of other trainings on the same data, to show on the card."
+    None, "compare", "NAME=FOLDER ...", "Output folders of other trainings on the same data, to compare on the card."
 )
 
 
@@ -45,12 +45,12 @@ def push(
     licence: str | None = options.LICENCE,
     message: str = options.message("Push the model by cca_hf"),
 ) -> None:
-    """Put a checkpoint on the Hub in one commit: weights, code, model card, endpoint.
+    """Push a checkpoint to the Hub in one commit: weights, code, model card, endpoint handler.
 
-    If the push fails, the repository stays as it was, and the same command tries again. The token is that of
-    'hf auth login', or HF_TOKEN.
+    If the push fails, the repository does not change, and you can run the command again. The token comes from
+    'hf auth login' or HF_TOKEN.
 
-    \b
+    
     Examples:
       cca push --model out --repo me/cca-shoes --private
       cca push --model out --repo me/cca-shoes --dry_run to-look-at

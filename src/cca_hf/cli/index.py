@@ -15,28 +15,32 @@ app = typer.Typer(name="index", cls=Group, invoke_without_command=True, rich_mar
 def index(
     context: typer.Context,
     store: str | None = option(
-        None, "store", "PLACE", "A folder, s3://..., or http://host:6333/collection on a Qdrant server."
+        None, "store", "PLACE", "Index: a folder, s3://..., or http://host:6333/collection (Qdrant server)."
     ),
     model: str | None = options.OPTIONAL_ENCODER,
     images: Path | None = options.IMAGES,
     dataset: str | None = options.OPTIONAL_DATASET,
     embeddings: Path | None = option(
-        None, "embeddings", "FOLDER", "Output folder of 'cca embed'; no image is read again."
+        None, "embeddings", "FOLDER", "Output folder of 'cca embed'. The images are not read again."
     ),
     split: str | None = options.SPLIT,
     id_column: str | None = options.ID_COLUMN,
-    columns: list[str] | None = option(None, "columns", "NAME ...", "Columns to filter by and to show. Default: all."),
-    only_new: bool = switch("only_new", "Skip items that the index already has, to resume after an interruption."),
+    columns: list[str] | None = option(
+        None, "columns", "NAME ...", "Columns to store, for filters and results. Default: all."
+    ),
+    only_new: bool = switch(
+        "only_new", "Skip items that the index already contains, to resume after an interruption."
+    ),
     batch_size: int = options.batch_size(32),
     device: str | None = options.DEVICE,
     as_json: bool = options.JSON,
 ) -> None:
-    """Add images or embeddings to an index. An item that the index already has is replaced.
+    """Add images or embeddings to an index. Existing items with the same id are replaced.
 
     Give one of --images, --dataset and --embeddings. A column with the name of an attribute enables
     'cca search --value colour=red', which needs no image.
 
-    \b
+    
     Examples:
       cca index --model me/cca-shoes --images catalogue/ --store shoes.index
       cca index --model out --dataset me/shoes --split test --id_column sku --store shoes.index
@@ -87,7 +91,7 @@ def index(
 @app.command(cls=Command)
 def move(
     source: str = typer.Argument(..., metavar="FROM", help="The existing index."),
-    target: str = typer.Argument(..., metavar="TO", help="Its new place, on the same engine or the other."),
+    target: str = typer.Argument(..., metavar="TO", help="The new place, a folder, a bucket or a server."),
 ) -> None:
     """Copy an index to another place. An interrupted copy is resumed by the same command. FROM is not deleted.
 
@@ -101,4 +105,4 @@ def move(
 
         copied = copy_index(source, target)
     print(f"{target}: {copied:,} items")
-    print(f"{source} is unchanged; delete it when you have checked the copy")
+    print(f"{source} is unchanged. Delete it when you have checked the copy.")

@@ -76,34 +76,37 @@ def switch(name: str, text: str, default: bool | None = False) -> Any:
     return typer.Option(default, f"--{name}", help=text)
 
 
-_ENCODER = "Checkpoint: an id on the Hub or a folder. It can be an exported model."
+_ENCODER = "Checkpoint (an id on the Hub or a folder), or a folder of 'cca export'."
 _DATASET = "Data set: an id on the Hub or a folder."
 
 MODEL = option(..., "model", "ID_OR_FOLDER", "Checkpoint: an id on the Hub or a folder.")
 ENCODER = option(..., "model", "ID_OR_FOLDER", _ENCODER)
 OPTIONAL_ENCODER = option(None, "model", "ID_OR_FOLDER", _ENCODER)
-MODEL_OF_INDEX = option(None, "model", "ID_OR_FOLDER", "Checkpoint. Default: the one that the index was made with.")
+MODEL_OF_INDEX = option(None, "model", "ID_OR_FOLDER", "Checkpoint. Default: the checkpoint that made the index.")
 MODEL_FOLDER = option(..., "model", "FOLDER", "Output folder of a training, or a saved checkpoint.")
 DATASET = option(..., "dataset", "ID_OR_FOLDER", _DATASET)
 OPTIONAL_DATASET = option(None, "dataset", "ID_OR_FOLDER", _DATASET)
-IMAGES = option(None, "images", "FOLDER", "Every image in this folder and in the folders below it.")
-OUTPUT_DIR = option(..., "output_dir", "FOLDER", "Folder for the files that are written.")
-ATTRIBUTES = option(None, "attributes", "NAME ...", "Attributes to use. Default: all of the model's.")
+IMAGES = option(None, "images", "FOLDER", "Folder of images. Images in its subfolders are included.")
+OUTPUT_DIR = option(..., "output_dir", "FOLDER", "Folder for the output files.")
+ATTRIBUTES = option(None, "attributes", "NAME ...", "Attributes to use. Default: all attributes of the model.")
 SPLIT = option(None, "split", "NAME", "Split of the data set, if it has several.")
 ID_COLUMN = option(None, "id_column", "NAME", "Column with the unique id of each image. Default: the row number.")
 GROUP_COLUMN = option(
-    None, "group_column", "NAME", "Column that near copies share, such as an item number. They are no neighbours."
+    None,
+    "group_column",
+    "NAME",
+    "Column with one value for all images of an item. These do not count as neighbours of each other.",
 )
 NUM_WORKERS = option(None, "num_workers", "NUMBER", "Threads that read images.", min=0)
 DEVICE = option(None, "device", "NAME", "cpu, cuda, cuda:1, mps, ... Default: the accelerator, if there is one.")
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
-PRECISION = option("auto", "precision", None, "Number type of the computation; auto: the type of the checkpoint.")
+PRECISION = option("auto", "precision", None, "Number type of the computation. auto: the type of the checkpoint.")
 JSON = switch("json", "Print JSON instead of text.")
 REPO = option(..., "repo", "ID", "Repository on the Hub, such as me/shoes.")
 PRIVATE = switch("private", "Make the repository private.")
-REVISION = option(None, "revision", "BRANCH", "Branch to push to; it is created if missing. Default: the main branch.")
+REVISION = option(None, "revision", "BRANCH", "Branch to push to, created if needed. Default: the main branch.")
 DRY_RUN = option(None, "dry_run", "FOLDER", "Write the files to this new folder and push nothing.")
-LICENCE = option(None, "license", "ID", "Licence to name on the card, such as apache-2.0.")
+LICENCE = option(None, "license", "ID", "Licence for the card, such as apache-2.0.")
 
 
 def batch_size(default: int) -> Any:

@@ -15,22 +15,22 @@ _SHOWN_COLUMNS = 6
 
 
 def search(
-    store: str = option(..., "store", "PLACE", "The index, as for 'cca index'."),
-    image: list[str] | None = option(None, "image", "FILE ...", "Image files or addresses to search with."),
+    store: str = option(..., "store", "PLACE", "Index, as in 'cca index'."),
+    image: list[str] | None = option(None, "image", "FILE ...", "Image files or URLs to search with."),
     item: list[str] | None = option(None, "item", "ID ...", "Items of the index to search with."),
     value: list[str] | None = option(
         None, "value", "NAME=VALUE ...", "Values to search for, instead of the query's ('this one, but red')."
     ),
     attribute: list[str] | None = option(
-        None, "attribute", "NAME ...", "Attributes to search under, one result each. Default: all."
+        None, "attribute", "NAME ...", "Attributes, with one result for each of them. Default: all."
     ),
     weights: list[str] | None = option(
-        None, "weights", "NAME=WEIGHT ...", "One result for a weighted mixture of attributes."
+        None, "weights", "NAME=WEIGHT ...", "Weights of attributes, for one result under their mixture."
     ),
     where: str | None = option(
-        None, "where", "FILTER", "Only items that match, such as \"price < 50 and colour != 'red'\"."
+        None, "where", "FILTER", "Filter for items, such as \"price < 50 and colour != 'red'\"."
     ),
-    top: int = option(10, "top", "NUMBER", "Items in a result.", min=1),
+    top: int = option(10, "top", "NUMBER", "Number of items in a result.", min=1),
     html: Path | None = option(None, "html", "FILE", "Write a page with the images of the items."),
     as_json: bool = options.JSON,
     model: str | None = options.MODEL_OF_INDEX,

@@ -9,21 +9,33 @@ from .options import load_encoder, option, stdout_kept_clean, switch
 
 def serve(
     model: str = options.ENCODER,
-    host: str = option("127.0.0.1", "host", "ADDRESS", "Address to listen on; 0.0.0.0 is every network."),
-    port: int = option(8000, "port", "NUMBER", "Port to listen on; 0 is any free one.", min=0, max=65535),
-    max_batch: int = option(32, "max_batch", "NUMBER", "Most images in one pass of the model.", min=1),
+    host: str = option("127.0.0.1", "host", "ADDRESS", "Address to listen on. 0.0.0.0: all networks."),
+    port: int = option(8000, "port", "NUMBER", "Port to listen on. 0: any free port.", min=0, max=65535),
+    max_batch: int = option(32, "max_batch", "NUMBER", "Maximum number of images in one pass.", min=1),
     max_waiting: int = option(
-        256, "max_waiting", "NUMBER", "Most images that wait for an answer; more are answered 503.", min=1
+        256,
+        "max_waiting",
+        "NUMBER",
+        "Maximum number of images that wait for an answer. Above it, the answer is 503.",
+        min=1,
     ),
-    max_body: int = option(20_000_000, "max_body", "BYTES", "Largest request.", min=1),
+    max_body: int = option(20_000_000, "max_body", "BYTES", "Maximum size of a request.", min=1),
     max_pictures: int | None = option(
-        None, "max_pictures", "NUMBER", "Most images in a request. Default: $CCA_MAX_PICTURES, or 32.", min=1
+        None,
+        "max_pictures",
+        "NUMBER",
+        "Maximum number of images in a request. Default: $CCA_MAX_PICTURES, or 32.",
+        min=1,
     ),
     max_bytes: int | None = option(
-        None, "max_bytes", "BYTES", "Largest image file. Default: $CCA_MAX_BYTES, or 10,000,000.", min=1
+        None, "max_bytes", "BYTES", "Maximum size of an image file. Default: $CCA_MAX_BYTES, or 10,000,000.", min=1
     ),
     max_pixels: int | None = option(
-        None, "max_pixels", "NUMBER", "Most pixels in an image. Default: $CCA_MAX_PIXELS, or 25,000,000.", min=1
+        None,
+        "max_pixels",
+        "NUMBER",
+        "Maximum number of pixels in an image. Default: $CCA_MAX_PIXELS, or 25,000,000.",
+        min=1,
     ),
     allow_urls: bool | None = switch(
         "allow_urls", "Download images from http addresses of public hosts. Default: $CCA_ALLOW_URLS.", None
@@ -31,12 +43,12 @@ def serve(
     device: str | None = options.DEVICE,
     precision: options.Precision = options.PRECISION,
 ) -> None:
-    """Serve a model over HTTP: images in, one embedding per attribute out.
+    """Serve a model over HTTP: it receives images, and returns one embedding per attribute.
 
     POST / accepts an image, or JSON as the Hub's Inference Endpoints do; GET /health and /metrics are for monitoring.
     Requests that arrive at the same time are encoded together. Needs "cca_hf[serve]"; see docs/serving.md.
 
-    \b
+    
     Examples:
       cca serve --model me/cca-shoes
       cca serve --model shoes-int8 --host 0.0.0.0 --port 80

@@ -40,7 +40,7 @@ def train(context: typer.Context) -> None:
       cca train settings.yaml --num_train_epochs 30 --resume_from_checkpoint last
       cca train settings.yaml --push_to_hub --hub_model_id me/cca-shoes
 
-    On several GPUs: accelerate launch scripts/train.py with the same flags.
+    On several GPUs, use accelerate launch scripts/train.py with the same flags.
     """
     from cca_hf.recipes.command_line import CommandLineError, read_arguments
 

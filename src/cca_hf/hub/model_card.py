@@ -226,21 +226,21 @@ def _limits(config: PreTrainedConfig, run: RunRecord | None, results: list[Store
     limits = []
     if isinstance(config, AttributeConfig):
         limits.append(
-            "The model knows only the attributes above, with the meaning that the labels of its training images gave "
-            "them. It returns embeddings for images of any other kind too."
+            "The model knows only the attributes above, with the meaning that they have in the labels of its training "
+            "images. It also returns embeddings for other kinds of images, without a warning."
         )
     if run is not None:
         for name, counts in run.value_counts.items():
             if rare := [value for value, count in counts.items() if 0 < count < _RARE]:
                 limits.append(f"Rare values of {name}, with fewer than {_RARE} training images: {_listed(rare)}.")
             if unseen := [value for value, count in counts.items() if count == 0]:
-                limits.append(f"Values of {name} without any training image: {_listed(unseen)}.")
+                limits.append(f"Values of {name} without training images: {_listed(unseen)}.")
         for name, pairs in run.confusions.items():
             if pairs:
                 confusions = "; ".join(
-                    f"{p.value} for {p.taken_for} ({percent(p.share)} % of {p.queries:,})" for p in pairs
+                    f"{p.value} taken for {p.taken_for} ({percent(p.share)} % of {p.queries:,})" for p in pairs
                 )
-                limits.append(f"Most frequent confusions of {name}, by the nearest test image: {confusions}.")
+                limits.append(f"Most frequent confusions of {name}, judged by the nearest test image: {confusions}.")
     return limits if results else [*limits, "No evaluation result is stored with this model."]
 
 

@@ -196,16 +196,16 @@ from transformers import AutoModel
 model = AutoModel.from_pretrained("{model_id}", trust_remote_code=True)
 embeddings = model.encode(["image.jpg", "other.jpg"], attributes={json.dumps(names[:2])})
 print(embeddings.shape)  # (2, {len(names[:2])}, {dim}): images, attributes, numbers; L2-normalised
-print(embeddings[0] @ embeddings[1].T)  # the diagonal has the similarity of the two under each attribute
+print(embeddings[0] @ embeddings[1].T)  # diagonal: similarity of the two images under each attribute
 ```
-`pip install transformers pillow` installs all that this needs. `pip install cca_hf` adds an index and a search by
-attribute (`cca index`, `cca search`), exports and an evaluation. With `pip install sentence-transformers`:
+This code needs only `pip install transformers pillow`. `pip install cca_hf` adds an index and a search by attribute
+(`cca index`, `cca search`), export and evaluation. After `pip install sentence-transformers`, this code works too:
 ```python
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("{model_id}", trust_remote_code=True)
 embeddings = model.encode(["image.jpg", "other.jpg"], attribute={json.dumps(names[0])})
-print(model.similarity(embeddings, embeddings))  # the similarity of the images under that attribute
+print(model.similarity(embeddings, embeddings))  # similarity of the two images under this attribute
 ```
 '''
 

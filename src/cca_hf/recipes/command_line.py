@@ -30,34 +30,40 @@ class ModelArguments:
     backbone: str | None = flag(None, "Pretrained vision model: an id on the Hub or a local folder.")
     backbone_config: str | None = flag(
         None,
-        "Train a backbone from scratch, with this configuration: JSON with a model_type such as vit, a "
-        "JSON file, an id on the Hub or a folder. Instead of --backbone.",
+        "Configuration of a backbone to train from scratch, instead of --backbone: JSON with a "
+        "model_type such as vit, a JSON file, an id on the Hub or a folder.",
     )
     backbone_revision: str | None = flag(None, "Branch, tag or commit of the backbone.")
     condition_embedding: Literal["one_hot", "lookup", "text", "none"] = flag(
         "one_hot",
-        "How an attribute becomes the query of the attention. text: from its name, see --text_encoder. "
-        "none: one space for all attributes, the baseline.",
+        "How the query of the attention is computed from an attribute. text: from its name, with "
+        "--text_encoder. none: one space for all attributes (the baseline).",
     )
     text_encoder: str | None = flag(
         None, "Text model that encodes the names of the attributes: an id on the Hub or a folder."
     )
-    attribute_sentences: str | None = flag(None, "JSON file, attribute -> sentence, to encode instead of the names.")
+    attribute_sentences: str | None = flag(None, "JSON file with sentences by attribute, which replace the names.")
     residual: Literal["image", "condition", "none"] | None = flag(
-        None, "What is added to the output of the attention. Default: depends on the backbone."
+        None,
+        "Vector that is added to the output of the attention. Default: image if the backbone has a CLS "
+        "token, else condition.",
     )
     embedding_dim: int | None = flag(None, "Width of the embeddings.")
     attribute_subspaces: bool = flag(
         False,
         "After training, project the embeddings of each attribute on the directions that separate its "
-        "values. This removes the other attributes from them.",
+        "values. This removes information about the other attributes.",
     )
     hidden_size: int | None = flag(None, "Width of the conditional layer on top of the backbone.")
-    feature_levels: list[int] | None = flag(None, "Hidden states of the backbone to attend to, besides its output.")
+    feature_levels: list[int] | None = flag(
+        None, "Earlier hidden states of the backbone that the layer also attends to."
+    )
     image_size: list[int] | None = flag(
         None, "Size of the images in pixels: one number for squares, or height and width."
     )
-    attn_implementation: str | None = flag(None, "eager, sdpa, flash_attention_2 or flex_attention.")
+    attn_implementation: str | None = flag(
+        None, "Implementation of the attention: eager, sdpa, flash_attention_2 or flex_attention."
+    )
 
     def __post_init__(self) -> None:
         if (self.backbone is None) == (self.backbone_config is None):
@@ -83,12 +89,12 @@ class DataArguments:
     image_column: str | None = flag(None, "Column with the images. Default: image, or the only column of images.")
     group_column: str | None = flag(
         None,
-        "Column that near copies share, such as an item number. They stay in one split, and do not count "
-        "as neighbours.",
+        "Column with one value for all images of an item, such as an item number. The images of an item "
+        "are in one split, and do not count as neighbours of each other.",
     )
     split_seed: int = flag(0, "Seed for cutting the splits that the data set does not have.")
     on_unreadable: Literal["error", "skip"] = flag(
-        "error", "Stop before training if an image cannot be read, or skip the image."
+        "error", "Whether an image that cannot be read is an error before the training, or is skipped."
     )
 
 

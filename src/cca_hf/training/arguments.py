@@ -37,8 +37,8 @@ class CCATrainingArguments(TrainingArguments):
     loss: Literal["soft_triplet", "triplet"] = field(
         default="soft_triplet",
         metadata={
-            "help": "triplet: the conditional triplet loss with its margin and mining. soft_triplet: its smooth form, "
-            "which compares each positive pair with all negatives of its anchor at once."
+            "help": "triplet: the conditional triplet loss, with --margin and --mining. soft_triplet: a smooth form "
+            "of this loss, which compares each positive pair with all negatives of its anchor."
         },
     )
     temperature: float = field(
@@ -47,19 +47,21 @@ class CCATrainingArguments(TrainingArguments):
     mining: Literal["all", "semihard", "hardest"] = field(
         default="all",
         metadata={
-            "help": "Which triplets the triplet loss uses. all: those with a non-zero loss. semihard: those of them "
-            "whose negative is farther than the positive. hardest: the hardest positive and negative of each anchor."
+            "help": "Triplets that the triplet loss uses. all: triplets with a non-zero loss. semihard: triplets "
+            "with a non-zero loss whose negative is farther away than the positive. hardest: for each anchor, the "
+            "hardest positive and the hardest negative."
         },
     )
     margin: float = field(
         default=0.2,
-        metadata={"help": "By how much the cosine similarity of the positive must exceed that of the negative."},
+        metadata={"help": "The cosine similarity of the positive must exceed that of the negative by this margin."},
     )
     proxy_weight: float = field(
         default=1.0,
         metadata={
-            "help": "Weight of a second loss, the value proxies: one learned vector for each value of each attribute "
-            "attracts the images of that value (normalised softmax with the same temperature). 0 turns it off."
+            "help": "Weight of a second loss. It learns one vector, the value proxy, for each value of an attribute. "
+            "It pulls images towards the proxy of their value (normalised softmax with the same temperature). 0 turns "
+            "it off."
         },
     )
     proxy_learning_rate: float = field(default=1e-2, metadata={"help": "Learning rate of the value proxies."})
@@ -67,13 +69,17 @@ class CCATrainingArguments(TrainingArguments):
     # The optimizer
     head_learning_rate: float = field(
         default=1e-3,
-        metadata={"help": "Learning rate of all parameters outside the backbone; --learning_rate is the backbone's."},
+        metadata={
+            "help": "Learning rate of all parameters outside the backbone. --learning_rate is for the backbone."
+        },
     )
-    freeze_backbone: bool = field(default=False, metadata={"help": "Train only the layers on the backbone."})
+    freeze_backbone: bool = field(
+        default=False, metadata={"help": "Do not train the backbone, but only the layers on top of it."}
+    )
     frozen_levels: int | None = field(
         default=None,
         metadata={
-            "help": "How many of the model's feature levels stay frozen; the later part of the backbone learns. "
+            "help": "Number of early feature levels that are not trained. The later part of the backbone is trained. "
             "Default: all levels of a pretrained backbone, none of a backbone from scratch."
         },
     )
@@ -81,8 +87,8 @@ class CCATrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "With --freeze_backbone: compute the backbone's features of all images once, store them in this "
-            "folder, and train from there; each further epoch costs only the layer. Features of flipped images are "
-            "stored as well (twice the size); random crops are off."
+            "folder, and train on them. Each further epoch computes only the layer. Features of flipped images are "
+            "stored too (twice the size). Random crops are off."
         },
     )
     cache_dtype: Literal["float16", "bfloat16", "float32"] = field(
@@ -99,17 +105,19 @@ class CCATrainingArguments(TrainingArguments):
     )
     images_per_value: int = field(
         default=4,
-        metadata={"help": "K of the P x K batches: images of each value of the attribute for which a batch is built."},
+        metadata={
+            "help": "K of the P x K batches: a batch is built for one attribute, with K images of each of P values."
+        },
     )
     values_per_batch: int = field(
         default=4,
         metadata={
-            "help": "P of the P x K batches: values of that attribute in a batch. The rest of a batch is drawn from "
-            "the whole set. A larger P favours rare values, a smaller P frequent values."
+            "help": "P of the P x K batches. The rest of a batch is drawn from the whole data set. A larger P favours "
+            "rare values, a smaller P frequent values."
         },
     )
     horizontal_flip: float = field(
-        default=0.5, metadata={"help": "Probability of a flip; use 0 if an attribute distinguishes left and right."}
+        default=0.5, metadata={"help": "Probability of a flip. Use 0 if an attribute distinguishes left and right."}
     )
     crop_scale: float = field(
         default=0.6,
@@ -126,73 +134,108 @@ class CCATrainingArguments(TrainingArguments):
 
     # When to stop
     early_stopping_patience: int = field(
-        default=0, metadata={"help": "Stop after this many evaluations without a better metric; 0 trains to the end."}
+        default=0, metadata={"help": "Stop after this many evaluations without a better metric. 0 turns this off."}
     )
     early_stopping_threshold: float = field(
-        default=0.0, metadata={"help": "By how much the metric must rise to count as better."}
+        default=0.0, metadata={"help": "Smallest increase of the metric that counts as better."}
     )
     collapse_patience: int = field(
         default=100,
-        metadata={"help": "Stop after this many consecutive steps with equal embeddings; 0 turns the check off."},
+        metadata={"help": "Stop after this many consecutive steps with equal embeddings. 0 turns this off."},
     )
 
     # Arguments of transformers with another default
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per batch on each device."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images per evaluation batch, per device."})
+    per_device_eval_batch_size: int = field(
+        default=64, metadata={"help": "Images per evaluation batch on each device."}
+    )
     num_train_epochs: float = field(default=8.0, metadata={"help": "Number of epochs."})
+    max_steps: int = field(
+        default=-1, metadata={"help": "Number of training steps. Above 0, it replaces --num_train_epochs."}
+    )
+    seed: int = field(default=42, metadata={"help": "Random seed of the training."})
     learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Rate of the backbone. Default: 0.0001 for a pretrained transformer, 0.0003 for a pretrained "
-            "network of feature maps, the head's for one from scratch."
+            "help": "Learning rate of the backbone. Default: 0.0001 for a pretrained transformer, 0.0003 for a "
+            "pretrained network of feature maps, --head_learning_rate for a backbone from scratch."
         },
     )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "See transformers.SchedulerType."})
+    lr_scheduler_type: str = field(
+        default="cosine", metadata={"help": "Learning rate schedule, a value of transformers.SchedulerType."}
+    )
     warmup_steps: float = field(
-        default=0.05, metadata={"help": "Steps of linear warmup; below 1, their share of all steps."}
+        default=0.05, metadata={"help": "Steps of linear warmup. A number below 1 is a share of all steps."}
     )
     weight_decay: float = field(
-        default=0.05, metadata={"help": "Not applied to biases, normalisation and condition embeddings."}
+        default=0.05, metadata={"help": "Weight decay, except for biases, normalisation and condition embeddings."}
     )
     bf16: bool | None = field(
         default=None,
         metadata={
-            "help": "Mixed precision with bfloat16. Default: on if the hardware has it, CPUs included, unless --fp16.",
+            "help": "Mixed precision with bfloat16. Default: on if the GPU or CPU supports it, and --fp16 is off.",
             "nargs": "?",
             "const": True,
         },
     )
     dataloader_pin_memory: bool | None = field(
         default=None,
-        metadata={"help": "Page-locked batches. Default: on with a GPU.", "nargs": "?", "const": True},
+        metadata={"help": "Put batches into page-locked memory. Default: on with a GPU.", "nargs": "?", "const": True},
     )
     cpu_threads: int | None = field(
         default=None,
         metadata={
-            "help": "Threads of a process on a CPU, set by scripts/train.py and cca train. Default: all cores for a "
-            "single process, also under accelerate launch."
+            "help": "Number of CPU threads of a process. Only scripts/train.py and cca train use it. Default: all "
+            "cores for a single process, also under accelerate launch."
         },
     )
-    logging_steps: float = field(default=10, metadata={"help": "Steps between logs; below 1, a share of all steps."})
+    logging_steps: float = field(
+        default=10, metadata={"help": "Steps between logs. A number below 1 is a share of all steps."}
+    )
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
     save_total_limit: int | None = field(
-        default=2, metadata={"help": "Checkpoints to keep; the best and the last are always kept."}
+        default=2, metadata={"help": "Number of checkpoints to keep. The best and the last are always kept."}
     )
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Load the best checkpoint at the end."})
     metric_for_best_model: str | None = field(
-        default="map", metadata={"help": "Any metric of the evaluation, such as map_macro or recall@1_colour."}
+        default="map",
+        metadata={"help": "Metric that selects the best checkpoint, such as map_macro or recall@1_colour."},
     )
     eval_accumulation_steps: int | None = field(
-        default=16, metadata={"help": "Evaluation batches between moves of the embeddings to the CPU."}
+        default=16, metadata={"help": "Number of evaluation batches after which embeddings are moved to the CPU."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Has no effect."})
     hub_strategy: str = field(
         default="end",
-        metadata={"help": "Only end is allowed: --push_to_hub makes one commit, with the evaluated model."},
+        metadata={"help": "Only end is allowed: --push_to_hub makes one commit, after the evaluation."},
+    )
+    hub_always_push: bool = field(default=False, metadata={"help": "Has no effect."})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "Repository on the Hub, such as me/shoes. Default: the name of output_dir."}
+    )
+    hub_private_repo: bool | None = field(
+        default=None,
+        metadata={"help": "Make the repository private. If it exists and is public, nothing is pushed."},
+    )
+    hub_revision: str | None = field(
+        default=None, metadata={"help": "Branch to push to, created if needed. Default: the main branch."}
+    )
+    hub_token: str | None = field(
+        default=None, metadata={"help": "Token for the Hub. Default: the token of `hf auth login`, or HF_TOKEN."}
+    )
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "Push the model and its card to the Hub after the evaluation, in one commit."}
+    )
+    output_dir: str = field(
+        default="trainer_output", metadata={"help": "Folder for checkpoints, model, report and model card."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "Checkpoint folder to resume from, or last: the last complete one in output_dir."},
     )
     restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "A resumed run continues its count for early stopping."}
+        default=True, metadata={"help": "Whether a resumed run continues its count for early stopping."}
     )
 
     def __post_init__(self) -> None:

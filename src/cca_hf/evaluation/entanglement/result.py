@@ -110,10 +110,10 @@ class EntanglementResult(Result):
         return ResultCard(
             "What an embedding reveals about other attributes",
             "disentanglement of attribute embeddings",
-            f"On {self.images:,} test images, a linear reader learns from an embedding {self.score:.3f} of what "
-            "the backbone's features reveal about the other attributes, and "
-            f"{self.informativeness:.2f} of what they reveal about the embedding's attribute. "
-            "(0: no more than the attribute's label reveals; 1: as much as the features.)\n",
+            f"On {self.images:,} test images, the entanglement is {self.score:.3f} and the informativeness is "
+            f"{self.informativeness:.2f} (linear reader). Entanglement measures how much an embedding reveals about "
+            "the other attributes. Informativeness measures how much it reveals about its attribute. 0 means no more "
+            "than the label of the attribute reveals, and 1 means as much as the features of the backbone reveal.\n",
         )
 
     def to_dict(self) -> dict[str, Any]:

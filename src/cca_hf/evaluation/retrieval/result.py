@@ -163,12 +163,12 @@ class EvaluationResult(Result):
         for title, result in {**baselines, "**this model**": self}.items():
             rows.append([title, *_card_cells([result[name].scores for name in names], result.overall)])
         markdown = (
-            f"Evaluated once on the {images:,}-image test split, which was not used for model selection. Mean average "
-            "precision in percent: each image is a query, and the other images with its value are relevant; chance is "
-            f"the score of a random ranking.\n\n{markdown_table(rows)}\n"
+            f"The model was evaluated once on the {images:,}-image test split, which was not used for model "
+            "selection. The table shows the mean average precision in percent. Each image is a query, and the other "
+            f"images with its value are relevant. Chance is the score of a random ranking.\n\n{markdown_table(rows)}\n"
         )
         if self.coverage is not None:
-            markdown += f"\n**Subset**: {self.coverage}. These figures are not comparable with others.\n"
+            markdown += f"\n**Subset**: {self.coverage}. Do not compare these figures with results on the full set.\n"
         figures = {"map": "mAP, mean of the attributes", "map_macro": "mAP, mean over values, then attributes"}
         figures |= {f"map_{name}": f"mAP, {name}" for name in names}
         metrics = self.metrics()

@@ -90,8 +90,9 @@ class TripletResult(Result):
         table = self.as_table(decimals=1)
         rows = [table.header, *(row for section in table.sections for row in section)]
         markdown = (
-            f"Evaluated once on {self.total.triplets:,} test triplets, which were not used for model selection: the "
-            "share of triplets whose anchor is nearer to the close image than to the far image.\n\n"
+            f"The model was evaluated once on {self.total.triplets:,} test triplets, which were not used for model "
+            "selection. The accuracy is the share of triplets whose anchor is nearer to the close image than to the "
+            "far image.\n\n"
             f"{markdown_table(rows)}\n"
         )
         metrics = self.metrics()

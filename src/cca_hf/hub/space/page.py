@@ -115,7 +115,7 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
                         list(targets),
                         value=[],
                         multiselect=True,
-                        label="Search for this value instead of the query's",
+                        label="Search for these values instead of the values of the query",
                         visible=bool(targets),
                         elem_id="cca-instead",
                     )
