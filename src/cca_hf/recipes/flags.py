@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 _GROUPS = {
     "Loss": ("loss", "temperature", "mining", "margin", "proxy_weight", "proxy_learning_rate"),
@@ -146,23 +147,22 @@ def _metavar(kind: str) -> str:
 
 
 def _fields(file: Path, class_name: str) -> dict[str, Flag]:
-    """The fields that the body of a dataclass defines."""
+    """The fields that the body of a dataclass defines, by `field` or by `flag`."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
     flags = {}
     for node in body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            settings = (
-                {each.arg: each.value for each in node.value.keywords} if isinstance(node.value, ast.Call) else {}
-            )
-            default = settings.get("default", settings.get("default_factory"))
-            metadata = settings.get("metadata", ast.Dict(keys=[], values=[]))
-            assert isinstance(metadata, ast.Dict)
-            texts = {ast.unparse(key): value for key, value in zip(metadata.keys, metadata.values, strict=True) if key}
-            flags[node.target.id] = Flag(
-                name=node.target.id,
-                kind=ast.unparse(node.annotation),
-                default=None if default is None else ast.unparse(default).strip("'"),
-                help=ast.literal_eval(texts["'help'"]) if texts else "",
-            )
+            given: dict[Any, ast.expr] = {}
+            if isinstance(node.value, ast.Call):
+                given |= zip(("default", "help"), node.value.args, strict=False)
+                given |= {each.arg: each.value for each in node.value.keywords}
+            if isinstance(metadata := given.get("metadata"), ast.Dict):
+                names = [ast.literal_eval(key) for key in metadata.keys if key is not None]
+                given |= zip(names, metadata.values, strict=True)
+            default = given.get("default", given.get("default_factory"))
+            code = None if default is None else ast.unparse(default).strip("'")
+            text = ast.literal_eval(given["help"]) if "help" in given else ""
+            kind, code = ast.unparse(node.annotation), None if code == "MISSING" else code
+            flags[node.target.id] = Flag(node.target.id, kind, code, text)
     return flags
