@@ -6,7 +6,7 @@ accelerator the result of a batch is fetched after the next batch has been start
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
 from threading import Lock
@@ -39,6 +39,8 @@ class ImageEncoder:
     image_processor: BaseImageProcessor
     device: torch.device
     dtype: torch.dtype
+    # pixel values and ids (batch, k) -> an output with `embeddings` (batch, k, dim)
+    __call__: Callable[..., Any]
 
     def fingerprint(self) -> str:
         """A hash that is stored with embeddings, so that those of two models are never mixed."""
@@ -51,10 +53,6 @@ class ImageEncoder:
     def in_eval_mode(self) -> Self:
         """This object, or a copy of a model that is in training mode."""
         return self
-
-    def __call__(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> Any:
-        """Ids (batch, k) -> an output with `embeddings` (batch, k, dim)."""
-        raise NotImplementedError
 
     @torch.inference_mode()
     def _embed(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:

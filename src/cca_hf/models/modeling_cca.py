@@ -134,7 +134,7 @@ class CCAModel(ConditionalPreTrainedModel):
     def _add_layer(self, config: Any) -> None:
         self.conditional_layer = ConditionalCrossAttentionLayer(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.projection = nn.Identity()
+        self.projection: nn.Module = nn.Identity()
         if config.embedding_dim is not None:
             self.projection = nn.Linear(config.hidden_size, config.embedding_dim, bias=False)
 

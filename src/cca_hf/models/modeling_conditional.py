@@ -296,13 +296,15 @@ print(model.similarity(embeddings, embeddings))  # the similarity of the images 
             )
         if output_attentions is None:
             output_attentions = bool(self.config.output_attentions)
+        if return_dict is None:
+            return_dict = self.config.return_dict
         if micro_batch_size is None or not torch.is_grad_enabled():
             output = self._embed_images(pixel_values, attribute_ids, backbone_features, output_attentions)
         elif output_attentions:
             raise ValueError("micro_batch_size is for training on embeddings: it gives no attentions")
         else:
             output = self._embed_in_micro_batches(pixel_values, attribute_ids, backbone_features, micro_batch_size)
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        return output if return_dict else output.to_tuple()
 
     def _embed_images(
         self,
