@@ -92,13 +92,14 @@ class Catalogue:
         taken = [name for name in columns if name in (image_column, _IMAGE, ITEM_ID)]
         if taken:
             raise ValueError(f"the column {taken[0]!r} cannot be kept: the output uses this name itself")
-        ids = (
-            pa.array(range(dataset.num_rows))
-            if id_column is None
-            else ColumnPlace(id_column).read(dataset).combine_chunks()
-        )
+        if id_column is None:
+            ids = pa.array(range(dataset.num_rows))
+        else:
+            ids = ColumnPlace(id_column).read(dataset).combine_chunks()
         if ids.null_count or pc.count_distinct(ids).as_py() != len(ids):
-            raise ValueError(f"ids must be unique; {id_column!r} contains {_repeated(ids)!r} more than once")
+            counts = ids.value_counts().to_pylist()
+            repeated = next(entry["values"] for entry in counts if entry["counts"] > 1 or entry["values"] is None)
+            raise ValueError(f"ids must be unique; {id_column!r} contains {repeated!r} more than once")
         dataset = dataset.select_columns([image_column, *columns])
         if image_column != _IMAGE:
             dataset = dataset.rename_column(image_column, _IMAGE)
@@ -143,11 +144,6 @@ class Catalogue:
     @property
     def _kept(self) -> list[str]:
         return [name for name in self.dataset.column_names if name != _IMAGE]
-
-
-def _repeated(ids: pa.Array) -> object:
-    counts = ids.value_counts().to_pylist()
-    return next(entry["values"] for entry in counts if entry["counts"] > 1 or entry["values"] is None)
 
 
 def _size_of_file(path: str | None) -> int:

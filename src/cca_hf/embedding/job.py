@@ -1,18 +1,19 @@
 """Embeds a catalogue into a folder of parquet files: in one process or several, and resumable after a kill."""
 
-from collections.abc import Generator, Iterator, Sequence
+from array import array
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from datasets import Features
+from torch.utils.data import Subset
 from transformers.utils import logging
 
 from cca_hf.models.encoding import ImageEncoder
-from cca_hf.models.images import ImageInput
 
 from .catalogue import ITEM_ID, Catalogue
 from .shards import DTYPES, DType, Manifest, ShardNote, features_of, model_of, read_note, write_shard
@@ -43,10 +44,9 @@ class EmbeddingSettings:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}; got {self.dtype!r}")
-        if self.shard_size < 1:
-            raise ValueError(f"shard_size must be at least 1; got {self.shard_size}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
+        for name in ("shard_size", "batch_size"):
+            if vars(self)[name] is not None and vars(self)[name] < 1:
+                raise ValueError(f"{name} must be at least 1; got {vars(self)[name]}")
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,6 @@ class EmbeddingJob:
     """A catalogue, a folder and the settings, without the model; made by `begin`.
 
     The unit of work is a shard. Any process with the model can make any missing shards, in any order.
-
-    Args:
-        folder: contains `manifest.json` and the finished shards.
     """
 
     catalogue: Catalogue
@@ -83,7 +80,7 @@ class EmbeddingJob:
         cls, model: ImageEncoder, catalogue: Catalogue, folder: str | PathLike[str], settings: EmbeddingSettings
     ) -> "EmbeddingJob":
         """Starts a job in a new folder, or resumes the job of this folder; see `embed_catalogue`."""
-        ids = model.config.attribute_ids(None if settings.attributes is None else list(settings.attributes))
+        ids = model.config.attribute_ids(settings.attributes)
         earlier = model_of(folder)
         manifest = Manifest(
             model=earlier if earlier is not None and model.has_fingerprint(earlier) else model.fingerprint(),
@@ -144,13 +141,12 @@ class EmbeddingJob:
     def _make_until_overtaken(
         self, model: ImageEncoder, shards: Sequence[int], batch_size: int
     ) -> Generator[int, None, int]:
-        """Makes shards until another process has finished one of them; returns how many were made here.
-
-        Images are read ahead across shards, and a shard is written while the next one is embedded.
-        """
+        """Makes shards until another process has finished one of them; returns how many were made here."""
         manifest, settings, features = self.manifest, self.settings, self.features
+        rows_of_shards = (row for shard in shards for row in range(*manifest.range_of(shard)))
+        images: Any = Subset(self.catalogue.images, array("q", rows_of_shards))  # type: ignore[arg-type]
         batches = model.encode_batches(
-            _Rows(self.catalogue.images, [manifest.range_of(shard) for shard in shards]),
+            images,
             manifest.attributes,
             batch_size=batch_size,
             num_workers=settings.num_workers,
@@ -175,33 +171,22 @@ class EmbeddingJob:
                     yield len(batch.rows) + len(batch.unreadable)
                 made, before = made + 1, before + stop - start
                 items = self.catalogue.rows(start, stop)
-                ids = items[ITEM_ID].to_pylist()
-                reasons = {str(ids[row]): reason for row, reason in unreadable.items()}
+                reasons = {str(items[ITEM_ID][row]): reason for row, reason in unreadable.items()}
                 note = ShardNote(self.catalogue.fingerprint(start, stop), reasons)
                 overtaken = writing is not None and not writing.result()
-                writing = writer.submit(
-                    write_shard,
-                    self.path_of(shard),
-                    items.take(rows),
-                    np.concatenate(vectors),
-                    manifest.attributes,
-                    features,
-                    note,
-                )
+                content = items.take(rows), np.concatenate(vectors), manifest.attributes, features, note
+                writing = writer.submit(write_shard, self.path_of(shard), *content)
             if writing is not None:
                 writing.result()
         return made
 
     def describe(self) -> EmbeddedFolder:
         """The present content of the folder, made by any process."""
-        items = 0
-        unreadable: dict[str, str] = {}
-        for shard, note in self._finished():
-            items += self.images_in([shard])
-            unreadable |= note.unreadable
-        return EmbeddedFolder(self.folder, self.manifest.num_items, items, unreadable)
+        notes = dict(self._finished())
+        unreadable = {item: reason for note in notes.values() for item, reason in note.unreadable.items()}
+        return EmbeddedFolder(self.folder, self.manifest.num_items, self.images_in(notes), unreadable)
 
-    def images_in(self, shards: Sequence[int]) -> int:
+    def images_in(self, shards: Iterable[int]) -> int:
         return sum(stop - start for start, stop in map(self.manifest.range_of, shards))
 
     def _finished(self) -> Iterator[tuple[int, ShardNote]]:
@@ -246,21 +231,3 @@ def embed_catalogue(
         for images in job.make(model, shards, batch_size):
             progress.update(images)
     return job.describe()
-
-
-class _Rows(Sequence[ImageInput]):
-    """Ranges of a long sequence, one after the other."""
-
-    def __init__(self, images: Sequence[ImageInput], ranges: Sequence[tuple[int, int]]) -> None:
-        self.images = images
-        sizes = np.array([stop - start for start, stop in ranges], dtype=np.int64)
-        self.ends = np.cumsum(sizes)
-        self.offsets = np.array([start for start, _ in ranges], dtype=np.int64) - (self.ends - sizes)
-
-    def __len__(self) -> int:
-        return int(self.ends[-1]) if len(self.ends) else 0
-
-    def __getitem__(self, place: int) -> ImageInput:  # type: ignore[override]
-        if not 0 <= place < len(self):
-            raise IndexError(place)
-        return self.images[place + int(self.offsets[np.searchsorted(self.ends, place, side="right")])]

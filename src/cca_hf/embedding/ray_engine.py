@@ -1,9 +1,8 @@
 """Embeds with the workers of a Ray cluster, or of a Ray on this machine; writes the same files.
 
 Ray Data distributes shards: each worker, an actor, loads the model and makes one missing shard after the other. When a
-worker dies, its unfinished shard is lost, and Ray starts another worker that makes this shard again. A restarted job
-distributes the missing shards only. Images and embeddings do not pass through Ray: workers read and write the disk
-that all of them share.
+worker dies, Ray starts another one that makes the unfinished shard again. Images and embeddings do not pass through
+Ray: workers read and write the disk that all of them share.
 """
 
 import contextlib
@@ -74,11 +73,7 @@ def embed_catalogue_on_ray(
                 # one shard at a time: an idle worker cannot take over a shard that waits at another worker
                 pool = ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1)
                 done = shards.map_batches(
-                    ShardMaker,
-                    fn_constructor_args=(load_model, job, tries),
-                    batch_size=1,
-                    compute=pool,
-                    **resources,
+                    ShardMaker, fn_constructor_args=(load_model, job, tries), batch_size=1, compute=pool, **resources
                 )
                 done.context.enable_progress_bars = done.context.print_on_execution_start = False
                 for row in done.iter_rows():

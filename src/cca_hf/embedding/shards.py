@@ -24,7 +24,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Features, List, Value
 
-from cca_hf.models.whole_files import staged
+from cca_hf.models.whole_files import staged, write_json
 
 DType = Literal["float32", "float16", "int8"]
 DTYPES = get_args(DType)
@@ -54,7 +54,6 @@ class Manifest:
 
     def write_or_compare(self, folder: Path) -> None:
         """Writes the manifest to a new folder, or compares it with the manifest of the folder."""
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / MANIFEST
         has_shards = any(folder.glob("embeddings-*.parquet"))  # before the next line: another process writes it first
         if not path.exists():
@@ -62,13 +61,10 @@ class Manifest:
                 raise ValueError(
                     f"{folder} contains embeddings but no {MANIFEST}: choose another folder, or delete this one"
                 )
-            with staged(folder) as unfinished:
-                (unfinished / MANIFEST).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        stored = json.loads(path.read_text(encoding="utf-8"))
+            write_json(asdict(self), path)
+        stored, wanted = json.loads(path.read_text(encoding="utf-8")), asdict(self)
         differing = [
-            f"{key} ({stored.get(key)} there, {value} now)"
-            for key, value in asdict(self).items()
-            if stored.get(key) != value
+            f"{key} ({stored.get(key)} there, {wanted[key]} now)" for key in wanted if stored.get(key) != wanted[key]
         ]
         if differing:
             raise ValueError(
@@ -126,12 +122,13 @@ def write_shard(
         return False
     columns = {name: items[name] for name in items.column_names}
     for place, attribute in enumerate(attributes):
-        kind = features[column_of(attribute)].feature.dtype
-        vectors, scales = _converted(embeddings[:, place], kind)
-        numbers = pa.array(vectors.reshape(-1))
+        vectors, dtype = embeddings[:, place], features[column_of(attribute)].feature.dtype
+        if dtype == "int8":
+            scales = np.abs(vectors).max(axis=1) / 127
+            columns[scale_column_of(attribute)] = pa.array(scales.astype(np.float32))
+            vectors = np.rint(vectors / np.where(scales > 0, scales, 1)[:, None])
+        numbers = pa.array(vectors.astype(dtype, copy=False).reshape(-1))
         columns[column_of(attribute)] = pa.FixedSizeListArray.from_arrays(numbers, vectors.shape[1])
-        if scales is not None:
-            columns[scale_column_of(attribute)] = pa.array(scales)
     schema = features.arrow_schema
     metadata = {**schema.metadata, _METADATA: json.dumps(asdict(note)).encode()}
     table = pa.table({name: columns[name] for name in features}).cast(schema).replace_schema_metadata(metadata)
@@ -149,11 +146,3 @@ def write_shard(
 
 def read_note(path: Path) -> ShardNote:
     return ShardNote(**json.loads(pq.read_metadata(path).metadata[_METADATA]))
-
-
-def _converted(vectors: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
-    if dtype != "int8":
-        return np.ascontiguousarray(vectors, dtype=dtype), None
-    scales = np.abs(vectors).max(axis=1) / 127
-    divisors = np.where(scales > 0, scales, 1)[:, None]
-    return np.rint(vectors / divisors).astype(np.int8), scales.astype(np.float32)

@@ -1,8 +1,7 @@
 """Vision backbones of transformers behind one interface: pixel values in, a sequence of image tokens out.
 
 Transformers return tokens (batch, tokens, channels), with or without CLS and register tokens before them.
-Convolutional networks return feature maps (batch, channels, height, width). Their other differences are handled here
-too: position embeddings, image processors, and modules for a pooled output, which is not used. Those are removed,
+Convolutional networks return feature maps (batch, channels, height, width). Modules for a pooled output are removed,
 because DistributedDataParallel stops at parameters without a gradient.
 """
 
@@ -29,9 +28,7 @@ else:  # ViTImageProcessor would work too, but with a warning
 
 logger = logging.get_logger(__name__)
 
-DEFAULT_IMAGE_SIZE = 224
 FEATURE_MAP_HIDDEN_SIZE = 256
-HEAD_DIM = 32
 
 # Modules that compute only the pooled output, by model type.
 POOLING_MODULES = {
@@ -72,8 +69,7 @@ class ImageTokens(nn.Module):
         """Compute the half without parameters: sequences of cells, earlier levels averaged down to `feature_grid`.
 
         Args:
-            features: the maps of `feature_levels` and, last, the backbone's output; each (batch, tokens, channels) or
-                (batch, channels, height, width).
+            features: the result of `extract_features` for `feature_levels`.
             image_size: (height, width) of the pixel values.
 
         Returns:
@@ -86,15 +82,14 @@ class ImageTokens(nn.Module):
 
     def forward(self, flattened: list[torch.Tensor]) -> torch.Tensor:
         """Project and concatenate the result of `flatten`: tokens (batch, 1 + ..., hidden_size), the summary first."""
-        parts = []
-        for place, tokens in enumerate(flattened):
-            level = len(flattened) - 1 - place
-            if not self.is_identity:
-                tokens = self.layernorms[level](self.projections[level](tokens)) + self.level_embeddings.weight[level]
-            if place == 0 and self.num_prefix_tokens == 0:
-                parts.append(tokens.mean(dim=1, keepdim=True))
-            parts.append(tokens)
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        if not self.is_identity:
+            flattened = [
+                self.layernorms[level](self.projections[level](cells)) + self.level_embeddings.weight[level]
+                for level, cells in zip(range(len(flattened) - 1, -1, -1), flattened, strict=True)
+            ]
+        if self.num_prefix_tokens == 0:
+            flattened = [flattened[0].mean(dim=1, keepdim=True), *flattened]
+        return torch.cat(flattened, dim=1) if len(flattened) > 1 else flattened[0]
 
     def _flatten(
         self, feature: torch.Tensor, image_size: tuple[int, int], *, pool: bool
@@ -168,19 +163,14 @@ def interpolates_positions(backbone: PreTrainedModel) -> bool:
 
 
 def extract_features(
-    backbone: PreTrainedModel, pixel_values: torch.Tensor, feature_levels: Sequence[int], interpolate: bool
+    backbone: PreTrainedModel, pixel_values: torch.Tensor, feature_levels: Sequence[int] | None, interpolate: bool
 ) -> list[torch.Tensor]:
-    """The hidden states of `feature_levels` and, last, the backbone's output.
+    """The hidden states of `feature_levels` (`None`: of all) and, last, the backbone's output.
 
     Each is (batch, tokens, channels) or (batch, channels, height, width).
     """
-    outputs = _run(backbone, pixel_values, interpolate, hidden_states=bool(feature_levels))
-    return [*(outputs.hidden_states[level] for level in feature_levels), outputs.last_hidden_state]
-
-
-def _run(backbone: PreTrainedModel, pixel_values: torch.Tensor, interpolate: bool, *, hidden_states: bool) -> Any:
     config, size = backbone.config, tuple(pixel_values.shape[-2:])
-    arguments = {"output_hidden_states": True} if hidden_states else {}
+    arguments = {"output_hidden_states": True} if feature_levels is None or feature_levels else {}
     # transformers interpolates only square tables of positions; a backbone made for this size needs no interpolation
     if interpolate and size != height_and_width(config.image_size):
         arguments["interpolate_pos_encoding"] = True
@@ -189,7 +179,10 @@ def _run(backbone: PreTrainedModel, pixel_values: torch.Tensor, interpolate: boo
         # on a grid smaller than its windows, Swin would shrink the windows but not their tables of positions
         if -(-min(size) // last_stride) < config.window_size:
             arguments["always_partition"] = True
-    return backbone(pixel_values, **arguments)
+    outputs = backbone(pixel_values, **arguments)
+    if feature_levels is None:
+        return [*outputs.hidden_states, outputs.last_hidden_state]
+    return [*(outputs.hidden_states[level] for level in feature_levels), outputs.last_hidden_state]
 
 
 def parameters_of_levels(backbone: PreTrainedModel, config: PreTrainedConfig, num_levels: int) -> list[nn.Parameter]:
@@ -226,7 +219,7 @@ def native_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def image_size_of(config: PreTrainedConfig) -> int | list[int]:
     """The image size of a native configuration: the side of a square, or [height, width]."""
-    size = config.to_dict().get("image_size") or DEFAULT_IMAGE_SIZE
+    size = config.to_dict().get("image_size") or 224
     height, width = height_and_width(size)
     return height if height == width else [height, width]
 
@@ -253,18 +246,18 @@ def describe_backbone(
     """
     native.eval()
     size = height_and_width(image_size)
-    image, interpolate = _blank_image(native, size), interpolates_positions(native)
-    outputs = _run(native, image, interpolate, hidden_states=True)
-    output = outputs.last_hidden_state
+    *states, output = extract_features(native, _blank_image(native, size), None, interpolates_positions(native))
     if output.ndim not in (3, 4):
         raise ValueError(
             f"{type(native).__name__} returns neither image tokens (batch, tokens, channels) nor a feature map "
             f"(batch, channels, height, width): its last_hidden_state has shape {tuple(output.shape)}"
         )
     levels = config_fields.get("feature_levels")
-    if levels is None:
-        levels = _default_feature_levels(outputs.hidden_states, output)
-    features = [*(outputs.hidden_states[level] for level in levels), output]
+    if levels is None:  # the last hidden state of each of the three resolutions above the output's
+        *sizes, last = [feature[0].numel() // _channels(feature) for feature in (*states, output)]
+        finer = sorted({size for size in sizes if size > last})[:3]
+        levels = sorted(max(level for level, s in enumerate(sizes) if s == size) for size in finer)
+    features = [*(states[level] for level in levels), output]
     backbone_config = copy.deepcopy(native.config)
     num_prefix_tokens = 0
     if output.ndim == 3:  # CLS, distillation and register tokens come before the grid
@@ -286,7 +279,7 @@ def describe_backbone(
         )
         described |= {
             "hidden_size": hidden_size,
-            "num_attention_heads": _num_heads(hidden_size),
+            "num_attention_heads": max(n for n in range(1, max(1, hidden_size // 32) + 1) if hidden_size % n == 0),
             "intermediate_size": 2 * hidden_size,
             "layer_norm_eps": 1e-6,
             # measured on MobileNetV2: with the mean of the tokens as residual, the mAP of colour is half as high
@@ -295,19 +288,8 @@ def describe_backbone(
     return described
 
 
-def _default_feature_levels(hidden_states: Sequence[torch.Tensor], output: torch.Tensor) -> list[int]:
-    """The last hidden state of each of the three resolutions above the output's; empty if they are all equal."""
-    *sizes, last = [feature[0].numel() // _channels(feature) for feature in (*hidden_states, output)]
-    finer = sorted({size for size in sizes if size > last})[:3]
-    return sorted(max(level for level, s in enumerate(sizes) if s == size) for size in finer)
-
-
 def _channels(feature: torch.Tensor) -> int:
     return feature.shape[2] if feature.ndim == 3 else feature.shape[1]
-
-
-def _num_heads(hidden_size: int) -> int:
-    return next(heads for heads in range(max(1, hidden_size // HEAD_DIM), 0, -1) if hidden_size % heads == 0)
 
 
 def load_backbone_processor(name: str, hub_kwargs: dict[str, Any]) -> BaseImageProcessor | None:

@@ -1,8 +1,4 @@
-"""Configuration of conditional cross-attention (CCA), Song et al., ICCV 2023, https://arxiv.org/abs/2307.13254.
-
-It has three parts: how an attribute becomes a query (`ConditionConfig`, which ASEN has too), the transformer layer
-that the query goes through (`ConditionalLayerConfig`, which CSN has too), and their base (`AttributeConfig`).
-"""
+"""Configuration of conditional cross-attention (CCA), Song et al., ICCV 2023, https://arxiv.org/abs/2307.13254."""
 
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +10,7 @@ from .configuration_images import AttributeConfig
 
 @strict
 class ConditionConfig(AttributeConfig):
-    r"""How an attribute becomes a query.
+    r"""How an attribute becomes a query, in CCA and ASEN.
 
     Args:
         condition_embedding: `"one_hot"` and `"lookup"` as in the paper; `"text"` makes the query from the attribute's
@@ -25,10 +21,7 @@ class ConditionConfig(AttributeConfig):
         attribute_texts: the embedded texts by attribute name. Optional.
     """
 
-    fields_without_effect: ClassVar[set[str]] = AttributeConfig.fields_without_effect | {
-        "text_encoder",
-        "attribute_texts",
-    }
+    fields_without_effect: ClassVar[set[str]] = {"text_encoder", "attribute_texts"}
 
     condition_embedding: Literal["one_hot", "lookup", "text", "none"] = "one_hot"
     text_embedding_dim: int | None = None
@@ -51,7 +44,7 @@ class ConditionConfig(AttributeConfig):
 
 @strict
 class ConditionalLayerConfig(AttributeConfig):
-    r"""The conditional layer. Its fields are named as in `ViTConfig`.
+    r"""The conditional layer of CCA and CSN. Its fields are named as in `ViTConfig`.
 
     Args:
         replaces_last_layer: the conditional layer replaces the backbone's last layer, and the final normalisation of
@@ -61,10 +54,7 @@ class ConditionalLayerConfig(AttributeConfig):
         hidden_dropout_prob, attention_probs_dropout_prob: dropout while training.
     """
 
-    fields_without_effect: ClassVar[set[str]] = AttributeConfig.fields_without_effect | {
-        "hidden_dropout_prob",
-        "attention_probs_dropout_prob",
-    }
+    fields_without_effect: ClassVar[set[str]] = {"hidden_dropout_prob", "attention_probs_dropout_prob"}
 
     replaces_last_layer: bool = True
     residual: Literal["image", "condition", "none"] = "image"
@@ -102,9 +92,6 @@ class CCAConfig(ConditionConfig, ConditionalLayerConfig):
     """
 
     model_type = "cca"
-    fields_without_effect: ClassVar[set[str]] = (
-        ConditionConfig.fields_without_effect | ConditionalLayerConfig.fields_without_effect
-    )
 
 
 CCAConfig.register_for_auto_class()

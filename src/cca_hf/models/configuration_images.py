@@ -1,8 +1,4 @@
-"""Configurations that every family shares: a model on an image backbone, and one that embeds images by attribute.
-
-`ImageModelConfig` is the base of all configurations, `AttributeConfig` of those with attributes. It contains the names
-of the attributes and of their values, so that a checkpoint explains itself.
-"""
+"""Configurations that every family shares: a model on an image backbone, and one that embeds images by attribute."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -51,7 +47,7 @@ class ImageModelConfig(PreTrainedConfig):
     """
 
     sub_configs: ClassVar[dict] = {"backbone_config": AutoConfig}
-    # Fields that change no embedding: names, and settings of training.
+    # Fields of this class that change no embedding: names, and settings of training.
     fields_without_effect: ClassVar[set[str]] = {"backbone_name", "freeze_batch_norm", "initializer_range"}
 
     backbone_config: dict | PreTrainedConfig | None = None
@@ -86,14 +82,9 @@ class ImageModelConfig(PreTrainedConfig):
 
     @classmethod
     def refuse_unknown_fields(cls, names: Iterable[str], *, with_backbone: bool = False) -> None:
-        """Check the names of keyword arguments.
+        """Raise `TypeError` for the first of `names` that is neither a field nor a common keyword of transformers.
 
-        Args:
-            names: the names to check.
-            with_backbone: also allow the fields of the default backbone, a ViT.
-
-        Raises:
-            TypeError: for the first name that is neither a field nor a common keyword of transformers.
+        `with_backbone` also allows the fields of the default backbone, a ViT.
         """
         known = fields_of(cls) | (fields_of(CONFIG_MAPPING["vit"]) if with_backbone else set())
         for name in sorted(set(names) - known - _COMMON_KEYWORDS - {field.name for field in fields(PreTrainedConfig)}):
@@ -150,7 +141,7 @@ class AttributeConfig(ImageModelConfig):
             removes the other attributes from it; see `modeling_conditional.py`. Fitted at the end of training.
     """
 
-    fields_without_effect: ClassVar[set[str]] = ImageModelConfig.fields_without_effect | {"attribute_values"}
+    fields_without_effect: ClassVar[set[str]] = {"attribute_values"}
 
     attributes: list[str] | tuple[str, ...] = ()
     attribute_values: dict[str, list[str]] | None = None
@@ -184,11 +175,18 @@ class AttributeConfig(ImageModelConfig):
         hint = did_you_mean(str(name), self.attributes, cutoff=0.5)
         raise ValueError(f"unknown attribute {name!r}.{hint} This model knows {self.attributes}.")
 
-    def attribute_ids(self, names: str | list[str] | tuple[str, ...] | None = None) -> list[int]:
-        """The ids of one name, of several names, or of all attributes (`None`)."""
+    def attribute_ids(self, names: str | Sequence[str] | None = None) -> list[int]:
+        """The ids of one name, of several names, or of all attributes (`None`).
+
+        Raises:
+            ValueError: for an unknown name (see `attribute_id`), or no name.
+        """
         if names is None:
             return list(range(len(self.attributes)))
-        return [self.attribute_id(name) for name in ([names] if isinstance(names, str) else names)]
+        ids = [self.attribute_id(name) for name in ([names] if isinstance(names, str) else names)]
+        if not ids:
+            raise ValueError("attributes is empty: name at least one, or leave it out for all")
+        return ids
 
 
 def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:

@@ -5,8 +5,6 @@ attention. Its parameters are named as in transformers' ViT, so that the weights
 load into it.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -107,12 +105,12 @@ class CrossAttention(nn.Module):
                 attention_mask = (~attention_mask).to(query.dtype) * torch.finfo(query.dtype).min
             attention_mask = attention_mask.to(query.dtype)
         weights: torch.Tensor | None
-        if implementation in ("eager", "sdpa") and self._keys_cost_more(query.shape[2]):
+        # per token and channel, keys and values cost `inner_dim` products; without them it is queries * heads
+        plain = type(self.k_proj) is type(self.v_proj) is nn.Linear  # not quantised, and without an adapter
+        if implementation in ("eager", "sdpa") and plain and query.shape[2] < self.head_dim:
             attended, weights = self._attend_without_keys(query, token_states, attention_mask)
         else:
-            attend: Callable = eager_attention_forward
-            if implementation != "eager":
-                attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
             attended, weights = attend(
                 self,
                 query,
@@ -124,11 +122,6 @@ class CrossAttention(nn.Module):
             )
         output = self.o_proj(attended.flatten(2))  # (B, Q, heads, head_dim) -> (B, Q, output_dim)
         return output, weights if output_attentions else None
-
-    def _keys_cost_more(self, num_queries: int) -> bool:
-        """Per token and channel, keys and values cost `inner_dim` products; without them it is queries * heads."""
-        plain = type(self.k_proj) is type(self.v_proj) is nn.Linear  # not quantised, and without an adapter
-        return plain and num_queries < self.head_dim
 
     def _attend_without_keys(
         self, query: torch.Tensor, token_states: torch.Tensor, attention_mask: torch.Tensor | None

@@ -1,18 +1,16 @@
 """From images and attribute names to arrays: reading ahead, batching and the progress bar around a forward pass.
 
-Threads read images while the model computes (decoders release Python's lock), at most two batches ahead, so that only
-the result grows with the number of images. On an accelerator the result of a batch is fetched after the next batch has
-been started, and all batches have one size.
+Threads read images while the model computes (decoders release Python's lock), at most two batches ahead. On an
+accelerator the result of a batch is fetched after the next batch has been started, and all batches have one size.
 """
 
-import math
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
 from threading import Lock
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -24,7 +22,6 @@ from .configuration_images import AttributeConfig
 from .images import ImageInput, ImageReader, UnreadableImageError, load_image
 
 _MOST_WORKERS = 8  # beyond, threads wait for each other
-_BATCHES_AHEAD = 2
 
 
 class ImageBatch(NamedTuple):
@@ -42,6 +39,8 @@ class ImageEncoder:
     image_processor: BaseImageProcessor
     device: torch.device
     dtype: torch.dtype
+    # pixel values and ids (batch, k) -> an output with `embeddings` (batch, k, dim)
+    __call__: Callable[..., Any]
 
     def fingerprint(self) -> str:
         """A hash that is stored with embeddings, so that those of two models are never mixed."""
@@ -52,12 +51,13 @@ class ImageEncoder:
         return fingerprint == self.fingerprint()
 
     def in_eval_mode(self) -> Self:
-        """This object, which has no training mode; a model may return a copy."""
+        """This object, or a copy of a model that is in training mode."""
         return self
 
+    @torch.inference_mode()
     def _embed(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
-        """`pixel_values` (batch, 3, height, width), `attribute_ids` (k,) -> (batch, k, dim), without gradient."""
-        raise NotImplementedError
+        """Ids (k,) -> (batch, k, dim)."""
+        return self(pixel_values, attribute_ids=attribute_ids.expand(len(pixel_values), -1)).embeddings
 
     def encode(
         self,
@@ -92,9 +92,8 @@ class ImageEncoder:
             raise ValueError(f"output must be 'numpy' or 'torch'; got {output!r}")
         sequence = as_sequence(images)
         batches = self.encode_batches(sequence, attributes, batch_size=batch_size, num_workers=num_workers)
-        num_attributes = len(self.config.attribute_ids(_names(attributes)))
-        dim = self.config.embedding_dim or self.config.hidden_size
-        embeddings = torch.empty(len(sequence), num_attributes, dim)
+        num_attributes = len(self.config.attribute_ids(attributes))
+        embeddings = torch.empty(len(sequence), num_attributes, self.config.embedding_dim or self.config.hidden_size)
         show = len(sequence) > batch_size if show_progress is None else show_progress
         with logging.tqdm(total=len(sequence), desc="Encoding", unit="image", disable=not show) as progress:
             for batch in batches:
@@ -117,11 +116,13 @@ class ImageEncoder:
             on_unreadable: `"skip"` leaves out images that cannot be read, and reports them in `unreadable`.
 
         Yields:
-            An [`ImageBatch`] for every `batch_size` images, without those that cannot be read; its `values` are
-            (images, attributes, dim) float32 on the CPU.
+            An [`ImageBatch`] for every `batch_size` images, with `values` (images, attributes, dim) on the CPU.
         """
-        ids = self.config.attribute_ids(_names(attributes))  # here, so that a wrong name raises at once
-        return self._encode_batches(images, ids, batch_size, num_workers, on_unreadable)
+        ids = self.config.attribute_ids(attributes)  # here, so that a wrong name raises at once
+        batches = pixel_batches(
+            self, images, batch_size=batch_size, num_workers=num_workers, on_unreadable=on_unreadable
+        )
+        return self._encode_batches(batches, ids)
 
     def embed_pixels(self, pixel_values: torch.Tensor, attribute_ids: Sequence[int]) -> torch.Tensor:
         """As [`encode`], for images that have been read already, as in a server.
@@ -129,27 +130,15 @@ class ImageEncoder:
         Args:
             pixel_values: (batch, 3, height, width) from `ImageReader.scale`, on the model's device.
             attribute_ids: indices into `config.attributes`.
-
-        Returns:
-            (batch, attributes, dim) float32 on the CPU, L2-normalised.
         """
         ids = torch.tensor(list(attribute_ids), dtype=torch.long, device=self.device)
         return self.in_eval_mode()._embed(pixel_values, ids).float().cpu()
 
-    def _encode_batches(
-        self,
-        images: Sequence[ImageInput],
-        ids: list[int],
-        batch_size: int,
-        num_workers: int | None,
-        on_unreadable: Literal["error", "skip"],
-    ) -> Iterator[ImageBatch]:
+    def _encode_batches(self, batches: Iterator[ImageBatch], ids: list[int]) -> Iterator[ImageBatch]:
         model = self.in_eval_mode()
         attribute_ids = torch.tensor(ids, dtype=torch.long, device=self.device)
         running: ImageBatch | None = None
-        for batch in pixel_batches(
-            self, images, batch_size=batch_size, num_workers=num_workers, on_unreadable=on_unreadable
-        ):
+        for batch in batches:
             if batch.rows:
                 values = model._embed(batch.values, attribute_ids)
             else:  # none of the images could be read
@@ -185,7 +174,7 @@ def pixel_batches(
     rows: list[int] = []
     pixels: list[torch.Tensor] = []
     unreadable: dict[int, UnreadableImageError] = {}
-    for row, read in enumerate(_read_ahead(reader, images, num_workers, _BATCHES_AHEAD * batch_size)):
+    for row, read in enumerate(_read_ahead(reader, images, num_workers, 2 * batch_size)):
         if isinstance(read, UnreadableImageError):
             if on_unreadable == "error":
                 raise UnreadableImageError(f"images[{row}]: {read}") from read
@@ -241,53 +230,6 @@ def _fetch(batch: ImageBatch) -> ImageBatch:
     return batch._replace(values=batch.values[: len(batch.rows)].float().cpu())
 
 
-def compute_attention_maps(
-    model: PreTrainedModel,
-    images: ImageInput | Sequence[ImageInput],
-    attributes: str | Sequence[str] | None,
-    *,
-    batch_size: int,
-) -> np.ndarray:
-    """See `CCAModel.attention_maps`."""
-    attribute_ids = torch.tensor(model.config.attribute_ids(_names(attributes)), dtype=torch.long)
-    maps = []
-    model = model.in_eval_mode()
-    for batch in pixel_batches(model, as_sequence(images), batch_size=batch_size):
-        conditions = attribute_ids.to(batch.values.device).expand(len(batch.values), -1)
-        maps.append(_attend(model, batch.values, conditions)[: len(batch.rows)].cpu().numpy())
-    if not maps:
-        raise ValueError("no attention maps without images: images is empty")
-    return np.concatenate(maps)
-
-
-@torch.inference_mode()
-def _attend(model: PreTrainedModel, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
-    tokens, grids = model.tokens_and_grids(pixel_values)
-    weights = model.condition_tokens(tokens, attribute_ids, output_attentions=True).attentions
-    if weights is None:
-        raise RuntimeError("the conditional layer returned no attention weights")
-    # the tokens are: summary or prefix, the output's grid, then the grids of earlier levels (see ImageTokens)
-    place = max(1, model.config.num_prefix_tokens)
-    height, width = max(grids, key=math.prod)
-    total = torch.zeros(*weights.shape[:3], height, width, dtype=torch.float32, device=weights.device)
-    for level, (rows, columns) in enumerate(grids):
-        if level > 0:
-            place += model.config.num_prefix_tokens
-        cells = weights[..., place : place + rows * columns].float().unflatten(-1, (rows, columns))
-        place += rows * columns
-        total += _spread(cells, height, width)
-    return total
-
-
-def _spread(cells: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """(..., rows, columns) on a finer grid: the finer cells share the value of their coarse cell equally."""
-    rows, columns = cells.shape[-2:]
-    row = torch.arange(height, device=cells.device) * rows // height  # the coarse row of each finer row
-    column = torch.arange(width, device=cells.device) * columns // width
-    sharing = torch.bincount(row, minlength=rows)[:, None] * torch.bincount(column, minlength=columns)
-    return (cells / sharing)[..., row[:, None], column]
-
-
 def as_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:
     """A list of the image if it is a single one; a column of a data set is returned as it is, and read lazily."""
     if isinstance(images, (str, PathLike, bytes, dict, Image.Image)):
@@ -295,12 +237,3 @@ def as_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInpu
     if isinstance(images, np.ndarray):
         return list(images) if images.ndim == 4 else [images]
     return images
-
-
-def _names(attributes: str | Sequence[str] | None) -> list[str] | None:
-    if attributes is None:
-        return None
-    names = [attributes] if isinstance(attributes, str) else list(attributes)
-    if not names:
-        raise ValueError("attributes is empty: name at least one, or leave it out for all")
-    return names

@@ -1,12 +1,9 @@
 """Read images of any kind as `pixel_values`, in training, evaluation and use alike.
 
-`load_image` decodes to an upright 8-bit RGB `PIL.Image`. `Image.convert("RGB")` alone ignores the EXIF orientation of
-phones, clips the 16-bit greys of scanners to white, and shows the hidden colour of transparent pixels, mostly black.
-
-`ImageReader` computes the pixel values of an image processor in a fraction of its time. torch resizes the 8-bit
-levels, and scales a batch of them on the model's device. If `simplejpeg` is installed (`pip install "cca_hf[fast]"`),
-it decodes plain JPEGs, to the same bytes. The resizing is that of transformers' torchvision backend: a value differs
-from PIL's by at most one of the 256 levels (two if a bicubic resampling enlarges).
+`ImageReader` computes the pixel values of an image processor in a fraction of its time: torch resizes 8-bit levels,
+and scales a batch of them on the model's device. `simplejpeg` decodes plain JPEGs, to the same bytes, if it is
+installed. The resizing is that of transformers' torchvision backend: a value differs from PIL's by at most one of the
+256 levels (two if a bicubic resampling enlarges).
 """
 
 import base64
@@ -42,6 +39,9 @@ class UnreadableImageError(ValueError):
 def load_image(image: ImageInput) -> Image.Image:
     """Decode an image to upright 8-bit RGB.
 
+    `Image.convert("RGB")` alone would ignore the EXIF orientation of phones, clip the 16-bit greys of scanners to
+    white, and show the hidden colour of transparent pixels, mostly black.
+
     Args:
         image: a path, a URL (`http://`, `https://` or `data:`), encoded bytes, the `{"bytes", "path"}` of an undecoded
             `datasets.Image`, a PIL image, or an array of shape (height, width) or (height, width, 1 | 3 | 4): `uint8`,
@@ -51,7 +51,7 @@ def load_image(image: ImageInput) -> Image.Image:
         UnreadableImageError: if the image is missing, truncated, not an image, or an array of another kind.
     """
     try:
-        return _to_rgb(_open(image))
+        return _to_rgb(_open(_source(image)))
     except UnreadableImageError:
         raise
     # A broken file or a dead server can raise anything: Pillow's decoders struct.error, RuntimeError, EOFError and
@@ -126,12 +126,11 @@ class ImageReader:
 def decode_plain_jpeg(image: ImageInput) -> np.ndarray | None:
     """Levels (height, width, 3) of a JPEG in colour or grey that has no orientation mark.
 
-    Returns `None` for any other input, for a broken JPEG, and if `simplejpeg` is not installed. `load_image` then
-    reads the image or raises an error.
+    Returns `None` for any other input, for a broken JPEG, and if `simplejpeg` is not installed.
     """
     if simplejpeg is None:
         return None
-    encoded = _jpeg_bytes(image)
+    encoded = _jpeg_bytes(_source(image))
     if encoded is None or any(mark in encoded for mark in _ORIENTATION_MARKS):
         return None
     try:
@@ -144,10 +143,17 @@ def decode_plain_jpeg(image: ImageInput) -> np.ndarray | None:
         return None
 
 
+def _source(image: ImageInput) -> ImageInput:
+    """The bytes or the path in an undecoded `datasets.Image`; another image as it is."""
+    if not isinstance(image, dict):
+        return image
+    source = image["bytes"] if image.get("bytes") is not None else image.get("path")
+    if source is None:
+        raise UnreadableImageError("an image given as a dict needs 'bytes' or 'path'; both are missing")
+    return source
+
+
 def _jpeg_bytes(image: ImageInput) -> bytes | None:
-    if isinstance(image, dict):
-        source = image.get("bytes") if image.get("bytes") is not None else image.get("path")
-        return None if source is None else _jpeg_bytes(source)
     if isinstance(image, bytes):
         return image if image.startswith(_JPEG_START) else None
     if not isinstance(image, (str, PathLike)) or "://" in (path := fspath(image)) or path.startswith("data:"):
@@ -165,11 +171,6 @@ def _open(image: ImageInput) -> Image.Image:
         return image
     if isinstance(image, np.ndarray):
         return _from_array(image)
-    if isinstance(image, dict):
-        source = image["bytes"] if image.get("bytes") is not None else image.get("path")
-        if source is None:
-            raise UnreadableImageError("an image given as a dict needs 'bytes' or 'path'; both are missing")
-        return _open(source)
     if isinstance(image, bytes):
         return Image.open(io.BytesIO(image))
     if isinstance(image, (str, PathLike)):

@@ -4,10 +4,9 @@ Song, Hwang, Yoon, Choi, Gu: "Conditional Cross Attention Network for Multi-Spac
 Only a SINGLE Network", ICCV 2023, https://arxiv.org/abs/2307.13254.
 
 From the paper: the self-attention of a ViT's last layer becomes cross-attention with the condition; one-hot and lookup
-conditions. Our reading: the condition is the query, and keys and values come from the image (the reverse gives a
-constant); one query row per condition, not one per token (equal rows, O(N) cost); the choices of residual. Ours: other
-backbones, with the layer on top and, for feature maps, attention to earlier maps too; one pass for all conditions of
-an image.
+conditions. Our reading: the condition is the query, one row for each condition; keys and values come from the image;
+the choices of residual. Ours: other backbones, with the layer on top and, for feature maps, attention to earlier maps
+too; one pass for all conditions of an image.
 """
 
 import copy
@@ -50,17 +49,6 @@ if TYPE_CHECKING:  # not run, but transformers reads this import, and so saves t
     from .sentence_transformers_cca import CCAInputModule as CCAInputModule
 
 
-class ConditionalMLP(nn.Module):
-    def __init__(self, config: ConditionalLayerConfig):
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
-
-
 class ConditionalCrossAttentionLayer(GradientCheckpointingLayer):
     """The transformer layer in which conditions attend to an image. Its modules are named as in the ViT layer.
 
@@ -79,7 +67,10 @@ class ConditionalCrossAttentionLayer(GradientCheckpointingLayer):
             dropout=config.attention_probs_dropout_prob,
         )
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = ConditionalMLP(config)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("fc1", nn.Linear(config.hidden_size, config.intermediate_size))
+        self.mlp.add_module("activation_fn", ACT2FN[config.hidden_act])
+        self.mlp.add_module("fc2", nn.Linear(config.intermediate_size, config.hidden_size))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
@@ -143,11 +134,9 @@ class CCAModel(ConditionalPreTrainedModel):
     def _add_layer(self, config: Any) -> None:
         self.conditional_layer = ConditionalCrossAttentionLayer(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.projection = (
-            nn.Identity()
-            if config.embedding_dim is None
-            else nn.Linear(config.hidden_size, config.embedding_dim, bias=False)
-        )
+        self.projection: nn.Module = nn.Identity()
+        if config.embedding_dim is not None:
+            self.projection = nn.Linear(config.hidden_size, config.embedding_dim, bias=False)
 
     @classmethod
     def from_backbone(
@@ -195,9 +184,9 @@ class CCAModel(ConditionalPreTrainedModel):
                 "condition_embedding='text' and text_embeddings, a vector for each attribute, go together"
             )
         texts = None if text_embeddings is None else stack_texts(list(attributes), text_embeddings)
+        name = image_processor = None
         if isinstance(backbone, PreTrainedConfig):
-            name, native = None, AutoModel.from_config(native_config(copy.deepcopy(backbone)))
-            image_processor = None
+            native = AutoModel.from_config(native_config(copy.deepcopy(backbone)))
         else:
             name = fspath(backbone)
             hub_kwargs: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
@@ -213,16 +202,14 @@ class CCAModel(ConditionalPreTrainedModel):
             "backbone_name": name,
             "image_size": size if isinstance(size, int) else list(size),
             "freeze_batch_norm": name is not None,
+            "text_embedding_dim": None if texts is None else texts.shape[1],
+            "attributes": list(attributes),
         }
-        if texts is not None:
-            described["text_embedding_dim"] = texts.shape[1]
+        if isinstance(attributes, Mapping):
+            described["attribute_values"] = {key: list(values) for key, values in attributes.items()}
+        fields = fields_of(cls.config_class)
         config = cls.config_class(
-            attributes=list(attributes),
-            attribute_values={key: list(values) for key, values in attributes.items()}
-            if isinstance(attributes, Mapping)
-            else {},
-            **{name: value for name, value in described.items() if name in fields_of(cls.config_class)}
-            | config_fields,
+            **{name: value for name, value in described.items() if name in fields} | config_fields
         )
         config._attn_implementation = attn_implementation
         model = cls(config)
@@ -245,11 +232,7 @@ class CCAModel(ConditionalPreTrainedModel):
             self.layernorm.load_state_dict(native.layernorm.state_dict())
 
     def freeze_backbone(self, num_levels: int | None = None) -> Self:
-        """Exclude the backbone, or its early layers, from training.
-
-        Args:
-            num_levels: freeze only the layers that compute the first `num_levels` maps of `config.feature_levels`;
-                later layers are still trained. `None` freezes the whole backbone.
+        """Exclude the backbone from training, or only the layers that compute the first `num_levels` feature levels.
 
         Raises:
             ValueError: if the model has fewer levels.
@@ -275,7 +258,6 @@ class CCAModel(ConditionalPreTrainedModel):
         """Add an attribute to a model with text conditions, without training. It becomes the last attribute.
 
         Args:
-            name: name of the attribute; saved with the model.
             text_embedding: (text_embedding_dim,), from the encoder that `config.text_encoder` names.
 
         Raises:
@@ -300,9 +282,9 @@ class CCAModel(ConditionalPreTrainedModel):
         return self.project_features(features), grids
 
     def _features_and_grids(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
-        levels = self.config.feature_levels
         # convolutions run up to 2.4 times faster on a CPU with channels last; a ViT's patch embedding does not care
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        levels = self.config.feature_levels
         features = extract_features(self.backbone, pixel_values, levels, self.interpolates_positions)
         height, width = pixel_values.shape[-2:]
         return self.image_tokens.flatten(features, (height, width))

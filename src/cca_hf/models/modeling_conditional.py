@@ -1,12 +1,11 @@
-"""The base of all models that embed images by attribute: conditions, subspaces, `forward`, `encode`.
+"""The base of all models that embed images by attribute: conditions, subspaces, `forward`, attention maps.
 
-A model implements `get_backbone_features`, `project_features`, `tokens_and_grids` and `_embed_tokens`. The models are
-CCA and the baselines that it is compared with (CSN, ASEN, one network per attribute).
+A model implements `get_backbone_features`, `project_features`, `tokens_and_grids` and `_embed_tokens`.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +17,9 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_images import AttributeConfig
-from .encoding import ImageEncoder, compute_attention_maps
+from .encoding import ImageEncoder, as_sequence, pixel_batches
 from .images import ImageInput
-from .modeling_images import ImagePreTrainedModel
+from .modeling_images import ImagePreTrainedModel, digest_of_weights
 
 Vector = torch.Tensor | np.ndarray | Sequence[float]
 
@@ -42,8 +41,7 @@ class ConditionEmbedding(nn.Module):
     """The query vector q_c of every condition.
 
     one_hot: q_c = W onehot(c) + b.   lookup: q_c = ReLU(M[c]).   none: q_c = q, the same for every attribute.
-    text: q_c = P t_c, where t_c is a frozen text encoder's embedding of the attribute's name, L2-normalised. The t_c
-    are stored, so that only new attributes need the text encoder.
+    text: q_c = P t_c, where t_c is a frozen text encoder's embedding of the attribute's name, L2-normalised.
     """
 
     texts: torch.Tensor  # (num_conditions, text_embedding_dim)
@@ -120,9 +118,8 @@ def stack_texts(names: Sequence[str], text_embeddings: Mapping[str, Vector]) -> 
 class AttributeSubspaces(nn.Module):
     """Projects each attribute's embedding on the subspace that separates its values. Ours, not the paper's.
 
-    An embedding also contains traces of other attributes, which a simple classifier can read: the loss does not depend
-    on them once the values of its attribute are separated. So the last step of a model with `attribute_subspaces` is
-    one linear map for each attribute,
+    An embedding also contains traces of other attributes, which a simple classifier can read. So the last step of a
+    model with `attribute_subspaces` is one linear map for each attribute,
 
         e_c = normalise(P_c e + b_c),        e the normalised embedding before it
 
@@ -143,13 +140,13 @@ class AttributeSubspaces(nn.Module):
     @torch.no_grad()
     def init_weights(self) -> None:
         """As `reset`, but without a change of loaded values."""
-        init.copy_(self.projections, torch.eye(self.projections.shape[-1]).expand_as(self.projections))
+        init.copy_(self.projections, torch.eye(self.offsets.shape[1]).expand_as(self.projections))
         init.zeros_(self.offsets)
 
     @torch.no_grad()
     def reset(self) -> None:
         """Set the maps back to the identity."""
-        self.projections.copy_(torch.eye(self.projections.shape[-1]).expand_as(self.projections))
+        self.projections.copy_(torch.eye(self.offsets.shape[1]))
         self.offsets.zero_()
 
     @torch.no_grad()
@@ -160,7 +157,7 @@ class AttributeSubspaces(nn.Module):
 
     def append(self) -> None:
         """Add an attribute, whose embeddings do not change."""
-        self.projections = torch.cat([self.projections, torch.eye(len(self.offsets[0])).to(self.projections)[None]])
+        self.projections = torch.cat([self.projections, torch.eye(self.offsets.shape[1]).to(self.projections)[None]])
         self.offsets = torch.cat([self.offsets, torch.zeros_like(self.offsets[:1])])
 
     def forward(self, embeddings: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
@@ -212,9 +209,6 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
     def get_image_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Compute the first half of the forward pass, which does not depend on the condition.
 
-        Args:
-            pixel_values: (batch, channels, height, width), from the image processor.
-
         Returns:
             Image tokens X, (batch, tokens, hidden_size); the first one summarises the image. For a ViT these are its
             hidden states before the last layer. They can be stored and passed to [`condition_tokens`] many times.
@@ -242,12 +236,10 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
     def condition_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool = False
     ) -> ConditionalModelOutput:
-        """Compute the second half of the forward pass: embeddings from image tokens and conditions.
+        """Compute the second half of the forward pass: embeddings from the result of [`get_image_tokens`].
 
         Args:
-            image_tokens: (batch, tokens, hidden_size), from [`get_image_tokens`].
-            attribute_ids: (batch,) or (batch, k), integers.
-            output_attentions: also return the attention weights.
+            attribute_ids, output_attentions: as in `forward`.
 
         Raises:
             ValueError: if the ids have another shape or are no ids of attributes.
@@ -263,10 +255,8 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
         embeddings = nn.functional.normalize(embeddings.float(), dim=-1).to(self.dtype)
         if weights is not None:
             weights = weights.transpose(1, 2)  # (B, heads, k, N) -> (B, k, heads, N)
-        if single:
-            embeddings = embeddings[:, 0]
-            weights = None if weights is None else weights[:, 0]
-        return ConditionalModelOutput(embeddings=embeddings, attentions=weights)
+            weights = weights[:, 0] if single else weights
+        return ConditionalModelOutput(embeddings=embeddings[:, 0] if single else embeddings, attentions=weights)
 
     def _embed_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool
@@ -293,11 +283,11 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
             return_dict: `False` for a plain tuple.
             backbone_features: the result of [`get_backbone_features`], in place of `pixel_values`.
             micro_batch_size: in training, compute the activations of this many images at a time, and again in the
-                backward pass: the same gradients from less memory, see `_embed_in_micro_batches`.
+                backward pass: the same gradients from less memory.
 
         Raises:
             ValueError: if the ids are missing, have another shape or are no ids of attributes; if both images and
-                features are given, or neither; or for attentions in micro-batches.
+                features are given, or neither; for attentions in micro-batches, or a micro-batch size below 1.
         """
         if attribute_ids is None:
             raise ValueError(
@@ -313,15 +303,7 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
         elif output_attentions:
             raise ValueError("micro_batch_size is for training on embeddings: it gives no attentions")
         else:
-            output = ConditionalModelOutput(
-                embeddings=_embed_in_micro_batches(
-                    lambda *rows: self._embed_images(*rows).to_tuple()[0],
-                    micro_batch_size,
-                    pixel_values,
-                    attribute_ids,
-                    backbone_features,
-                )
-            )
+            output = self._embed_in_micro_batches(pixel_values, attribute_ids, backbone_features, micro_batch_size)
         return output if return_dict else output.to_tuple()
 
     def _embed_images(
@@ -338,6 +320,31 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
         else:
             raise ValueError("give either pixel_values or backbone_features, and not both")
         return self.condition_tokens(self.project_features(backbone_features), attribute_ids, output_attentions)
+
+    def _embed_in_micro_batches(
+        self,
+        pixel_values: torch.Tensor | None,
+        attribute_ids: torch.Tensor,
+        backbone_features: Sequence[torch.Tensor] | None,
+        size: int,
+    ) -> ConditionalModelOutput:
+        """As `_embed_images`, `size` rows at a time.
+
+        A loss over pairs needs the embeddings of the whole batch. So each micro-batch is first embedded without
+        keeping activations, and again in the backward pass: the gradient cache of Gao et al. (2021,
+        https://arxiv.org/abs/2101.06983). PyTorch's activation checkpoints restore the random state and the autocast
+        of the first pass. The gradients are those of the whole batch, at the cost of another forward pass.
+        """
+        if size < 1:
+            raise ValueError(f"micro_batch_size must be at least 1, got {size}")
+        ids = attribute_ids.split(size)
+        images: Sequence[Any] = [None] * len(ids) if pixel_values is None else pixel_values.split(size)
+        features: Sequence[Any] = [None] * len(ids)
+        if backbone_features is not None:
+            features = list(zip(*(feature.split(size) for feature in backbone_features), strict=True))
+        parts = zip(images, ids, features, strict=True)
+        outputs = [checkpoint(self._embed_images, *part, use_reentrant=False) for part in parts]
+        return ConditionalModelOutput(embeddings=torch.cat([output.embeddings for output in outputs]))
 
     def _check_attribute_ids(self, attribute_ids: torch.Tensor, batch_size: int) -> None:
         if attribute_ids.ndim not in (1, 2) or attribute_ids.shape[0] != batch_size:
@@ -361,17 +368,10 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
 
     def _fingerprint_of_version_0_1(self) -> str:
         """Without the architecture."""
-        digest = hashlib.sha256()
-        for name, tensor in self.state_dict().items():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest = digest_of_weights(self)
         described = {"attributes": self.config.attributes, "image_processor": self.image_processor.to_dict()}
         digest.update(json.dumps(described, sort_keys=True, default=str).encode())
         return digest.hexdigest()
-
-    @torch.inference_mode()
-    def _embed(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
-        return self(pixel_values, attribute_ids=attribute_ids.expand(len(pixel_values), -1)).embeddings
 
     def attention_maps(
         self,
@@ -385,36 +385,45 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
         Returns:
             (images, attributes, heads, height, width) float32 on the finest grid of image tokens. A map sums to the
             share of attention on the grid; the rest is on tokens without a place in the image, such as CLS.
+
+        Raises:
+            ValueError: for an unknown attribute, or no image. UnreadableImageError: if an image cannot be read.
         """
-        return compute_attention_maps(self, images, attributes, batch_size=batch_size)
+        ids = torch.tensor(self.config.attribute_ids(attributes), device=self.device)
+        model = self.in_eval_mode()
+        maps = [
+            model._attend(batch.values, ids.expand(len(batch.values), -1))[: len(batch.rows)].cpu().numpy()
+            for batch in pixel_batches(model, as_sequence(images), batch_size=batch_size)
+        ]
+        if not maps:
+            raise ValueError("no attention maps without images: images is empty")
+        return np.concatenate(maps)
+
+    @torch.inference_mode()
+    def _attend(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
+        tokens, grids = self.tokens_and_grids(pixel_values)
+        weights = self.condition_tokens(tokens, attribute_ids, output_attentions=True).attentions
+        assert weights is not None  # for the type checker: the field is optional
+        # the tokens are: summary or prefix, the output's grid, then the grids of earlier levels (see ImageTokens)
+        place = max(1, self.config.num_prefix_tokens)
+        height, width = max(grids, key=math.prod)
+        total = torch.zeros(*weights.shape[:3], height, width, dtype=torch.float32, device=weights.device)
+        for level, (rows, columns) in enumerate(grids):
+            if level > 0:
+                place += self.config.num_prefix_tokens
+            cells = weights[..., place : place + rows * columns].float().unflatten(-1, (rows, columns))
+            place += rows * columns
+            total += _spread(cells, height, width)
+        return total
 
 
-def _embed_in_micro_batches(
-    embed: Callable[..., torch.Tensor],
-    size: int,
-    pixel_values: torch.Tensor | None,
-    attribute_ids: torch.Tensor,
-    backbone_features: Sequence[torch.Tensor] | None,
-) -> torch.Tensor:
-    """`embed(pixel_values, attribute_ids, backbone_features)` of all rows, `size` rows at a time.
-
-    A loss over pairs needs the embeddings of the whole batch. So each micro-batch is first embedded without keeping
-    activations, and again in the backward pass: the gradient cache of Gao et al. (2021,
-    https://arxiv.org/abs/2101.06983). PyTorch's activation checkpoints restore the random state and the autocast of
-    the first pass. The gradients are those of the whole batch, at the cost of another forward pass.
-
-    Raises:
-        ValueError: for a size below 1.
-    """
-    if size < 1:
-        raise ValueError(f"micro_batch_size must be at least 1, got {size}")
-    ids = attribute_ids.split(size)
-    images: Sequence[Any] = [None] * len(ids) if pixel_values is None else pixel_values.split(size)
-    features: Sequence[Any] = [None] * len(ids)
-    if backbone_features is not None:
-        features = list(zip(*(feature.split(size) for feature in backbone_features), strict=True))
-    parts = zip(images, ids, features, strict=True)
-    return torch.cat([checkpoint(embed, *part, use_reentrant=False) for part in parts])
+def _spread(cells: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(..., rows, columns) on a finer grid: the finer cells share the value of their coarse cell equally."""
+    rows, columns = cells.shape[-2:]
+    row = torch.arange(height, device=cells.device) * rows // height  # the coarse row of each finer row
+    column = torch.arange(width, device=cells.device) * columns // width
+    sharing = torch.bincount(row, minlength=rows)[:, None] * torch.bincount(column, minlength=columns)
+    return (cells / sharing)[..., row[:, None], column]
 
 
 # the names of version 0.1

@@ -1,8 +1,4 @@
-"""The base class of all models on an image backbone: initialisation, loading, saving, evaluation mode, fingerprint.
-
-A checkpoint contains the weights, the code, the image processor, and the classes for `pipeline` and
-sentence-transformers.
-"""
+"""The base class of all models on an image backbone: initialisation, loading, saving, evaluation mode, fingerprint."""
 
 import copy
 import hashlib
@@ -22,7 +18,7 @@ from transformers import initialization as init
 
 from .backbones import AutoImageProcessor, architecture_of, make_image_processor
 from .configuration_images import ImageModelConfig
-from .whole_files import staged
+from .whole_files import staged, write_json
 
 
 class ImagePreTrainedModel(PreTrainedModel):
@@ -95,8 +91,7 @@ class ImagePreTrainedModel(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """As [`PreTrainedModel.save_pretrained`]; also saves the image processor and the code for pipelines and
-        sentence-transformers.
+        """As [`PreTrainedModel.save_pretrained`]; also saves the image processor, and the code for pipelines.
 
         The checkpoint is written whole or not at all: a full disk leaves an earlier one in `save_directory` unchanged.
         Weight files of the earlier checkpoint are deleted.
@@ -116,7 +111,7 @@ class ImagePreTrainedModel(PreTrainedModel):
             if self.sentence_transformers_class is not None:
                 # without it sentence-transformers would take the mean of the backbone's hidden states
                 module = {"idx": 0, "name": "0", "path": "", "type": self.sentence_transformers_class}
-                (folder / "modules.json").write_text(json.dumps([module], indent=2) + "\n", encoding="utf-8")
+                write_json([module], folder / "modules.json")
             super().save_pretrained(folder, **kwargs)
             written = {path.name for path in folder.iterdir()}
         for pattern in _weights_like(written):
@@ -132,9 +127,8 @@ class ImagePreTrainedModel(PreTrainedModel):
         files_timestamps: dict[str, float],
         commit_message: str | None = None,
         token: str | bool | None = None,
-        create_pr: bool = False,
         revision: str | None = None,
-        commit_description: str | None = None,
+        **settings: Any,
     ) -> CommitInfo:
         """Upload the whole folder of `save_pretrained` and `push_to_hub`, and delete earlier weight files.
 
@@ -147,10 +141,9 @@ class ImagePreTrainedModel(PreTrainedModel):
             repo_id=repo_id,
             folder_path=Path(working_dir),
             commit_message=commit_message or "Upload model",
-            commit_description=commit_description,
             revision=revision,
-            create_pr=create_pr,
             delete_patterns=_weights_like(path.name for path in Path(working_dir).iterdir()),
+            **settings,
         )
 
     @property
@@ -167,8 +160,7 @@ class ImagePreTrainedModel(PreTrainedModel):
     def in_eval_mode(self) -> Self:
         """The model itself if no part of it is in training mode; otherwise a copy in evaluation mode.
 
-        The copy shares all parameters and buffers, so that other threads may train the model or encode with it at the
-        same time.
+        The copy shares all parameters and buffers, so that other threads may train the model at the same time.
         """
         if not any(module.training for module in self.modules()):
             return self
@@ -205,16 +197,29 @@ def _weights_like(names: Iterable[str]) -> list[str]:
     return patterns
 
 
+def digest_of_weights(module: nn.Module) -> Any:
+    """A SHA-256 digest, not finished, of all parameters and buffers in their order, with their names."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(_bytes_of(tensor))
+    return digest
+
+
 def _hash_of(tensor: torch.Tensor) -> str:
-    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(content.data).hexdigest()}"
+    return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(_bytes_of(tensor)).hexdigest()}"
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _settings_of(config: PreTrainedConfig) -> dict[str, Any]:
     """The settings that change the computation and differ from their defaults."""
     values, defaults = architecture_of(config), type(config)().to_dict()
     if isinstance(config, ImageModelConfig):
-        read = {field.name for field in fields(config)} - {"backbone_config"} - config.fields_without_effect
+        without_effect = (vars(base).get("fields_without_effect", ()) for base in type(config).__mro__)
+        read = {field.name for field in fields(config)}.difference({"backbone_config"}, *without_effect)
         values = {name: value for name, value in values.items() if name in read | {"model_type"}}
     texts = {name: json.dumps(value, default=str) for name, value in values.items()}  # equal for a tuple and a list
     return {

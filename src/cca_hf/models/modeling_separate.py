@@ -87,8 +87,7 @@ class SeparateModel(ConditionalPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The attention weights are over the tokens of the attribute's network."""
         only = attribute_ids.new_zeros(len(image_tokens), 1)
-        tokens = image_tokens.chunk(len(self.networks), dim=1)
-        pairs = zip(self.networks, tokens, strict=True)
+        pairs = zip(self.networks, image_tokens.chunk(len(self.networks), dim=1), strict=True)
         outputs = [network._embed_tokens(part, only, output_attentions) for network, part in pairs]
         rows = torch.arange(len(image_tokens), device=attribute_ids.device)[:, None]
         embeddings = torch.cat([embedding for embedding, _ in outputs], dim=1)[rows, attribute_ids]  # (B, k, dim)

@@ -1,8 +1,4 @@
-"""`pipeline("image-feature-extraction", ...)` under a condition.
-
-The standard pipeline ignores unknown keywords, so that `attribute="colour"` would silently do nothing. This pipeline
-accepts `attribute` and refuses all other keywords.
-"""
+"""`pipeline("image-feature-extraction", ...)` under a condition: it accepts `attribute`, and no unknown keyword."""
 
 from collections.abc import Sequence
 from typing import Any

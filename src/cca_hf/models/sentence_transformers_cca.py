@@ -41,15 +41,9 @@ class CCAInputModule(InputModule):
     def load(
         cls,
         model_name_or_path: str,
-        subfolder: str = "",
-        token: bool | str | None = None,
+        *,
         cache_folder: str | None = None,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        trust_remote_code: bool = False,
         model_kwargs: dict[str, Any] | None = None,
-        processor_kwargs: dict[str, Any] | None = None,
-        config_kwargs: dict[str, Any] | None = None,
         backend: str = "torch",
         **others: Any,
     ) -> "CCAInputModule":
@@ -60,20 +54,14 @@ class CCAInputModule(InputModule):
         """
         if backend != "torch":
             raise ValueError(f"a CCA checkpoint runs on backend='torch' here, not on {backend!r}: see 'cca export'")
-        settings = {"processor_kwargs": processor_kwargs, "config_kwargs": config_kwargs, **others}
-        for name, value in settings.items():
+        for name, value in others.items():
             if name.endswith("_kwargs") and value:
                 raise ValueError(f"a CCA checkpoint takes only model_kwargs; got {name}={value}")
-        loading = dict(model_kwargs or {})
+        names = ("trust_remote_code", "token", "revision", "local_files_only")
+        loading = {name: others[name] for name in names if name in others}
+        loading |= {"cache_dir": cache_folder, **(model_kwargs or {})}
         attribute = loading.pop("attribute", None)
-        given = {
-            "trust_remote_code": trust_remote_code,
-            "token": token,
-            "cache_dir": cache_folder,
-            "revision": revision,
-            "local_files_only": local_files_only,
-        }
-        return cls(AutoModel.from_pretrained(model_name_or_path, **given | loading), attribute)
+        return cls(AutoModel.from_pretrained(model_name_or_path, **loading), attribute)
 
     @property
     def modalities(self) -> list[str]:
@@ -110,9 +98,7 @@ class CCAInputModule(InputModule):
         pixels = torch.stack([reader.read(image) for image in inputs])
         return {"pixel_values": reader.scale(pixels, torch.device("cpu"), self.model.dtype)}
 
-    def tokenize(self, texts: Sequence[ImageInput], **kwargs: Any) -> dict[str, torch.Tensor]:
-        """The name of `preprocess` before version 6."""
-        return self.preprocess(texts, **kwargs)
+    tokenize = preprocess  # its name before version 6
 
     def forward(self, features: dict[str, torch.Tensor], attribute: str | None = None) -> dict[str, torch.Tensor]:
         """Adds `sentence_embedding` (batch, dim).

@@ -1,7 +1,7 @@
 """Files and folders that are written completely or not at all."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -11,19 +11,16 @@ from typing import Any
 from safetensors import SafetensorError
 
 
-def write_json(content: Mapping[str, Any], path: str | Path) -> Path:
+def write_json(content: Any, path: str | Path) -> Path:
     """Write `content` to `path`, completely or not at all. Missing folders are created."""
     return write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", path)
 
 
 def write_text(content: str, path: str | Path) -> Path:
     """As [`write_json`]."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(content, encoding="utf-8")
-    unfinished.replace(path)
-    return path
+    with staged(Path(path).parent) as folder:
+        (folder / Path(path).name).write_text(content, encoding="utf-8")
+    return Path(path)
 
 
 @contextmanager

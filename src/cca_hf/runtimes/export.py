@@ -8,7 +8,6 @@ import ast
 import copy
 import hashlib
 import importlib.util
-import json
 import logging
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cca_hf.models.configuration_cca import ConditionConfig
 from cca_hf.models.images import ImageReader
 from cca_hf.models.modeling_conditional import ConditionalPreTrainedModel
-from cca_hf.models.whole_files import staged
+from cca_hf.models.whole_files import staged, write_json
 
 DESCRIPTION = "export.json"  # describes the graph; ExportedModel reads it
 GRAPH = {"onnx": "model.onnx", "openvino": "model.xml"}
@@ -65,11 +64,11 @@ def export_model(
         raise ValueError(f"runtime must be one of {', '.join(map(repr, GRAPH))}; got {runtime!r}")
     if int8 and runtime != "onnx":
         raise ValueError(f"int8 needs the quantiser of ONNX Runtime, that is runtime='onnx'; got {runtime!r}")
-    _check_installed(runtime, int8=int8)
-    ids = model.config.attribute_ids(None if attributes is None else list(attributes))
+    tools = {"onnx": ["onnxruntime"] if int8 else [], "openvino": ["openvino"]}[runtime]
+    check_installed(runtime, "onnx", "onnxscript", *tools)
+    ids = model.config.attribute_ids(attributes)
     names = [model.config.attributes[index] for index in ids]
-    target = Path(folder)
-    with staged(target) as staging:
+    with staged(folder) as staging:
         graph = staging / GRAPH["onnx"]
         embedder = _Embedder(model.in_eval_mode(), ids, attribute_input=attribute_input).eval()
         _write_onnx(embedder, graph)
@@ -88,8 +87,8 @@ def export_model(
             "fingerprint": _hash_files(staging),
             "torch": torch.__version__,
         }
-        (staging / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    return target
+        write_json(description, staging / DESCRIPTION)
+    return Path(folder)
 
 
 class _Embedder(nn.Module):
@@ -108,8 +107,7 @@ class _Embedder(nn.Module):
 
 
 def _write_onnx(embedder: _Embedder, path: Path) -> None:
-    model = embedder.model
-    size = ImageReader(model.image_processor).height_and_width
+    model, size = embedder.model, ImageReader(embedder.model.image_processor).height_and_width
     # two images and two attributes, because a dimension of 1 would become a constant
     pixel_values = torch.zeros(2, 3, *size, dtype=model.dtype, device=model.device)
     batch = torch.export.Dim("batch")
@@ -175,17 +173,14 @@ def _quantise(graph: Path, model: ConditionalPreTrainedModel) -> None:
 
 def _is_in_backbone(node: Any) -> bool:
     """The exporter writes the names of a node's modules into its metadata."""
-    metadata = {entry.key: entry.value for entry in node.metadata_props}
-    modules = ast.literal_eval(metadata["pkg.torch.onnx.name_scopes"])
-    return any("backbone" in module.split(".") for module in modules)
+    modules = {entry.key: entry.value for entry in node.metadata_props}["pkg.torch.onnx.name_scopes"]
+    return any("backbone" in module.split(".") for module in ast.literal_eval(modules))
 
 
 def _convert_to_openvino(graph: Path) -> None:
     import openvino
 
-    converted = openvino.convert_model(graph)
-    openvino.save_model(converted, graph.with_name(GRAPH["openvino"]), compress_to_fp16=False)
-    del converted  # which has the file open
+    openvino.save_model(openvino.convert_model(graph), graph.with_name(GRAPH["openvino"]), compress_to_fp16=False)
     for path in graph.parent.glob(f"{graph.name}*"):
         path.unlink()
 
@@ -207,13 +202,11 @@ def _hash_files(folder: Path) -> str:
     for path in sorted(folder.iterdir()):
         digest.update(path.name.encode())
         with path.open("rb") as file:
-            while block := file.read(2**22):
-                digest.update(block)
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
 
 
-def _check_installed(runtime: Runtime, *, int8: bool) -> None:
-    extra = (["openvino"] if runtime == "openvino" else []) + (["onnxruntime"] if int8 else [])
-    missing = [name for name in ("onnx", "onnxscript", *extra) if importlib.util.find_spec(name) is None]
+def check_installed(runtime: Runtime, *packages: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f'exporting to {runtime} needs {", ".join(missing)}: pip install "cca_hf[{runtime}]"')
+        raise ImportError(f'a graph for {runtime} needs {", ".join(missing)}: pip install "cca_hf[{runtime}]"')

@@ -1,8 +1,4 @@
-"""An exported model with the model's `encode`, which the evaluators accept too.
-
-It is a separate class and not a `backend=` of the model: a graph may have 8-bit weights and fewer attributes, and
-needs no weights of the model.
-"""
+"""An exported model with the model's `encode`, which the evaluators accept too."""
 
 import json
 from collections.abc import Callable
@@ -22,7 +18,7 @@ from cca_hf.models.configuration_images import AttributeConfig
 from cca_hf.models.encoding import ImageEncoder
 from cca_hf.models.modeling_conditional import ConditionalModelOutput
 
-from .export import DESCRIPTION, GRAPH
+from .export import DESCRIPTION, GRAPH, check_installed
 
 # arrays by the names of the graph's inputs -> (batch, k, dim)
 RunGraph = Callable[[dict[str, np.ndarray]], np.ndarray]
@@ -101,18 +97,12 @@ class ExportedModel(ImageEncoder):
         if self.description["attribute_input"]:
             embeddings = torch.from_numpy(self._run({**inputs, "attribute_ids": ids.contiguous().numpy()}))
         else:
-            rows = torch.arange(len(ids))[:, None]
-            embeddings = torch.from_numpy(self._run(inputs))[rows, ids]
+            embeddings = torch.from_numpy(self._run(inputs))[torch.arange(len(ids))[:, None], ids]
         return ConditionalModelOutput(embeddings=embeddings[:, 0] if attribute_ids.ndim == 1 else embeddings)
 
     def fingerprint(self) -> str:
         """A hash of the graph, its attributes and the image processor."""
         return self.description["fingerprint"]
-
-    def _embed(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
-        embeddings = self(pixel_values, attribute_ids.expand(len(pixel_values), -1)).embeddings
-        assert embeddings is not None  # for the type checker: the field is optional
-        return embeddings
 
 
 def is_exported(folder: str | PathLike[str]) -> bool:
@@ -121,10 +111,9 @@ def is_exported(folder: str | PathLike[str]) -> bool:
 
 
 def _open_onnx(graph: Path, num_threads: int | None) -> RunGraph:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError(f'{graph} needs onnxruntime: pip install "cca_hf[onnx]"') from error
+    check_installed("onnx", "onnxruntime")
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
@@ -133,10 +122,9 @@ def _open_onnx(graph: Path, num_threads: int | None) -> RunGraph:
 
 
 def _open_openvino(graph: Path, num_threads: int | None) -> RunGraph:
-    try:
-        import openvino
-    except ImportError as error:
-        raise ImportError(f'{graph} needs openvino: pip install "cca_hf[openvino]"') from error
+    check_installed("openvino", "openvino")
+    import openvino
+
     # by default OpenVINO computes in bfloat16 where the processor supports it
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
     if num_threads is not None:

@@ -1,7 +1,7 @@
 """`CCATrainingArguments`: transformers' arguments, the settings of CCA, and defaults that need no tuning."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
@@ -20,9 +20,15 @@ _AT_LEAST = {
     "values_per_batch": 2,
     "micro_batch_size": 1,
     "cpu_threads": 1,
+    "crop_ratio": 1,
     "early_stopping_patience": 0,
     "collapse_patience": 0,
 }
+
+
+def _option(default: Any, help: str, **settings: Any) -> Any:
+    """A field with its text in `--help`; `settings` are those of `add_argument`."""
+    return field(default=default, metadata={"help": help, **settings})
 
 
 @dataclass
@@ -34,208 +40,136 @@ class CCATrainingArguments(TrainingArguments):
     """
 
     # The loss
-    loss: Literal["soft_triplet", "triplet"] = field(
-        default="soft_triplet",
-        metadata={
-            "help": "triplet: the conditional triplet loss, with --margin and --mining. soft_triplet: a smooth form "
-            "of this loss, which compares each positive pair with all negatives of its anchor."
-        },
+    loss: Literal["soft_triplet", "triplet"] = _option(
+        "soft_triplet",
+        "triplet: the conditional triplet loss, with --margin and --mining. soft_triplet: a smooth form of "
+        "this loss, which compares each positive pair with all negatives of its anchor.",
     )
-    temperature: float = field(
-        default=0.1, metadata={"help": "Temperature of the soft_triplet loss, in units of cosine similarity."}
+    temperature: float = _option(0.1, "Temperature of the soft_triplet loss, in units of cosine similarity.")
+    mining: Literal["all", "semihard", "hardest"] = _option(
+        "all",
+        "Triplets that the triplet loss uses. all: triplets with a non-zero loss. semihard: triplets with a "
+        "non-zero loss whose negative is farther away than the positive. hardest: for each anchor, the "
+        "hardest positive and the hardest negative.",
     )
-    mining: Literal["all", "semihard", "hardest"] = field(
-        default="all",
-        metadata={
-            "help": "Triplets that the triplet loss uses. all: triplets with a non-zero loss. semihard: triplets "
-            "with a non-zero loss whose negative is farther away than the positive. hardest: for each anchor, the "
-            "hardest positive and the hardest negative."
-        },
+    margin: float = _option(
+        0.2, "The cosine similarity of the positive must exceed that of the negative by this margin."
     )
-    margin: float = field(
-        default=0.2,
-        metadata={"help": "The cosine similarity of the positive must exceed that of the negative by this margin."},
+    proxy_weight: float = _option(
+        1.0,
+        "Weight of a second loss. It learns one vector, the value proxy, for each value of an attribute. It "
+        "pulls images towards the proxy of their value (normalised softmax with the same temperature). 0 "
+        "turns it off.",
     )
-    proxy_weight: float = field(
-        default=1.0,
-        metadata={
-            "help": "Weight of a second loss. It learns one vector, the value proxy, for each value of an attribute. "
-            "It pulls images towards the proxy of their value (normalised softmax with the same temperature). 0 turns "
-            "it off."
-        },
-    )
-    proxy_learning_rate: float = field(default=1e-2, metadata={"help": "Learning rate of the value proxies."})
+    proxy_learning_rate: float = _option(1e-2, "Learning rate of the value proxies.")
 
     # The optimizer
-    head_learning_rate: float = field(
-        default=1e-3,
-        metadata={
-            "help": "Learning rate of all parameters outside the backbone. --learning_rate is for the backbone."
-        },
+    head_learning_rate: float = _option(
+        1e-3, "Learning rate of all parameters outside the backbone. --learning_rate is for the backbone."
     )
-    freeze_backbone: bool = field(
-        default=False, metadata={"help": "Do not train the backbone, but only the layers on top of it."}
+    freeze_backbone: bool = _option(False, "Do not train the backbone, but only the layers on top of it.")
+    frozen_levels: int | None = _option(
+        None,
+        "Number of early feature levels that are not trained. The later part of the backbone is trained. "
+        "Default: all levels of a pretrained backbone, none of a backbone from scratch.",
     )
-    frozen_levels: int | None = field(
-        default=None,
-        metadata={
-            "help": "Number of early feature levels that are not trained. The later part of the backbone is trained. "
-            "Default: all levels of a pretrained backbone, none of a backbone from scratch."
-        },
+    cache_tokens: str | None = _option(
+        None,
+        "With --freeze_backbone: compute the backbone's features of all images once, store them in this "
+        "folder, and train on them. Each further epoch computes only the layer. Features of flipped images "
+        "are stored too (twice the size). Random crops are off.",
     )
-    cache_tokens: str | None = field(
-        default=None,
-        metadata={
-            "help": "With --freeze_backbone: compute the backbone's features of all images once, store them in this "
-            "folder, and train on them. Each further epoch computes only the layer. Features of flipped images are "
-            "stored too (twice the size). Random crops are off."
-        },
-    )
-    cache_dtype: Literal["float16", "bfloat16", "float32"] = field(
-        default="float16", metadata={"help": "Precision of the features in --cache_tokens."}
+    cache_dtype: Literal["float16", "bfloat16", "float32"] = _option(
+        "float16", "Precision of the features in --cache_tokens."
     )
 
     # The batches
-    micro_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Number of images whose activations are in memory at once. The batch and its gradient do not "
-            "change, and a step takes about a third longer. Default: the whole batch."
-        },
+    micro_batch_size: int | None = _option(
+        None,
+        "Number of images whose activations are in memory at once. The batch and its gradient do not change, "
+        "and a step takes about a third longer. Default: the whole batch.",
     )
-    images_per_value: int = field(
-        default=4,
-        metadata={
-            "help": "K of the P x K batches: a batch is built for one attribute, with K images of each of P values."
-        },
+    images_per_value: int = _option(
+        4, "K of the P x K batches: a batch is built for one attribute, with K images of each of P values."
     )
-    values_per_batch: int = field(
-        default=4,
-        metadata={
-            "help": "P of the P x K batches. The rest of a batch is drawn from the whole data set. A larger P favours "
-            "rare values, a smaller P frequent values."
-        },
+    values_per_batch: int = _option(
+        4,
+        "P of the P x K batches. The rest of a batch is drawn from the whole data set. A larger P favours "
+        "rare values, a smaller P frequent values.",
     )
-    horizontal_flip: float = field(
-        default=0.5, metadata={"help": "Probability of a flip. Use 0 if an attribute distinguishes left and right."}
-    )
-    crop_scale: float = field(
-        default=0.6,
-        metadata={"help": "Smallest share of an image's area in a random crop; 1 turns cropping off."},
-    )
-    crop_ratio: float = field(
-        default=4 / 3,
-        metadata={"help": "Largest change of a crop's aspect ratio; 1 means no change."},
-    )
-    colour_jitter: float = field(
-        default=0.0,
-        metadata={"help": "Random change of brightness, contrast and saturation. It may change a colour attribute."},
+    horizontal_flip: float = _option(0.5, "Probability of a flip. Use 0 if an attribute distinguishes left and right.")
+    crop_scale: float = _option(0.6, "Smallest share of an image's area in a random crop; 1 turns cropping off.")
+    crop_ratio: float = _option(4 / 3, "Largest change of a crop's aspect ratio; 1 means no change.")
+    colour_jitter: float = _option(
+        0.0, "Random change of brightness, contrast and saturation. It may change a colour attribute."
     )
 
     # When to stop
-    early_stopping_patience: int = field(
-        default=0, metadata={"help": "Stop after this many evaluations without a better metric. 0 turns this off."}
+    early_stopping_patience: int = _option(
+        0, "Stop after this many evaluations without a better metric. 0 turns this off."
     )
-    early_stopping_threshold: float = field(
-        default=0.0, metadata={"help": "Smallest increase of the metric that counts as better."}
-    )
-    collapse_patience: int = field(
-        default=100,
-        metadata={"help": "Stop after this many consecutive steps with equal embeddings. 0 turns this off."},
+    early_stopping_threshold: float = _option(0.0, "Smallest increase of the metric that counts as better.")
+    collapse_patience: int = _option(
+        100, "Stop after this many consecutive steps with equal embeddings. 0 turns this off."
     )
 
     # Arguments of transformers with another default
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per batch on each device."})
-    per_device_eval_batch_size: int = field(
-        default=64, metadata={"help": "Images per evaluation batch on each device."}
+    per_device_train_batch_size: int = _option(64, "Images per batch on each device.")
+    per_device_eval_batch_size: int = _option(64, "Images per evaluation batch on each device.")
+    num_train_epochs: float = _option(8.0, "Number of epochs.")
+    max_steps: int = _option(-1, "Number of training steps. Above 0, it replaces --num_train_epochs.")
+    seed: int = _option(42, "Random seed of the training.")
+    learning_rate: float | None = _option(
+        None,
+        "Learning rate of the backbone. Default: 0.0001 for a pretrained transformer, 0.0003 for a pretrained"
+        " network of feature maps, --head_learning_rate for a backbone from scratch.",
     )
-    num_train_epochs: float = field(default=8.0, metadata={"help": "Number of epochs."})
-    max_steps: int = field(
-        default=-1, metadata={"help": "Number of training steps. Above 0, it replaces --num_train_epochs."}
+    lr_scheduler_type: str = _option("cosine", "Learning rate schedule, a value of transformers.SchedulerType.")
+    warmup_steps: float = _option(0.05, "Steps of linear warmup. A number below 1 is a share of all steps.")
+    weight_decay: float = _option(0.05, "Weight decay, except for biases, normalisation and condition embeddings.")
+    bf16: bool | None = _option(
+        None,
+        "Mixed precision with bfloat16. Default: on if the GPU or CPU supports it, and --fp16 is off.",
+        nargs="?",
+        const=True,
     )
-    seed: int = field(default=42, metadata={"help": "Random seed of the training."})
-    learning_rate: float | None = field(
-        default=None,
-        metadata={
-            "help": "Learning rate of the backbone. Default: 0.0001 for a pretrained transformer, 0.0003 for a "
-            "pretrained network of feature maps, --head_learning_rate for a backbone from scratch."
-        },
+    dataloader_pin_memory: bool | None = _option(
+        None, "Put batches into page-locked memory. Default: on with a GPU.", nargs="?", const=True
     )
-    lr_scheduler_type: str = field(
-        default="cosine", metadata={"help": "Learning rate schedule, a value of transformers.SchedulerType."}
+    cpu_threads: int | None = _option(
+        None,
+        "Number of CPU threads of a process. Only scripts/train.py and cca train use it. Default: all cores "
+        "for a single process, also under accelerate launch.",
     )
-    warmup_steps: float = field(
-        default=0.05, metadata={"help": "Steps of linear warmup. A number below 1 is a share of all steps."}
+    logging_steps: float = _option(10, "Steps between logs. A number below 1 is a share of all steps.")
+    eval_strategy: str = _option("epoch", "When to evaluate: no, steps or epoch.")
+    save_strategy: str = _option("epoch", "When to save: no, steps, epoch or best.")
+    save_total_limit: int | None = _option(2, "Number of checkpoints to keep. The best and the last are always kept.")
+    load_best_model_at_end: bool = _option(True, "Load the best checkpoint at the end.")
+    metric_for_best_model: str | None = _option(
+        "map", "Metric that selects the best checkpoint, such as map_macro or recall@1_colour."
     )
-    weight_decay: float = field(
-        default=0.05, metadata={"help": "Weight decay, except for biases, normalisation and condition embeddings."}
+    eval_accumulation_steps: int | None = _option(
+        16, "Number of evaluation batches after which embeddings are moved to the CPU."
     )
-    bf16: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Mixed precision with bfloat16. Default: on if the GPU or CPU supports it, and --fp16 is off.",
-            "nargs": "?",
-            "const": True,
-        },
+    remove_unused_columns: bool = _option(False, "Has no effect.")
+    hub_strategy: str = _option("end", "Only end is allowed: --push_to_hub makes one commit, after the evaluation.")
+    hub_always_push: bool = _option(False, "Has no effect.")
+    hub_model_id: str | None = _option(
+        None, "Repository on the Hub, such as me/shoes. Default: the name of output_dir."
     )
-    dataloader_pin_memory: bool | None = field(
-        default=None,
-        metadata={"help": "Put batches into page-locked memory. Default: on with a GPU.", "nargs": "?", "const": True},
+    hub_private_repo: bool | None = _option(
+        None, "Make the repository private. If it exists and is public, nothing is pushed."
     )
-    cpu_threads: int | None = field(
-        default=None,
-        metadata={
-            "help": "Number of CPU threads of a process. Only scripts/train.py and cca train use it. Default: all "
-            "cores for a single process, also under accelerate launch."
-        },
+    hub_revision: str | None = _option(None, "Branch to push to, created if needed. Default: the main branch.")
+    hub_token: str | None = _option(None, "Token for the Hub. Default: the token of `hf auth login`, or HF_TOKEN.")
+    push_to_hub: bool = _option(False, "Push the model and its card to the Hub after the evaluation, in one commit.")
+    output_dir: str = _option("trainer_output", "Folder for checkpoints, model, report and model card.")
+    resume_from_checkpoint: str | None = _option(
+        None, "Checkpoint folder to resume from, or last: the last complete one in output_dir."
     )
-    logging_steps: float = field(
-        default=10, metadata={"help": "Steps between logs. A number below 1 is a share of all steps."}
-    )
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
-    save_total_limit: int | None = field(
-        default=2, metadata={"help": "Number of checkpoints to keep. The best and the last are always kept."}
-    )
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "Load the best checkpoint at the end."})
-    metric_for_best_model: str | None = field(
-        default="map",
-        metadata={"help": "Metric that selects the best checkpoint, such as map_macro or recall@1_colour."},
-    )
-    eval_accumulation_steps: int | None = field(
-        default=16, metadata={"help": "Number of evaluation batches after which embeddings are moved to the CPU."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Has no effect."})
-    hub_strategy: str = field(
-        default="end",
-        metadata={"help": "Only end is allowed: --push_to_hub makes one commit, after the evaluation."},
-    )
-    hub_always_push: bool = field(default=False, metadata={"help": "Has no effect."})
-    hub_model_id: str | None = field(
-        default=None, metadata={"help": "Repository on the Hub, such as me/shoes. Default: the name of output_dir."}
-    )
-    hub_private_repo: bool | None = field(
-        default=None,
-        metadata={"help": "Make the repository private. If it exists and is public, nothing is pushed."},
-    )
-    hub_revision: str | None = field(
-        default=None, metadata={"help": "Branch to push to, created if needed. Default: the main branch."}
-    )
-    hub_token: str | None = field(
-        default=None, metadata={"help": "Token for the Hub. Default: the token of `hf auth login`, or HF_TOKEN."}
-    )
-    push_to_hub: bool = field(
-        default=False, metadata={"help": "Push the model and its card to the Hub after the evaluation, in one commit."}
-    )
-    output_dir: str = field(
-        default="trainer_output", metadata={"help": "Folder for checkpoints, model, report and model card."}
-    )
-    resume_from_checkpoint: str | None = field(
-        default=None,
-        metadata={"help": "Checkpoint folder to resume from, or last: the last complete one in output_dir."},
-    )
-    restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "Whether a resumed run continues its count for early stopping."}
+    restore_callback_states_from_checkpoint: bool = _option(
+        True, "Whether a resumed run continues its count for early stopping."
     )
 
     def __post_init__(self) -> None:
@@ -258,7 +192,6 @@ class CCATrainingArguments(TrainingArguments):
             _check(name, value, value is None or value >= least, f"at least {least}")
         _check("horizontal_flip", self.horizontal_flip, 0 <= self.horizontal_flip <= 1, "between 0 and 1")
         _check("crop_scale", self.crop_scale, 0 < self.crop_scale <= 1, "above 0 and at most 1")
-        _check("crop_ratio", self.crop_ratio, self.crop_ratio >= 1, "at least 1")
         _check("colour_jitter", self.colour_jitter, 0 <= self.colour_jitter < 1, "at least 0 and below 1")
         if self.cache_tokens is not None:
             _check("freeze_backbone", self.freeze_backbone, self.freeze_backbone, "True with cache_tokens")

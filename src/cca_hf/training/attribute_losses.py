@@ -1,6 +1,6 @@
 """The losses of models with attributes, for images with labels and for ready triplets.
 
-Both embed the images of a batch, and compute the loss over the joined batch of all processes.
+Both compute the loss over the joined batch of all processes.
 """
 
 from collections.abc import Sequence
@@ -83,13 +83,9 @@ class TripletLoss(Loss):
             pixel_values=images, attribute_ids=condition.repeat(3), micro_batch_size=self.micro_batch_size
         ).embeddings  # (3B, D)
         anchor, positive, negative = (gather_with_gradient(part) for part in embeddings.chunk(3))
+        ids, count = gather_with_gradient(condition), len(self.attributes)
         output = explicit_triplet_loss(
-            anchor,
-            positive,
-            negative,
-            self.margin,
-            attribute_ids=gather_with_gradient(condition),
-            num_attributes=len(self.attributes),
+            anchor, positive, negative, self.margin, attribute_ids=ids, num_attributes=count
         )
         return name_figures(output, self.attributes)
 

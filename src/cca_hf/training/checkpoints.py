@@ -1,7 +1,7 @@
 """Checkpoints that are complete or absent: written beside their place, and moved into it when they are complete.
 
-transformers' Trainer writes file by file into `checkpoint-40`. A full disk or a kill in between leaves a folder that
-looks like a checkpoint, is the first choice for a resume, and cannot be loaded.
+transformers' Trainer writes file by file into `checkpoint-40`. A full disk or a kill in between would leave a folder
+that looks like a checkpoint, and cannot be loaded.
 """
 
 import contextlib
@@ -55,9 +55,14 @@ class WholeCheckpointTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self._name_best_checkpoint(run_dir, staged_checkpoint)
         except (OSError, RuntimeError, SafetensorError) as error:
-            failure = _saving_failed(name, run_dir, error)
+            # the message of torch does not mention the disk
+            reason = f"the disk is full ({error})" if shutil.disk_usage(run_dir).free < _FULL else str(error)
             remove_leftovers(run_dir)
-            raise failure from error
+            last = last_checkpoint(run_dir)
+            kept = "there was no earlier one" if last is None else f"{last.name} is complete and can be resumed from"
+            raise CheckpointError(
+                f"could not write {name} to {run_dir}: {reason}. Nothing was overwritten; {kept}."
+            ) from error
         finally:
             self._saving_checkpoint = False
         self.accelerator.wait_for_everyone()  # the checkpoint includes the random states of the other processes
@@ -70,15 +75,10 @@ class WholeCheckpointTrainer(Trainer):
             )
 
     def push_to_hub(self, repo_id: str | None = None) -> str:
-        """Saves the model into `output_dir` and publishes the folder in one commit, following the `hub_*` arguments.
+        """Saves the model into `output_dir`, publishes the folder in one commit, and returns the commit's address.
 
-        Nothing else pushes: neither the training nor `save_model`.
-
-        Args:
-            repo_id: default: `args.hub_model_id`, or the name of `output_dir`.
-
-        Returns:
-            The address of the commit.
+        The `hub_*` arguments apply; by default the repository has the name of `output_dir`. Nothing else pushes:
+        neither the training nor `save_model`.
 
         Raises:
             ValueError: if the trainer was made without `publish`.
@@ -99,10 +99,8 @@ class WholeCheckpointTrainer(Trainer):
 
     def _name_best_checkpoint(self, run_dir: Path, staged_checkpoint: Path) -> None:
         """Names the best checkpoint by its final place; the Trainer has named it by the staging folder."""
-        if not self.state.best_global_step:
-            return
         best = f"checkpoint-{self.state.best_global_step}"
-        if best == staged_checkpoint.name or (run_dir / best).exists():
+        if self.state.best_global_step and (best == staged_checkpoint.name or (run_dir / best).exists()):
             self.state.best_model_checkpoint = str(run_dir / best)
             if self.args.should_save:
                 self.state.save_to_json(str(staged_checkpoint / "trainer_state.json"))
@@ -120,11 +118,7 @@ class WholeCheckpointTrainer(Trainer):
             self._load_weights(self.state.best_model_checkpoint)
 
     def _load_weights(self, checkpoint: str) -> None:
-        """Loads with `from_pretrained`, which converts weight names of older versions.
-
-        The Trainer compares the names in the file with the model's, and only logs a warning for missing names: it
-        would resume a ViT with new weights, and combine the best head with the last backbone.
-        """
+        """Loads with `from_pretrained`, which converts old names of weights; the Trainer would skip them."""
         logger.info("loading weights from %s", checkpoint)
         loaded, report = type(self.model).from_pretrained(checkpoint, output_loading_info=True)
         if report["missing_keys"]:
@@ -196,11 +190,3 @@ def _publish(staged_checkpoint: Path, final: Path) -> None:
     staged_checkpoint.rename(final)
     staged_checkpoint.parent.rmdir()
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _saving_failed(name: str, output_dir: Path, cause: BaseException) -> CheckpointError:
-    last = last_checkpoint(output_dir)
-    kept = "there was no earlier one" if last is None else f"{last.name} is complete and can be resumed from"
-    # the message of torch does not mention the disk
-    reason = f"the disk is full ({cause})" if shutil.disk_usage(output_dir).free < _FULL else str(cause)
-    return CheckpointError(f"could not write {name} to {output_dir}: {reason}. Nothing was overwritten; {kept}.")

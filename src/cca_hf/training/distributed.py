@@ -9,9 +9,8 @@ import torch.distributed as dist
 class _GatherWithGradient(torch.autograd.Function):
     """Forward: the rows of all processes. Backward: this process's rows of the gradient.
 
-    Every process computes the same loss from the same gathered tensor, so it only needs the gradient of its own rows:
-    the backward pass communicates nothing. DistributedDataParallel (FSDP, DeepSpeed) then *averages* the parameters'
-    gradients, but the gradients of a joined batch *add up*: hence the factor.
+    Every process computes the same loss, so it only needs the gradient of its own rows. DistributedDataParallel (FSDP,
+    DeepSpeed) *averages* the parameters' gradients, but those of a joined batch *add up*: hence the factor.
     """
 
     @staticmethod

@@ -139,7 +139,7 @@ def explicit_triplet_loss(
 
     Args:
         anchor, positive, negative: `(triplets, dim)` each, L2-normalised, conditioned on the attribute of the triplet.
-        margin: by how much the cosine similarity of the positive must exceed that of the negative.
+        margin: as in `ConditionalTripletLoss`.
         attribute_ids: `(triplets,)`, for the figures of each of `num_attributes`; they do not change the loss.
 
     Raises:

@@ -5,9 +5,12 @@ similarity these functions count the active triplets that contain it, in O(B^2 l
 attribute; a batch of B images has O(B^3) triplets.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
+
+_count = partial(torch.searchsorted, out_int32=True)  # in each sorted row (last dimension)
 
 
 class TripletCounts(NamedTuple):
@@ -48,12 +51,14 @@ def count_active(
     threshold = similarities - margin
     sorted_negatives = torch.where(negatives, similarities, -torch.inf).sort(dim=-1).values
     sorted_thresholds = torch.where(positives, threshold, torch.inf).sort(dim=-1).values
-    of_positive = _count_above(sorted_negatives, threshold)
-    of_negative = _count_below(sorted_thresholds, similarities)
+    # The infinite padding of a sorted row is on the side that is not counted.
+    size = similarities.shape[-1]
+    of_positive = size - _count(sorted_negatives, threshold, right=True)  # above the threshold
+    of_negative = _count(sorted_thresholds, similarities)  # below the similarity
     if semihard:
         sorted_positives = torch.where(positives, similarities, torch.inf).sort(dim=-1).values
-        of_positive -= _count_at_or_above(sorted_negatives, similarities)
-        of_negative -= _count_at_or_below(sorted_positives, similarities)
+        of_positive -= size - _count(sorted_negatives, similarities)  # at or above
+        of_negative -= _count(sorted_positives, similarities, right=True)  # at or below
     of_positive *= positives
     of_negative *= negatives
     looked_at = (positives.sum(2) * negatives.sum(2)).sum(1)
@@ -73,20 +78,3 @@ def count_hardest(
     of_positive = zeros.scatter(2, positive_index[:, :, None], hard[:, :, None])
     of_negative = zeros.scatter(2, negative_index[:, :, None], hard[:, :, None])
     return TripletCounts(of_positive, of_negative, hard.sum(1), anchors.sum(1))
-
-
-# Counts in each sorted row (last dimension). The infinite padding is on the side that is not counted.
-def _count_below(row: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    return torch.searchsorted(row, values, right=False, out_int32=True)
-
-
-def _count_at_or_below(row: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    return torch.searchsorted(row, values, right=True, out_int32=True)
-
-
-def _count_above(row: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    return row.shape[-1] - _count_at_or_below(row, values)
-
-
-def _count_at_or_above(row: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    return row.shape[-1] - _count_below(row, values)

@@ -28,11 +28,6 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _is_of_backbone(name: str) -> bool:
-    """Whether a parameter belongs to the backbone, by its name; wrappers of the model may prefix the name."""
-    return "backbone" in name.split(".")
-
-
 def undecayed_parameters(model: nn.Module) -> set[str]:
     """Names of biases, conditions and weights of every kind of normalisation (the Trainer knows LayerNorm alone).
 
@@ -58,13 +53,11 @@ def split_backbone_and_head(optimizer: torch.optim.Optimizer, model: nn.Module, 
     Works on any optimizer that the Trainer builds. The backbone's groups come first, so the Trainer's `learning_rate`
     is the backbone's; a frozen backbone has no group.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    # wrappers of the model may prefix the names
+    of_backbone = {parameter for name, parameter in model.named_parameters() if "backbone" in name.split(".")}
     backbone, head = [], []
     for group in optimizer.param_groups:
-        of_backbone = [p for p in group["params"] if _is_of_backbone(names[p])]
-        of_head = [p for p in group["params"] if not _is_of_backbone(names[p])]
-        if of_backbone:
-            backbone.append({**group, "params": of_backbone})
-        if of_head:
-            head.append({**group, "params": of_head, "lr": head_learning_rate})
-    optimizer.param_groups = backbone + head
+        backbone.append({**group, "params": [p for p in group["params"] if p in of_backbone]})
+        others = [p for p in group["params"] if p not in of_backbone]
+        head.append({**group, "params": others, "lr": head_learning_rate})
+    optimizer.param_groups = [group for group in backbone + head if group["params"]]

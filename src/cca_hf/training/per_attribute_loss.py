@@ -11,7 +11,7 @@ The library is not imported here: a loss and a miner only have to be called as i
 import copy
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,29 +37,27 @@ class PerAttributeLoss(OwnWeights):
             per attribute, in a mapping:
             `{name: ProxyAnchorLoss(len(values), dim) for name, values in data.attributes.items()}`.
         miner: called as `miner(embeddings, values)`; the same for all attributes.
-        learning_rate: learning rate of the weights of the losses themselves. A separate Adam updates them in
-            `optimizer_step`, which the Trainer calls after each step of the model's optimizer. The Trainer's schedule
-            does not apply to them.
+        learning_rate: learning rate of the weights of the losses themselves. A separate Adam updates them, without
+            the Trainer's schedule.
 
     Raises:
         TypeError: if a loss is no `torch.nn.Module`.
         ValueError: for a learning rate below 0.
     """
 
+    file_name = FILE_NAME
+    absent = "losses that learn: resume with the loss of that training"
+
     def __init__(
-        self,
-        loss: nn.Module | Mapping[str, nn.Module],
-        *,
-        miner: nn.Module | None = None,
-        learning_rate: float = 1e-2,
+        self, loss: nn.Module | Mapping[str, nn.Module], *, miner: nn.Module | None = None, learning_rate: float = 1e-2
     ) -> None:
         super().__init__()
-        for each in loss.values() if isinstance(loss, Mapping) else [loss]:
+        self._given: dict[str, nn.Module] | list[nn.Module] = dict(loss) if isinstance(loss, Mapping) else [loss]
+        for each in self._given.values() if isinstance(self._given, dict) else self._given:
             if not isinstance(each, nn.Module):
                 raise TypeError(f"a loss is a torch.nn.Module, or a mapping of them by attribute; got {each!r}")
         if not learning_rate >= 0:
             raise ValueError(f"learning_rate must be at least 0, got {learning_rate}")
-        self._given: dict[str, nn.Module] | list[nn.Module] = dict(loss) if isinstance(loss, Mapping) else [loss]
         self.losses = nn.ModuleList()  # in the order of the attributes, filled by `settle`
         self.miner = miner
         self.learning_rate = learning_rate
@@ -138,21 +136,20 @@ class PerAttributeLoss(OwnWeights):
 
     def _of_attributes(self, embeddings: torch.Tensor, labels: torch.Tensor, present: list[bool]) -> torch.Tensor:
         """`(attributes,)`, 0 for attributes that are left out."""
-        found = []
+        losses = []
         for attribute_id, loss in enumerate(self.losses):
             labelled = labels[:, attribute_id] >= 0
-            if not present[attribute_id]:
-                found.append(embeddings[:0].sum())  # 0 with a gradient, of 0
-                continue
-            of_attribute = embeddings[labelled, attribute_id], labels[labelled, attribute_id]
-            found.append(self._call(loss, *of_attribute).reshape(()))
-        return torch.stack(found)
+            if present[attribute_id]:
+                of_attribute = embeddings[labelled, attribute_id], labels[labelled, attribute_id]
+                losses.append(self._call(loss, *of_attribute).reshape(()))
+            else:
+                losses.append(embeddings[:0].sum())  # 0 with a gradient, of 0
+        return torch.stack(losses)
 
     def _collect_gradients(self, embeddings: torch.Tensor, attribute_loss: torch.Tensor) -> torch.Tensor:
         """Returns the same losses, linear in the embeddings, with the same gradient there.
 
-        The gradients of embeddings and weights are computed together, from one graph. The loss is not computed a
-        second time, because a loss may draw random triplets, or remember what it has seen.
+        No loss is computed twice, because it may draw random triplets, or remember what it has seen.
         """
         parameters = self._learned()
         gradient, *of_parameters = torch.autograd.grad(
@@ -167,28 +164,12 @@ class PerAttributeLoss(OwnWeights):
         average_over_processes(self.collected())
         super().optimizer_step()
 
-    def save(self, folder: str | PathLike[str]) -> None:
-        """Writes the losses' weights and optimizer into a checkpoint; writes nothing if the losses learn nothing."""
-        if self.optimizer is not None:
-            content = {"losses": self.losses.state_dict(), "optimizer": self.optimizer.state_dict()}
-            torch.save(content, Path(folder) / FILE_NAME)
+    def _weights(self) -> dict[str, Any]:
+        """A memory of earlier batches (`CrossBatchMemory`) is not saved: it starts empty."""
+        return {"losses": self.losses.state_dict()}
 
-    def load(self, folder: str | PathLike[str]) -> None:
-        """Reads what `save` wrote. A memory of earlier batches (`CrossBatchMemory`) starts empty.
-
-        Raises:
-            ValueError: if the checkpoint was made with other losses.
-        """
-        if self.optimizer is None:
-            return
-        path = Path(folder) / FILE_NAME
-        if not path.exists():
-            raise ValueError(
-                f"{folder} was made without losses that learn: resume with the loss of that training, or start anew"
-            )
-        content = torch.load(path, map_location=self._learned()[0].device, weights_only=True)
+    def _set_weights(self, content: dict[str, Any], folder: str | PathLike[str]) -> None:
         try:
             self.losses.load_state_dict(content["losses"])
         except RuntimeError as error:
             raise ValueError(f"{folder} was made with other losses: {error}") from error
-        self.optimizer.load_state_dict(content["optimizer"])

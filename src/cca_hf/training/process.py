@@ -1,16 +1,13 @@
 """Settings of the whole process for training on a CPU: for programs, never for library functions.
 
 glibc returns each large block of memory to the kernel when it is freed, and the kernel clears every page again at its
-next use. With MobileNetV2 at 224 pixels that took half the time of a training step.
-
-`accelerate launch` sets OMP_NUM_THREADS to 1 on a machine without a GPU. With MobileNetV2 at 224 pixels on two cores
-a training step then took 1.5 times as long as with two threads.
+next use: half the time of a training step with MobileNetV2 at 224 pixels. `accelerate launch` sets OMP_NUM_THREADS to
+1 on a machine without a GPU: with two cores such a step took 1.5 times as long as with two threads.
 """
 
 import ctypes
 import os
 import platform
-from collections.abc import Mapping
 
 import torch
 
@@ -21,11 +18,9 @@ _LARGEST_INT = 2**31 - 1
 
 
 def prepare_process(device: torch.device | None = None, cpu_threads: int | None = None) -> None:
-    """Sets memory and threads of a program that trains on a CPU; with an accelerator it changes nothing.
+    """Sets memory and threads (see `set_threads`) of a program that trains on a CPU.
 
-    Args:
-        device: where the program trains. Default: on the accelerator if the machine has one.
-        cpu_threads: see `set_threads`.
+    It changes nothing if `device` is an accelerator, or if there is one and no `device` is given.
     """
     if device.type == "cpu" if device is not None else not torch.accelerator.is_available():
         if platform.libc_ver()[0] == "glibc":  # freed memory stays in the process until it ends
@@ -35,16 +30,14 @@ def prepare_process(device: torch.device | None = None, cpu_threads: int | None 
         set_threads(cpu_threads)
 
 
-def set_threads(num_threads: int | None, environment: Mapping[str, str] = os.environ) -> int:
+def set_threads(num_threads: int | None) -> int:
     """Sets and returns the number of threads of this process.
 
-    Args:
-        num_threads: `None` keeps PyTorch's choice, unless `accelerate launch` has left a single thread to the only
-            process of the machine: it then gets all cores.
-        environment: the variables of the process.
+    `None` keeps PyTorch's choice, unless `accelerate launch` has left a single thread to the only process of the
+    machine: it then gets all cores.
     """
-    left_at_one = "ACCELERATE_MIXED_PRECISION" in environment and environment.get("OMP_NUM_THREADS") == "1"
-    if num_threads is None and left_at_one and int(environment.get("LOCAL_WORLD_SIZE", "1")) == 1:
+    left_at_one = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+    if num_threads is None and left_at_one and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:
         num_threads = os.cpu_count()
     if num_threads is not None:
         torch.set_num_threads(num_threads)

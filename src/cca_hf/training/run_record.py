@@ -66,10 +66,8 @@ class RunRecord:
         versions: of Python, torch and transformers.
         seconds: duration of the training alone; 0 until it has finished.
         confusions: attribute -> the values that are most often confused with each other on the test split.
-        data: how the data set was loaded: the flags `attributes`, `dataset_config`, `dataset_revision`,
-            `image_column`, `group_column`, `split_seed` and `on_unreadable`, and `cut_splits`: for each split that was
-            cut from the training images, and for the rest of these, the digest of its rows. Empty in a file that
-            version 0.1 wrote.
+        data: how the data set was loaded, by the names of the flags; and `cut_splits`: the digest of the rows of each
+            split that was cut from the training images, and of the rest of these. Empty in a file of version 0.1.
     """
 
     dataset: str
@@ -126,11 +124,7 @@ class RunRecord:
 
     @classmethod
     def of_checkpoint(cls, name: str) -> "RunRecord | None":
-        """The record of the training that made a checkpoint; None if it is not known.
-
-        Args:
-            name: an id on the Hub, the output folder of a training, or a `checkpoint-*` folder in it.
-        """
+        """The record of the training that made a checkpoint, an id on the Hub or a folder; None if it is not known."""
         folder = Path(name)
         if folder.exists():
             places = [folder, folder.resolve().parent] if folder.resolve().name.startswith("checkpoint-") else [folder]
@@ -154,11 +148,7 @@ def count_values(attributes: Mapping[str, Sequence[str]], labels: np.ndarray) ->
 
 
 def rows_digest(images: Dataset) -> str:
-    """A digest of the images of a split and their order.
-
-    An image counts by its bytes. If it is a file, it counts by its name and its folder's name, so that the data set
-    can move.
-    """
+    """A digest of the images of a split in their order, by their bytes, or by the names of file and folder."""
     digest = hashlib.blake2b(digest_size=16)
     for batch in images.select_columns([IMAGE_COLUMN]).with_format("arrow").iter(batch_size=100):
         for image in batch.column(IMAGE_COLUMN).to_pylist():

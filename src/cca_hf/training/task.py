@@ -7,8 +7,9 @@ libraries are other batches and other losses.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -52,8 +53,14 @@ class OwnWeights(nn.Module):
 
     The weights are not part of the model, so no wrapper of the model (DistributedDataParallel, FSDP, a gradient
     scaler) handles them. The module collects gradients batch by batch and applies their mean in `optimizer_step`.
+
+    Class attributes:
+        file_name: name of the module's file in a checkpoint.
+        absent: completes the error about a checkpoint without that file.
     """
 
+    file_name: ClassVar[str]
+    absent: ClassVar[str]
     optimizer: torch.optim.Optimizer | None = None
     _num_batches = 0
 
@@ -84,10 +91,30 @@ class OwnWeights(nn.Module):
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes weights and optimizer into a checkpoint; writes nothing if nothing is learned."""
-        raise NotImplementedError
+        if self.optimizer is not None:
+            content = {**self._weights(), "optimizer": self.optimizer.state_dict()}
+            torch.save(content, Path(folder) / self.file_name)
 
     def load(self, folder: str | PathLike[str]) -> None:
-        """Reads what `save` wrote; raises `ValueError` if the checkpoint was made with another loss."""
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: if the checkpoint was made with another loss.
+        """
+        if self.optimizer is None:
+            return
+        path = Path(folder) / self.file_name
+        if not path.exists():
+            raise ValueError(f"{folder} was made without {self.absent}, or start anew")
+        content = torch.load(path, map_location=next(self.parameters()).device, weights_only=True)
+        self._set_weights(content, folder)
+        self.optimizer.load_state_dict(content["optimizer"])
+
+    def _weights(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _set_weights(self, content: dict[str, Any], folder: str | PathLike[str]) -> None:
+        """The reverse of `_weights`; `folder` is for the error."""
         raise NotImplementedError
 
 
@@ -108,16 +135,12 @@ class Loss(nn.Module):
             module.zero_grad(set_to_none)
 
     def save(self, folder: str | PathLike[str]) -> None:
-        """Writes the learned weights into a checkpoint."""
+        """As [`OwnWeights.save`]."""
         for module in self._learning():
             module.save(folder)
 
     def load(self, folder: str | PathLike[str]) -> None:
-        """Reads what `save` wrote.
-
-        Raises:
-            ValueError: if the checkpoint was made with another loss.
-        """
+        """As [`OwnWeights.load`]."""
         for module in self._learning():
             module.load(folder)
 
@@ -126,11 +149,7 @@ class Loss(nn.Module):
 
 
 class Evaluator(Protocol):
-    """Computes the figures of a split.
-
-    `forward` runs on every process for each batch. `score` runs once, on the main process, with the tensors of the
-    whole split as numpy arrays.
-    """
+    """Computes the figures of a split."""
 
     collator: Callable[[list[Any]], Any]
 
@@ -146,10 +165,10 @@ class Evaluator(Protocol):
         """The images of a split, given by its name or as a `datasets.Dataset`; other data sets stay as they are."""
 
     def forward(self, model: nn.Module, batch: Any) -> tuple[Any, Any]:
-        """Predictions and labels of a batch, as small tensors whose first dimension is the batch."""
+        """On every process: predictions and labels of a batch, small tensors whose first dimension is the batch."""
 
     def score(self, images: Dataset[Any], predictions: Any, labels: Any) -> Result:
-        """The result for what `images` returned."""
+        """On the main process: the result of what `images` returned, from all batches as numpy arrays."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Features of a frozen backbone, computed once and stored on disk: each further epoch costs only the layer.
 
-The cache stores `CCAModel.get_backbone_features`, which does not depend on any learned parameter, for each image and
-(if training flips images) for its mirror image. Features cannot be cropped or recoloured: those augmentations are off.
+The cache stores `CCAModel.get_backbone_features` of each image and (if training flips images) of its mirror image.
+Features cannot be cropped or recoloured: those augmentations are off.
 
     cache/train.json        what the features were made from; written last, so a split with this file is complete
     cache/train.features    (images, versions, numbers) in the order of the split, read memory-mapped
@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,6 @@ from datasets import Dataset
 from filelock import FileLock
 from torch import nn
 from torch.utils.data import DataLoader, Subset
-from transformers import BaseImageProcessor
 from transformers.utils.logging import tqdm
 
 from cca_hf.data.sampler import SampleKey
@@ -35,6 +34,7 @@ from cca_hf.data.transforms import TrainingTransform
 from cca_hf.models.backbones import architecture_of
 from cca_hf.models.images import ImageReader
 from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.models.modeling_images import digest_of_weights
 from cca_hf.models.whole_files import write_json
 
 _FORMAT = 1
@@ -43,10 +43,7 @@ _STORED_AS = {"float16": np.float16, "bfloat16": np.int16, "float32": np.float32
 
 
 class CachedImages(AttributeImages):
-    """One split whose examples have the features of an image instead of the image.
-
-    A `SampleKey` gives the mirror image if `transform` would have flipped the image.
-    """
+    """One split with features instead of images: of the mirror image where `transform` would flip the image."""
 
     def __init__(
         self,
@@ -61,8 +58,7 @@ class CachedImages(AttributeImages):
         self._described = described
 
     @cached_property
-    def _features(self) -> np.memmap:
-        """Opened at the first use, in the worker process that reads it."""
+    def _features(self) -> np.memmap:  # opened at the first use, in the worker process that reads it
         return np.memmap(self._path, _STORED_AS[self._described["dtype"]], mode="r", shape=_shape(self._described))
 
     def __getitems__(self, keys: Sequence[int | SampleKey]) -> list[Any]:
@@ -80,37 +76,24 @@ class CachedImages(AttributeImages):
         return int(self.transform.draw((1, 1), np.random.default_rng(key.seed))[1])
 
 
-class FeatureCollator:
-    """Makes a batch of examples of `CachedImages`; `levels` are the (cells, channels) of each feature."""
-
-    def __init__(self, levels: Sequence[tuple[int, int]]) -> None:
-        self.levels = [tuple(level) for level in levels]
-
-    def __call__(self, examples: Sequence[dict[str, torch.Tensor]]) -> dict[str, Any]:
-        """`backbone_features`, each (batch, cells, channels), and `labels` (batch, attributes)."""
-        stacked = torch.stack([example["features"] for example in examples])
-        parts = stacked.split([cells * channels for cells, channels in self.levels], dim=1)
-        return {
-            "backbone_features": [part.unflatten(1, level) for part, level in zip(parts, self.levels, strict=True)],
-            "labels": torch.stack([example["labels"] for example in examples]),
-        }
+def _collate_features(levels: Sequence[list[int]], examples: Sequence[dict[str, torch.Tensor]]) -> dict[str, Any]:
+    """Examples of `CachedImages` -> `labels`, and `backbone_features`: one (batch, cells, channels) for each level."""
+    stacked = torch.stack([example["features"] for example in examples])
+    parts = stacked.split([cells * channels for cells, channels in levels], dim=1)
+    return {
+        "backbone_features": [part.unflatten(1, level) for part, level in zip(parts, levels, strict=True)],
+        "labels": torch.stack([example["labels"] for example in examples]),
+    }
 
 
-class VersionCollator:
-    """Images to pixel values (batch * versions, 3, height, width): of each image, and of its mirror image."""
-
-    def __init__(self, image_processor: BaseImageProcessor, versions: int) -> None:
-        self.reader = ImageReader(image_processor)
-        self.versions = versions
-
-    def __call__(self, examples: Sequence[AttributeExample]) -> torch.Tensor:
-        images = []
-        for example in examples:
-            images.append(self.reader.resize(example["image"]))
-            if self.versions == 2:  # mirrored first, as in training: what pads may not be symmetric
-                mirrored = torch.from_numpy(example["image"]).flip(1).numpy()
-                images.append(self.reader.resize(mirrored))
-        return self.reader.scale(torch.stack(images), torch.device("cpu"), torch.float32)
+def _read_versions(reader: ImageReader, versions: int, examples: Sequence[AttributeExample]) -> torch.Tensor:
+    """Pixel values (batch * versions, 3, height, width) of each image, and with two versions of its mirror image."""
+    images = []
+    for example in examples:
+        images.append(reader.resize(example["image"]))
+        if versions == 2:  # mirrored first, as in training: what pads may not be symmetric
+            images.append(reader.resize(torch.from_numpy(example["image"]).flip(1).numpy()))
+    return reader.scale(torch.stack(images), torch.device("cpu"), torch.float32)
 
 
 class TokenCache:
@@ -152,8 +135,8 @@ class TokenCache:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._backbone = self._describe_backbone()
-        self._splits: dict[str, dict[str, Any]] = {}
-        self.collator = FeatureCollator(self._backbone["levels"])
+        self._described: dict[str, dict[str, Any]] = {}
+        self.collator = partial(_collate_features, self._backbone["levels"])
 
     def images_of(self, split: str, transform: TrainingTransform | None = None) -> CachedImages:
         """The features of a split, computed now if the folder does not have them.
@@ -163,32 +146,36 @@ class TokenCache:
             OSError: if the disk is too small; nothing is written then.
             UnreadableImageError: if an image cannot be read; names it.
         """
-        described = self._describe(split)
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{split}.features"
-        with FileLock(self.folder / f"{split}.lock"):
+        if split not in self._described:
+            described = self._backbone | {
+                "pictures": _hash_images(self.data[split].select_columns([IMAGE_COLUMN])),
+                "rows": self.data[split].num_rows,
+                "versions": 2 if self.flipped and split == "train" else 1,
+            }
+            self.folder.mkdir(parents=True, exist_ok=True)
             header = path.with_suffix(".json")
-            if header.exists():
-                stored = json.loads(header.read_text())
-                differing = [name for name in described if stored.get(name) != described[name]]
-                if differing:
-                    raise ValueError(
-                        f"{self.folder} contains features of another run, which differ in {', '.join(differing)}: "
-                        "give another folder, or delete this one"
-                    )
-            else:
-                self._compute(split, path, described)
-        return CachedImages(self.data, split, path, described, transform)
+            with FileLock(self.folder / f"{split}.lock"):
+                if not header.exists():
+                    self._compute(split, path, described)
+            stored = json.loads(header.read_text())
+            differing = [name for name in described if stored.get(name) != described[name]]
+            if differing:
+                raise ValueError(
+                    f"{self.folder} contains features of another run, which differ in {', '.join(differing)}: give "
+                    "another folder, or delete this one"
+                )
+            self._described[split] = described
+        return CachedImages(self.data, split, path, self._described[split], transform)
 
     @torch.inference_mode()
     def _describe_backbone(self) -> dict[str, Any]:
         """What the features of an image depend on, and their shapes."""
-        processor = self.model.image_processor
+        processor, config = self.model.image_processor, self.model.config
         image = torch.zeros(1, 3, *ImageReader(processor).height_and_width)
-        config = self.model.config
         return {
             "format": _FORMAT,
-            "backbone": _hash_weights(self.model.backbone),
+            "backbone": digest_of_weights(self.model.backbone).hexdigest(),
             "backbone_config": _hash_json(architecture_of(config.backbone_config)),
             "image_processor": _hash_json(processor.to_dict()),
             "feature_levels": list(config.feature_levels),
@@ -196,16 +183,6 @@ class TokenCache:
             "computed_in": str(self.autocast or self.model.dtype).removeprefix("torch."),
             "dtype": self.dtype,
         }
-
-    def _describe(self, split: str) -> dict[str, Any]:
-        """Everything that the features of a split depend on, and their layout in the file."""
-        if split not in self._splits:
-            self._splits[split] = self._backbone | {
-                "pictures": _hash_images(self.data[split].select_columns([IMAGE_COLUMN])),
-                "rows": self.data[split].num_rows,
-                "versions": 2 if self.flipped and split == "train" else 1,
-            }
-        return self._splits[split]
 
     def _features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         device = self.model.device
@@ -250,7 +227,7 @@ class TokenCache:
             Subset(images, range(done, len(images))),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
-            collate_fn=VersionCollator(self.model.image_processor, versions),
+            collate_fn=partial(_read_versions, ImageReader(self.model.image_processor), versions),
         )
         dtype = getattr(torch, self.dtype)
         for batch in tqdm(loader, desc=f"Token cache ({split})", unit="batch"):
@@ -265,14 +242,6 @@ class TokenCache:
 def _shape(described: Mapping[str, Any]) -> tuple[int, int, int]:
     numbers = sum(cells * channels for cells, channels in described["levels"])
     return described["rows"], described["versions"], numbers
-
-
-def _hash_weights(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _hash_json(content: Mapping[str, Any]) -> str:

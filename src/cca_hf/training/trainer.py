@@ -1,8 +1,4 @@
-"""The Trainer of all tasks: transformers' Trainer with a [`Task`] in place of data sets, collator and metrics.
-
-It adds a loss over the joined batch of all processes, whose own weights can learn; learning rates of backbone and
-head; evaluation by the task's evaluator; and checkpoints that are complete or absent (`checkpoints.py`).
-"""
+"""The Trainer of all tasks: transformers' Trainer with a [`Task`] in place of data sets, collator and metrics."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
@@ -14,17 +10,19 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
-from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from cca_hf.evaluation.results import Result
 
-from .callbacks import BriefPrinter, BriefProgress, SetEpoch, StepLoss
 from .checkpoints import TrainingFailedError, WholeCheckpointTrainer, last_checkpoint, remove_leftovers
 from .distributed import copy_from_first_process
 from .monitor import LossMonitor
 from .parameters import frozen, split_backbone_and_head, undecayed_parameters
-from .task import LossOutput, Task
+from .task import Loss, LossOutput, Task
+
+_ALWAYS_SHOWN = ("epoch", "loss", "grad_norm", "learning_rate", "eval_runtime", "train_runtime")
 
 
 class TaskTrainer(WholeCheckpointTrainer):
@@ -65,9 +63,8 @@ class TaskTrainer(WholeCheckpointTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
-        args = copy.copy(args)
+        args, evaluator = copy.copy(args), task.evaluator
         args.remove_unused_columns = False  # the collator selects the columns
-        evaluator = task.evaluator
         if evaluator is not None and args.metric_for_best_model in (None, "loss"):
             args.metric_for_best_model, args.greater_is_better = evaluator.primary_metric, True
         self.task = task
@@ -90,7 +87,7 @@ class TaskTrainer(WholeCheckpointTrainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
-        self.add_callback(StepLoss(self))
+        self.add_callback(StepLoss(self, self.loss))
         if task.batches.batch_sampler is not None:
             self.add_callback(SetEpoch(task.batches.batch_sampler))
         shown = [] if evaluator is None else [f"eval_{name}" for name in evaluator.shown_metrics]
@@ -115,10 +112,9 @@ class TaskTrainer(WholeCheckpointTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """The batches of the task, a different part on each process."""
         batches = self.task.batches
+        order = {"batch_sampler": batches.batch_sampler}
         if batches.batch_sampler is None:
             order = {"batch_size": self._train_batch_size, "sampler": RandomSampler(batches.dataset)}  # type: ignore[arg-type]
-        else:
-            order = {"batch_sampler": batches.batch_sampler}
         loader = DataLoader(
             batches.dataset,
             collate_fn=batches.collator,
@@ -134,8 +130,7 @@ class TaskTrainer(WholeCheckpointTrainer):
         """As `Trainer.get_eval_dataloader`; a name is one of `eval_dataset`, or else a split of the evaluator."""
         if eval_dataset is None or eval_dataset is self.eval_dataset:
             return super().get_eval_dataloader()
-        named = isinstance(eval_dataset, str) and isinstance(self.eval_dataset, dict)
-        if named and eval_dataset in self.eval_dataset:
+        if isinstance(eval_dataset, str) and isinstance(self.eval_dataset, dict) and eval_dataset in self.eval_dataset:
             return super().get_eval_dataloader(eval_dataset)
         return self.get_test_dataloader(eval_dataset)
 
@@ -145,12 +140,7 @@ class TaskTrainer(WholeCheckpointTrainer):
 
     # ---- Training ----
 
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `Trainer.train`; `True` resumes from the last complete checkpoint.
 
         Raises:
@@ -170,14 +160,10 @@ class TaskTrainer(WholeCheckpointTrainer):
             remove_leftovers(self.args.output_dir)
         self.loss.zero_grad()
         with frozen(self.frozen_parameters):
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def check_checkpoint(self, checkpoint: Path) -> None:
-        """Checks that this training can resume from a checkpoint.
-
-        Raises:
-            ValueError: if it is not a checkpoint.
-        """
+        """Raises `ValueError` if this training cannot resume from a checkpoint."""
         if not (checkpoint / "config.json").is_file():
             raise ValueError(f"{checkpoint} is not a checkpoint: it has no config.json")
 
@@ -197,11 +183,7 @@ class TaskTrainer(WholeCheckpointTrainer):
         return [name for name in super().get_decay_parameter_names(model) if name not in undecayed]
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Any,
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any
     ) -> torch.Tensor | tuple[torch.Tensor, LossOutput]:
         """The task's loss."""
         output: LossOutput = self.loss(model, inputs)
@@ -231,13 +213,7 @@ class TaskTrainer(WholeCheckpointTrainer):
 
     # ---- Evaluation ----
 
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: Any,
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[None, Any, Any]:
+    def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> tuple[None, Any, Any]:
         """No loss; the evaluator's predictions and labels."""
         if self.evaluator is None:
             raise ValueError("this trainer has no evaluator: its task was made without one")
@@ -247,15 +223,11 @@ class TaskTrainer(WholeCheckpointTrainer):
         return None, predictions, labels
 
     def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
+        self, dataloader: DataLoader, description: str, *, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
         """Evaluates a split; the figures of its result join the metrics: `eval_map`, ..."""
-        output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
+        kwargs |= {"prediction_loss_only": False, "metric_key_prefix": metric_key_prefix}
+        output = super().evaluation_loop(dataloader, description, **kwargs)
         metrics: list[dict[str, float]] = [{}]
         if self.is_world_process_zero():
             if isinstance(output.predictions, np.ndarray) and not np.isfinite(output.predictions).all():
@@ -266,3 +238,51 @@ class TaskTrainer(WholeCheckpointTrainer):
         broadcast_object_list(metrics)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics[0].items()})
         return output
+
+
+class SetEpoch(TrainerCallback):
+    """Sets the epoch of a batch sampler.
+
+    When several processes resume in the middle of an epoch, the Trainer does not reach the batch sampler itself.
+    """
+
+    def __init__(self, batch_sampler: Any) -> None:
+        self.batch_sampler = batch_sampler
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self.batch_sampler.set_epoch(int(state.epoch or 0))
+
+
+class StepLoss(TrainerCallback):
+    """Updates the weights of the loss after each step of the model's optimizer that was not skipped."""
+
+    def __init__(self, trainer: Trainer, loss: Loss) -> None:
+        self.trainer = trainer  # it may replace its accelerator
+        self.loss = loss
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        if self.trainer.accelerator.optimizer_step_was_skipped:
+            self.loss.zero_grad()
+        else:
+            self.loss.optimizer_step()
+
+
+class _Brief(TrainerCallback):
+    """Reduces logs to one line: the figures of all attributes would fill a screen."""
+
+    def __init__(self, shown: Iterable[str] = ()) -> None:
+        super().__init__()
+        self.shown = {*_ALWAYS_SHOWN, *shown}
+
+    def on_log(self, *args: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        brief = {name: value for name, value in logs.items() if name in self.shown}
+        if len(brief) > 1:  # more than the epoch
+            super().on_log(*args, logs=brief, **kwargs)
+
+
+class BriefProgress(_Brief, ProgressCallback):
+    """The Trainer's progress bar with logs of one line."""
+
+
+class BriefPrinter(_Brief, PrinterCallback):
+    """The same logs without a progress bar."""

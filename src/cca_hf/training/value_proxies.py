@@ -12,7 +12,7 @@ joined batch, so the proxies stay equal on all processes.
 
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +33,8 @@ class ValueProxies(OwnWeights):
         seed: seed of the initial vectors, which leaves all other random numbers alone.
     """
 
+    file_name = FILE_NAME
+    absent = "value proxies: resume with --proxy_weight 0"
     known: torch.Tensor  # (A, most values), bool
     optimizer: torch.optim.Optimizer
 
@@ -77,21 +79,10 @@ class ValueProxies(OwnWeights):
         ).view(labels.T.shape)  # (A, batch)
         return losses.sum(1) / (labels.T >= 0).sum(1).clamp(min=1)
 
-    def save(self, folder: str | PathLike[str]) -> None:
-        """Writes proxies and optimizer into a checkpoint."""
-        content = {"vectors": self.vectors.detach(), "optimizer": self.optimizer.state_dict()}
-        torch.save(content, Path(folder) / FILE_NAME)
+    def _weights(self) -> dict[str, Any]:
+        return {"vectors": self.vectors.detach()}
 
-    def load(self, folder: str | PathLike[str]) -> None:
-        """Reads what `save` wrote.
-
-        Raises:
-            ValueError: if the checkpoint has no proxies, or proxies of another shape.
-        """
-        path = Path(folder) / FILE_NAME
-        if not path.exists():
-            raise ValueError(f"{folder} was made without value proxies: resume with --proxy_weight 0, or start anew")
-        content = torch.load(path, map_location=self.vectors.device, weights_only=True)
+    def _set_weights(self, content: dict[str, Any], folder: str | PathLike[str]) -> None:
         if content["vectors"].shape != self.vectors.shape:
             raise ValueError(
                 f"{folder} has proxies of shape {tuple(content['vectors'].shape)}, this training has "
@@ -99,4 +90,3 @@ class ValueProxies(OwnWeights):
             )
         with torch.no_grad():
             self.vectors.copy_(content["vectors"])
-        self.optimizer.load_state_dict(content["optimizer"])
