@@ -5,6 +5,7 @@ head; evaluation by the task's evaluator; and checkpoints that are complete or a
 """
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from .distributed import copy_from_first_process
 from .monitor import LossMonitor
 from .parameters import frozen, split_backbone_and_head, undecayed_parameters
 from .task import LossOutput, Task
+
+logger = logging.getLogger(__name__)
 
 
 class TaskTrainer(WholeCheckpointTrainer):
@@ -151,18 +154,24 @@ class TaskTrainer(WholeCheckpointTrainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """As `Trainer.train`; `True` resumes from the last complete checkpoint.
+        """As `Trainer.train`, with `args.resume_from_checkpoint` as the default.
+
+        `"last"` resumes from the last complete checkpoint in `output_dir`, if there is one; `True` requires one.
 
         Raises:
             TrainingFailedError: the loss is NaN or infinite, or the embeddings have collapsed. Nothing is saved then.
             CheckpointError: a checkpoint could not be written. Earlier checkpoints are untouched.
             ValueError: there is nothing to resume from, or the checkpoint does not fit the model.
         """
-        if resume_from_checkpoint is True:
+        if resume_from_checkpoint is None:
+            resume_from_checkpoint = self.args.resume_from_checkpoint
+        if resume_from_checkpoint in (True, "last", "true", "True"):
             last = last_checkpoint(self.args.output_dir)
-            if last is None:
+            if last is None and resume_from_checkpoint is True:
                 raise ValueError(f"nothing to resume from: there is no complete checkpoint in {self.args.output_dir}")
-            resume_from_checkpoint = str(last)
+            if last is None:
+                logger.warning("no checkpoint in %s yet: training starts at the beginning", self.args.output_dir)
+            resume_from_checkpoint = None if last is None else str(last)
         if resume_from_checkpoint:
             self.check_checkpoint(Path(resume_from_checkpoint))
             self.loss.load(resume_from_checkpoint)
