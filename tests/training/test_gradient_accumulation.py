@@ -5,8 +5,8 @@ import torch
 from accelerate import Accelerator
 
 from cca_hf.recipes.attribute_trainer import CCATrainer
+from cca_hf.training.attribute_losses import ValueProxies
 from cca_hf.training.per_attribute_loss import PerAttributeLoss
-from cca_hf.training.value_proxies import ValueProxies
 
 losses = pytest.importorskip("pytorch_metric_learning.losses", reason='needs pip install "cca_hf[losses]"')
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cca_hf.training.value_proxies import FILE_NAME, ValueProxies
+from cca_hf.training.attribute_losses import ValueProxies
 
 NUM_VALUES = [3, 5]
 
@@ -100,6 +100,6 @@ def test_checkpoints_of_other_trainings(tmp_path):
     with pytest.raises(ValueError, match="made without value proxies"):
         ValueProxies(NUM_VALUES, 8).load(tmp_path)
     ValueProxies([3, 6], 8).save(tmp_path)
-    assert (tmp_path / FILE_NAME).exists()
+    assert (tmp_path / ValueProxies.file_name).exists()
     with pytest.raises(ValueError, match=r"shape \(2, 6, 8\), this training has \(2, 5, 8\)"):
         ValueProxies(NUM_VALUES, 8).load(tmp_path)

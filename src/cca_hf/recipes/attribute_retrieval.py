@@ -1,7 +1,6 @@
 """The main job: from a data set and a backbone to a trained, evaluated and saved CCA checkpoint."""
 
 import json
-import logging
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,14 +20,11 @@ from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.arguments import CCATrainingArguments
-from cca_hf.training.checkpoints import last_checkpoint
 from cca_hf.training.run_record import RunRecord
 
 from .attribute_trainer import CCATrainer
 from .command_line import DataArguments, ModelArguments
 from .text_conditions import attribute_texts, embed_texts
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,11 +60,10 @@ def run_training(
     `resume_from_checkpoint="last"` resumes from the last complete checkpoint in `output_dir`, if there is one.
 
     Raises:
-        ValueError: for bad data, or an `output_dir` with checkpoints of another run, before any work is done.
+        ValueError: for bad data.
         UnreadableImageError: names the images that cannot be read, unless they are to be skipped.
         TrainingFailedError, CheckpointError: see [`CCATrainer.train`].
     """
-    checkpoint = _checkpoint_to_resume(training_args)
     set_seed(training_args.seed)  # for the weights of the new layer; the Trainer sets the seed itself
     with training_args.main_process_first(desc="loading the data set"):
         data = load_data(data_args)
@@ -80,7 +75,7 @@ def run_training(
     if record is not None:
         record.save(training_args.output_dir)  # checkpoints can be evaluated before the training ends
 
-    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    outcome = trainer.train()
     if model.config.attribute_subspaces:
         trainer.fit_subspaces()
     trainer.save_model()
@@ -184,18 +179,3 @@ def _read_config(source: str) -> PreTrainedConfig:
     if (kind := fields.pop("model_type", None)) not in CONFIG_MAPPING:
         raise ValueError(f"backbone_config needs a model_type that transformers knows, such as vit; got {kind!r}")
     return CONFIG_MAPPING[kind](**fields)
-
-
-def _checkpoint_to_resume(args: CCATrainingArguments) -> str | None:
-    """The checkpoint to resume from; None to start at the beginning."""
-    last = last_checkpoint(args.output_dir)
-    if args.resume_from_checkpoint in ("last", "true", "True"):
-        if last is None:
-            logger.warning("no checkpoint in %s yet: training starts at the beginning", args.output_dir)
-        return None if last is None else str(last)
-    if args.resume_from_checkpoint is None and last is not None:
-        raise ValueError(
-            f"{args.output_dir} contains {last.name} of an earlier run. Resume it with --resume_from_checkpoint last, "
-            "or give another --output_dir"
-        )
-    return args.resume_from_checkpoint

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,26 @@ from typing import Any
 import datasets
 import torch
 from torch import nn
-from torch.utils.data import Dataset
-from transformers import EarlyStoppingCallback, TrainerCallback
+from torch.utils.data import Dataset, default_collate
+from transformers import BaseImageProcessor, EarlyStoppingCallback, TrainerCallback
 from transformers.utils.logging import tqdm
 
+from cca_hf.data.sampler import AttributeBatchSampler
 from cca_hf.data.schema import AttributeDataset
+from cca_hf.data.torch_dataset import AttributeCollator, AttributeImages
+from cca_hf.data.transforms import TrainingTransform
 from cca_hf.models.backbones import parameters_of_levels
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.arguments import FEATURE_MAP_LEARNING_RATE, PRETRAINED_LEARNING_RATE, CCATrainingArguments
-from cca_hf.training.parameters import frozen
+from cca_hf.training.attribute_losses import LabelLoss, TripletLoss, ValueProxies
+from cca_hf.training.losses import ConditionalSoftTripletLoss, ConditionalTripletLoss
 from cca_hf.training.per_attribute_loss import PerAttributeLoss
 from cca_hf.training.subspaces import fit_subspaces
+from cca_hf.training.task import Batches, Task
 from cca_hf.training.token_cache import TokenCache, learns_statistics
 from cca_hf.training.trainer import TaskTrainer
 
-from .attribute_task import as_attribute_dataset, make_label_task, make_triplet_task
+from .attribute_evaluator import AttributeEvaluator, Collator, as_attribute_dataset
 
 
 class CCATrainer(TaskTrainer):
@@ -89,24 +94,26 @@ class CCATrainer(TaskTrainer):
         model.to(memory_format=torch.channels_last)
         self.data = data
         if triplets is not None:
-            task = make_triplet_task(args, data, model.image_processor, triplets, data_collator)
+            task = _triplet_task(args, data, model.image_processor, triplets, data_collator)
         else:
             cache = None
             if args.cache_tokens is not None:
                 model.to(args.device)
-                with frozen(frozen_parameters):
-                    cache = TokenCache(
-                        args.cache_tokens,
-                        model,
-                        data,
-                        dtype=args.cache_dtype,
-                        flipped=args.horizontal_flip > 0,
-                        autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
-                        batch_size=args.per_device_eval_batch_size,
-                        num_workers=args.dataloader_num_workers,
-                    )
+                cache = TokenCache(
+                    args.cache_tokens,
+                    model,
+                    data,
+                    dtype=args.cache_dtype,
+                    flipped=args.horizontal_flip > 0,
+                    autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
+                    batch_size=args.per_device_eval_batch_size,
+                    num_workers=args.dataloader_num_workers,
+                    frozen_parameters=frozen_parameters,
+                )
             dim = model.config.embedding_dim or model.config.hidden_size
-            task = make_label_task(args, data, model.image_processor, dim, loss=loss, cache=cache)
+            between_images = None if loss is None else loss.settle(data.attributes, dim)
+            label_loss = make_loss(args, data.attributes, dim, between_images)
+            task = _label_task(args, data, model.image_processor, loss=label_loss, cache=cache)
         callbacks = list(callbacks or [])
         if args.early_stopping_patience:
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
@@ -193,3 +200,86 @@ def _frozen_parameters(args: CCATrainingArguments, model: CCAModel) -> list[nn.P
         levels = 0 if model.config.backbone_name is None else len(model.config.feature_levels)
     # in eval mode: the empty image must not change statistics of batch normalisation
     return parameters_of_levels(model.in_eval_mode().backbone, model.config, levels)
+
+
+def _label_task(
+    args: CCATrainingArguments,
+    data: AttributeDataset,
+    image_processor: BaseImageProcessor,
+    *,
+    loss: LabelLoss,
+    cache: TokenCache | None,
+) -> Task:
+    """Images with labels, from the files or from a token cache."""
+    transform = TrainingTransform(
+        horizontal_flip=args.horizontal_flip,
+        crop_scale=(args.crop_scale, 1.0),
+        crop_ratio=(1 / args.crop_ratio, args.crop_ratio),
+        colour_jitter=args.colour_jitter,
+    )
+    collator: Collator
+    if cache is None:
+        images, collator = AttributeImages(data, "train", transform), AttributeCollator(image_processor)
+    else:
+        images, collator = cache.images_of("train", transform), cache.collator
+    batch_sampler = AttributeBatchSampler(
+        images.labels.numpy(),
+        batch_size=args.train_batch_size,
+        images_per_value=args.images_per_value,
+        values_per_batch=args.values_per_batch,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+    )
+    return Task(
+        Batches(images, collator, batch_sampler),
+        loss,
+        AttributeEvaluator(data, image_processor, cache),
+    )
+
+
+def _triplet_task(
+    args: CCATrainingArguments,
+    data: AttributeDataset,
+    image_processor: BaseImageProcessor,
+    triplets: Dataset[Any],
+    collator: Collator | None,
+) -> Task:
+    """Ready triplets, in random order; evaluated on the images with labels of `data`."""
+    return Task(
+        Batches(triplets, collator or default_collate),
+        TripletLoss(args.margin, list(data.attributes), args.micro_batch_size),
+        AttributeEvaluator(data, image_processor),
+    )
+
+
+def make_loss(
+    args: CCATrainingArguments,
+    attributes: Mapping[str, Sequence[str]],
+    dim: int,
+    criterion: nn.Module | None = None,
+) -> LabelLoss:
+    """The loss that `args` describe: between images, plus the loss of the value proxies.
+
+    Args:
+        dim: width of the embeddings.
+        criterion: a loss between images instead, without value proxies.
+    """
+    names, micro_batch_size = list(attributes), args.micro_batch_size
+    if criterion is not None:
+        return LabelLoss(criterion, names, micro_batch_size=micro_batch_size)
+    criterion = (
+        ConditionalSoftTripletLoss(args.temperature, args.margin)
+        if args.loss == "soft_triplet"
+        else ConditionalTripletLoss(args.margin, args.mining)
+    )
+    proxies = None
+    if args.proxy_weight > 0:
+        proxies = ValueProxies(
+            [len(values) for values in attributes.values()],
+            dim,
+            temperature=args.temperature,
+            learning_rate=args.proxy_learning_rate,
+            seed=args.seed,
+        )
+    return LabelLoss(
+        criterion, names, proxies=proxies, proxy_weight=args.proxy_weight, micro_batch_size=micro_batch_size
+    )

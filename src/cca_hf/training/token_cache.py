@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -103,6 +103,7 @@ class TokenCache:
         folder: created if it does not exist. Its features belong to one backbone, image processor and data set.
         dtype: the stored precision.
         flipped: whether to store the mirror images of `train` as well.
+        frozen_parameters: parameters that do not learn in this training, besides those without `requires_grad`.
         autocast: compute in bfloat16 or float16, as the training does; `None` computes in the precision of the model.
 
     Raises:
@@ -120,8 +121,10 @@ class TokenCache:
         autocast: torch.dtype | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
+        frozen_parameters: Iterable[nn.Parameter] = (),
     ) -> None:
-        learning = [name for name, p in model.backbone.named_parameters() if p.requires_grad]
+        frozen = set(frozen_parameters)
+        learning = [name for name, p in model.backbone.named_parameters() if p.requires_grad and p not in frozen]
         if learning:
             raise ValueError(f"a token cache needs a frozen backbone; in this one {learning[0]} learns")
         if learns_statistics(model):

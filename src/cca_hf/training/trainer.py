@@ -1,6 +1,7 @@
 """The Trainer of all tasks: transformers' Trainer with a [`Task`] in place of data sets, collator and metrics."""
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from .parameters import frozen, split_backbone_and_head, undecayed_parameters
 from .task import Loss, LossOutput, Task
 
 _ALWAYS_SHOWN = ("epoch", "loss", "grad_norm", "learning_rate", "eval_runtime", "train_runtime")
+
+logger = logging.getLogger(__name__)
 
 
 class TaskTrainer(WholeCheckpointTrainer):
@@ -141,18 +144,24 @@ class TaskTrainer(WholeCheckpointTrainer):
     # ---- Training ----
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `Trainer.train`; `True` resumes from the last complete checkpoint.
+        """As `Trainer.train`, with `args.resume_from_checkpoint` as the default.
+
+        `"last"` resumes from the last complete checkpoint in `output_dir`, if there is one; `True` requires one.
 
         Raises:
             TrainingFailedError: the loss is NaN or infinite, or the embeddings have collapsed. Nothing is saved then.
             CheckpointError: a checkpoint could not be written. Earlier checkpoints are untouched.
             ValueError: there is nothing to resume from, or the checkpoint does not fit the model.
         """
-        if resume_from_checkpoint is True:
+        if resume_from_checkpoint is None:
+            resume_from_checkpoint = self.args.resume_from_checkpoint
+        if resume_from_checkpoint in (True, "last", "true", "True"):
             last = last_checkpoint(self.args.output_dir)
-            if last is None:
+            if last is None and resume_from_checkpoint is True:
                 raise ValueError(f"nothing to resume from: there is no complete checkpoint in {self.args.output_dir}")
-            resume_from_checkpoint = str(last)
+            if last is None:
+                logger.warning("no checkpoint in %s yet: training starts at the beginning", self.args.output_dir)
+            resume_from_checkpoint = None if last is None else str(last)
         if resume_from_checkpoint:
             self.check_checkpoint(Path(resume_from_checkpoint))
             self.loss.load(resume_from_checkpoint)

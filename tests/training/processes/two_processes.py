@@ -16,8 +16,7 @@ from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.sampler import AttributeBatchSampler
 from cca_hf.evaluation.retrieval.embeddings import evaluate_embeddings
 from cca_hf.models.modeling_cca import CCAModel
-from cca_hf.recipes.attribute_task import make_loss
-from cca_hf.recipes.attribute_trainer import CCATrainer
+from cca_hf.recipes.attribute_trainer import CCATrainer, make_loss
 from cca_hf.training.arguments import CCATrainingArguments
 from cca_hf.training.per_attribute_loss import PerAttributeLoss
 
@@ -73,7 +72,7 @@ def check_gradients(data, output_dir: Path, *, arc_face: bool = False, **loss) -
     batches = iter(stream)
     joined = trainer.task.batches.collator(trainer.train_dataset.__getitems__(next(batches) + next(batches)))
     every = torch.arange(len(data.attributes)).expand(16, -1)
-    given = arc_faces(data, seed=0) if arc_face else None
+    given = arc_faces(data, seed=0).settle(data.attributes, VIT["hidden_size"]) if arc_face else None
     objective = make_loss(args, data.attributes, VIT["hidden_size"], given)
     expected = objective.compare(alone(joined["pixel_values"], every).embeddings, joined["labels"]).loss
     expected.backward()

@@ -1,114 +1,31 @@
-"""The task of attribute retrieval, from the training arguments: its batches, its loss and its evaluator."""
+"""Attribute retrieval as an evaluator of the Trainer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
 import torch
+from accelerate import PartialState
 from torch import nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 from transformers import BaseImageProcessor
 
 from cca_hf.data.loading import load_attribute_dataset
-from cca_hf.data.sampler import AttributeBatchSampler
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.torch_dataset import AttributeCollator, AttributeImages, QueriesAndGallery
-from cca_hf.data.transforms import TrainingTransform
 from cca_hf.evaluation.retrieval.embeddings import Gallery, evaluate_splits
 from cca_hf.evaluation.retrieval.evaluator import query_and_gallery
 from cca_hf.evaluation.retrieval.result import EvaluationResult
-from cca_hf.training.arguments import CCATrainingArguments
-from cca_hf.training.attribute_losses import LabelLoss, TripletLoss, embed_under_all
-from cca_hf.training.losses import ConditionalSoftTripletLoss, ConditionalTripletLoss
-from cca_hf.training.per_attribute_loss import PerAttributeLoss
-from cca_hf.training.task import Batches, Task
+from cca_hf.training.attribute_losses import embed_under_all
 from cca_hf.training.token_cache import TokenCache
-from cca_hf.training.value_proxies import ValueProxies
 
 Collator = Callable[[list[Any]], Any]
-
-
-def make_label_task(
-    args: CCATrainingArguments,
-    data: AttributeDataset,
-    image_processor: BaseImageProcessor,
-    dim: int,
-    *,
-    loss: PerAttributeLoss | None = None,
-    cache: TokenCache | None = None,
-) -> Task:
-    """Images with labels, from the files or from a token cache; `dim` is the width of the embeddings."""
-    transform = TrainingTransform(
-        horizontal_flip=args.horizontal_flip,
-        crop_scale=(args.crop_scale, 1.0),
-        crop_ratio=(1 / args.crop_ratio, args.crop_ratio),
-        colour_jitter=args.colour_jitter,
-    )
-    collator: Collator
-    if cache is None:
-        images, collator = AttributeImages(data, "train", transform), AttributeCollator(image_processor)
-    else:
-        images, collator = cache.images_of("train", transform), cache.collator
-    batch_sampler = AttributeBatchSampler(
-        images.labels.numpy(),
-        batch_size=args.train_batch_size,
-        images_per_value=args.images_per_value,
-        values_per_batch=args.values_per_batch,
-        seed=args.seed if args.data_seed is None else args.data_seed,
-    )
-    return Task(
-        Batches(images, collator, batch_sampler),
-        make_loss(args, data.attributes, dim, loss),
-        AttributeEvaluator(data, image_processor, args.device, cache),
-    )
-
-
-def make_triplet_task(
-    args: CCATrainingArguments,
-    data: AttributeDataset,
-    image_processor: BaseImageProcessor,
-    triplets: Dataset[Any],
-    collator: Collator | None,
-) -> Task:
-    """Ready triplets, in random order; evaluated on the images with labels of `data`."""
-    return Task(
-        Batches(triplets, collator or default_collate),
-        TripletLoss(args.margin, list(data.attributes), args.micro_batch_size),
-        AttributeEvaluator(data, image_processor, args.device),
-    )
-
-
-def make_loss(
-    args: CCATrainingArguments, attributes: Mapping[str, Sequence[str]], dim: int, loss: PerAttributeLoss | None = None
-) -> LabelLoss:
-    """`loss`, or the loss that `args` describe: between images, plus the loss of the value proxies."""
-    names, micro_batch_size = list(attributes), args.micro_batch_size
-    if loss is not None:
-        return LabelLoss(loss.settle(attributes, dim), names, micro_batch_size=micro_batch_size)
-    criterion = (
-        ConditionalSoftTripletLoss(args.temperature, args.margin)
-        if args.loss == "soft_triplet"
-        else ConditionalTripletLoss(args.margin, args.mining)
-    )
-    proxies = None
-    if args.proxy_weight > 0:
-        proxies = ValueProxies(
-            [len(values) for values in attributes.values()],
-            dim,
-            temperature=args.temperature,
-            learning_rate=args.proxy_learning_rate,
-            seed=args.seed,
-        )
-    return LabelLoss(
-        criterion, names, proxies=proxies, proxy_weight=args.proxy_weight, micro_batch_size=micro_batch_size
-    )
 
 
 class AttributeEvaluator:
     """Retrieval under every attribute: leave-one-out, or queries against a gallery.
 
     Args:
-        device: an accelerator ranks the embeddings as well.
         cache: the features of the images, instead of the images.
     """
 
@@ -119,11 +36,9 @@ class AttributeEvaluator:
         self,
         data: AttributeDataset,
         image_processor: BaseImageProcessor,
-        device: torch.device,
         cache: TokenCache | None = None,
     ) -> None:
         self.data = data
-        self.device = device
         self.cache = cache
         self.collator: Collator = AttributeCollator(image_processor) if cache is None else cache.collator
 
@@ -170,7 +85,7 @@ class AttributeEvaluator:
                 f"got {type(images).__name__}"
             )
         queries = Gallery.of_split(images.data, images.split, predictions, labels)
-        return evaluate_splits(images.data, queries, gallery, [images.split, *splits], self.device)
+        return evaluate_splits(images.data, queries, gallery, [images.split, *splits], PartialState().device)
 
 
 def as_attribute_dataset(
