@@ -153,23 +153,22 @@ class TaskTrainer(WholeCheckpointTrainer):
             CheckpointError: a checkpoint could not be written. Earlier checkpoints are untouched.
             ValueError: there is nothing to resume from, or the checkpoint does not fit the model.
         """
-        if resume_from_checkpoint is None:
-            resume_from_checkpoint = self.args.resume_from_checkpoint
-        if resume_from_checkpoint in (True, "last", "true", "True"):
+        checkpoint = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        if checkpoint in (True, "last", "true", "True"):
             last = last_checkpoint(self.args.output_dir)
-            if last is None and resume_from_checkpoint is True:
+            if last is None and checkpoint is True:
                 raise ValueError(f"nothing to resume from: there is no complete checkpoint in {self.args.output_dir}")
             if last is None:
                 logger.warning("no checkpoint in %s yet: training starts at the beginning", self.args.output_dir)
-            resume_from_checkpoint = None if last is None else str(last)
-        if resume_from_checkpoint:
-            self.check_checkpoint(Path(resume_from_checkpoint))
-            self.loss.load(resume_from_checkpoint)
+            checkpoint = None if last is None else str(last)
+        if isinstance(checkpoint, str):
+            self.check_checkpoint(Path(checkpoint))
+            self.loss.load(checkpoint)
         if self.args.should_save:
             remove_leftovers(self.args.output_dir)
         self.loss.zero_grad()
         with frozen(self.frozen_parameters):
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            return super().train(checkpoint, *args, **kwargs)
 
     def check_checkpoint(self, checkpoint: Path) -> None:
         """Raises `ValueError` if this training cannot resume from a checkpoint."""
