@@ -1,8 +1,6 @@
 """Runs every snippet of the README unchanged and offline, on the paths that it names (see `pages.py`)."""
 
-import contextlib
 import importlib.util
-import io
 import re
 import shlex
 import shutil
@@ -13,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from cca_hf.cli.main import main
 
 from .pages import ROOT, Block, check_installable, code_blocks, make_world, run, run_cca, shell_commands
 
@@ -90,10 +86,7 @@ def push_dry(words: list[str], folder: Path) -> dict[str, str]:
         shutil.copytree(folder / "me" / "cca-shoes", folder / "out")
     if "--dry_run" not in words:
         words = [*words, "--dry_run", tempfile.mkdtemp(dir=folder)]
-    output = io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(output):
-        assert main(words[1:]) == 0
-    staged = folder / output.getvalue().strip()
+    staged = folder / run_cca(words, folder).strip()
     return {path.name: path.read_text(errors="replace") for path in staged.rglob("*") if path.is_file()}
 
 

@@ -30,9 +30,7 @@ SIZE = (128, 64)
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 BACKBONES = {
     "vit": ViTConfig(**SHAPE, image_size=64, patch_size=16),
-    "swin": SwinConfig(
-        image_size=64, patch_size=4, embed_dim=16, depths=[1, 1, 1], num_heads=[2, 2, 2], window_size=4
-    ),
+    "swin": SwinConfig(image_size=64, patch_size=8, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4),
     "convnext": ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1]),
     "mobilenet_v2": MobileNetV2Config(depth_multiplier=0.35),
 }
