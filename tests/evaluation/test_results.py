@@ -139,6 +139,8 @@ def test_the_card_of_a_retrieval():
         expected = [*(scores["map"] for scores in each), *(figures[n] for n in ("map", "map_weighted", "map_macro"))]
         assert row[1:] == [f"{100 * figure:.1f}" for figure in expected]
     assert [row[0] for row in (chance, other, own)] == ["chance", "one space", "**this model**"]
+    _, weakest = min((each.scores["map"] - each.chance["map"], each.name) for each in result.attributes)
+    assert lines[8].startswith(f"The attribute least above chance is {weakest}, with a mAP of ")
     metrics = {metric: (title, value) for metric, title, value in result.card().metrics}
     assert list(metrics) == ["map", "map_macro", "map_colour", "map_<shape>"]
     assert metrics["map"] == ("mAP, mean of the attributes", round(100 * result.overall["map"], 2))

@@ -167,6 +167,11 @@ class EvaluationResult(Result):
             "selection. The table shows the mean average precision in percent. Each image is a query, and the other "
             f"images with its value are relevant. Chance is the score of a random ranking.\n\n{markdown_table(rows)}\n"
         )
+        weakest = min(self.attributes, key=lambda each: each.scores["map"] - each.chance["map"])
+        markdown += (
+            f"\nThe attribute least above chance is {weakest.name}, with a mAP of "
+            f"{percent(weakest.scores['map'])} where chance is {percent(weakest.chance['map'])}.\n"
+        )
         if self.coverage is not None:
             markdown += f"\n**Subset**: {self.coverage}. Do not compare these figures with results on the full set.\n"
         figures = {"map": "mAP, mean of the attributes", "map_macro": "mAP, mean over values, then attributes"}
