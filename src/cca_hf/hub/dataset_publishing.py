@@ -21,7 +21,7 @@ from cca_hf.data.schema import IMAGE_COLUMN, AttributeDataset
 from cca_hf.models.whole_files import staged, write_text
 from cca_hf.training.run_record import count_values
 
-from .commit import commit_folder
+from .publishing import commit_folder
 
 TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
 _RARE = 10  # images

@@ -122,8 +122,13 @@ class EntanglementResult(Result):
             name: {field: _plain(figures) for field, figures in vars(reader).items()}
             for name, reader in self.readers.items()
         }
-        metrics = {name: _plain(figure) for name, figure in self.metrics().items()}
-        return {**vars(self), "attributes": list(self.attributes), "readers": readers, "metrics": metrics}
+        return {
+            "attributes": list(self.attributes),
+            "images": self.images,
+            "values": dict(self.values),
+            "readers": readers,
+            "metrics": {name: _plain(figure) for name, figure in self.metrics().items()},
+        }
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "EntanglementResult":

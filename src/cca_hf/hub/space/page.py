@@ -6,14 +6,16 @@ sends no statistics.
 
 import os
 from importlib import resources
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from cca_hf.models.images import UnreadableImageError
+from PIL import Image
+
+from cca_hf.models.images import UnreadableImageError, load_image
 from cca_hf.visualization.page import public_name, templates
 
 from .lookup import Lookup, Query
-from .upload import MOST_BYTES, open_upload
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio reads it at import
 try:
@@ -27,6 +29,11 @@ _SHOWN = 1024  # pixels: the longer side of a query from the catalogue
 _SESSIONS = 1000  # stored in memory, about 100 kB for each session
 _CHOSEN_AT_FIRST = 4
 _BEGIN = "Choose or upload an image."
+MOST_BYTES = 20 * 2**20
+MOST_PIXELS = 64_000_000  # photos of phones have up to 50 million; 200 MB once decoded
+# Pillow's other formats are rare, and for some Pillow starts other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_FORMATS = f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]}"
 # fonts of the user's system, so that none is loaded
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Liberation Sans", "sans-serif")
 _FILES = resources.files("cca_hf.hub.space")
@@ -157,6 +164,31 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
             **common,
         )
     return page
+
+
+def open_upload(path: str | PathLike[str], name: str) -> Image.Image:
+    """Decodes an upload to an upright RGB image.
+
+    Raises:
+        UnreadableImageError: if it is not an image, or too large. The message is for the user: it has `name`, because
+            the path is private.
+    """
+    size = Path(path).stat().st_size
+    if size > MOST_BYTES:
+        raise UnreadableImageError(f"{name} has {size / 2**20:.0f} MB; the limit is {MOST_BYTES // 2**20} MB.")
+    try:
+        with Image.open(path, formats=FORMATS) as image:  # reads only the header
+            if image.width * image.height > MOST_PIXELS:
+                raise Image.DecompressionBombError
+            return load_image(image)
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(
+            f"{name} has more than {MOST_PIXELS // 10**6} million pixels. Upload a smaller image."
+        ) from error
+    except OSError as error:  # UnidentifiedImageError is one
+        raise UnreadableImageError(f"{name} is not an image in a supported format: {_FORMATS}.") from error
+    except (ValueError, SyntaxError) as error:
+        raise UnreadableImageError(f"{name} is damaged or incomplete.") from error
 
 
 def launch_space(
