@@ -24,7 +24,6 @@ from cca_hf.training.run_record import count_values
 from .publishing import commit_folder
 
 TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
-_RARE = 10  # images
 # size categories of the Hub
 _SIZES = {1e3: "n<1K", 1e4: "1K<n<10K", 1e5: "10K<n<100K", 1e6: "100K<n<1M", 1e7: "1M<n<10M", 1e8: "10M<n<100M"}
 
@@ -156,16 +155,6 @@ def make_dataset_card(data: AttributeDataset, repo_id: str, *, with_images: bool
         arguments=arguments,
         group_column=data.group_column,
         splits=summary.splits,
-        values=[[attribute, len(values), _by_frequency(values)] for attribute, values in counts.items()],
-        rare=[
-            f"{attribute}: {_by_frequency(rare)}"
-            for attribute, values in counts.items()
-            if (rare := {value: count for value, count in values.items() if count < _RARE})
-        ],
-        rare_below=_RARE,
+        counts=counts,
         subset=None if coverage is None else str(coverage).partition(";")[0],
     )
-
-
-def _by_frequency(counts: dict[str, int]) -> str:
-    return ", ".join(f"{value} ({count:,})" for value, count in sorted(counts.items(), key=lambda pair: -pair[1]))
