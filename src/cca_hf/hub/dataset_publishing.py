@@ -53,16 +53,7 @@ def push_dataset(
     """
     with TemporaryDirectory(prefix="cca-push-") as parent:
         folder = stage_dataset(data, Path(parent) / "repository", repo_id, with_images=with_images, licence=licence)
-        return commit_folder(
-            folder,
-            repo_id,
-            repo_type="dataset",
-            private=private,
-            revision=revision,
-            token=token,
-            message=message,
-            replaces=("data/*.parquet",),
-        )
+        return commit_folder(folder, repo_id, "dataset", private, revision, token, message, ["data/*.parquet"])
 
 
 def stage_dataset(

@@ -148,6 +148,7 @@ def _metadata(
     tags = ["cca_hf", *(["sentence-transformers"] if (folder / "modules.json").exists() else [])]
     tags += _ATTRIBUTE_TAGS if isinstance(config, AttributeConfig) else []
     measured = [result.card for result in results if result.card.metrics]
+    evaluated = None if run is None else (task or "other", run.dataset, run.dataset.split("/")[-1])
     return ModelCardData(
         license=licence,
         library_name="transformers",
@@ -167,20 +168,11 @@ def _metadata(
         or None,
         model_name=name.split("/")[-1],
         eval_results=[
-            EvalResult(
-                task_type=task or "other",
-                task_name=card.task,
-                dataset_type=run.dataset,
-                dataset_name=run.dataset.split("/")[-1],
-                dataset_split="test",
-                metric_type=metric,
-                metric_name=title,
-                metric_value=value,
-            )
+            EvalResult(*evaluated, metric, value, card.task, dataset_split="test", metric_name=title)
             for card in measured
             for metric, title, value in card.metrics
         ]
-        if run is not None and measured
+        if evaluated and measured
         else None,
     )
 

@@ -69,9 +69,7 @@ def push_model(
     """
     with TemporaryDirectory(prefix="cca-push-") as parent:
         staged = stage_model(folder, Path(parent) / "repository", repo_id, licence=licence, baselines=baselines)
-        return commit_folder(
-            staged, repo_id, private=private, revision=revision, token=token, message=message, replaces=_WEIGHTS
-        )
+        return commit_folder(staged, repo_id, "model", private, revision, token, message, _WEIGHTS)
 
 
 def stage_model(
@@ -133,22 +131,16 @@ def _copy_card(card: Path, output: Path) -> None:
 def commit_folder(
     folder: Path,
     repo_id: str,
-    *,
-    repo_type: Literal["model", "dataset"] = "model",
-    private: bool | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
+    repo_type: Literal["model", "dataset"],
+    private: bool | None,
+    revision: str | None,
+    token: str | bool | None,
     message: str,
-    replaces: Sequence[str] = (),
+    replaces: Sequence[str],
 ) -> str:
-    """Commit all files of `folder`; creates the repository if it does not exist.
+    """Commit all files of `folder`, create the repository if it does not exist, and return the URL of the commit.
 
-    Args:
-        repo_id, private, revision, token, message: as in `push_model`.
-        replaces: patterns of files that are deleted from the repository if `folder` does not contain them.
-
-    Returns:
-        The URL of the commit.
+    Files that match a pattern in `replaces` are deleted if `folder` does not contain them; see `push_model`.
 
     Raises:
         PushError: if the Hub cannot be reached or refuses the push.
@@ -158,22 +150,17 @@ def commit_folder(
     try:
         repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
         if private and not api.repo_info(repo_id, repo_type=repo_type).private:
-            raise ValueError(
-                f"{repo_id} already exists and is public: make it private on the Hub, or choose another name"
-            )
+            remedy = "make it private on the Hub, or choose another name"
+            raise ValueError(f"{repo_id} already exists and is public: {remedy}")
         if revision is not None:
             api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
         added = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         present = api.list_repo_files(repo_id, repo_type=repo_type, revision=revision)
         stale = {name for pattern in replaces for name in fnmatch.filter(present, pattern)} - added.keys()
-        return api.create_commit(
-            repo_id,
-            [CommitOperationDelete(name) for name in sorted(stale)]
-            + [CommitOperationAdd(name, path) for name, path in added.items()],
-            commit_message=message,
-            repo_type=repo_type,
-            revision=revision,
-        ).commit_url
+        deletions = [CommitOperationDelete(name) for name in sorted(stale)]
+        changes = [*deletions, *(CommitOperationAdd(name, path) for name, path in added.items())]
+        commit = api.create_commit(repo_id, changes, commit_message=message, repo_type=repo_type, revision=revision)
+        return commit.commit_url
     except (OSError, HTTPError, RuntimeError) as error:
         # a failed upload of a large file is a RuntimeError; only its cause has the reason
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error

@@ -83,22 +83,16 @@ def measure_entanglement(
         ImportError: if scikit-learn is missing.
         UnreadableImageError: if an image cannot be read; the message names it.
     """
-    check_attributes(model, dataset.attributes)
+    attributes = dataset.attributes
+    check_attributes(model, attributes)
     parts = [part for part in query_and_gallery(dataset, split) if part is not None]
     labels = np.concatenate([dataset.labels(part) for part in parts])
     groups = [group for part in parts if (group := dataset.groups(part)) is not None]
     embed = partial(embed_with_features, batch_size=batch_size, num_workers=num_workers, show_progress=show_progress)
-    embedded = [embed(model, dataset[part]["image"], list(dataset.attributes)) for part in parts]
+    embedded = [embed(model, dataset[part]["image"], list(attributes)) for part in parts]
     embeddings, features = map(np.concatenate, zip(*embedded, strict=True))
-    return entanglement(
-        embeddings,
-        labels,
-        dataset.attributes,
-        features,
-        groups=np.concatenate(groups) if groups else None,
-        max_images=max_images,
-        seed=seed,
-    )
+    joined = np.concatenate(groups) if groups else None
+    return entanglement(embeddings, labels, attributes, features, groups=joined, max_images=max_images, seed=seed)
 
 
 @torch.inference_mode()
@@ -240,25 +234,17 @@ def _measure(
         floor = np.full(len(labels), 1 / values)
         if known is not None:
             floor = np.mean([guesses == labels for guesses in guess(labels, known)], axis=0)
-        right = (
-            read(images.under(row), labels, folds, known) == labels,
-            floor,
-            read(images.features, labels, folds, known) == labels,
-        )
-        for place, correct in enumerate(right):
+        vectors = images.under(row), images.features
+        embedded, unconditioned = (read(each, labels, folds, known) == labels for each in vectors)
+        for place, correct in enumerate((embedded, floor, unconditioned)):
             figures[place, :, row, column] = balanced_accuracy(correct, labels, weights)
     accuracy, floors, ceiling = figures
     measurable = ceiling[0] - floors[0] >= LEAST_RANGE  # False where NaN
     matrices = np.full_like(accuracy, math.nan)
     matrices[:, measurable] = (accuracy - floors)[:, measurable] / (ceiling - floors)[:, measurable]
-    return ReaderEntanglement(
-        accuracy=accuracy[0],
-        floor=floors[0],
-        ceiling=ceiling[0],
-        matrix=matrices[0],
-        spread=matrices[1:].std(axis=0),
-        score_spread=float(np.std([mean_off_diagonal(matrix) for matrix in matrices[1:]])),
-    )
+    spread = matrices[1:].std(axis=0)
+    score_spread = float(np.std([mean_off_diagonal(matrix) for matrix in matrices[1:]]))
+    return ReaderEntanglement(accuracy[0], floors[0], ceiling[0], matrices[0], spread, score_spread)
 
 
 def _principal_components(features: NDArray) -> NDArray[np.float32]:

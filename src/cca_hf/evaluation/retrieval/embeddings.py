@@ -103,7 +103,14 @@ def evaluate_embeddings(
         ValueError: if shapes do not fit, labels are no values, an attribute has a name that is reserved for metrics
             ("weighted", "macro", "macro_...", ...), or no query is labelled under any attribute.
     """
-    _check_names(attributes)
+    if not attributes:
+        raise ValueError("no attributes given: there is nothing to evaluate")
+    taken = [name for name in attributes if any(name == word or name.startswith(f"{word}_") for word in _RESERVED)]
+    if taken:
+        raise ValueError(
+            f"attributes must not be named {', '.join(map(repr, taken))}: map_{', map_'.join(_RESERVED)} and those "
+            "of each attribute are separate metrics; rename the column"
+        )
     queries = Gallery(embeddings, labels, groups, all_values, maybe_values).checked("", attributes)
     candidates = queries if gallery is None else Gallery(*gallery).checked("gallery ", attributes)
     maybe, several = {*candidates.maybe_values}, {*queries.all_values, *candidates.all_values}
@@ -197,14 +204,3 @@ def _retrieve(
     """Retrieval under one attribute, by the labels alone or with one kind of `sets` of values."""
     unused: dict[str, Any] = {kind: None for kind in ("shown", "maybe") if kind != sets}
     return retrieve(*(side._replace(**unused) for side in sides), ks=ks, device=device)
-
-
-def _check_names(attributes: Mapping[str, Sequence[str]]) -> None:
-    if not attributes:
-        raise ValueError("no attributes given: there is nothing to evaluate")
-    taken = [name for name in attributes if any(name == word or name.startswith(f"{word}_") for word in _RESERVED)]
-    if taken:
-        raise ValueError(
-            f"attributes must not be named {', '.join(map(repr, taken))}: map_{', map_'.join(_RESERVED)} and those "
-            "of each attribute are separate metrics; rename the column"
-        )

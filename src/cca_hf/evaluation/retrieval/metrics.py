@@ -121,15 +121,14 @@ def retrieval_metrics(
     if (gallery_embeddings is None) != (gallery_labels is None):
         raise ValueError("gallery_embeddings and gallery_labels go together: give both, or neither for leave-one-out")
     alone = gallery_embeddings is None
-    for name, given in (("groups", gallery_groups), ("values", gallery_values)):
-        if alone and given is not None:
+    for name, array in (("groups", gallery_groups), ("values", gallery_values)):
+        if alone and array is not None:
             raise ValueError(f"gallery_{name} without a gallery: leave-one-out takes query_{name} alone")
     maybe = (maybe_values, None) if alone else (None, maybe_values)
     queries = Side.of("query", query_embeddings, query_labels, query_groups, query_values, maybe[0])
-    gallery = (gallery_embeddings, gallery_labels, gallery_groups, gallery_values, maybe[1])
-    return retrieve(
-        queries, None if alone else Side.of("gallery", *gallery), ks=ks, chunk_size=chunk_size, device=device
-    )
+    given = (gallery_embeddings, gallery_labels, gallery_groups, gallery_values, maybe[1])
+    gallery = None if alone else Side.of("gallery", *given)
+    return retrieve(queries, gallery, ks=ks, chunk_size=chunk_size, device=device)
 
 
 def retrieve(
@@ -169,19 +168,11 @@ def retrieve(
 
     average_precision, r_precision = achieved[:, :2].T
     num_relevant, *best = achieved[:, 2:].T.astype(np.int64)
-    nothing_above = np.zeros_like(num_candidates)
-    return AttributeRetrieval(
-        queries=labelled,
-        labels=queries.labels,
-        num_candidates=num_candidates,
-        num_relevant=num_relevant,
-        scores=RetrievalScores(average_precision, {k: hit_probability(k, *best) for k in ks}, r_precision),
-        chance=RetrievalScores(
-            chance_average_precision(num_candidates, num_relevant),
-            {k: hit_probability(k, nothing_above, num_candidates, num_relevant) for k in ks},
-            chance_r_precision(num_candidates, num_relevant),
-        ),
-    )
+    scores = RetrievalScores(average_precision, {k: hit_probability(k, *best) for k in ks}, r_precision)
+    counts = num_candidates, num_relevant
+    hits = {k: hit_probability(k, np.zeros_like(num_candidates), *counts) for k in ks}
+    chance = RetrievalScores(chance_average_precision(*counts), hits, chance_r_precision(*counts))
+    return AttributeRetrieval(labelled, queries.labels, *counts, scores, chance)
 
 
 def _rank(

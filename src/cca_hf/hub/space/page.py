@@ -36,6 +36,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _FORMATS = f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]}"
 # fonts of the user's system, so that none is loaded
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Liberation Sans", "sans-serif")
+_MONO = ("ui-monospace", "monospace")
 _FILES = resources.files("cca_hf.hub.space")
 _HTML: Any = templates("cca_hf.hub.space").get_template("rows.html").module
 
@@ -213,6 +214,10 @@ def launch_space(
     Raises:
         OSError: if the port is taken.
     """
+    theme = gr.themes.Default(primary_hue="amber", neutral_hue="stone", font=_FONT, font_mono=_MONO)
+    # Gradio's default grey has too little contrast on white
+    grey, light = "*neutral_600", "*neutral_500"
+    theme.set(body_text_color_subdued=grey, block_info_text_color=grey, input_placeholder_color=light)
     _, address, _ = make_space(lookup, title=title).launch(
         server_name=host,
         server_port=port,
@@ -222,18 +227,7 @@ def launch_space(
         state_session_capacity=_SESSIONS,
         ssr_mode=False,
         footer_links=["gradio", "settings"],
-        theme=_theme(),
+        theme=theme,
         css=_FILES.joinpath("space.css").read_text(encoding="utf-8"),
     )
     return address
-
-
-def _theme() -> gr.themes.Base:
-    mono = ("ui-monospace", "monospace")
-    theme = gr.themes.Default(primary_hue="amber", neutral_hue="stone", font=_FONT, font_mono=mono)
-    # Gradio's default grey has too little contrast on white
-    return theme.set(
-        body_text_color_subdued="*neutral_600",
-        block_info_text_color="*neutral_600",
-        input_placeholder_color="*neutral_500",
-    )
