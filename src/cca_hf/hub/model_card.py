@@ -196,11 +196,10 @@ def _link(name: str, kind: str, *, on_hub: bool) -> str:
 def _attributes(config: PreTrainedConfig, run: RunRecord | None) -> dict[str, list[str]]:
     """Attribute -> values, with their counts and the most frequent first if the run is known."""
     if run is not None:
-        texts = {}
-        for name, counts in run.value_counts.items():
-            frequent = sorted(counts.items(), key=lambda pair: -pair[1])
-            texts[name] = [f"{value} ({count:,})" for value, count in frequent]
-        return texts
+        return {
+            name: [f"{value} ({counts[value]:,})" for value in sorted(counts, key=lambda value: -counts[value])]
+            for name, counts in run.value_counts.items()
+        }
     names = config.attributes if isinstance(config, AttributeConfig) else []
     return {name: (config.attribute_values or {}).get(name, []) for name in names}
 

@@ -158,8 +158,10 @@ def commit_folder(
         present = api.list_repo_files(repo_id, repo_type=repo_type, revision=revision)
         stale = {name for pattern in replaces for name in fnmatch.filter(present, pattern)} - added.keys()
         deletions = [CommitOperationDelete(name) for name in sorted(stale)]
-        changes = [*deletions, *(CommitOperationAdd(name, path) for name, path in added.items())]
-        commit = api.create_commit(repo_id, changes, commit_message=message, repo_type=repo_type, revision=revision)
+        additions = [CommitOperationAdd(name, path) for name, path in added.items()]
+        commit = api.create_commit(
+            repo_id, [*deletions, *additions], commit_message=message, repo_type=repo_type, revision=revision
+        )
         return commit.commit_url
     except (OSError, HTTPError, RuntimeError) as error:
         # a failed upload of a large file is a RuntimeError; only its cause has the reason

@@ -68,10 +68,9 @@ class EmbeddingServer:
     """The routes and their shared state."""
 
     def __init__(self, model: ImageEncoder, name: str, limits: Limits, settings: ServerSettings):
-        if settings.max_waiting < limits.max_pictures:
-            raise ValueError(
-                f"max_waiting must be at least max_pictures, {limits.max_pictures}; got {settings.max_waiting}"
-            )
+        least = limits.max_pictures
+        if settings.max_waiting < least:
+            raise ValueError(f"max_waiting must be at least max_pictures, {least}; got {settings.max_waiting}")
         self.settings = settings
         self.reader = RequestReader(model.config.attributes, limits)
         self.model = model

@@ -57,13 +57,6 @@ _CHANCE_DRAWS = 8  # random neighbourhoods for the floor of that reader
 _WIDEST = 256  # dimensions of the features for the linear reader
 
 
-class ConditionedImages(NamedTuple):
-    """Embeddings (N, A, D), L2-normalised, and the unconditioned features (N, F) of the backbone."""
-
-    embeddings: NDArray[np.float32]
-    features: NDArray[np.float32]
-
-
 def measure_entanglement(
     model: ConditionalPreTrainedModel,
     dataset: AttributeDataset,
@@ -104,8 +97,8 @@ def embed_with_features(
     batch_size: int = 64,
     num_workers: int | None = None,
     show_progress: bool | None = None,
-) -> ConditionedImages:
-    """Embeddings under `attributes`, and the backbone's features that the conditional layer attends to.
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Embeddings (N, A, D), L2-normalised, and the backbone's features (N, F) that the conditional layer attends to.
 
     The features of a level are its prefix tokens (CLS) and the mean over its cells. Raises as `model.encode`.
     """
@@ -124,7 +117,7 @@ def embed_with_features(
             parts = [(cells[:, :prefix].flatten(1), cells[:, prefix:].mean(dim=1)) for cells in levels]
             features.append(torch.cat([part for pair in parts for part in pair], dim=1).float().cpu())
             progress.update(count)
-    return ConditionedImages(torch.cat(embeddings).numpy(), torch.cat(features).numpy())
+    return torch.cat(embeddings).numpy(), torch.cat(features).numpy()
 
 
 def entanglement(
@@ -163,11 +156,10 @@ def entanglement(
         "neighbours": _measure(images, folds, samples, read_neighbours, _by_chance(folds, seed)),
     }
     values = {name: len(_read_values(images.labels[:, column])) for column, name in enumerate(names)}
+    warning = "%r has %d values with at least %d images: it cannot be predicted"
     for name, count in values.items():
         if count < 2:
-            logger.warning(
-                "%r has %d values with at least %d images: it cannot be predicted", name, count, LEAST_IMAGES
-            )
+            logger.warning(warning, name, count, LEAST_IMAGES)
     return EntanglementResult(names, readers, len(images.labels), values)
 
 

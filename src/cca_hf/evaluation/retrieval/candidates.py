@@ -66,9 +66,8 @@ class Relevance:
         if len(sizes) > 1:
             raise ValueError(f"all sets of values must be of the same values; got widths of {sorted(sizes)}")
         if sizes and highest >= min(sizes):
-            raise ValueError(
-                f"sets of values are {min(sizes)} wide (values from 0), but the labels go up to {highest}"
-            )
+            width = f"sets of values are {min(sizes)} wide (values from 0)"
+            raise ValueError(f"{width}, but the labels go up to {highest}")
         self.labels = queries.labels
         self.first = np.searchsorted(gallery.labels, queries.labels, side="left")
         self.last = np.searchsorted(gallery.labels, queries.labels, side="right")

@@ -49,18 +49,16 @@ class Gallery(NamedTuple):
         for column, (name, values) in enumerate(attributes.items()):
             highest = labels[:, column].max(initial=-1)
             if highest >= len(values):
-                raise ValueError(
-                    f"{side}labels of {name!r} go up to {highest}, but it has {len(values)} values (from 0)"
-                )
+                known = f"it has {len(values)} values (from 0)"
+                raise ValueError(f"{side}labels of {name!r} go up to {highest}, but {known}")
         for kind, sets in (("all_values", self.all_values), ("maybe_values", self.maybe_values)):
             for name, shown in sets.items():
                 if name not in attributes:
                     raise ValueError(f"{side}{kind} of {name!r}, which is none of {', '.join(attributes)}")
                 expected, given = (len(labels), len(attributes[name])), np.shape(shown)
                 if given != expected:
-                    raise ValueError(
-                        f"{side}{kind} of {name!r} must have shape (images, values) = {expected}, got {given}"
-                    )
+                    shape = f"shape (images, values) = {expected}"
+                    raise ValueError(f"{side}{kind} of {name!r} must have {shape}, got {given}")
         return self._replace(embeddings=embeddings, labels=labels)
 
     def under(self, side: str, column: int, name: str) -> Side:
@@ -131,9 +129,8 @@ def evaluate_embeddings(
             refined["map_multi_label"] = rank("shown") if name in several else protocol
         results.append(AttributeResult.from_retrieval(name, values, protocol, refined))
     if not results:
-        raise ValueError(
-            f"nothing to evaluate: none of the {len(labels)} queries has a label of {', '.join(attributes)}"
-        )
+        names = ", ".join(attributes)
+        raise ValueError(f"nothing to evaluate: none of the {len(labels)} queries has a label of {names}")
     if unlabelled:
         logger.warning("No query is labelled with %s: left out of the evaluation", ", ".join(unlabelled))
     return EvaluationResult(tuple(results), tuple(unlabelled))

@@ -84,9 +84,8 @@ def _with_images(index: AttributeIndex, folder: Path) -> Iterator[pa.Table]:
             folder.mkdir(exist_ok=True)
             images = Dataset.from_dict({"image": copies}, features=Features(image=ImageFeature()))
             images.to_parquet(folder / f"{_SPLIT}-{place:05}.parquet")
-        yield items.set_column(
-            items.column_names.index(IMAGE_REFERENCE), IMAGE_REFERENCE, pa.array(texts, pa.string())
-        )
+        place_of_references = items.column_names.index(IMAGE_REFERENCE)
+        yield items.set_column(place_of_references, IMAGE_REFERENCE, pa.array(texts, pa.string()))
 
 
 def _small(image: Image.Image) -> bytes:

@@ -115,9 +115,8 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
                 )
                 examples = gr.HTML(js_on_load=on_load, apply_default_css=False, elem_id="cca-examples")
                 more = gr.Button("Show other examples", size="sm", variant="secondary")
-                chosen = gr.CheckboxGroup(
-                    attributes, value=attributes[:_CHOSEN_AT_FIRST], label="Attributes", elem_id="cca-attributes"
-                )
+                first = attributes[:_CHOSEN_AT_FIRST]
+                chosen = gr.CheckboxGroup(attributes, value=first, label="Attributes", elem_id="cca-attributes")
                 with gr.Accordion("Change values, filter", open=False):
                     wanted = gr.Dropdown(
                         list(targets),
@@ -136,9 +135,8 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
                         elem_id="cca-where",
                     )
             with gr.Column(scale=5, min_width=300):
-                results = gr.HTML(
-                    _HTML.hint(_BEGIN), js_on_load=on_load, apply_default_css=False, elem_id="cca-results"
-                )
+                hint = _HTML.hint(_BEGIN)
+                results = gr.HTML(hint, js_on_load=on_load, apply_default_css=False, elem_id="cca-results")
 
         settings = [chosen, wanted, where]
         outputs = [image, query, results]
@@ -183,9 +181,8 @@ def open_upload(path: str | PathLike[str], name: str) -> Image.Image:
                 raise Image.DecompressionBombError
             return load_image(image)
     except Image.DecompressionBombError as error:
-        raise UnreadableImageError(
-            f"{name} has more than {MOST_PIXELS // 10**6} million pixels. Upload a smaller image."
-        ) from error
+        limit = f"{MOST_PIXELS // 10**6} million pixels"
+        raise UnreadableImageError(f"{name} has more than {limit}. Upload a smaller image.") from error
     except OSError as error:  # UnidentifiedImageError is one
         raise UnreadableImageError(f"{name} is not an image in a supported format: {_FORMATS}.") from error
     except (ValueError, SyntaxError) as error:
