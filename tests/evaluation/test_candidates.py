@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from cca_hf.evaluation.retrieval import scoring
+from cca_hf.evaluation.retrieval import ranking
 from cca_hf.evaluation.retrieval.metrics import retrieval_metrics
 
 NUM_VALUES = 5
@@ -19,7 +19,7 @@ def all_ways(request, monkeypatch):
     device = None
     if request.param == "compiled":
         pytest.importorskip("numba", reason="the extra [fast] is not installed")
-        monkeypatch.setattr(scoring, "_FEW", 0)
+        monkeypatch.setattr(ranking, "_FEW", 0)
     elif request.param == "sorting":
         monkeypatch.setitem(sys.modules, "cca_hf.evaluation.retrieval.compiled_counting", None)
     else:

@@ -5,8 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cca_hf.evaluation.retrieval.confusions import nearest_confusions
-from cca_hf.evaluation.retrieval.embeddings import Gallery
+from cca_hf.evaluation.retrieval.embeddings import Gallery, nearest_confusions
 
 ATTRIBUTES = {"colour": ["red", "green", "blue"], "shape": ["round", "square"]}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cca_hf.evaluation.entanglement.measure import LEAST_IMAGES, entanglement
+from cca_hf.evaluation.entanglement.evaluator import LEAST_IMAGES, entanglement
 from cca_hf.evaluation.entanglement.result import EntanglementResult, mean_off_diagonal
 
 NAMES = ["colour", "shape", "size"]

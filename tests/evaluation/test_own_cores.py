@@ -9,7 +9,7 @@ import torch
 
 from cca_hf import retrieval_metrics
 from cca_hf.evaluation.retrieval import metrics as retrieval
-from cca_hf.evaluation.retrieval.own_cores import run_on_own_cores
+from cca_hf.evaluation.retrieval.metrics import run_on_own_cores
 
 
 @pytest.fixture(autouse=True)

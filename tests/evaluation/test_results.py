@@ -120,6 +120,8 @@ def test_files_of_version_0_1_load(kind, content, tmp_path):
     name, value = next(iter(content["metrics"].items()))
     assert result.metrics()[name] == pytest.approx(value)
     assert result.card().title
+    written = [key for key in result.to_dict() if key in content]
+    assert written == list(content)  # the keys stay in this order
 
 
 def test_the_card_of_a_retrieval():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cca_hf import retrieval_metrics
-from cca_hf.evaluation.retrieval import scoring
+from cca_hf.evaluation.retrieval import ranking
 from cca_hf.evaluation.retrieval.ranking import harmonic_numbers, score_ranks
 
 COMPILED = "cca_hf.evaluation.retrieval.compiled_counting"
@@ -65,10 +65,10 @@ def test_equals_comparison(kind, count, relevant, without_numba):
     candidates, columns = some(kind, count, relevant)
     harmonic = harmonic_numbers(count)
     expected = score_ranks(*by_comparison(candidates, columns), harmonic)
-    ways = {"cpu": scoring.score_queries(candidates[None].copy(), [columns], harmonic)}
-    ways["accelerator"] = scoring.score_queries(torch.from_numpy(candidates[None]), [columns], harmonic)
+    ways = {"cpu": ranking.score_queries(candidates[None].copy(), [columns], harmonic)}
+    ways["accelerator"] = ranking.score_queries(torch.from_numpy(candidates[None]), [columns], harmonic)
     without_numba.undo()
-    ways["compiled"] = scoring.score_queries(candidates[None].copy(), [columns], harmonic)
+    ways["compiled"] = ranking.score_queries(candidates[None].copy(), [columns], harmonic)
     for way, scores in ways.items():
         np.testing.assert_allclose(scores[0, :2], expected[:2], rtol=1e-12, err_msg=way)
         assert scores[0, 2:].tolist() == list(expected[2:]), way
@@ -82,9 +82,9 @@ def test_machine_code_gives_the_same_scores(count, relevant, monkeypatch):
     rows, columns = np.array([*rows, rows[0]]), [*columns, np.array([], dtype=int)]
     for row, of_row in zip(rows[:3], columns[:3], strict=True):
         row[of_row[: relevant // 3]] = -np.inf
-    by_machine_code = scoring.score_queries(rows.copy(), columns, harmonic_numbers(count))
+    by_machine_code = ranking.score_queries(rows.copy(), columns, harmonic_numbers(count))
     monkeypatch.setitem(sys.modules, COMPILED, None)
-    by_sorting = scoring.score_queries(rows, columns, harmonic_numbers(count))
+    by_sorting = ranking.score_queries(rows, columns, harmonic_numbers(count))
     np.testing.assert_allclose(by_machine_code[:, :2], by_sorting[:, :2], rtol=1e-12)
     np.testing.assert_array_equal(by_machine_code[:, 2:], by_sorting[:, 2:])
     assert not by_sorting[-1].any()
@@ -104,7 +104,7 @@ def test_many_copies_are_counted_in_time():
     """As many in one bin as there are, all equal to all relevant ones: no product of the two."""
     pytest.importorskip("numba", reason="the extra [fast] is not installed")
     alike = np.full((1, 400_000), 0.5, dtype=np.float32)
-    (scores,) = scoring.score_queries(alike, [slice(200_000)], harmonic_numbers(400_000))  # 8e10 if it were
+    (scores,) = ranking.score_queries(alike, [slice(200_000)], harmonic_numbers(400_000))  # 8e10 if it were
     assert scores[2:].tolist() == [200_000, 0, 400_000, 200_000]
 
 
@@ -113,5 +113,5 @@ def test_one_far_off_does_not_make_it_slow():
     pytest.importorskip("numba", reason="the extra [fast] is not installed")
     near = (0.5 + np.random.default_rng(0).permutation(400_000) * 2.0**-24).astype(np.float32)[None]
     near[0, 0] = -1e6
-    (scores,) = scoring.score_queries(near, [slice(200_000)], harmonic_numbers(400_000))  # 1e10 if they were
+    (scores,) = ranking.score_queries(near, [slice(200_000)], harmonic_numbers(400_000))  # 1e10 if they were
     assert scores[2] == 200_000 and scores[0] == pytest.approx(0.5, abs=0.01)

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, ViTConfig
 
 from cca_hf.cli.main import main
-from cca_hf.evaluation.entanglement.measure import entanglement
+from cca_hf.evaluation.entanglement.evaluator import entanglement
 from cca_hf.evaluation.results import ResultCard, save_result
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.hub.model_card import TEMPLATE, write_model_card

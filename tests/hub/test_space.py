@@ -32,8 +32,8 @@ pytest.importorskip("lancedb", reason='the index needs LanceDB: pip install "cca
 pytest.importorskip("gradio", reason='the Space needs Gradio: pip install "cca_hf[space]"')
 
 from cca_hf.hub.space import Lookup, export_space  # noqa: E402
+from cca_hf.hub.space.page import MOST_BYTES, MOST_PIXELS, open_upload  # noqa: E402
 from cca_hf.hub.space.shapes import index_shapes, train_shapes  # noqa: E402
-from cca_hf.hub.space.upload import MOST_BYTES, MOST_PIXELS, open_upload  # noqa: E402
 
 ATTRIBUTES = list(SHAPE_ATTRIBUTES)
 PATIENCE = 300_000  # milliseconds: the machine may be busy

@@ -8,7 +8,7 @@ import torch
 from transformers import ViTConfig
 
 from cca_hf import evaluate_embeddings
-from cca_hf.evaluation.entanglement.measure import entanglement
+from cca_hf.evaluation.entanglement.evaluator import entanglement
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.models.modeling_conditional import AttributeSubspaces
 from cca_hf.recipes.attribute_retrieval import DataArguments, ModelArguments, run_training

@@ -44,6 +44,11 @@ class Result(Protocol):
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`."""
 
+    def percentages(self, titles: Mapping[str, str]) -> tuple[tuple[str, str, float], ...]:
+        """Metrics for a card; `titles` has their names by the keys of `metrics`."""
+        metrics = self.metrics()
+        return tuple((metric, title, round(100 * metrics[metric], 2)) for metric, title in titles.items())
+
     def table(self, decimals: int = 1) -> str:
         """A table for terminals."""
         return self.as_table(decimals).text()

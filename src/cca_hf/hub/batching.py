@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from PIL import Image
 
 from cca_hf.models.encoding import ImageEncoder
 from cca_hf.models.images import ImageInput, ImageReader
+
+_Observe: TypeAlias = Callable[[int, float], None]
 
 
 class BusyError(Exception):
@@ -37,18 +39,8 @@ class Batcher:
         observe: called in the model's thread after each forward pass, with its number of images and its seconds.
     """
 
-    def __init__(
-        self,
-        model: ImageEncoder,
-        *,
-        max_batch: int,
-        max_waiting: int,
-        num_readers: int,
-        observe: Callable[[int, float], None],
-    ):
-        self.model = model
-        self.max_batch = max_batch
-        self.max_waiting = max_waiting
+    def __init__(self, model: ImageEncoder, max_batch: int, max_waiting: int, num_readers: int, observe: _Observe):
+        self.model, self.max_batch, self.max_waiting = model, max_batch, max_waiting
         self.waiting = 0
         self._reader = ImageReader(model.image_processor)
         self._observe = observe

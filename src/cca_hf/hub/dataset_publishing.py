@@ -21,10 +21,9 @@ from cca_hf.data.schema import IMAGE_COLUMN, AttributeDataset
 from cca_hf.models.whole_files import staged, write_text
 from cca_hf.training.run_record import count_values
 
-from .commit import commit_folder
+from .publishing import commit_folder
 
 TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
-_RARE = 10  # images
 # size categories of the Hub
 _SIZES = {1e3: "n<1K", 1e4: "1K<n<10K", 1e5: "10K<n<100K", 1e6: "100K<n<1M", 1e7: "1M<n<10M", 1e8: "10M<n<100M"}
 
@@ -54,16 +53,7 @@ def push_dataset(
     """
     with TemporaryDirectory(prefix="cca-push-") as parent:
         folder = stage_dataset(data, Path(parent) / "repository", repo_id, with_images=with_images, licence=licence)
-        return commit_folder(
-            folder,
-            repo_id,
-            repo_type="dataset",
-            private=private,
-            revision=revision,
-            token=token,
-            message=message,
-            replaces=("data/*.parquet",),
-        )
+        return commit_folder(folder, repo_id, "dataset", private, revision, token, message, ["data/*.parquet"])
 
 
 def stage_dataset(
@@ -156,16 +146,6 @@ def make_dataset_card(data: AttributeDataset, repo_id: str, *, with_images: bool
         arguments=arguments,
         group_column=data.group_column,
         splits=summary.splits,
-        values=[[attribute, len(values), _by_frequency(values)] for attribute, values in counts.items()],
-        rare=[
-            f"{attribute}: {_by_frequency(rare)}"
-            for attribute, values in counts.items()
-            if (rare := {value: count for value, count in values.items() if count < _RARE})
-        ],
-        rare_below=_RARE,
+        counts=counts,
         subset=None if coverage is None else str(coverage).partition(";")[0],
     )
-
-
-def _by_frequency(counts: dict[str, int]) -> str:
-    return ", ".join(f"{value} ({count:,})" for value, count in sorted(counts.items(), key=lambda pair: -pair[1]))

@@ -324,12 +324,10 @@ def _request(url: str, until: float, limits: Limits) -> bytes | str:
         if response.status != 200:
             raise RequestError("unreachable_url", f"the URL answered with HTTP status {response.status}")
         content = bytearray()
-        while chunk := response.read1(65_536):
+        while time.monotonic() <= until and (chunk := response.read1(65_536)):
             content += chunk
             if len(content) > limits.max_bytes:
                 raise RequestError("too_large", f"the file at the URL has more than {limits.max_bytes:,} bytes")
-            if time.monotonic() > until:
-                break
         if time.monotonic() > until:  # checked again: a closed connection looks like the end of the content
             raise RequestError("unreachable_url", f"the image was not complete after {limits.url_seconds:g} s")
         return bytes(content)

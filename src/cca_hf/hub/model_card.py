@@ -5,7 +5,7 @@ folder and write the card again.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -17,7 +17,6 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from cca_hf.evaluation.entanglement.result import EntanglementResult
 from cca_hf.evaluation.results import ResultCard
 from cca_hf.evaluation.retrieval.result import EvaluationResult
-from cca_hf.evaluation.text_table import percent
 from cca_hf.models.configuration_cca import CCAConfig
 from cca_hf.models.configuration_images import AttributeConfig
 from cca_hf.models.whole_files import write_text
@@ -35,8 +34,6 @@ _FILES_OF_0_1: dict[str, type[EvaluationResult | EntanglementResult]] = {
     "entanglement.json": EntanglementResult,
 }
 _ATTRIBUTE_TAGS = ("image-retrieval", "conditional-embeddings", "visual-search", "cca")
-_RARE = 10  # training images
-_LISTED = 8  # values of an attribute that the card names
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ def write_model_card(
         curves=(folder / "training.png").exists(),
         run=run,
         duration=None if run is None else _duration(run.seconds),
-        limits=_limits(config, run, results),
+        has_attributes=isinstance(config, AttributeConfig),
     )
     return write_text(str(card), folder / "README.md")
 
@@ -151,6 +148,7 @@ def _metadata(
     tags = ["cca_hf", *(["sentence-transformers"] if (folder / "modules.json").exists() else [])]
     tags += _ATTRIBUTE_TAGS if isinstance(config, AttributeConfig) else []
     measured = [result.card for result in results if result.card.metrics]
+    evaluated = None if run is None else (task or "other", run.dataset, run.dataset.split("/")[-1])
     return ModelCardData(
         license=licence,
         library_name="transformers",
@@ -170,20 +168,11 @@ def _metadata(
         or None,
         model_name=name.split("/")[-1],
         eval_results=[
-            EvalResult(
-                task_type=task or "other",
-                task_name=card.task,
-                dataset_type=run.dataset,
-                dataset_name=run.dataset.split("/")[-1],
-                dataset_split="test",
-                metric_type=metric,
-                metric_name=title,
-                metric_value=value,
-            )
+            EvalResult(*evaluated, metric, value, card.task, dataset_split="test", metric_name=title)
             for card in measured
             for metric, title, value in card.metrics
         ]
-        if run is not None and measured
+        if evaluated and measured
         else None,
     )
 
@@ -204,44 +193,15 @@ def _link(name: str, kind: str, *, on_hub: bool) -> str:
     return f"[{name}](https://huggingface.co/{kind}{name})" if on_hub else f"`{name}`"
 
 
-def _attributes(config: PreTrainedConfig, run: RunRecord | None) -> list[tuple[str, int, str]]:
-    """(name, number of values, the most frequent values); without a run, the values that the checkpoint names."""
-    texts: dict[str, list[str]] = {}
+def _attributes(config: PreTrainedConfig, run: RunRecord | None) -> dict[str, list[str]]:
+    """Attribute -> values, with their counts and the most frequent first if the run is known."""
     if run is not None:
-        for name, counts in run.value_counts.items():
-            frequent = sorted(counts.items(), key=lambda pair: -pair[1])
-            texts[name] = [f"{value} ({count:,})" for value, count in frequent]
-    elif isinstance(config, AttributeConfig):
-        texts = {name: (config.attribute_values or {}).get(name, []) for name in config.attributes}
-    return [(name, len(values), _listed(values)) for name, values in texts.items()]
-
-
-def _listed(texts: Sequence[str]) -> str:
-    """The first texts, and the number of the others."""
-    more = [f"and {len(texts) - _LISTED} more"] if len(texts) > _LISTED else []
-    return ", ".join([*texts[:_LISTED], *more])
-
-
-def _limits(config: PreTrainedConfig, run: RunRecord | None, results: list[StoredResult]) -> list[str]:
-    limits = []
-    if isinstance(config, AttributeConfig):
-        limits.append(
-            "The model knows only the attributes above, with the meaning that they have in the labels of its training "
-            "images. It also returns embeddings for other kinds of images, without a warning."
-        )
-    if run is not None:
-        for name, counts in run.value_counts.items():
-            if rare := [value for value, count in counts.items() if 0 < count < _RARE]:
-                limits.append(f"Rare values of {name}, with fewer than {_RARE} training images: {_listed(rare)}.")
-            if unseen := [value for value, count in counts.items() if count == 0]:
-                limits.append(f"Values of {name} without training images: {_listed(unseen)}.")
-        for name, pairs in run.confusions.items():
-            if pairs:
-                confusions = "; ".join(
-                    f"{p.value} taken for {p.taken_for} ({percent(p.share)} % of {p.queries:,})" for p in pairs
-                )
-                limits.append(f"Most frequent confusions of {name}, judged by the nearest test image: {confusions}.")
-    return limits if results else [*limits, "No evaluation result is stored with this model."]
+        return {
+            name: [f"{value} ({counts[value]:,})" for value in sorted(counts, key=lambda value: -counts[value])]
+            for name, counts in run.value_counts.items()
+        }
+    names = config.attributes if isinstance(config, AttributeConfig) else []
+    return {name: (config.attribute_values or {}).get(name, []) for name in names}
 
 
 def _duration(seconds: float) -> str:

@@ -2,14 +2,23 @@
 
 The repository gets the checkpoint, loaded and saved again, with its code; `handler.py` for Inference Endpoints; the
 model card with its images; and the figures of the card. Checkpoints of the training and its states are left out.
+
+`HfApi.upload_folder` splits a large folder into several commits, so this uses `HfApi.create_commit`: large files are
+uploaded first and are invisible until the commit refers to them. After a failure, uploaded files are not sent again.
 """
 
+import fnmatch
+import importlib.metadata
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HTTPError  # from httpx or httpx2, depending on its version
 
 from cca_hf.data.new_folder import check_new
 from cca_hf.evaluation.retrieval.result import EvaluationResult
@@ -17,13 +26,16 @@ from cca_hf.models.loading import load_model
 from cca_hf.visualization.page import public_name
 from cca_hf.visualization.report import EXAMPLES
 
-from .commit import commit_folder
 from .model_card import draw_training, read_results, write_model_card
 
 _BESIDE = ("handler.py", "requirements.txt")  # files of this folder, copied as they are
 _OF_THE_RUN = ("run.json", "all_results.json", "report.png")
 _WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")  # deleted if an earlier push had other shards
 _SHOWN = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
+
+
+class PushError(OSError):
+    """A push failed. The repository on the Hub is unchanged."""
 
 
 def push_model(
@@ -57,9 +69,7 @@ def push_model(
     """
     with TemporaryDirectory(prefix="cca-push-") as parent:
         staged = stage_model(folder, Path(parent) / "repository", repo_id, licence=licence, baselines=baselines)
-        return commit_folder(
-            staged, repo_id, private=private, revision=revision, token=token, message=message, replaces=_WEIGHTS
-        )
+        return commit_folder(staged, repo_id, "model", private, revision, token, message, _WEIGHTS)
 
 
 def stage_model(
@@ -116,3 +126,48 @@ def _copy_card(card: Path, output: Path) -> None:
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(image, output / name)
     shutil.copy(card, output)
+
+
+def commit_folder(
+    folder: Path,
+    repo_id: str,
+    repo_type: Literal["model", "dataset"],
+    private: bool | None,
+    revision: str | None,
+    token: str | bool | None,
+    message: str,
+    replaces: Sequence[str],
+) -> str:
+    """Commit all files of `folder`, create the repository if it does not exist, and return the URL of the commit.
+
+    Files that match a pattern in `replaces` are deleted if `folder` does not contain them; see `push_model`.
+
+    Raises:
+        PushError: if the Hub cannot be reached or refuses the push.
+        ValueError: if the repository is public although `private` is set, or the metadata of the card are not valid.
+    """
+    api = HfApi(token=token, library_name="cca_hf", library_version=importlib.metadata.version("cca_hf"))
+    try:
+        repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
+        if private and not api.repo_info(repo_id, repo_type=repo_type).private:
+            remedy = "make it private on the Hub, or choose another name"
+            raise ValueError(f"{repo_id} already exists and is public: {remedy}")
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
+        added = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        present = api.list_repo_files(repo_id, repo_type=repo_type, revision=revision)
+        stale = {name for pattern in replaces for name in fnmatch.filter(present, pattern)} - added.keys()
+        deletions = [CommitOperationDelete(name) for name in sorted(stale)]
+        additions = [CommitOperationAdd(name, path) for name, path in added.items()]
+        commit = api.create_commit(
+            repo_id, [*deletions, *additions], commit_message=message, repo_type=repo_type, revision=revision
+        )
+        return commit.commit_url
+    except (OSError, HTTPError, RuntimeError) as error:
+        # a failed upload of a large file is a RuntimeError; only its cause has the reason
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
+        reason = str(cause) or type(cause).__name__
+        raise PushError(
+            f"could not push to {repo_id}: {reason}. The repository is unchanged. Run the same command again to "
+            "continue: uploaded files are not sent again. (The token comes from 'hf auth login' or HF_TOKEN.)"
+        ) from error

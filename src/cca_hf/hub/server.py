@@ -68,10 +68,9 @@ class EmbeddingServer:
     """The routes and their shared state."""
 
     def __init__(self, model: ImageEncoder, name: str, limits: Limits, settings: ServerSettings):
-        if settings.max_waiting < limits.max_pictures:
-            raise ValueError(
-                f"max_waiting must be at least max_pictures, {limits.max_pictures}; got {settings.max_waiting}"
-            )
+        least = limits.max_pictures
+        if settings.max_waiting < least:
+            raise ValueError(f"max_waiting must be at least max_pictures, {least}; got {settings.max_waiting}")
         self.settings = settings
         self.reader = RequestReader(model.config.attributes, limits)
         self.model = model
@@ -84,30 +83,18 @@ class EmbeddingServer:
         self.bytes_held = 0
         self.metrics = _Metrics()
         readers = min(_MOST_READERS, os.cpu_count() or 1)
-        self.batcher = Batcher(
-            model,
-            max_batch=settings.max_batch,
-            max_waiting=settings.max_waiting,
-            num_readers=max(1, readers // 2) if model.device.type == "cpu" else readers,
-            observe=self.metrics.batch_done,
-        )
+        if model.device.type == "cpu":
+            readers = max(1, readers // 2)
+        self.batcher = Batcher(model, settings.max_batch, settings.max_waiting, readers, self.metrics.batch_done)
         self.metrics.waiting.set_function(lambda: self.batcher.waiting)
         # separate threads wait for other servers, so that images in requests are not delayed
         self.fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch") if limits.allow_urls else None
 
     def app(self) -> Starlette:
         """The ASGI application, for uvicorn or another server."""
-        return Starlette(
-            routes=[
-                Route("/", self.describe),
-                Route("/", self.embed, methods=["POST"]),
-                Route("/embed", self.embed, methods=["POST"]),
-                Route("/health", self.health),
-                Route("/metrics", self.show_metrics),
-            ],
-            exception_handlers={HTTPException: _no_such_route},
-            lifespan=self._lifespan,
-        )
+        routes = [Route("/", self.describe), Route("/health", self.health), Route("/metrics", self.show_metrics)]
+        routes += [Route(path, self.embed, methods=["POST"]) for path in ("/", "/embed")]
+        return Starlette(routes=routes, exception_handlers={HTTPException: _no_such_route}, lifespan=self._lifespan)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:

@@ -14,8 +14,7 @@ from transformers.trainer_utils import speed_metrics
 
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.schema import AttributeDataset
-from cca_hf.evaluation.retrieval.confusions import Confusion, nearest_confusions
-from cca_hf.evaluation.retrieval.embeddings import Gallery, evaluate_splits
+from cca_hf.evaluation.retrieval.embeddings import Confusion, Gallery, evaluate_splits, nearest_confusions
 from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.models.modeling_cca import CCAModel

@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers.utils import cached_file
 
 from cca_hf.data.schema import IMAGE_COLUMN, AttributeDataset
-from cca_hf.evaluation.retrieval.confusions import Confusion
+from cca_hf.evaluation.retrieval.embeddings import Confusion
 from cca_hf.models.whole_files import write_json
 
 from .arguments import CCATrainingArguments

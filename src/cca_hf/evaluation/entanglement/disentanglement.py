@@ -96,8 +96,6 @@ def disentanglement(
         raise ValueError(f"none of the {len(ids)} images is labelled with all attributes")
     vectors, ids, members = vectors[complete], ids[complete], members[complete]
     folds = make_folds(members, seed)
-    dim = vectors.shape[2]
-
     code = vectors.reshape(len(vectors), -1)
     importance, accuracy = _forest_importance(code, ids, folds, seed)  # (A D, A), (A,)
     entropy = np.array([_information(column, column) for column in ids.T])
@@ -105,17 +103,11 @@ def disentanglement(
     shares = (code - low) / np.where(high > low, high - low, 1)
     bins = np.minimum((shares * _BINS).astype(np.int64), _BINS - 1)
     of_dimensions = np.array([[_information(unit, column) for column in ids.T] for unit in bins.T]) / entropy
-    of_subspaces = np.array(
-        [
-            [_information(read_linear(vectors[:, subspace], column, folds), column) for column in ids.T]
-            for subspace in range(count)
-        ]
-    )
-    return DisentanglementResult(
-        dimensions=_figures(importance, accuracy, of_dimensions),
-        subspaces=_figures(importance.reshape(count, dim, count).sum(axis=1), accuracy, of_subspaces / entropy),
-        images=len(ids),
-    )
+    units = vectors.swapaxes(0, 1)  # (A, N, D)
+    of_subspaces = [[_information(read_linear(unit, column, folds), column) for column in ids.T] for unit in units]
+    dimensions = _figures(importance, accuracy, of_dimensions)
+    importance = importance.reshape(count, -1, count).sum(axis=1)
+    return DisentanglementResult(dimensions, _figures(importance, accuracy, of_subspaces / entropy), len(ids))
 
 
 def dci(importance: NDArray[np.float64]) -> tuple[float, float]:

@@ -119,14 +119,11 @@ def _choose_strength(rows: NDArray, labels: IntArray, folds: IntArray, known: In
     """
     train, held_out = (labels >= 0) & (folds > 1), (labels >= 0) & (folds == 1)
     truth = labels[held_out]
-    tried: list[tuple[float | None, IntArray]] = []
+    tried: dict[float | None, IntArray] = {}
     if known is not None:
-        guesses = guess_from_label(np.where(folds > 0, labels, -1), folds, known)  # without the first fold
-        tried.append((None, guesses[held_out]))
-    for strength in STRENGTHS:
-        tried.append((strength, _fit_and_guess(rows, labels, train, held_out, strength)))
-    accuracies = [balanced_accuracy(guesses == truth, truth)[0] for _, guesses in tried]
-    return tried[int(np.argmax(accuracies))][0]
+        tried[None] = guess_from_label(np.where(folds > 0, labels, -1), folds, known)[held_out]  # not the first fold
+    tried |= {strength: _fit_and_guess(rows, labels, train, held_out, strength) for strength in STRENGTHS}
+    return max(tried, key=lambda strength: balanced_accuracy(tried[strength] == truth, truth)[0])
 
 
 def _fit_and_guess(rows: NDArray, labels: IntArray, train: BoolArray, test: BoolArray, strength: float) -> IntArray:

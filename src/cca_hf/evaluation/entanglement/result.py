@@ -89,10 +89,9 @@ class EntanglementResult(Result):
         """A section for each reader; rows = embeddings, columns = attribute that is predicted, `-` = undefined."""
         sections, notes = [], []
         for reader_name, reader in self.readers.items():
-            rows = zip(self.attributes, reader.matrix, strict=True)
-            sections.append(
-                [[f"{name} ({reader_name})", *(_cell(each, decimals) for each in figures)] for name, figures in rows]
-            )
+            cells = ([_cell(each, decimals) for each in figures] for figures in reader.matrix)
+            names = (f"{name} ({reader_name})" for name in self.attributes)
+            sections.append([[name, *row] for name, row in zip(names, cells, strict=True)])
             figures = (reader.score, reader.score_spread, reader.informativeness)
             score, spread, informativeness = (_cell(each, decimals + 1) for each in figures)
             notes.append(
@@ -101,9 +100,8 @@ class EntanglementResult(Result):
             )
         if self.undefined:
             pairs = ", ".join(f"{read} from {row}" for row, read in self.undefined)
-            notes.append(
-                f"Undefined, because the features reveal hardly more than the label (linear reader): {pairs}."
-            )
+            reason = "the features reveal hardly more than the label"
+            notes.append(f"Undefined, because {reason} (linear reader): {pairs}.")
         return Table(["embeddings (reader)", *self.attributes], sections, notes)
 
     def card(self) -> ResultCard:
@@ -122,8 +120,13 @@ class EntanglementResult(Result):
             name: {field: _plain(figures) for field, figures in vars(reader).items()}
             for name, reader in self.readers.items()
         }
-        metrics = {name: _plain(figure) for name, figure in self.metrics().items()}
-        return {**vars(self), "attributes": list(self.attributes), "readers": readers, "metrics": metrics}
+        return {
+            "attributes": list(self.attributes),
+            "images": self.images,
+            "values": dict(self.values),
+            "readers": readers,
+            "metrics": {name: _plain(figure) for name, figure in self.metrics().items()},
+        }
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "EntanglementResult":

@@ -66,9 +66,8 @@ class Relevance:
         if len(sizes) > 1:
             raise ValueError(f"all sets of values must be of the same values; got widths of {sorted(sizes)}")
         if sizes and highest >= min(sizes):
-            raise ValueError(
-                f"sets of values are {min(sizes)} wide (values from 0), but the labels go up to {highest}"
-            )
+            width = f"sets of values are {min(sizes)} wide (values from 0)"
+            raise ValueError(f"{width}, but the labels go up to {highest}")
         self.labels = queries.labels
         self.first = np.searchsorted(gallery.labels, queries.labels, side="left")
         self.last = np.searchsorted(gallery.labels, queries.labels, side="right")
@@ -103,15 +102,12 @@ class Exclusions:
     """The gallery columns that are left out for each query: those of its group."""
 
     def __init__(self, queries: Side, gallery: Side) -> None:
-        if queries.groups is None or gallery.groups is None:
-            self.order, self.first = np.arange(0), np.zeros(len(queries.labels), dtype=np.int64)
-            self.counts = self.first
-            return
-        self.order = np.argsort(gallery.groups, kind="stable")
-        in_order = gallery.groups[self.order]
-        self.first = np.searchsorted(in_order, queries.groups, side="left")
-        last = np.searchsorted(in_order, queries.groups, side="right")
-        self.counts = np.where(queries.groups < 0, 0, last - self.first)
+        groups = np.full(len(queries.labels), -1) if queries.groups is None else queries.groups
+        among = np.arange(0) if gallery.groups is None else gallery.groups
+        self.order = np.argsort(among, kind="stable")
+        self.first = np.searchsorted(among[self.order], groups, side="left")
+        last = np.searchsorted(among[self.order], groups, side="right")
+        self.counts = np.where(groups < 0, 0, last - self.first)
 
     def pairs(self, start: int, stop: int) -> tuple[IntArray, IntArray]:
         """(rows within the chunk, gallery columns) of every excluded pair of the queries start:stop."""

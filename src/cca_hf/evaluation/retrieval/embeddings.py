@@ -1,8 +1,9 @@
-"""Evaluate retrieval under every attribute, from embeddings and labels alone."""
+"""Retrieval under every attribute, and the values that are confused, from embeddings and labels alone."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -14,13 +15,14 @@ from numpy.typing import ArrayLike, NDArray
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.evaluation.arrays import to_embeddings, to_ids
 
-from .candidates import Side
+from .candidates import Exclusions, Side
 from .metrics import AttributeRetrieval, retrieve
 from .result import AttributeResult, EvaluationResult
 
 logger = logging.getLogger(__name__)
 
 _RESERVED = ("weighted", "macro", "ignore_maybe", "multi_label")
+_CHUNK = 1024  # queries whose nearest images are searched at once
 
 
 class Gallery(NamedTuple):
@@ -47,18 +49,16 @@ class Gallery(NamedTuple):
         for column, (name, values) in enumerate(attributes.items()):
             highest = labels[:, column].max(initial=-1)
             if highest >= len(values):
-                raise ValueError(
-                    f"{side}labels of {name!r} go up to {highest}, but it has {len(values)} values (from 0)"
-                )
+                known = f"it has {len(values)} values (from 0)"
+                raise ValueError(f"{side}labels of {name!r} go up to {highest}, but {known}")
         for kind, sets in (("all_values", self.all_values), ("maybe_values", self.maybe_values)):
             for name, shown in sets.items():
                 if name not in attributes:
                     raise ValueError(f"{side}{kind} of {name!r}, which is none of {', '.join(attributes)}")
                 expected, given = (len(labels), len(attributes[name])), np.shape(shown)
                 if given != expected:
-                    raise ValueError(
-                        f"{side}{kind} of {name!r} must have shape (images, values) = {expected}, got {given}"
-                    )
+                    shape = f"shape (images, values) = {expected}"
+                    raise ValueError(f"{side}{kind} of {name!r} must have {shape}, got {given}")
         return self._replace(embeddings=embeddings, labels=labels)
 
     def under(self, side: str, column: int, name: str) -> Side:
@@ -101,7 +101,14 @@ def evaluate_embeddings(
         ValueError: if shapes do not fit, labels are no values, an attribute has a name that is reserved for metrics
             ("weighted", "macro", "macro_...", ...), or no query is labelled under any attribute.
     """
-    _check_names(attributes)
+    if not attributes:
+        raise ValueError("no attributes given: there is nothing to evaluate")
+    taken = [name for name in attributes if any(name == word or name.startswith(f"{word}_") for word in _RESERVED)]
+    if taken:
+        raise ValueError(
+            f"attributes must not be named {', '.join(map(repr, taken))}: map_{', map_'.join(_RESERVED)} and those "
+            "of each attribute are separate metrics; rename the column"
+        )
     queries = Gallery(embeddings, labels, groups, all_values, maybe_values).checked("", attributes)
     candidates = queries if gallery is None else Gallery(*gallery).checked("gallery ", attributes)
     maybe, several = {*candidates.maybe_values}, {*queries.all_values, *candidates.all_values}
@@ -122,9 +129,8 @@ def evaluate_embeddings(
             refined["map_multi_label"] = rank("shown") if name in several else protocol
         results.append(AttributeResult.from_retrieval(name, values, protocol, refined))
     if not results:
-        raise ValueError(
-            f"nothing to evaluate: none of the {len(labels)} queries has a label of {', '.join(attributes)}"
-        )
+        names = ", ".join(attributes)
+        raise ValueError(f"nothing to evaluate: none of the {len(labels)} queries has a label of {names}")
     if unlabelled:
         logger.warning("No query is labelled with %s: left out of the evaluation", ", ".join(unlabelled))
     return EvaluationResult(tuple(results), tuple(unlabelled))
@@ -139,20 +145,59 @@ def evaluate_splits(
     return replace(result, coverage=data.coverage_of(*splits))
 
 
+@dataclass(frozen=True)
+class Confusion:
+    """For a share of the `queries` images of `value`, the nearest other image shows `taken_for`."""
+
+    value: str
+    taken_for: str
+    queries: int
+    share: float
+
+
+def nearest_confusions(
+    embeddings: NDArray | torch.Tensor,
+    labels: NDArray | torch.Tensor,
+    attributes: Mapping[str, Sequence[str]],
+    *,
+    groups: ArrayLike | None = None,
+    gallery: Gallery | None = None,
+    most: int = 3,
+) -> dict[str, list[Confusion]]:
+    """The `most` frequent confusions of each attribute, in descending order.
+
+    The arguments are as in [`evaluate_embeddings`]. An image and its near copies are no candidates for itself; images
+    without a label are left out.
+    """
+    queries = Gallery(embeddings, labels, groups).checked("", attributes)
+    candidates = queries if gallery is None else Gallery(*gallery).checked("gallery ", attributes)
+    confusions = {}
+    for column, (name, values) in enumerate(attributes.items()):
+        sides = [images.under("query", column, name) for images in (queries, candidates)]
+        if gallery is None:
+            sides = [side.with_every_row_grouped() for side in sides]
+        query, candidate = (side.rows(np.flatnonzero(side.labels >= 0)) for side in sides)
+        excluded = Exclusions(query, candidate)
+        pairs: Counter[tuple[int, int]] = Counter()
+        for start in range(0, len(query.labels) if len(candidate.labels) else 0, _CHUNK):
+            rows = query.embeddings[start : start + _CHUNK]
+            similarities = rows @ candidate.embeddings.T
+            similarities[excluded.pairs(start, start + len(rows))] = -np.inf
+            ranked = np.flatnonzero(similarities.max(axis=1) > -np.inf)  # queries with a candidate
+            nearest = candidate.labels[similarities.argmax(axis=1)[ranked]]
+            pairs.update(zip(query.labels[start + ranked].tolist(), nearest.tolist(), strict=True))
+        counts = np.bincount(query.labels, minlength=len(values)).tolist()
+        wrong = sorted(((pair, count) for pair, count in pairs.items() if pair[0] != pair[1]), key=lambda x: -x[1])
+        confusions[name] = [
+            Confusion(values[value], values[taken], counts[value], count / counts[value])
+            for (value, taken), count in wrong[:most]
+        ]
+    return confusions
+
+
 def _retrieve(
     sides: Sequence[Side], ks: Sequence[int], device: torch.device | str | None, sets: str | None = None
 ) -> AttributeRetrieval:
     """Retrieval under one attribute, by the labels alone or with one kind of `sets` of values."""
     unused: dict[str, Any] = {kind: None for kind in ("shown", "maybe") if kind != sets}
     return retrieve(*(side._replace(**unused) for side in sides), ks=ks, device=device)
-
-
-def _check_names(attributes: Mapping[str, Sequence[str]]) -> None:
-    if not attributes:
-        raise ValueError("no attributes given: there is nothing to evaluate")
-    taken = [name for name in attributes if any(name == word or name.startswith(f"{word}_") for word in _RESERVED)]
-    if taken:
-        raise ValueError(
-            f"attributes must not be named {', '.join(map(repr, taken))}: map_{', map_'.join(_RESERVED)} and those "
-            "of each attribute are separate metrics; rename the column"
-        )

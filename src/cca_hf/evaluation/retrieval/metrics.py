@@ -8,9 +8,10 @@ queries with at least one relevant candidate among the first k.
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from queue import SimpleQueue
 
 import numpy as np
 import torch
@@ -19,9 +20,14 @@ from numpy.typing import ArrayLike, NDArray
 from cca_hf.evaluation.arrays import FloatArray, IntArray, check_positive
 
 from .candidates import Exclusions, Relevance, Side
-from .own_cores import run_on_own_cores
-from .ranking import QueryScores, chance_average_precision, chance_r_precision, harmonic_numbers, hit_probability
-from .scoring import score_queries
+from .ranking import (
+    QueryScores,
+    chance_average_precision,
+    chance_r_precision,
+    harmonic_numbers,
+    hit_probability,
+    score_queries,
+)
 
 # of similarities at a time: enough queries for an efficient matrix product
 _CHUNK_BYTES, _BYTES_OF_ALL_THREADS = 128 * 2**20, 2**30
@@ -115,15 +121,14 @@ def retrieval_metrics(
     if (gallery_embeddings is None) != (gallery_labels is None):
         raise ValueError("gallery_embeddings and gallery_labels go together: give both, or neither for leave-one-out")
     alone = gallery_embeddings is None
-    for name, given in (("groups", gallery_groups), ("values", gallery_values)):
-        if alone and given is not None:
+    for name, array in (("groups", gallery_groups), ("values", gallery_values)):
+        if alone and array is not None:
             raise ValueError(f"gallery_{name} without a gallery: leave-one-out takes query_{name} alone")
     maybe = (maybe_values, None) if alone else (None, maybe_values)
     queries = Side.of("query", query_embeddings, query_labels, query_groups, query_values, maybe[0])
-    gallery = (gallery_embeddings, gallery_labels, gallery_groups, gallery_values, maybe[1])
-    return retrieve(
-        queries, None if alone else Side.of("gallery", *gallery), ks=ks, chunk_size=chunk_size, device=device
-    )
+    given = (gallery_embeddings, gallery_labels, gallery_groups, gallery_values, maybe[1])
+    gallery = None if alone else Side.of("gallery", *given)
+    return retrieve(queries, gallery, ks=ks, chunk_size=chunk_size, device=device)
 
 
 def retrieve(
@@ -163,19 +168,11 @@ def retrieve(
 
     average_precision, r_precision = achieved[:, :2].T
     num_relevant, *best = achieved[:, 2:].T.astype(np.int64)
-    nothing_above = np.zeros_like(num_candidates)
-    return AttributeRetrieval(
-        queries=labelled,
-        labels=queries.labels,
-        num_candidates=num_candidates,
-        num_relevant=num_relevant,
-        scores=RetrievalScores(average_precision, {k: hit_probability(k, *best) for k in ks}, r_precision),
-        chance=RetrievalScores(
-            chance_average_precision(num_candidates, num_relevant),
-            {k: hit_probability(k, nothing_above, num_candidates, num_relevant) for k in ks},
-            chance_r_precision(num_candidates, num_relevant),
-        ),
-    )
+    scores = RetrievalScores(average_precision, {k: hit_probability(k, *best) for k in ks}, r_precision)
+    counts = num_candidates, num_relevant
+    hits = {k: hit_probability(k, np.zeros_like(num_candidates), *counts) for k in ks}
+    chance = RetrievalScores(chance_average_precision(*counts), hits, chance_r_precision(*counts))
+    return AttributeRetrieval(labelled, queries.labels, *counts, scores, chance)
 
 
 def _rank(
@@ -220,6 +217,62 @@ def _rank(
         for start in chunks:
             rank(start)
     return achieved, num_candidates
+
+
+def run_on_own_cores(work: Callable[[int], None], items: Iterable[int], num_threads: int) -> None:
+    """Call `work` for each item, in `num_threads` threads in which PyTorch computes on one core.
+
+    If PyTorch's threads shared a matrix product instead, they would slow down the other work, because OpenMP threads
+    spin for milliseconds after a product.
+
+    If the system allows fewer threads, those that start do all of the work; if none starts, this thread does it. The
+    first exception of `work` stops all threads and is raised here.
+
+    PyTorch stores a number of threads for each thread, and a default for threads that have not computed yet. The
+    default is 1 for about a millisecond while the threads start.
+    """
+    waiting: SimpleQueue[int | None] = SimpleQueue()
+    for item in (*items, *[None] * num_threads):  # None ends a thread
+        waiting.put(item)
+    failures: list[BaseException] = []
+    stop, configured = threading.Event(), threading.Semaphore(0)
+
+    def do_all() -> None:
+        try:
+            while not stop.is_set() and (item := waiting.get()) is not None:
+                work(item)
+        except BaseException as error:
+            failures.append(error)
+            stop.set()
+
+    def compute_alone() -> None:
+        torch.get_num_threads()  # the first call copies the default: it must come before the next line
+        torch.set_num_threads(1)
+        configured.release()
+        do_all()
+
+    before = torch.get_num_threads()
+    threads: list[threading.Thread] = []
+    try:
+        for _ in range(num_threads):
+            thread = threading.Thread(target=compute_alone)
+            thread.start()
+            threads.append(thread)
+    except RuntimeError:  # can't start new thread
+        pass
+    try:
+        for _ in threads:
+            configured.acquire()
+        torch.set_num_threads(before)
+        if not threads:
+            do_all()
+        for thread in threads:
+            thread.join()
+    finally:  # also after an interrupt
+        stop.set()
+        torch.set_num_threads(before)
+    if failures:
+        raise failures[0]
 
 
 def _distinct_rows(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], IntArray | None]:

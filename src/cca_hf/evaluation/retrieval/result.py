@@ -59,20 +59,17 @@ class AttributeResult:
         """`refined`: measure -> another retrieval of the same queries, of which only the mAP is used."""
         maps = {"map": retrieval, **refined}
         counts = np.bincount(retrieval.labels)
-        return cls(
-            name=name,
-            queries=len(retrieval.queries),
-            candidates=float(retrieval.num_candidates.mean()),
-            queries_without_relevant=int((retrieval.num_relevant == 0).sum()),
-            scores={name: each.map for name, each in maps.items()}
-            | {"map_macro": retrieval.map_macro, **_means(retrieval.scores)},
-            chance={name: each.chance_map for name, each in maps.items()}
-            | {"map_macro": retrieval.chance_map_macro, **_means(retrieval.chance)},
-            values=tuple(
-                ValueResult(value_names[value], int(counts[value]), achieved, retrieval.chance_per_value[value])
-                for value, achieved in retrieval.per_value.items()
-            ),
+        scores = {measure: each.map for measure, each in maps.items()}
+        chance = {measure: each.chance_map for measure, each in maps.items()}
+        scores |= {"map_macro": retrieval.map_macro, **_means(retrieval.scores)}
+        chance |= {"map_macro": retrieval.chance_map_macro, **_means(retrieval.chance)}
+        values = (
+            ValueResult(value_names[value], int(counts[value]), achieved, retrieval.chance_per_value[value])
+            for value, achieved in retrieval.per_value.items()
         )
+        candidates, unanswerable = retrieval.num_candidates.mean(), (retrieval.num_relevant == 0).sum()
+        queries = len(retrieval.queries)
+        return cls(name, queries, float(candidates), int(unanswerable), scores, chance, tuple(values))
 
 
 @dataclass(frozen=True)
@@ -151,11 +148,7 @@ class EvaluationResult(Result):
         return Table(header, [attributes, means], notes)
 
     def card(self, baselines: Mapping[str, "EvaluationResult"] = MappingProxyType({})) -> ResultCard:
-        """The section of a model card about this result, which must be of the test split.
-
-        Args:
-            baselines: name -> result of another model on the same split.
-        """
+        """As in the protocol; `baselines` are results of other models on the same split, by name."""
         images = max(each.queries for each in self.attributes)
         names = [each.name for each in self.attributes]
         rows = [["", *names, "mean", "query-weighted", "macro over values"]]
@@ -174,15 +167,10 @@ class EvaluationResult(Result):
         )
         if self.coverage is not None:
             markdown += f"\n**Subset**: {self.coverage}. Do not compare these figures with results on the full set.\n"
-        figures = {"map": "mAP, mean of the attributes", "map_macro": "mAP, mean over values, then attributes"}
-        figures |= {f"map_{name}": f"mAP, {name}" for name in names}
-        metrics = self.metrics()
-        return ResultCard(
-            "Retrieval quality",
-            "attribute-conditioned image retrieval",
-            markdown,
-            tuple((metric, title, round(100 * metrics[metric], 2)) for metric, title in figures.items()),
-        )
+        titles = {"map": "mAP, mean of the attributes", "map_macro": "mAP, mean over values, then attributes"}
+        titles |= {f"map_{name}": f"mAP, {name}" for name in names}
+        figures = self.percentages(titles)
+        return ResultCard("Retrieval quality", "attribute-conditioned image retrieval", markdown, figures)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"metrics": self.metrics()}

@@ -95,15 +95,11 @@ class TripletResult(Result):
             "far image.\n\n"
             f"{markdown_table(rows)}\n"
         )
-        metrics = self.metrics()
-        figures = {"triplet_accuracy": "triplet accuracy, all triplets"}
-        figures |= {f"triplet_accuracy_{each.name}": f"triplet accuracy, {each.name}" for each in self.conditions}
-        return ResultCard(
-            "Triplet accuracy",
-            "attribute-conditioned triplet prediction",
-            "\n".join([markdown, *(f"**{note}**\n" for note in table.notes)]),
-            tuple((metric, title, round(100 * metrics[metric], 2)) for metric, title in figures.items()),
-        )
+        markdown = "\n".join([markdown, *(f"**{note}**\n" for note in table.notes)])
+        titles = {"triplet_accuracy": "triplet accuracy, all triplets"}
+        titles |= {f"triplet_accuracy_{each.name}": f"triplet accuracy, {each.name}" for each in self.conditions}
+        figures = self.percentages(titles)
+        return ResultCard("Triplet accuracy", "attribute-conditioned triplet prediction", markdown, figures)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"metrics": self.metrics()}

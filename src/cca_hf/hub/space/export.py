@@ -28,28 +28,6 @@ from .page import TITLE
 
 _INDEX, _MODEL, _PICTURES, _SPLIT = "catalogue.index", "model", "pictures", "train"
 _LONGEST_SIDE = 512  # pixels of the images that are copied
-_APP = '''"""Search images by attribute. Written by `cca demo --export`."""
-
-import os
-from pathlib import Path
-
-from transformers import AutoModel
-
-from cca_hf import AttributeIndex
-from cca_hf.hub.space import Lookup, launch_space
-
-os.chdir(Path(__file__).parent)  # the paths in the index are relative to this folder
-model = AutoModel.from_pretrained({model!r}{revision}).eval()
-index = AttributeIndex.open({index!r}, model)
-launch_space(Lookup(model, index), title={title!r})
-'''
-_TEXT = """# {title}
-
-Choose or upload an image. For each attribute ({attributes}), the page shows the nearest images and the attention of
-the model on the query. The catalogue has {count:,} images, with embeddings by {model}. The method is
-[conditional cross-attention](https://arxiv.org/abs/2307.13254), in the implementation of `cca_hf`: one embedding of an
-image for each attribute.
-"""
 
 
 def export_space(lookup: Lookup, folder: str | PathLike[str], *, title: str = TITLE) -> Path:
@@ -74,10 +52,11 @@ def export_space(lookup: Lookup, folder: str | PathLike[str], *, title: str = TI
         # the commit in the local cache: a later one computes other embeddings, which the index would refuse
         config = None if model_id is None else try_to_load_from_cache(model_id, "config.json")
         revision = f", revision={Path(config).parent.name!r}" if isinstance(config, str) else ""
-        app = _APP.format(model=model_id or _MODEL, revision=revision, index=_INDEX, title=title)
+        template = Path(__file__).with_name("app_template.txt").read_text(encoding="utf-8")
+        app = template.format(model=model_id or _MODEL, revision=revision, index=_INDEX, title=title)
         (staging / "app.py").write_text(app, encoding="utf-8")
         (staging / "requirements.txt").write_text("cca_hf[space]\n", encoding="utf-8")
-        (staging / "README.md").write_text(str(_card(lookup, title, model_id)), encoding="utf-8")
+        (staging / "README.md").write_text(f"{_card(lookup, title, model_id)}\n", encoding="utf-8")
     return target
 
 
@@ -105,9 +84,8 @@ def _with_images(index: AttributeIndex, folder: Path) -> Iterator[pa.Table]:
             folder.mkdir(exist_ok=True)
             images = Dataset.from_dict({"image": copies}, features=Features(image=ImageFeature()))
             images.to_parquet(folder / f"{_SPLIT}-{place:05}.parquet")
-        yield items.set_column(
-            items.column_names.index(IMAGE_REFERENCE), IMAGE_REFERENCE, pa.array(texts, pa.string())
-        )
+        place_of_references = items.column_names.index(IMAGE_REFERENCE)
+        yield items.set_column(place_of_references, IMAGE_REFERENCE, pa.array(texts, pa.string()))
 
 
 def _small(image: Image.Image) -> bytes:
@@ -132,10 +110,7 @@ def _card(lookup: Lookup, title: str, model_id: str | None) -> SpaceCard:
         tags=["image-feature-extraction", "image-retrieval", "conditional-cross-attention"],
         short_description="Visual search by attribute",
     )
-    text = _TEXT.format(
-        title=title,
-        attributes=", ".join(lookup.attributes),
-        count=lookup.index.count(),
-        model=f"[{model_id}](https://huggingface.co/{model_id})" if model_id else "the checkpoint in `model`",
-    )
-    return SpaceCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+    model = f"[{model_id}](https://huggingface.co/{model_id})" if model_id else "the checkpoint in `model`"
+    template = str(Path(__file__).with_name("card_template.md"))
+    names, count = ", ".join(lookup.attributes), lookup.index.count()
+    return SpaceCard.from_template(data, template, title=title, attributes=names, count=count, model=model)

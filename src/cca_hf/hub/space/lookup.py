@@ -124,9 +124,8 @@ class Lookup:
             instead: attribute -> value to search for instead of the query's. This adds a first row, for these values
                 and `attributes` together.
         """
-        searched: dict[str, Any] = (
-            {"embedding": query.embeddings} if query.item_id is None else {"item": query.item_id}
-        )
+        item = query.item_id
+        searched: dict[str, Any] = {"embedding": query.embeddings} if item is None else {"item": item}
         search = partial(self.index.search, **searched, where=where, top=top)
         rows = []
         if instead:

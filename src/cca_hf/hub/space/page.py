@@ -6,14 +6,16 @@ sends no statistics.
 
 import os
 from importlib import resources
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from cca_hf.models.images import UnreadableImageError
+from PIL import Image
+
+from cca_hf.models.images import UnreadableImageError, load_image
 from cca_hf.visualization.page import public_name, templates
 
 from .lookup import Lookup, Query
-from .upload import MOST_BYTES, open_upload
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio reads it at import
 try:
@@ -27,8 +29,14 @@ _SHOWN = 1024  # pixels: the longer side of a query from the catalogue
 _SESSIONS = 1000  # stored in memory, about 100 kB for each session
 _CHOSEN_AT_FIRST = 4
 _BEGIN = "Choose or upload an image."
+MOST_BYTES = 20 * 2**20
+MOST_PIXELS = 64_000_000  # photos of phones have up to 50 million; 200 MB once decoded
+# Pillow's other formats are rare, and for some Pillow starts other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_FORMATS = f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]}"
 # fonts of the user's system, so that none is loaded
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Liberation Sans", "sans-serif")
+_MONO = ("ui-monospace", "monospace")
 _FILES = resources.files("cca_hf.hub.space")
 _HTML: Any = templates("cca_hf.hub.space").get_template("rows.html").module
 
@@ -107,9 +115,8 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
                 )
                 examples = gr.HTML(js_on_load=on_load, apply_default_css=False, elem_id="cca-examples")
                 more = gr.Button("Show other examples", size="sm", variant="secondary")
-                chosen = gr.CheckboxGroup(
-                    attributes, value=attributes[:_CHOSEN_AT_FIRST], label="Attributes", elem_id="cca-attributes"
-                )
+                first = attributes[:_CHOSEN_AT_FIRST]
+                chosen = gr.CheckboxGroup(attributes, value=first, label="Attributes", elem_id="cca-attributes")
                 with gr.Accordion("Change values, filter", open=False):
                     wanted = gr.Dropdown(
                         list(targets),
@@ -128,9 +135,8 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
                         elem_id="cca-where",
                     )
             with gr.Column(scale=5, min_width=300):
-                results = gr.HTML(
-                    _HTML.hint(_BEGIN), js_on_load=on_load, apply_default_css=False, elem_id="cca-results"
-                )
+                hint = _HTML.hint(_BEGIN)
+                results = gr.HTML(hint, js_on_load=on_load, apply_default_css=False, elem_id="cca-results")
 
         settings = [chosen, wanted, where]
         outputs = [image, query, results]
@@ -159,6 +165,30 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
     return page
 
 
+def open_upload(path: str | PathLike[str], name: str) -> Image.Image:
+    """Decodes an upload to an upright RGB image.
+
+    Raises:
+        UnreadableImageError: if it is not an image, or too large. The message is for the user: it has `name`, because
+            the path is private.
+    """
+    size = Path(path).stat().st_size
+    if size > MOST_BYTES:
+        raise UnreadableImageError(f"{name} has {size / 2**20:.0f} MB; the limit is {MOST_BYTES // 2**20} MB.")
+    try:
+        with Image.open(path, formats=FORMATS) as image:  # reads only the header
+            if image.width * image.height > MOST_PIXELS:
+                raise Image.DecompressionBombError
+            return load_image(image)
+    except Image.DecompressionBombError as error:
+        limit = f"{MOST_PIXELS // 10**6} million pixels"
+        raise UnreadableImageError(f"{name} has more than {limit}. Upload a smaller image.") from error
+    except OSError as error:  # UnidentifiedImageError is one
+        raise UnreadableImageError(f"{name} is not an image in a supported format: {_FORMATS}.") from error
+    except (ValueError, SyntaxError) as error:
+        raise UnreadableImageError(f"{name} is damaged or incomplete.") from error
+
+
 def launch_space(
     lookup: Lookup,
     *,
@@ -181,6 +211,10 @@ def launch_space(
     Raises:
         OSError: if the port is taken.
     """
+    theme = gr.themes.Default(primary_hue="amber", neutral_hue="stone", font=_FONT, font_mono=_MONO)
+    # Gradio's default grey has too little contrast on white
+    grey, light = "*neutral_600", "*neutral_500"
+    theme.set(body_text_color_subdued=grey, block_info_text_color=grey, input_placeholder_color=light)
     _, address, _ = make_space(lookup, title=title).launch(
         server_name=host,
         server_port=port,
@@ -190,18 +224,7 @@ def launch_space(
         state_session_capacity=_SESSIONS,
         ssr_mode=False,
         footer_links=["gradio", "settings"],
-        theme=_theme(),
+        theme=theme,
         css=_FILES.joinpath("space.css").read_text(encoding="utf-8"),
     )
     return address
-
-
-def _theme() -> gr.themes.Base:
-    mono = ("ui-monospace", "monospace")
-    theme = gr.themes.Default(primary_hue="amber", neutral_hue="stone", font=_FONT, font_mono=mono)
-    # Gradio's default grey has too little contrast on white
-    return theme.set(
-        body_text_color_subdued="*neutral_600",
-        block_info_text_color="*neutral_600",
-        input_placeholder_color="*neutral_500",
-    )
