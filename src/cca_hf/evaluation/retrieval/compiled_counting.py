@@ -155,7 +155,7 @@ def _score_rows(similarities, relevant, stops, harmonic, scores):  # type: ignor
 def score_rows(
     similarities: NDArray[np.float32], relevant: NDArray[np.float32], stops: IntArray, harmonic: FloatArray
 ) -> FloatArray:
-    """As `scoring.score_queries`.
+    """As `ranking.score_queries`.
 
     Args:
         similarities: (Q, N), -inf for candidates that are taken out.
