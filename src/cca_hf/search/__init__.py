@@ -1,7 +1,6 @@
 """Search a catalogue by attribute: an index of embeddings in a folder, in a bucket or on a server."""
 
-from .condition_text import parse
-from .conditions import column
+from .conditions import column, parse
 from .index import AttributeIndex
 from .items import Hit
 from .lance_store import LanceSettings

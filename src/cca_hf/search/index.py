@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.typing import ArrayLike
 
-from .condition_text import parse
-from .conditions import INT64, AnyOf, ColumnType, Condition, check
+from .conditions import INT64, AnyOf, ColumnType, Condition, check, parse
 from .items import Hit, hits_of, item_table
 from .mixtures import nearest_to_mixture
 from .queries import centroid_of, check_present, embeddings_of, ids_among, shares_of, targets_of
