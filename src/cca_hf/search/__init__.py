@@ -2,11 +2,10 @@
 
 from .conditions import column, parse
 from .index import AttributeIndex
-from .items import Hit
 from .lance_store import LanceSettings
-from .moving import copy_index
 from .qdrant_store import QdrantSettings
-from .schema import CheckpointId, IndexLockedError, IndexSchema, NoIndexError
+from .schema import CheckpointId, Hit, IndexLockedError, IndexSchema, NoIndexError
+from .store import copy_index
 
 __all__ = [
     "AttributeIndex",

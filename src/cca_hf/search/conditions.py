@@ -13,7 +13,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NoReturn, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 Value: TypeAlias = str | int | float | bool
 ColumnType: TypeAlias = Literal["text", "integer", "number", "boolean"]
@@ -22,7 +22,7 @@ Operator: TypeAlias = Literal["==", "<", "<=", ">", ">="]
 MOST_LEVELS = 40  # the SQL parser of LanceDB stops at 45 nested pairs of brackets
 INT64 = range(-(2**63), 2**63)
 _ORDER = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
-_COMPARISONS: dict[type[ast.cmpop], Callable[[object, object], "Condition"]] = {
+_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
     ast.Is: operator.eq,
@@ -177,8 +177,7 @@ class _Reader:
             case ast.UnaryOp(ast.Not(), operand):
                 return ~self.condition(operand)
             case ast.Compare(left, operators, rights):
-                terms = [left, *rights]
-                parts = tuple(map(self.comparison, terms, operators, rights))
+                parts = tuple(map(self.comparison, [left, *rights], operators, rights))
                 return parts[0] if len(parts) == 1 else And(parts)
             case ast.Name() | ast.Call():
                 return self.column(node) == True  # noqa: E712 - makes a condition
