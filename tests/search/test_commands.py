@@ -176,7 +176,7 @@ def test_embeddings_that_are_made_already(shoes, checkpoint, store, tmp_path, ca
 
 
 def test_move_to_the_other_engine_and_on_after_an_interruption(store, tmp_path, capsys, monkeypatch):
-    from cca_hf.search import moving, qdrant_store
+    from cca_hf.search import qdrant_store
 
     target = f"qdrant-local:{tmp_path}/qdrant/shoes"
     written = qdrant_store.QdrantStore.upsert
@@ -186,7 +186,7 @@ def test_move_to_the_other_engine_and_on_after_an_interruption(store, tmp_path, 
             raise KeyboardInterrupt
         written(self, items)
 
-    monkeypatch.setattr(moving, "_ITEMS_AT_ONCE", 10)
+    monkeypatch.setattr("cca_hf.search.store._ITEMS_AT_ONCE", 10)
     monkeypatch.setattr(qdrant_store.QdrantStore, "upsert", upsert_once)
     assert run("index", "move", store, target) == 130
     assert run("search", "--store", target, "--item", 1003) == 1

@@ -34,13 +34,13 @@ def test_columns_in_memory_are_those_of_the_files(location, monkeypatch):
         many = index.search_many(
             embeddings=CATALOGUE.embeddings[:_QUERIES_BEFORE], attribute="colour", where="price < 50"
         )
-        version = index._store._queries._newest()
+        version = index._store._queries.newest()
         assert version._columns is not None
     assert read == kept == many
     with AttributeIndex.open(location, CATALOGUE.schema.checkpoint) as index:
         for row in range(_QUERIES_BEFORE + 5):
             ask(index, row)
-        assert index._store._queries._newest()._columns is None  # too many rows to keep
+        assert index._store._queries.newest()._columns is None  # too many rows to keep
         assert ask(index, 0, where="price < 50") == read[0]
 
 
@@ -69,10 +69,8 @@ def test_filters_in_memory_are_those_of_python(warm, where, expected, top):
 def test_a_filter_that_the_nearest_do_not_fulfil(warm, monkeypatch):
     """Two thirds of the items fulfil it, but of the nearest hardly one: those that do are found all the same."""
     asked = []
-    ask_lance = lance_queries.LanceQueries._scan
-    monkeypatch.setattr(
-        lance_queries.LanceQueries, "_scan", lambda *given: asked.append(given[5]) or ask_lance(*given)
-    )
+    ask_lance = lance_queries.Version._scan
+    monkeypatch.setattr(lance_queries.Version, "_scan", lambda *given: asked.append(given[4]) or ask_lance(*given))
     colour = CATALOGUE.columns["colour"][7]
     rows = CATALOGUE.rows(lambda row: row["colour"] not in (colour, None))
     similarity = np.where(rows, CATALOGUE.similarities(CATALOGUE.embeddings[7, 0], "colour"), -np.inf)
@@ -142,7 +140,7 @@ def test_threads_ask_while_another_writes(location):
 def test_a_version_keeps_the_graphs_of_the_one_before(location):
     with AttributeIndex.open(location, CATALOGUE.schema.checkpoint, writable=True) as index:
         ask(index)
-        session = index._store._queries._newest().dataset.session()
+        session = index._store._queries.newest().dataset.session()
         index.delete(["item-00001"])
         ask(index)
-        assert index._store._queries._newest().dataset.session().is_same_as(session)
+        assert index._store._queries.newest().dataset.session().is_same_as(session)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cca_hf.search import AttributeIndex, Hit
-from cca_hf.search.images import IMAGE_REFERENCE, find_images
+from cca_hf.search.images import IMAGE_REFERENCE, ImageFinder
 
 if TYPE_CHECKING:  # a search by item needs no torch
     from cca_hf.models.encoding import ImageEncoder
@@ -111,7 +111,8 @@ def write_answers(answers: Sequence[Answer], path: Path, *, store: str, where: s
             f"the index has no path or URL for the image of item {lost[0]}: --html needs a column {IMAGE_REFERENCE!r} "
             "of paths or URLs, which 'cca index --images' and '--dataset' write"
         )
-    images = dict(zip(places, find_images([str(place) for place in places.values()]), strict=True))
+    finder = ImageFinder()
+    images = {item: finder.find(str(place)) for item, place in places.items()}
     shown = []
     for query, rows in groupby(answers, key=lambda answer: (answer.query, answer.image, answer.item)):
         name, image, item = query

@@ -1,13 +1,11 @@
 """Search a catalogue by attribute: an index of embeddings in a folder, in a bucket or on a server."""
 
-from .condition_text import parse
-from .conditions import column
+from .conditions import column, parse
 from .index import AttributeIndex
-from .items import Hit
 from .lance_store import LanceSettings
-from .moving import copy_index
 from .qdrant_store import QdrantSettings
-from .schema import CheckpointId, IndexLockedError, IndexSchema, NoIndexError
+from .schema import CheckpointId, Hit, IndexLockedError, IndexSchema, NoIndexError
+from .store import copy_index
 
 __all__ = [
     "AttributeIndex",

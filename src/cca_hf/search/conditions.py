@@ -2,16 +2,18 @@
 
     column("price") < 50
     (column("price") < 50) & ~column("base_colour").is_in(["red", "pink"])
-    "price < 50 and base_colour not in ('red', 'pink')"         # the same as text, see `parse`
+    "price < 50 and base_colour not in ('red', 'pink')"         # the same as text, for `parse`
 
 A missing value equals nothing and is neither less nor greater than anything; `== None` selects missing values. `not`
 selects every item that the condition does not select: "not red" includes items whose colour is unknown.
 """
 
+import ast
 import math
-from collections.abc import Iterable, Mapping
+import operator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NoReturn, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 Value: TypeAlias = str | int | float | bool
 ColumnType: TypeAlias = Literal["text", "integer", "number", "boolean"]
@@ -19,6 +21,19 @@ Operator: TypeAlias = Literal["==", "<", "<=", ">", ">="]
 
 MOST_LEVELS = 40  # the SQL parser of LanceDB stops at 45 nested pairs of brackets
 INT64 = range(-(2**63), 2**63)
+_ORDER = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Is: operator.eq,
+    ast.IsNot: operator.ne,
+    **dict(zip(_ORDER, (operator.lt, operator.le, operator.gt, operator.ge), strict=True)),
+}
+_ALLOWED = (
+    "a filter compares columns with values: price < 50, 10 <= price < 50, colour == 'red', season in ('Fall', "
+    "'Winter'), in_stock, year is None, joined by and, or, not; write column('heel height') for a name with a space"
+)
+_LONGEST_SHOWN = 200
 _KINDS = {"text": "text", "integer": "integers", "number": "numbers", "boolean": "True or False"}
 
 
@@ -128,6 +143,84 @@ def _plain(name: str, value: object) -> Value:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"column({name!r}) cannot be compared with {value}; use == None to select missing values")
     return value
+
+
+def parse(text: str) -> Condition:
+    """Reads a condition from text in Python's syntax. Nothing in the text is executed.
+
+    Raises:
+        ValueError: for text that is no filter; names the part, and what is allowed.
+    """
+    text = text.strip()
+    try:
+        return _Reader(text).condition(ast.parse(text, mode="eval").body)
+    except SyntaxError as error:
+        raise ValueError(f"cannot parse the filter {_shown(text)} ({error.msg}); {_ALLOWED}") from error
+    except (RecursionError, MemoryError) as error:
+        raise ValueError(
+            f"the filter {_shown(text)} is nested too deep: at most {MOST_LEVELS} levels of 'and', 'or' and 'not'"
+        ) from error
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the filter {text[:_LONGEST_SHOWN]!a} contains a character that is not Unicode") from error
+
+
+class _Reader:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def condition(self, node: ast.expr) -> Condition:
+        match node:
+            case ast.BoolOp(ast.And(), values):
+                return And(tuple(map(self.condition, values)))
+            case ast.BoolOp(ast.Or(), values):
+                return Or(tuple(map(self.condition, values)))
+            case ast.UnaryOp(ast.Not(), operand):
+                return ~self.condition(operand)
+            case ast.Compare(left, operators, rights):
+                parts = tuple(map(self.comparison, [left, *rights], operators, rights))
+                return parts[0] if len(parts) == 1 else And(parts)
+            case ast.Name() | ast.Call():
+                return self.column(node) == True  # noqa: E712 - makes a condition
+        self.refuse(node)
+
+    def comparison(self, left: ast.expr, sign: ast.cmpop, right: ast.expr) -> Condition:
+        if isinstance(sign, (ast.In, ast.NotIn)):
+            if not isinstance(right, (ast.Tuple, ast.List, ast.Set)):
+                self.refuse(right)
+            found = self.column(left).is_in([self.value(element) for element in right.elts])
+            return Not(found) if isinstance(sign, ast.NotIn) else found
+        is_identity = isinstance(sign, (ast.Is, ast.IsNot))
+        is_flipped = not is_identity and not isinstance(left, (ast.Name, ast.Call))  # 10 < price
+        name, constant = (right, left) if is_flipped else (left, right)
+        value = self.value(constant)
+        if is_identity and value is not None or value is None and isinstance(sign, _ORDER):
+            self.refuse(constant)
+        pair = (value, self.column(name)) if is_flipped else (self.column(name), value)
+        return _COMPARISONS[type(sign)](*pair)
+
+    def column(self, node: ast.expr) -> column:
+        match node:
+            case ast.Name(name):
+                return column(name)
+            case ast.Call(ast.Name("column"), [ast.Constant(str(name))], []):
+                return column(name)
+        self.refuse(node)
+
+    def value(self, node: ast.expr) -> object:
+        match node:
+            case ast.Constant(str() | int() | float() | None as value):
+                return value
+            case ast.UnaryOp(ast.USub(), ast.Constant(int() | float() as value)) if not isinstance(value, bool):
+                return -value
+        self.refuse(node)
+
+    def refuse(self, node: ast.AST) -> NoReturn:
+        part = ast.get_source_segment(self.text, node) or ast.unparse(node)
+        raise ValueError(f"in the filter {_shown(self.text)}, {_shown(part)} is not allowed; {_ALLOWED}")
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "...")
 
 
 def check(condition: Condition, columns: Mapping[str, ColumnType], levels: int = 0) -> Condition:

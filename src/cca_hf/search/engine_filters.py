@@ -1,6 +1,5 @@
 """Translates conditions: to SQL for LanceDB, to filters for Qdrant, to masks for columns in memory."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -70,14 +69,8 @@ def to_filter(condition: Condition | None) -> Any:
         case Comparison(name, "==", value) if not isinstance(value, float):
             return field(name, match=models.MatchValue(value=value))
         case Comparison(name, operator, value) if not isinstance(value, str):
-            bounds: Mapping[str, Mapping[str, float]] = {
-                "==": {"gte": value, "lte": value},
-                "<": {"lt": value},
-                "<=": {"lte": value},
-                ">": {"gt": value},
-                ">=": {"gte": value},
-            }
-            return field(name, range=models.Range(**bounds[operator]))
+            bounds = {"==": ("gte", "lte"), "<": ("lt",), "<=": ("lte",), ">": ("gt",), ">=": ("gte",)}
+            return field(name, range=models.Range(**dict.fromkeys(bounds[operator], value)))
     raise TypeError(f"not a condition: {condition!r}")
 
 

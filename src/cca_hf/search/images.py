@@ -4,7 +4,6 @@ The index stores a reference for each image: its path or URL, or its data set, s
 """
 
 import re
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +26,7 @@ class ImageFinder:
     """Finds images by their references; loads a data set once."""
 
     def __init__(self) -> None:
-        self._splits = cache(_load)
+        self._datasets: dict[str, DatasetDict] = {}
         self._images = cache(self._open)
 
     def find(self, text: str) -> "ImageInput":
@@ -48,7 +47,11 @@ class ImageFinder:
         """The image column of a split, undecoded."""
         from datasets import Image
 
-        dataset = self._splits(source).get(split)
+        from cca_hf.data.sources import load_source
+
+        if source not in self._datasets:
+            self._datasets[source] = load_source(source, None, None)
+        dataset = self._datasets[source].get(split)
         if dataset is None:
             return None
         column = next((name for name, feature in dataset.features.items() if isinstance(feature, Image)), None)
@@ -57,21 +60,7 @@ class ImageFinder:
         return dataset.select_columns([column]).cast_column(column, Image(decode=False))
 
 
-def _load(source: str) -> "DatasetDict":
-    from cca_hf.data.sources import load_source
-
-    return load_source(source, None, None)
-
-
 def is_elsewhere(text: str) -> bool:
     """Whether any machine can find the image: by a URL, or in a data set on the Hub."""
     place = _IN_DATASET.match(text)
-    if place is None:
-        return text.startswith(("http://", "https://"))
-    return not Path(place["source"]).exists()
-
-
-def find_images(references: Sequence[str]) -> "list[ImageInput]":
-    """The inputs of `load_image` for several references; see `ImageFinder.find`."""
-    finder = ImageFinder()
-    return [finder.find(text) for text in references]
+    return not Path(place["source"]).exists() if place else text.startswith(("http://", "https://"))

@@ -8,13 +8,10 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.typing import ArrayLike
 
-from .condition_text import parse
-from .conditions import INT64, AnyOf, ColumnType, Condition, check
-from .items import Hit, hits_of, item_table
-from .mixtures import nearest_to_mixture
-from .queries import centroid_of, check_present, embeddings_of, ids_among, shares_of, targets_of
-from .schema import ITEM_ID, CheckpointId, IndexSchema, Vectors
-from .store import Settings, VectorStore, create_store, open_store
+from .conditions import INT64, AnyOf, ColumnType, Condition, check, parse
+from .queries import centroid_of, nearest_to_mixture, rows_of, shares_of, targets_of
+from .schema import ITEM_ID, CheckpointId, Hit, IndexSchema, Vectors, hits_of, item_table, vectors_of
+from .store import Settings, VectorStore, create_store, ids_among, open_store
 
 if TYPE_CHECKING:
     from cca_hf.models.encoding import ImageEncoder
@@ -106,11 +103,10 @@ class AttributeIndex:
             if store.note:
                 raise ValueError(f"the index at {store.location} is not complete: {store.note}")
             stored = store.schema.checkpoint
-            model = None if checkpoint is None or isinstance(checkpoint, CheckpointId) else checkpoint
-            given = checkpoint
+            model, given = (None, checkpoint) if isinstance(checkpoint, CheckpointId) else (checkpoint, None)
             if model is not None and not model.has_fingerprint(stored.fingerprint):
                 given = CheckpointId(model.config.name_or_path, model.fingerprint())
-            if isinstance(given, CheckpointId) and given.fingerprint != stored.fingerprint:
+            if given is not None and given.fingerprint != stored.fingerprint:
                 raise ValueError(
                     f"the index at {store.location} contains embeddings of {stored}; they cannot be compared with "
                     f"embeddings of {given}"
@@ -267,7 +263,8 @@ class AttributeIndex:
             encoded = np.asarray(self._need_model().encode(images, open_attributes, show_progress=False))
             targets = {name: encoded[:, place] for place, name in enumerate(open_attributes)}
         elif open_attributes and items is not None:
-            targets = embeddings_of(self._store, [str(item) for item in items], open_attributes)
+            stored = rows_of(self._store, [str(item) for item in items], (), open_attributes)
+            targets = {name: vectors_of(stored, self.schema.vector_column(name)) for name in open_attributes}
         elif open_attributes and vectors is not None:
             self._check_trusted()
             targets = targets_of(self.schema, vectors, open_attributes)
@@ -296,10 +293,8 @@ class AttributeIndex:
     def get(self, item_ids: Sequence[str | int]) -> list[Hit]:
         """The items with these ids and their columns, with similarity 1; ValueError for an unknown id."""
         names = [str(item) for item in item_ids]
-        tables = self._store.scan(AnyOf(ITEM_ID, tuple(names)), list(self.schema.columns), ())
-        stored = {row.pop(ITEM_ID): row for table in tables for row in table.to_pylist()}
-        check_present(names, stored)
-        return [Hit(name, 1.0, stored[name]) for name in names]
+        rows = rows_of(self._store, names, list(self.schema.columns), ()).to_pylist()
+        return [Hit(row.pop(ITEM_ID), 1.0, row) for row in rows]
 
     def ids_among(self, item_ids: Sequence[str | int]) -> set[str]:
         """The ids that are in the index."""
@@ -338,7 +333,7 @@ class AttributeIndex:
         for query in zip(*targets.values(), strict=True):
             found = nearest_to_mixture(self._store, dict(zip(targets, query, strict=True)), shares, count, condition)
             these = AnyOf(ITEM_ID, tuple(found.column(ITEM_ID).to_pylist()))
-            rows = [*self._store.scan(these, columns, ())] if len(found) else []
+            rows = self._store.scan(these, columns, ()) if len(found) else ()
             stored = pa.concat_tables([self.schema.arrow(None, ()).empty_table(), *rows])
             tables.append(found.join(stored, ITEM_ID, join_type="inner"))
         return tables

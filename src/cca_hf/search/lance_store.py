@@ -18,7 +18,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 
 from .conditions import Condition
 from .engine_filters import to_sql
-from .lance_queries import LanceQueries
+from .lance_queries import SEEN_WITHIN, LanceQueries
 from .schema import ITEM_ID, SIMILARITY, IndexLockedError, IndexSchema, NoIndexError, Vectors
 
 _TABLE = "items"
@@ -31,7 +31,6 @@ _BUILD_EFFORT = 100
 _ROWS_A_GRAPH = 1_000_000
 _QUERIES_AT_ONCE = 64
 _REBUILD_SHARE = 0.2  # with a larger share of new rows the graph is built again; fewer are added to it
-_SEEN_WITHIN = timedelta(seconds=1)  # looking for a new version at each query would take a third of its time
 _KEPT = timedelta(minutes=10)  # how long an old version stays for its readers
 
 
@@ -71,9 +70,7 @@ class LanceStore:
         self.note = ((stored.field(ITEM_ID).metadata or {}).get(_NOTE.encode()) or b"").decode()
         self._written = pa.schema([stored.field(name) for name in self.schema.arrow().names])
         self._exact = stored.metadata[_GRAPH] == b"exact"
-        self._queries = LanceQueries(
-            _run(table.uri()), settings.storage_options, _SEEN_WITHIN.total_seconds(), is_exact=self._exact
-        )
+        self._queries = LanceQueries(_run(table.uri()), settings.storage_options, is_exact=self._exact)
 
     @classmethod
     def create(cls, location: str, schema: IndexSchema, settings: LanceSettings) -> "LanceStore":
@@ -140,7 +137,7 @@ class LanceStore:
         tables = []
         for start in range(0, len(queries), _QUERIES_AT_ONCE):
             part = queries[start : start + _QUERIES_AT_ONCE]
-            found = self._queries.nearest(vector_column, part, count, names, condition)
+            found = self._queries.newest().nearest(vector_column, part, count, names, condition)
             similarity = 1.0 - found.column("_distance").to_numpy()
             table = found.select(names).append_column(SIMILARITY, pa.array(similarity, pa.float32()))
             if len(part) == 1:
@@ -202,7 +199,7 @@ def _connect(location: str, settings: LanceSettings) -> Any:
     except ImportError as error:
         raise ImportError('an index in a folder needs LanceDB and pylance: pip install "cca_hf[search]"') from error
     options = dict(settings.storage_options) or None
-    return _run(lancedb.connect_async(location, read_consistency_interval=_SEEN_WITHIN, storage_options=options))
+    return _run(lancedb.connect_async(location, read_consistency_interval=SEEN_WITHIN, storage_options=options))
 
 
 def _run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -256,6 +253,5 @@ def _failures(location: str) -> Iterator[None]:
         full = "No space left on device" in str(error) or "os error 28" in str(error)
         what = "the disk is full" if full else " ".join(str(error).split())
         code = errno.ENOSPC if full else getattr(error, "errno", None) or errno.EIO
-        raise OSError(
-            code, f"writing to the index failed, its previous content is unchanged: {what}", location
-        ) from error
+        message = f"writing to the index failed, its previous content is unchanged: {what}"
+        raise OSError(code, message, location) from error

@@ -109,7 +109,7 @@ class QdrantStore:
     @classmethod
     def open(cls, location: str, settings: QdrantSettings, *, writable: bool) -> "QdrantStore":
         """`writable` has no effect: the server orders the writes of several clients."""
-        if location.startswith(LOCAL) and not Path(_folder(location)).is_dir():
+        if location.startswith(LOCAL) and not Path(location.removeprefix(LOCAL)).parent.is_dir():
             raise NoIndexError(f"there is no index at {location}")
         client, collection = _connect(location, settings)
         with _failures(location, client):
@@ -195,8 +195,7 @@ class QdrantStore:
                     with_vectors=vectors or False,
                 )
             if points:
-                payloads = [point.payload for point in points]
-                plain = pa.Table.from_pylist(payloads, schema=self.schema.arrow(columns, ()))
+                plain = pa.Table.from_pylist([point.payload for point in points], self.schema.arrow(columns, ()))
                 for name in vectors:
                     values = np.array([point.vector[name] for point in points], dtype=np.float32)
                     column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), self.schema.dim)
@@ -226,29 +225,22 @@ class QdrantStore:
         self._client.close()
 
 
-def _folder(location: str) -> str:
-    """The folder of the client's local mode; "" for memory."""
-    return location.removeprefix(LOCAL).rpartition("/")[0]
-
-
 def _connect(location: str, settings: QdrantSettings) -> tuple[Any, str]:
     try:
         from qdrant_client import QdrantClient
     except ImportError as error:
         raise ImportError('an index on a Qdrant server needs its client: pip install "cca_hf[qdrant]"') from error
+    base, _, collection = location.removeprefix(LOCAL).rpartition("/")
     if not location.startswith(LOCAL):
-        base, _, collection = location.rpartition("/")
         if not collection or not base.partition("://")[2]:
             raise ValueError(f"an index on a server has the location http(s)://host:6333/collection; got {location!r}")
         key = settings.api_key or os.environ.get("QDRANT_API_KEY")
         return QdrantClient(url=base, api_key=key, timeout=settings.timeout), collection
-    folder, collection = _folder(location), location.removeprefix(LOCAL).rpartition("/")[2]
     if not collection:
         raise ValueError(f"a local collection has the location {LOCAL}folder/collection; got {location!r}")
     try:
-        if not folder:
-            return QdrantClient(":memory:"), collection
-        return QdrantClient(path=folder, force_disable_check_same_thread=True), collection
+        local = {"path": base, "force_disable_check_same_thread": True} if base else {"location": ":memory:"}
+        return QdrantClient(**local), collection
     except RuntimeError as error:
         if "already accessed" not in str(error):
             raise

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -21,17 +21,11 @@ from cca_hf.models.encoding import ImageEncoder
 from .conditions import ColumnType
 from .images import IMAGE_REFERENCE, reference
 from .index import AttributeIndex
-from .schema import ITEM_ID, CheckpointId, IndexSchema, NoIndexError, column_types
+from .schema import ITEM_ID, CheckpointId, IndexSchema, NoIndexError
 
 _ITEMS_AT_ONCE = 1024
-
-
-class ItemBatch(NamedTuple):
-    """Some items: ids, columns, and a function that computes the embeddings of given rows."""
-
-    item_ids: list[str]
-    columns: pa.Table
-    embed: Callable[[Sequence[int]], NDArray]  # rows -> (rows, attributes, dim)
+# ids and columns of some items, and a function that computes the embeddings (rows, attributes, dim) of given rows
+ItemBatch: TypeAlias = tuple[pa.Table, Callable[[Sequence[int]], NDArray]]
 
 
 class ImageSource:
@@ -58,7 +52,7 @@ class ImageSource:
         self.encoder = encoder
         self.dataset_name, self.split = dataset_name, split
         self.batch_size = batch_size
-        types = _stored_types(catalogue.rows(0, 0), catalogue.features, columns)
+        types = _stored_types(catalogue.features, columns)
         self.schema = IndexSchema.of_model(encoder, name, {IMAGE_REFERENCE: "text", **types})
 
     @classmethod
@@ -80,11 +74,10 @@ class ImageSource:
         if split is None and len(splits) == 1:
             (split,) = splits
         carried = columns
-        if carried is None:
-            skipped = [id_column or "", IMAGE_REFERENCE]
-            schema = splits[split].features.arrow_schema if split in splits else pa.schema([])
-            carried = list(column_types(schema, skip=skipped)[0])
-        catalogue = Catalogue.from_dataset(splits, split=split, id_column=id_column, columns=carried)
+        if carried is None and split in splits:
+            types = _column_types(splits[split].features)
+            carried = [name for name, kind in types.items() if kind and name not in (id_column, IMAGE_REFERENCE)]
+        catalogue = Catalogue.from_dataset(splits, split=split, id_column=id_column, columns=carried or ())
         place = str(Path(source).resolve()) if Path(source).exists() else source
         return cls(
             catalogue, encoder, name, dataset_name=place, split=split or "", columns=columns, batch_size=batch_size
@@ -104,9 +97,9 @@ class ImageSource:
                 encoded = self.encoder.encode(batch, attributes, batch_size=self.batch_size, show_progress=False)
                 return np.asarray(encoded)
 
-            kept = rows.select([name for name in self.schema.columns if name != IMAGE_REFERENCE])
+            kept = rows.select([ITEM_ID, *(name for name in self.schema.columns if name != IMAGE_REFERENCE)])
             references = pa.array([self._reference(images[row], row) for row in range(start, stop)], pa.string())
-            yield ItemBatch(_ids(rows), kept.append_column(IMAGE_REFERENCE, references), embed)
+            yield kept.append_column(IMAGE_REFERENCE, references), embed
 
     def _reference(self, image: dict, row: int) -> str | None:
         if image["bytes"] is None:
@@ -129,8 +122,7 @@ class EmbeddedSource:
         self._dataset = pads.dataset(files)
         self._features = Features.from_arrow_schema(self._dataset.schema)
         self._vectors = [column_of(attribute) for attribute in manifest.attributes]
-        carried = pa.schema([self._dataset.schema.field(column) for column in manifest.columns])
-        types = _stored_types(carried.empty_table(), self._features, columns)
+        types = _stored_types(Features({name: self._features[name] for name in manifest.columns}), columns)
         checkpoint = CheckpointId(name, manifest.model)
         self.schema = IndexSchema(tuple(manifest.attributes), manifest.dim, types, checkpoint)
 
@@ -145,14 +137,11 @@ class EmbeddedSource:
             table = _with_names(pa.Table.from_batches([batch]), self._features)
 
             def embed(rows: Sequence[int], table: pa.Table = table) -> NDArray:
-                chosen = table.take(list(rows))
-                vectors = [
-                    chosen.column(name).combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
-                    for name in self._vectors
-                ]
+                columns = table.select(self._vectors).take(list(rows)).columns
+                vectors = [column.combine_chunks().flatten().to_numpy().reshape(len(rows), -1) for column in columns]
                 return np.stack(vectors, axis=1).astype(np.float32)
 
-            yield ItemBatch(_ids(table), table.select(list(self.schema.columns)), embed)
+            yield table.select([ITEM_ID, *self.schema.columns]), embed
 
 
 ItemSource: TypeAlias = ImageSource | EmbeddedSource
@@ -166,35 +155,33 @@ def fill_index(store: str, source: ItemSource, *, only_new: bool = False) -> tup
     Raises:
         ValueError: if the index has other attributes, another width, other columns or another model.
     """
-    with _open_or_create(store, source.schema) as index:
+    wanted = source.schema
+    try:
+        index = AttributeIndex.open(store, wanted.checkpoint, writable=True)
+    except NoIndexError:
+        index = AttributeIndex.create_from_schema(store, wanted)
+    with index:
+        stored = index.schema
+        if (wanted.attributes, wanted.dim) != (stored.attributes, stored.dim):
+            raise ValueError(
+                f"the index at {store} has {stored.dim} dimensions for {', '.join(stored.attributes)}, but the source "
+                f"has {wanted.dim} for {', '.join(wanted.attributes)}"
+            )
+        if not wanted.columns.items() <= stored.columns.items():
+            known = ", ".join(f"{name} ({kind})" for name, kind in stored.columns.items())
+            raise ValueError(f"the index at {store} has other columns; choose with --columns among {known or 'none'}")
         with tqdm(total=len(source), desc="Indexing", unit="item") as progress:
-            for item_ids, columns, embed in source.batches():
-                stored = index.ids_among(item_ids) if only_new else set()
-                rows = [row for row, item in enumerate(item_ids) if item not in stored]
+            for items, embed in source.batches():
+                item_ids = [str(item) for item in items.column(ITEM_ID).to_pylist()]
+                known_ids = index.ids_among(item_ids) if only_new else set()
+                rows = [row for row, item in enumerate(item_ids) if item not in known_ids]
                 if rows:
                     ids = [item_ids[row] for row in rows]
-                    index.add(ids, embeddings=embed(rows), columns=columns.take(rows))
+                    index.add(ids, embeddings=embed(rows), columns=items.drop_columns([ITEM_ID]).take(rows))
                 progress.update(len(item_ids))
             progress.set_description("Building the index")
             index.optimize()
         return index.count(), index.schema
-
-
-def _open_or_create(store: str, schema: IndexSchema) -> AttributeIndex:
-    try:
-        index = AttributeIndex.open(store, schema.checkpoint, writable=True)
-    except NoIndexError:
-        return AttributeIndex.create_from_schema(store, schema)
-    stored = index.schema
-    if schema.attributes != stored.attributes or schema.dim != stored.dim:
-        problem = f"has {stored.dim} dimensions for {', '.join(stored.attributes)}"
-    elif any(stored.columns.get(name) != kind for name, kind in schema.columns.items()):
-        known = ", ".join(f"{name} ({kind})" for name, kind in stored.columns.items())
-        problem = f"has other columns; choose with --columns among {known or 'none'}"
-    else:
-        return index
-    index.close()
-    raise ValueError(f"the index at {store} {problem}")
 
 
 def _with_names(table: pa.Table, features: Features) -> pa.Table:
@@ -208,18 +195,32 @@ def _with_names(table: pa.Table, features: Features) -> pa.Table:
     return table
 
 
-def _stored_types(table: pa.Table, features: Features, columns: Sequence[str] | None) -> dict[str, ColumnType]:
+def _stored_types(features: Features, columns: Sequence[str] | None) -> dict[str, ColumnType]:
     """The types of the `columns` of an index; by default of all that it can store."""
-    types, unfit = column_types(_with_names(table, features).schema)
-    if columns is None:
-        return types
-    for name in columns:
-        if name in unfit:
-            raise ValueError(f"an index cannot store the column {name!r}: it contains no text, numbers or booleans")
+    types = _column_types(features)
+    storable = {name: kind for name, kind in types.items() if kind}
+    for name in columns or ():
         if name not in types:
-            raise ValueError(missing_message("column", [name], types))
-    return {name: types[name] for name in columns}
+            raise ValueError(missing_message("column", [name], storable))
+        if name not in storable:
+            raise ValueError(f"an index cannot store the column {name!r}: it contains no text, numbers or booleans")
+    return storable if columns is None else {name: storable[name] for name in columns}
 
 
-def _ids(table: pa.Table) -> list[str]:
-    return [str(item) for item in table.column(ITEM_ID).to_pylist()]
+def _column_types(features: Features) -> dict[str, ColumnType | None]:
+    """The types of the columns besides the id; None for a column that an index cannot store."""
+    return {
+        field.name: "text" if isinstance(features[field.name], ClassLabel) else _type_of(field.type)
+        for field in features.arrow_schema
+        if field.name != ITEM_ID
+    }
+
+
+def _type_of(kind: pa.DataType) -> ColumnType | None:
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "text"
+    if pa.types.is_boolean(kind):
+        return "boolean"
+    if pa.types.is_integer(kind):
+        return "integer"
+    return "number" if pa.types.is_floating(kind) else None

@@ -1,16 +1,20 @@
-"""The interface between an index and its engine, LanceDB or Qdrant; the location of an index selects the engine."""
+"""The interface of the engines LanceDB and Qdrant, which the location of an index selects, and copies between them."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from os import PathLike, fspath
 from typing import Any, Protocol, TypeAlias
 
 import pyarrow as pa  # type: ignore[import-untyped]
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from .conditions import Condition
+from .conditions import AnyOf, Condition
 from .lance_store import LanceSettings, LanceStore
 from .qdrant_store import LOCAL, QdrantSettings, QdrantStore
-from .schema import IndexSchema, Vectors
+from .schema import ITEM_ID, IndexSchema, NoIndexError, Vectors
 
 Settings: TypeAlias = LanceSettings | QdrantSettings
+_ITEMS_AT_ONCE = 2048
 
 
 class VectorStore(Protocol):
@@ -75,3 +79,64 @@ def _engine(location: str, settings: Settings | None) -> tuple[Any, Settings]:
     if settings is not None and not isinstance(settings, kind):
         raise TypeError(f"the index at {location} takes {kind.__name__}; got {type(settings).__name__}")
     return engine, settings or kind()
+
+
+def ids_among(store: VectorStore, items: Sequence[str]) -> set[str]:
+    """The ids that are in the index."""
+    tables = store.scan(AnyOf(ITEM_ID, tuple(items)), (), ()) if items else ()
+    return {item for table in tables for item in table.column(ITEM_ID).to_pylist()}
+
+
+def copy_index(
+    source: str | PathLike[str],
+    target: str | PathLike[str],
+    *,
+    source_settings: Settings | None = None,
+    target_settings: Settings | None = None,
+    show_progress: bool = True,
+) -> int:
+    """Copies an index to another location, with the same engine or the other. The source is not changed.
+
+    Until the copy is complete, `AttributeIndex.open` refuses the target. Call again after an interruption to copy the
+    remaining items. Returns the number of items in the target.
+
+    Raises:
+        NoIndexError: if the source is no index.
+        FileExistsError: if the target is an index, but no unfinished copy of the source in its present state.
+        IndexLockedError: if another process writes to the source or the target.
+        RuntimeError: if the source was changed during the copy.
+    """
+    with closing(open_store(fspath(source), source_settings, writable=True)) as original:
+        if original.note:
+            raise ValueError(f"the index at {original.location} is not complete: {original.note}")
+        try:
+            copy = open_store(fspath(target), target_settings, writable=True)
+        except NoIndexError:
+            copy = create_store(fspath(target), original.schema, target_settings)
+        with closing(copy):
+            note = f"copying {original.location}{original.version} into it was not finished; do it again"
+            is_begun = copy.note == note or (not copy.note and not copy.count(None))
+            if not is_begun or copy.schema != original.schema:
+                raise FileExistsError(
+                    f"{fspath(target)} is an index already, but no unfinished copy of {original.location} in its "
+                    "present state; choose another location, or delete it"
+                )
+            copy.set_note(note)
+            with tqdm(total=original.count(None), desc="Copying", unit="item", disable=not show_progress) as progress:
+                columns, attributes = list(original.schema.columns), original.schema.attributes
+                for table in original.scan(None, columns, attributes, _ITEMS_AT_ONCE):
+                    items = table.column(ITEM_ID).to_pylist()
+                    done = ids_among(copy, items)
+                    missing = [row for row, item in enumerate(items) if item not in done]
+                    if missing:
+                        copy.upsert(table.take(missing))
+                    progress.update(len(table))
+            copied, expected = copy.count(None), original.count(None)
+            if copied != expected:
+                raise RuntimeError(
+                    f"{original.location} has {expected} items and {copy.location} {copied}: the source was changed "
+                    "during the copy; delete the target and copy again"
+                )
+            copy.optimize()
+            copy.set_note("")
+            return copied

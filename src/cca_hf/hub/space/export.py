@@ -20,8 +20,7 @@ from cca_hf.models.images import load_image
 from cca_hf.models.whole_files import staged
 from cca_hf.search import AttributeIndex, CheckpointId
 from cca_hf.search.images import IMAGE_REFERENCE, ImageFinder, is_elsewhere, reference
-from cca_hf.search.mixtures import vectors_of
-from cca_hf.search.schema import ITEM_ID
+from cca_hf.search.schema import ITEM_ID, vectors_of
 
 from .lookup import Lookup
 from .page import TITLE
