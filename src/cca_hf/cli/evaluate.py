@@ -13,24 +13,18 @@ def evaluate(
     dataset: str = options.DATASET,
     attributes: list[str] | None = options.ATTRIBUTES,
     split: str = option(
-        "test",
-        "split",
-        "NAME",
-        "Split to evaluate: each image against all others, or NAME_query against NAME_gallery.",
+        "test", "NAME", "Split to evaluate. Each image is compared with all others, or NAME_query with NAME_gallery."
     ),
     group_column: str | None = options.GROUP_COLUMN,
     split_seed: int | None = option(
-        None, "split_seed", "NUMBER", "Seed to cut a split that the data set lacks. Default: the seed of the training."
+        None, "NUMBER", "Seed to cut a split that the data set lacks. Default: the seed of the training."
     ),
-    config_name: str | None = option(None, "config_name", "NAME", "Configuration of the data set, such as triplets."),
+    config_name: str | None = option(None, "NAME", "Configuration of the data set, such as triplets."),
     batch_size: int = options.batch_size(64),
     num_workers: int | None = options.NUM_WORKERS,
     device: str | None = options.DEVICE,
     output_dir: Path | None = option(
-        None,
-        "output_dir",
-        "FOLDER",
-        "Folder for evaluation.json, evaluation.png and the files of --report and --entanglement.",
+        None, "FOLDER", "Folder for evaluation.json, evaluation.png and the files of --report and --entanglement."
     ),
     report: bool = switch(
         "report", "Also write report.html, report.png and examples/ with nearest images and attention maps."
@@ -46,7 +40,7 @@ def evaluate(
     the data set has ready triplets (condition, anchor, positive, negative), the triplet accuracy is measured. The
     table shows percentages, and the JSON output shows fractions.
 
-    
+    \b
     Examples:
       cca evaluate --model me/cca-shoes --dataset me/shoes
       cca evaluate --model out --dataset shoes/ --attributes colour closure --output_dir results --report

@@ -7,13 +7,13 @@ from . import options
 from .options import named_values, option, stdout_kept_clean
 
 COMPARE = option(
-    None, "compare", "NAME=FOLDER ...", "Output folders of other trainings on the same data, to compare on the card."
+    None, "NAME=FOLDER ...", "Output folders of other trainings on the same data, to compare on the card."
 )
 
 
 def card(
     model: Path = options.MODEL_FOLDER,
-    name: str | None = option(None, "name", "ID", "Id of the model on the Hub. Default: the name of the folder."),
+    name: str | None = option(None, "ID", "Id of the model on the Hub. Default: the name of the folder."),
     compare: list[str] | None = COMPARE,
     licence: str | None = options.LICENCE,
 ) -> None:
@@ -50,7 +50,7 @@ def push(
     If the push fails, the repository does not change, and you can run the command again. The token comes from
     'hf auth login' or HF_TOKEN.
 
-    
+    \b
     Examples:
       cca push --model out --repo me/cca-shoes --private
       cca push --model out --repo me/cca-shoes --dry_run to-look-at

@@ -17,8 +17,7 @@ import torch
 from torch import nn
 
 from .distributed import average_over_processes
-from .losses import ConditionalLossOutput, at_least_fp32, cosine_similarities, with_figures
-from .mining import count_active, pair_masks
+from .losses import ConditionalLossOutput, at_least_fp32, cosine_similarities, count_active, pair_masks, with_figures
 from .task import OwnWeights
 
 FILE_NAME = "attribute_losses.pt"
