@@ -8,18 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from . import options
-from .options import (
-    Command,
-    Group,
-    UsageError,
-    load_encoder,
-    model_of_index,
-    named_values,
-    option,
-    resolved,
-    stdout_kept_clean,
-    switch,
-)
+from .options import Command, Group, UsageError, named_values, option, stdout_kept_clean, switch
 
 if TYPE_CHECKING:
     from cca_hf.search import Hit
@@ -75,15 +64,15 @@ def index(
         from cca_hf.search.sources import EmbeddedSource, ImageSource, ItemSource, fill_index
 
         source: ItemSource
-        name = "" if model is None else resolved(model)
+        name = "" if model is None else options.resolved(model)
         reading: dict[str, Any] = {"columns": columns, "batch_size": batch_size}
         if embeddings is not None:
             source = EmbeddedSource(embeddings, name, columns=columns)
         elif images is not None:
             catalogue = Catalogue.from_folder(images.resolve())
-            source = ImageSource(catalogue, load_encoder(name, device), name, **reading)
+            source = ImageSource(catalogue, options.load_encoder(name, device), name, **reading)
         else:
-            encoder, place = load_encoder(name, device), dataset or ""
+            encoder, place = options.load_encoder(name, device), dataset or ""
             source = ImageSource.from_dataset(place, encoder, name, split=split, id_column=id_column, **reading)
         items, schema = fill_index(store, source, only_new=only_new)
     if as_json:
@@ -162,7 +151,7 @@ def search(
 
         answers = search_index(
             store,
-            encoder=load_encoder(model or model_of_index(store), device) if image else None,
+            encoder=options.load_encoder(model or options.model_of_index(store), device) if image else None,
             images=image or (),
             items=item or (),
             values=values,

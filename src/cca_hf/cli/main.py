@@ -11,10 +11,9 @@ from collections.abc import Sequence
 
 import typer
 
+from .checkpoint import card, evaluate, push
 from .data import app as data_commands
 from .embed import embed, export
-from .evaluate import evaluate
-from .hub import card, push
 from .index import app as index_commands
 from .index import search
 from .options import Command, UsageError

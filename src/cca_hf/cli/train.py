@@ -22,7 +22,7 @@ class Training(TyperCommand):
         return ctx.args
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        from cca_hf.recipes.flags import help_text
+        from cca_hf.recipes.command_line import help_text
 
         formatter.write(f"\n{help_text(everything=False)}\n")
 
@@ -59,6 +59,7 @@ def train_and_report(
     from cca_hf.hub.publishing import push_model
     from cca_hf.recipes.attribute_retrieval import run_training
     from cca_hf.recipes.evaluation import can_draw, report_name
+    from cca_hf.training.checkpoints import publish_output
     from cca_hf.training.process import prepare_process
     from cca_hf.visualization.report import write_report
 
@@ -73,11 +74,4 @@ def train_and_report(
         print(f"report: {page}")
     print(f"model card: {write_model_card(run.output_dir)}")
     if training_args.push_to_hub:
-        commit = push_model(
-            run.output_dir,
-            training_args.hub_model_id or run.output_dir.absolute().name,
-            private=training_args.hub_private_repo,
-            revision=training_args.hub_revision,
-            token=training_args.hub_token,
-        )
-        print(f"pushed: {commit}")
+        print(f"pushed: {publish_output(push_model, training_args)}")

@@ -178,8 +178,8 @@ class CCATrainingArguments(TrainingArguments):
         strategy = HubStrategy(self.hub_strategy)
         allowed = "end: checkpoints stay in output_dir, and the repository gets one commit, with the evaluated model"
         _check("hub_strategy", strategy.value, strategy is HubStrategy.END, allowed)
-        for name in ("temperature", "margin"):
-            _check(name, vars(self)[name], vars(self)[name] > 0, "above 0")
+        _check("temperature", self.temperature, self.temperature > 0, "above 0")
+        _check("margin", self.margin, self.margin > 0, "above 0")
         for least, names in _AT_LEAST.items():
             for name in names.split():
                 value = vars(self)[name]

@@ -52,9 +52,8 @@ class RunRecord:
     def of(cls, data: AttributeDataset, loaded_with: Mapping[str, Any], args: CCATrainingArguments) -> "RunRecord":
         """The record of a training that begins in this process; `loaded_with` are the fields of `DataArguments`."""
         dataset = loaded_with["dataset"]
-        own = {each.name for each in fields(CCATrainingArguments)} - {
-            each.name for each in fields(transformers.TrainingArguments)
-        }
+        theirs = {each.name for each in fields(transformers.TrainingArguments)}
+        own = {each.name for each in fields(CCATrainingArguments)} - theirs
         settings = args.to_dict()  # plain values
         libraries = {"torch": torch.__version__, "transformers": transformers.__version__}
         cut = {split: rows_digest(data[split]) for split in data.cut_splits}
@@ -81,9 +80,8 @@ class RunRecord:
             FileNotFoundError: if the folder has none.
         """
         content = json.loads((Path(folder) / FILE_NAME).read_text(encoding="utf-8"))
-        content["confusions"] = {
-            name: [Confusion(**each) for each in pairs] for name, pairs in content["confusions"].items()
-        }
+        confusions = content["confusions"].items()
+        content["confusions"] = {name: [Confusion(**each) for each in pairs] for name, pairs in confusions}
         return cls(**content)
 
     @classmethod
