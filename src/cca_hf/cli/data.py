@@ -27,7 +27,7 @@ def prepare(
     ),
     annotations_only: bool = switch("annotations_only", "Write the paths of the images instead of the images."),
     triplets: Literal["lists", "sample", "none"] | None = option(
-        None, "KIND", "lists (default) reads CSN's files, sample draws triplets from the metadata. For zappos50k only."
+        None, "KIND", "Triplets of zappos50k. lists (default) reads CSN's, sample draws new ones, none writes none."
     ),
     seed: int | None = option(None, "NUMBER", "zappos50k only: seed for '--triplets sample'. Default: 0."),
 ) -> None:
