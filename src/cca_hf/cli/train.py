@@ -59,7 +59,6 @@ def train_and_report(
     from cca_hf.hub.publishing import push_model
     from cca_hf.recipes.attribute_retrieval import run_training
     from cca_hf.recipes.evaluation import can_draw, report_name
-    from cca_hf.training.checkpoints import publish_output
     from cca_hf.training.process import prepare_process
     from cca_hf.visualization.report import write_report
 
@@ -74,4 +73,11 @@ def train_and_report(
         print(f"report: {page}")
     print(f"model card: {write_model_card(run.output_dir)}")
     if training_args.push_to_hub:
-        print(f"pushed: {publish_output(push_model, training_args)}")
+        commit = push_model(
+            run.output_dir,
+            training_args.hub_model_id or run.output_dir.absolute().name,
+            private=training_args.hub_private_repo,
+            revision=training_args.hub_revision,
+            token=training_args.hub_token,
+        )
+        print(f"pushed: {commit}")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
 
 from cca_hf.models.whole_files import staged
@@ -90,7 +90,13 @@ class WholeCheckpointTrainer(Trainer):
         if self.publish is None:
             raise ValueError("to push, make the trainer with publish=cca_hf.push_model, or run 'cca push'")
         self.save_model()
-        return publish_output(self.publish, self.args, repo_id)
+        return self.publish(
+            self.args.output_dir,
+            repo_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
+            private=self.args.hub_private_repo,
+            revision=self.args.hub_revision,
+            token=self.args.hub_token,
+        )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Does nothing: a repository gets one commit, with model and card, through `push_to_hub`."""
@@ -140,17 +146,6 @@ class WholeCheckpointTrainer(Trainer):
         last = last_checkpoint(self.args.output_dir)
         kept = f"The last good checkpoint is {last}" if last else "No checkpoint had been saved yet"
         return TrainingFailedError(f"training stopped at step {self.state.global_step}: {reason}. {kept}.")
-
-
-def publish_output(publish: Callable[..., str], args: TrainingArguments, repo_id: str | None = None) -> str:
-    """Publishes `output_dir` with `cca_hf.push_model`, as in [`WholeCheckpointTrainer.push_to_hub`]."""
-    return publish(
-        args.output_dir,
-        repo_id or args.hub_model_id or Path(args.output_dir).absolute().name,
-        private=args.hub_private_repo,
-        revision=args.hub_revision,
-        token=args.hub_token,
-    )
 
 
 def last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
