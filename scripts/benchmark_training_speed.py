@@ -45,8 +45,7 @@ from transformers import MobileNetV2Config, PreTrainedConfig, TrainerCallback, V
 
 from cca_hf import AttributeDataset, CCAModel, CCATrainer, CCATrainingArguments, load_attribute_dataset
 from cca_hf.data.sampler import AttributeBatchSampler
-from cca_hf.training.losses import ConditionalSoftTripletLoss, ConditionalTripletLoss
-from cca_hf.training.mining import pair_masks
+from cca_hf.training.losses import ConditionalSoftTripletLoss, ConditionalTripletLoss, pair_masks
 
 NUM_ATTRIBUTES, NUM_VALUES = 8, 8
 TRIPLETS_OF_THREE_PASSES = 1 / 3  # triplets for each image that passes through the network

@@ -7,8 +7,16 @@ import sys
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
-from cca_hf.recipes.command_line import DataArguments, ModelArguments, parse_arguments
-from cca_hf.recipes.flags import _MEANT, flag_names, help_text, meant_by, training_flags
+from cca_hf.recipes.command_line import (
+    _MEANT,
+    DataArguments,
+    ModelArguments,
+    flag_names,
+    help_text,
+    meant_by,
+    parse_arguments,
+    training_flags,
+)
 from cca_hf.training.arguments import CCATrainingArguments
 
 NEEDED = ["--dataset", "me/shoes", "--backbone", "some/vit"]

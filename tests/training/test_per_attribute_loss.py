@@ -5,7 +5,7 @@ import torch
 
 from cca_hf.recipes.attribute_trainer import CCATrainer
 from cca_hf.training.losses import ConditionalTripletLoss
-from cca_hf.training.per_attribute_loss import FILE_NAME, PerAttributeLoss
+from cca_hf.training.per_attribute_loss import PerAttributeLoss
 
 from .conftest import EPOCH
 
@@ -139,7 +139,7 @@ def test_it_trains(make_model, make_args, shapes, tmp_path, weights):
     logged = [entry["loss"] for entry in straight.state.log_history if "loss" in entry]
     first, last = (sum(epoch) / EPOCH for epoch in (logged[:EPOCH], logged[-EPOCH:]))
     assert len(logged) == 4 * EPOCH and last < 0.97 * first
-    assert (tmp_path / "out" / f"checkpoint-{3 * EPOCH + 4}" / FILE_NAME).exists() == weights
+    assert (tmp_path / "out" / f"checkpoint-{3 * EPOCH + 4}" / PerAttributeLoss.file_name).exists() == weights
 
     resumed = trainer(num_train_epochs=4, save_strategy="no", micro_batch_size=6)
     resumed.train(str(tmp_path / "out" / f"checkpoint-{3 * EPOCH + 4}"))

@@ -7,9 +7,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
 from cca_hf.models.modeling_cca import CCAModel
-from cca_hf.recipes.attribute_retrieval import make_model, run_training
+from cca_hf.recipes.attribute_retrieval import attribute_texts, embed_texts, make_model, run_training
 from cca_hf.recipes.command_line import DataArguments, ModelArguments
-from cca_hf.recipes.text_conditions import attribute_texts, embed_texts
 
 VIT = json.dumps(
     {
@@ -98,7 +97,7 @@ def test_without_sentence_transformers_the_extra_is_named(run_python):
     printed = run_python(
         "-c",
         "import sys; sys.modules['sentence_transformers'] = None\n"
-        "from cca_hf.recipes.text_conditions import embed_texts\n"
+        "from cca_hf.recipes.attribute_retrieval import embed_texts\n"
         "try:\n    embed_texts(['colour'], 'me/words')\nexcept ImportError as error:\n    print(error)",
     ).stdout
     assert 'pip install "cca_hf[text]"' in printed

@@ -20,26 +20,23 @@ def prepare(
     benchmark: Literal["fashionai", "darn", "deepfashion", "zappos50k"] = typer.Argument(
         ..., metavar="NAME", help="fashionai, darn, deepfashion or zappos50k."
     ),
-    root: Path = option(..., "root", "FOLDER", "Folder with the unpacked download."),
-    output: Path = option(..., "output", "FOLDER", "A new folder for the data set."),
+    root: Path = option(..., "FOLDER", "Folder with the unpacked download."),
+    output: Path = option(..., "FOLDER", "A new folder for the data set."),
     asen_splits: Path | None = option(
-        None,
-        "asen_splits",
-        "FOLDER",
-        "ASEN's folder with meta.json, which defines the queries and galleries of the papers.",
+        None, "FOLDER", "ASEN's folder with meta.json, which defines the queries and galleries of the papers."
     ),
     annotations_only: bool = switch("annotations_only", "Write the paths of the images instead of the images."),
     triplets: Literal["lists", "sample", "none"] | None = option(
-        None, "triplets", "KIND", "zappos50k only: 'lists' of CSN (default), 'sample' from the metadata, or 'none'."
+        None, "KIND", "Triplets of zappos50k. lists (default) reads CSN's, sample draws new ones, none writes none."
     ),
-    seed: int | None = option(None, "seed", "NUMBER", "zappos50k only: seed for '--triplets sample'. Default: 0."),
+    seed: int | None = option(None, "NUMBER", "zappos50k only: seed for '--triplets sample'. Default: 0."),
 ) -> None:
     """Convert a benchmark to one data set of parquet files, for --dataset or for the Hub.
 
     If files are missing, the message says where to get them. If some images are missing, every result on the data set
     says that it was measured on a subset.
 
-    
+    \b
     Examples:
       cca data prepare fashionai --root FashionAI --asen_splits asen/data --output fashionai
       cca data prepare zappos50k --root zappos --output zappos50k
@@ -74,18 +71,16 @@ def prepare(
 @app.command(cls=Command)
 def download(
     benchmark: Literal["darn"] = typer.Argument(..., metavar="NAME", help="darn."),
-    urls: Path = option(..., "urls", "FILE", "The benchmark's list: lines '<folder>/<name> <url>'."),
-    output: Path = option(..., "output", "FOLDER", "Folder for pic/<folder>/<name>.jpg and dead_links.tsv."),
-    size: int = option(
-        320, "size", "PIXELS", "Shorter side of the saved images. Smaller images are not enlarged.", min=1
-    ),
-    workers: int = option(16, "workers", "NUMBER", "Number of parallel downloads.", min=1),
-    timeout: float = option(20.0, "timeout", "SECONDS", "Stop a download if the server sends nothing for this time."),
+    urls: Path = option(..., "FILE", "The benchmark's list: lines '<folder>/<name> <url>'."),
+    output: Path = option(..., "FOLDER", "Folder for pic/<folder>/<name>.jpg and dead_links.tsv."),
+    size: int = option(320, "PIXELS", "Shorter side of the saved images. Smaller images are not enlarged.", min=1),
+    workers: int = option(16, "NUMBER", "Number of parallel downloads.", min=1),
+    timeout: float = option(20.0, "SECONDS", "Stop a download if the server sends nothing for this time."),
     retry_dead: bool = switch("retry_dead", "Try the links in dead_links.tsv again."),
 ) -> None:
     """Download the images of a list of URLs, and list dead links. An interrupted download is resumed.
 
-    
+    \b
     Example:
       cca data download darn --urls darn_url.txt --output darn
     """
@@ -105,9 +100,7 @@ def download(
 def push(
     dataset: str = options.DATASET,
     repo: str = options.REPO,
-    attributes: list[str] | None = option(
-        None, "attributes", "NAME ...", "Attribute columns. Default: all ClassLabel columns."
-    ),
+    attributes: list[str] | None = option(None, "NAME ...", "Attribute columns. Default: all ClassLabel columns."),
     group_column: str | None = options.GROUP_COLUMN,
     annotations_only: bool = switch(
         "annotations_only", "Push no images, if they must not be redistributed. The column file_name has their paths."
@@ -123,7 +116,7 @@ def push(
     The splits do not change. Every image is decoded before the upload, and an error names the images that cannot be
     read. The token comes from 'hf auth login' or HF_TOKEN.
 
-    
+    \b
     Examples:
       cca data push --dataset shoes/ --attributes colour closure --repo me/shoes --private
       cca data push --dataset fashionai --repo me/fashionai-labels --annotations_only --dry_run to-look-at

@@ -12,39 +12,35 @@ from .options import UsageError, load_encoder, option, resolved, stdout_kept_cle
 
 def embed(
     model: str = options.ENCODER,
-    output_dir: Path = option(
-        ..., "output_dir", "FOLDER", "Where the parquet files go. An interrupted run is resumed."
-    ),
+    output_dir: Path = option(..., "FOLDER", "Where the parquet files go. An interrupted run is resumed."),
     images: Path | None = options.IMAGES,
     dataset: str | None = options.OPTIONAL_DATASET,
     split: str | None = options.SPLIT,
-    image_column: str = option("image", "image_column", "NAME", "Column of the data set with the images."),
+    image_column: str = option("image", "NAME", "Column of the data set with the images."),
     id_column: str | None = options.ID_COLUMN,
-    columns: list[str] | None = option(
-        None, "columns", "NAME ...", "Columns of the data set to store next to the embeddings."
-    ),
+    columns: list[str] | None = option(None, "NAME ...", "Columns of the data set to store next to the embeddings."),
     attributes: list[str] | None = options.ATTRIBUTES,
     dtype: Literal["float32", "float16", "int8"] = option(
-        "float32", "dtype", None, "Number type of the embeddings in the files."
+        "float32", None, "Number type of the embeddings in the files."
     ),
     precision: options.Precision = options.PRECISION,
     batch_size: int | None = option(
-        None, "batch_size", "NUMBER", "Images in one pass of the model. Default: 32; with ray on a GPU, 256.", min=1
+        None, "NUMBER", "Images in one pass of the model. Default: 32; with ray on a GPU, 256.", min=1
     ),
-    shard_size: int = option(4096, "shard_size", "NUMBER", "Images in a file, a multiple of --batch_size.", min=1),
+    shard_size: int = option(4096, "NUMBER", "Images in a file, a multiple of --batch_size.", min=1),
     num_workers: int | None = options.NUM_WORKERS,
     on_unreadable: Literal["error", "skip"] = option(
-        "error", "on_unreadable", None, "Stop at an image that cannot be read, or skip the image."
+        "error", None, "Stop at an image that cannot be read, or skip the image."
     ),
     device: str | None = options.DEVICE,
     engine: Literal["loop", "ray"] = option(
-        "loop", "engine", None, "loop: this process. ray: workers on this machine or a Ray cluster."
+        "loop", None, "loop encodes in this process, ray in workers on this machine or on a Ray cluster."
     ),
     ray_workers: int | None = option(
-        None, "ray_workers", "NUMBER", "Number of workers. Default: one for each GPU, or for each machine.", min=1
+        None, "NUMBER", "Number of workers. Default: one for each GPU, or for each machine.", min=1
     ),
     store: str | None = option(
-        None, "store", "PLACE", "Also add the embeddings to this index, as 'cca index --embeddings' does."
+        None, "PLACE", "Also add the embeddings to this index, as 'cca index --embeddings' does."
     ),
 ) -> None:
     """Encode a catalogue of images into parquet files: each row has an id and one embedding per attribute.
@@ -118,20 +114,20 @@ def _place_among_processes(device: str | None) -> tuple[int, int, str | None]:
 def export(
     model: str = options.MODEL,
     output_dir: Path = options.OUTPUT_DIR,
-    runtime: Literal["onnx", "openvino"] = option(
-        "onnx", "runtime", None, "Runtime for the model: ONNX Runtime or OpenVINO."
-    ),
+    runtime: Literal["onnx", "openvino"] = option("onnx", None, "Runtime for the model: ONNX Runtime or OpenVINO."),
     attributes: list[str] | None = options.ATTRIBUTES,
     attribute_input: bool = switch(
         "attribute_input", "Add an input to the graph that selects attributes in each call."
     ),
-    int8: bool = switch("int8", "8-bit weights for ONNX Runtime: faster on a CPU, a quarter of the size."),
+    int8: bool = switch(
+        "int8", "Store 8-bit weights, for ONNX Runtime: it is faster on a CPU, and the file has a quarter of the size."
+    ),
 ) -> None:
     """Write a model with its attributes as one graph for ONNX Runtime or OpenVINO.
 
     'cca embed' and ExportedModel.from_pretrained accept the folder instead of a checkpoint.
 
-    
+    \b
     Examples:
       cca export --model me/cca-shoes --output_dir shoes-int8 --int8
       cca export --model out --output_dir shoes-openvino --runtime openvino --attributes colour closure
@@ -140,12 +136,6 @@ def export(
         from cca_hf.models.loading import load_model
         from cca_hf.runtimes.export import export_model
 
-        folder = export_model(
-            load_model(model, "cpu", "float32"),
-            output_dir,
-            runtime,
-            attributes=attributes,
-            attribute_input=attribute_input,
-            int8=int8,
-        )
-    print(folder)
+        cca = load_model(model, "cpu", "float32")
+        export_model(cca, output_dir, runtime, attributes=attributes, attribute_input=attribute_input, int8=int8)
+    print(output_dir)

@@ -1,12 +1,19 @@
-"""`cca index`: images or embeddings into a search index, and an index to another place."""
+"""`cca index` and `cca search`: images or embeddings into a search index, and items that are similar to a query."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from . import options
-from .options import Command, Group, UsageError, load_encoder, option, resolved, stdout_kept_clean, switch
+from .options import Command, Group, UsageError, named_values, option, stdout_kept_clean, switch
+
+if TYPE_CHECKING:
+    from cca_hf.search import Hit
+
+_SHOWN_COLUMNS = 6
 
 app = typer.Typer(name="index", cls=Group, invoke_without_command=True, rich_markup_mode=None)
 
@@ -15,19 +22,15 @@ app = typer.Typer(name="index", cls=Group, invoke_without_command=True, rich_mar
 def index(
     context: typer.Context,
     store: str | None = option(
-        None, "store", "PLACE", "Index: a folder, s3://..., or http://host:6333/collection (Qdrant server)."
+        None, "PLACE", "Index: a folder, s3://..., or http://host:6333/collection (Qdrant server)."
     ),
     model: str | None = options.OPTIONAL_ENCODER,
     images: Path | None = options.IMAGES,
     dataset: str | None = options.OPTIONAL_DATASET,
-    embeddings: Path | None = option(
-        None, "embeddings", "FOLDER", "Output folder of 'cca embed'. The images are not read again."
-    ),
+    embeddings: Path | None = option(None, "FOLDER", "Output folder of 'cca embed'. The images are not read again."),
     split: str | None = options.SPLIT,
     id_column: str | None = options.ID_COLUMN,
-    columns: list[str] | None = option(
-        None, "columns", "NAME ...", "Columns to store, for filters and results. Default: all."
-    ),
+    columns: list[str] | None = option(None, "NAME ...", "Columns to store, for filters and results. Default: all."),
     only_new: bool = switch(
         "only_new", "Skip items that the index already contains, to resume after an interruption."
     ),
@@ -40,7 +43,7 @@ def index(
     Give one of --images, --dataset and --embeddings. A column with the name of an attribute enables
     'cca search --value colour=red', which needs no image.
 
-    
+    \b
     Examples:
       cca index --model me/cca-shoes --images catalogue/ --store shoes.index
       cca index --model out --dataset me/shoes --split test --id_column sku --store shoes.index
@@ -61,23 +64,16 @@ def index(
         from cca_hf.search.sources import EmbeddedSource, ImageSource, ItemSource, fill_index
 
         source: ItemSource
-        name = "" if model is None else resolved(model)
+        name = "" if model is None else options.resolved(model)
+        reading: dict[str, Any] = {"columns": columns, "batch_size": batch_size}
         if embeddings is not None:
             source = EmbeddedSource(embeddings, name, columns=columns)
         elif images is not None:
             catalogue = Catalogue.from_folder(images.resolve())
-            encoder = load_encoder(name, device)
-            source = ImageSource(catalogue, encoder, name, columns=columns, batch_size=batch_size)
+            source = ImageSource(catalogue, options.load_encoder(name, device), name, **reading)
         else:
-            source = ImageSource.from_dataset(
-                dataset or "",
-                load_encoder(name, device),
-                name,
-                split=split,
-                id_column=id_column,
-                columns=columns,
-                batch_size=batch_size,
-            )
+            encoder, place = options.load_encoder(name, device), dataset or ""
+            source = ImageSource.from_dataset(place, encoder, name, split=split, id_column=id_column, **reading)
         items, schema = fill_index(store, source, only_new=only_new)
     if as_json:
         contents = {"store": store, "items": items, "attributes": list(schema.attributes), "columns": schema.columns}
@@ -106,3 +102,87 @@ def move(
         copied = copy_index(source, target)
     print(f"{target}: {copied:,} items")
     print(f"{source} is unchanged. Delete it when you have checked the copy.")
+
+
+def search(
+    store: str = option(..., "PLACE", "Index, as in 'cca index'."),
+    image: list[str] | None = option(None, "FILE ...", "Image files or URLs to search with."),
+    item: list[str] | None = option(None, "ID ...", "Items of the index to search with."),
+    value: list[str] | None = option(
+        None, "NAME=VALUE ...", "Values to search for, instead of the query's ('this one, but red')."
+    ),
+    attribute: list[str] | None = option(
+        None, "NAME ...", "Attributes, with one result for each of them. Default: all."
+    ),
+    weights: list[str] | None = option(
+        None, "NAME=WEIGHT ...", "Weights of attributes, for one result under their mixture."
+    ),
+    where: str | None = option(None, "FILTER", "Filter for items, such as \"price < 50 and colour != 'red'\"."),
+    top: int = option(10, "NUMBER", "Number of items in a result.", min=1),
+    html: Path | None = option(None, "FILE", "Write a page with the images of the items."),
+    as_json: bool = options.JSON,
+    model: str | None = options.MODEL_OF_INDEX,
+    device: str | None = options.DEVICE,
+) -> None:
+    """Find the items that are most similar to an image, an item or a value, under one attribute or several.
+
+    \b
+    Examples:
+      cca search --store shoes.index --image query.jpg --attribute heel_height --top 10
+      cca search --store shoes.index --item 4711 --weights colour=1 heel_height=0.5 --where "price < 50"
+      cca search --store shoes.index --value colour=red closure=laces --html found.html
+      cca search --store shoes.index --item 4711 --value colour=red --json | jq '.[0].found[0]'
+    """
+    if image and item:
+        raise UsageError("give either --image or --item")
+    if not (image or item or value):
+        raise UsageError("give an --image, an --item or a --value to search for")
+    if attribute and weights:
+        raise UsageError("give either --attribute, one result each, or --weights, one result for all")
+    values = named_values("--value", value)
+    mixture = {}
+    for name, weight in named_values("--weights", weights).items():
+        try:
+            mixture[name] = float(weight)
+        except ValueError as error:
+            raise UsageError(f"the weight of {name} must be a number; got {weight!r}") from error
+    with stdout_kept_clean():
+        from cca_hf.recipes.index_search import search_index, write_answers
+
+        answers = search_index(
+            store,
+            encoder=options.load_encoder(model or options.model_of_index(store), device) if image else None,
+            images=image or (),
+            items=item or (),
+            values=values,
+            attributes=attribute or (),
+            weights=mixture,
+            where=where,
+            top=top,
+        )
+        page = None if html is None else write_answers(answers, html, store=store, where=where)
+    if as_json:
+        found = [
+            {"query": answer.query, "attribute": answer.attribute, "found": [hit._asdict() for hit in answer.hits]}
+            for answer in answers
+        ]
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    for answer in answers:
+        print(f"{answer.query}, by {answer.attribute}\n{_table(answer.hits, [*answer.attributes, *values])}\n")
+    if page is not None:
+        print(f"page: {page}")
+
+
+def _table(hits: "Sequence[Hit]", first: Sequence[str]) -> str:
+    """The hits with the columns that fit a line, those of the attributes `first`."""
+    from cca_hf.evaluation.text_table import format_table
+    from cca_hf.recipes.index_search import cell
+    from cca_hf.search.images import IMAGE_REFERENCE
+
+    if not hits:
+        return "nothing found"
+    columns = sorted((name for name in hits[0].columns if name != IMAGE_REFERENCE), key=lambda name: name not in first)
+    names = columns[:_SHOWN_COLUMNS]
+    rows = [[hit.item_id, f"{hit.similarity:.3f}", *(cell(hit.columns[name]) for name in names)] for hit in hits]
+    return format_table(["item", "similarity", *names], [rows])

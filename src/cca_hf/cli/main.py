@@ -11,15 +11,13 @@ from collections.abc import Sequence
 
 import typer
 
+from .checkpoint import card, evaluate, push
 from .data import app as data_commands
-from .demo import demo
 from .embed import embed, export
-from .evaluate import evaluate
-from .hub import card, push
 from .index import app as index_commands
+from .index import search
 from .options import Command, UsageError
-from .search import search
-from .serve import serve
+from .serve import demo, serve
 from .train import Training, train
 
 # the exceptions whose message says what is wrong with the input; of others, the type is printed too
@@ -34,16 +32,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(cls=Training)(train)
-app.command(cls=Command)(evaluate)
-app.command(cls=Command)(embed)
-app.command(cls=Command)(export)
+for command in (evaluate, embed, export, search, card, push, serve, demo):
+    app.command(cls=Command)(command)
 app.add_typer(index_commands)
-app.command(cls=Command)(search)
-app.command(cls=Command)(card)
-app.command(cls=Command)(push)
 app.add_typer(data_commands)
-app.command(cls=Command)(serve)
-app.command(cls=Command)(demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

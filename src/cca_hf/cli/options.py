@@ -20,6 +20,10 @@ UsageError: Any = typer.BadParameter.__base__
 class Command(TyperCommand):
     """A command whose options are typed as in `cca train`: `--attributes a b c`, `--item -3`, `--output-dir out`."""
 
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        _name_with_underscores(self.params)
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, _one_value_each(self, ctx, args))
 
@@ -27,8 +31,17 @@ class Command(TyperCommand):
 class Group(TyperGroup):
     """As [`Command`], for a command that has subcommands."""
 
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        _name_with_underscores(self.params)
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, _one_value_each(self, ctx, args))
+
+
+def _name_with_underscores(parameters: list[Any]) -> None:
+    for parameter in parameters:  # typer has made --id-column of id_column
+        parameter.opts = [name[:2] + name[2:].replace("-", "_") for name in parameter.opts]
 
 
 def _one_value_each(command: Any, context: Any, words: list[str]) -> list[str]:
@@ -66,9 +79,9 @@ def _one_value_each(command: Any, context: Any, words: list[str]) -> list[str]:
 # ---- Options of several commands ----
 
 
-def option(default: Any, name: str, metavar: str | None, text: str, **limits: Any) -> Any:
-    """The default of a parameter that is an option with a value; `...` stands for a required one."""
-    return typer.Option(default, f"--{name}", metavar=metavar, help=text, **limits)
+def option(default: Any, metavar: str | None, text: str, **limits: Any) -> Any:
+    """The default of a parameter that is an option with a value, of the same name; `...` stands for a required one."""
+    return typer.Option(default, metavar=metavar, help=text, **limits)
 
 
 def switch(name: str, text: str, default: bool | None = False) -> Any:
@@ -79,42 +92,39 @@ def switch(name: str, text: str, default: bool | None = False) -> Any:
 _ENCODER = "Checkpoint (an id on the Hub or a folder), or a folder of 'cca export'."
 _DATASET = "Data set: an id on the Hub or a folder."
 
-MODEL = option(..., "model", "ID_OR_FOLDER", "Checkpoint: an id on the Hub or a folder.")
-ENCODER = option(..., "model", "ID_OR_FOLDER", _ENCODER)
-OPTIONAL_ENCODER = option(None, "model", "ID_OR_FOLDER", _ENCODER)
-MODEL_OF_INDEX = option(None, "model", "ID_OR_FOLDER", "Checkpoint. Default: the checkpoint that made the index.")
-MODEL_FOLDER = option(..., "model", "FOLDER", "Output folder of a training, or a saved checkpoint.")
-DATASET = option(..., "dataset", "ID_OR_FOLDER", _DATASET)
-OPTIONAL_DATASET = option(None, "dataset", "ID_OR_FOLDER", _DATASET)
-IMAGES = option(None, "images", "FOLDER", "Folder of images. Images in its subfolders are included.")
-OUTPUT_DIR = option(..., "output_dir", "FOLDER", "Folder for the output files.")
-ATTRIBUTES = option(None, "attributes", "NAME ...", "Attributes to use. Default: all attributes of the model.")
-SPLIT = option(None, "split", "NAME", "Split of the data set, if it has several.")
-ID_COLUMN = option(None, "id_column", "NAME", "Column with the unique id of each image. Default: the row number.")
+MODEL = option(..., "ID_OR_FOLDER", "Checkpoint: an id on the Hub or a folder.")
+ENCODER = option(..., "ID_OR_FOLDER", _ENCODER)
+OPTIONAL_ENCODER = option(None, "ID_OR_FOLDER", _ENCODER)
+MODEL_OF_INDEX = option(None, "ID_OR_FOLDER", "Checkpoint. Default: the checkpoint that made the index.")
+MODEL_FOLDER = option(..., "FOLDER", "Output folder of a training, or a saved checkpoint.")
+DATASET = option(..., "ID_OR_FOLDER", _DATASET)
+OPTIONAL_DATASET = option(None, "ID_OR_FOLDER", _DATASET)
+IMAGES = option(None, "FOLDER", "Folder of images. Images in its subfolders are included.")
+OUTPUT_DIR = option(..., "FOLDER", "Folder for the output files.")
+ATTRIBUTES = option(None, "NAME ...", "Attributes to use. Default: all attributes of the model.")
+SPLIT = option(None, "NAME", "Split of the data set, if it has several.")
+ID_COLUMN = option(None, "NAME", "Column with the unique id of each image. Default: the row number.")
 GROUP_COLUMN = option(
-    None,
-    "group_column",
-    "NAME",
-    "Column with one value for all images of an item. These do not count as neighbours of each other.",
+    None, "NAME", "Column with one value for all images of an item. These do not count as neighbours of each other."
 )
-NUM_WORKERS = option(None, "num_workers", "NUMBER", "Threads that read images.", min=0)
-DEVICE = option(None, "device", "NAME", "cpu, cuda, cuda:1, mps, ... Default: the accelerator, if there is one.")
+NUM_WORKERS = option(None, "NUMBER", "Number of threads that read images.", min=0)
+DEVICE = option(None, "NAME", "cpu, cuda, cuda:1, mps, ... Default: the accelerator, if there is one.")
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
-PRECISION = option("auto", "precision", None, "Number type of the computation. auto: the type of the checkpoint.")
+PRECISION = option("auto", None, "Number type of the computation. auto means the type of the checkpoint.")
 JSON = switch("json", "Print JSON instead of text.")
-REPO = option(..., "repo", "ID", "Repository on the Hub, such as me/shoes.")
+REPO = option(..., "ID", "Repository on the Hub, such as me/shoes.")
 PRIVATE = switch("private", "Make the repository private.")
-REVISION = option(None, "revision", "BRANCH", "Branch to push to, created if needed. Default: the main branch.")
-DRY_RUN = option(None, "dry_run", "FOLDER", "Write the files to this new folder and push nothing.")
-LICENCE = option(None, "license", "ID", "Licence for the card, such as apache-2.0.")
+REVISION = option(None, "BRANCH", "Branch to push to, created if needed. Default: the main branch.")
+DRY_RUN = option(None, "FOLDER", "Write the files to this new folder and push nothing.")
+LICENCE = typer.Option(None, "--license", metavar="ID", help="Licence for the card, such as apache-2.0.")
 
 
 def batch_size(default: int) -> Any:
-    return option(default, "batch_size", "NUMBER", "Images in one pass of the model.", min=1)
+    return option(default, "NUMBER", "Number of images in one pass of the model.", min=1)
 
 
 def message(default: str) -> Any:
-    return option(default, "message", "TEXT", "Commit message.")
+    return option(default, "TEXT", "Commit message.")
 
 
 # ---- Used by several commands before their call of the library ----

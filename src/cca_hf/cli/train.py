@@ -22,7 +22,7 @@ class Training(TyperCommand):
         return ctx.args
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        from cca_hf.recipes.flags import help_text
+        from cca_hf.recipes.command_line import help_text
 
         formatter.write(f"\n{help_text(everything=False)}\n")
 

@@ -23,20 +23,13 @@ Collator = Callable[[list[Any]], Any]
 
 
 class AttributeEvaluator:
-    """Retrieval under every attribute: leave-one-out, or queries against a gallery.
-
-    Args:
-        cache: the features of the images, instead of the images.
-    """
+    """Retrieval under every attribute: leave-one-out, or queries against a gallery; with `cache`, from features."""
 
     primary_metric = "map"
     shown_metrics = ("map", "map_weighted", "map_macro", "chance_map")
 
     def __init__(
-        self,
-        data: AttributeDataset,
-        image_processor: BaseImageProcessor,
-        cache: TokenCache | None = None,
+        self, data: AttributeDataset, image_processor: BaseImageProcessor, cache: TokenCache | None = None
     ) -> None:
         self.data = data
         self.cache = cache

@@ -2,11 +2,13 @@
 
 import json
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, set_seed
@@ -17,13 +19,13 @@ from cca_hf.data.schema import AttributeDataset
 from cca_hf.evaluation.retrieval.embeddings import Confusion, Gallery, evaluate_splits, nearest_confusions
 from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
 from cca_hf.evaluation.retrieval.result import EvaluationResult
+from cca_hf.models.configuration_images import did_you_mean
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.arguments import CCATrainingArguments
 from cca_hf.training.run_record import RunRecord
 
 from .attribute_trainer import CCATrainer
 from .command_line import DataArguments, ModelArguments
-from .text_conditions import attribute_texts, embed_texts
 
 
 @dataclass(frozen=True)
@@ -178,3 +180,43 @@ def _read_config(source: str) -> PreTrainedConfig:
     if (kind := fields.pop("model_type", None)) not in CONFIG_MAPPING:
         raise ValueError(f"backbone_config needs a model_type that transformers knows, such as vit; got {kind!r}")
     return CONFIG_MAPPING[kind](**fields)
+
+
+def attribute_texts(attributes: Iterable[str], sentences_file: str | None = None) -> dict[str, str]:
+    """The text of each attribute: its sentence in a JSON file, or its name with spaces instead of underscores.
+
+    Raises:
+        ValueError: if the file is not a JSON object that maps names of attributes to sentences.
+    """
+    texts = {name: name.replace("_", " ") for name in attributes}
+    if sentences_file is None:
+        return texts
+    sentences = json.loads(Path(sentences_file).read_text(encoding="utf-8"))
+    if not isinstance(sentences, dict) or not all(isinstance(text, str) for text in sentences.values()):
+        raise ValueError(
+            f"{sentences_file} must contain sentences by attribute name: {{{next(iter(texts))!r}: '...'}}"
+        )
+    for name in sentences:
+        if name not in texts:
+            hint = did_you_mean(name, list(texts))
+            raise ValueError(f"{sentences_file}: unknown attribute {name!r}.{hint} The attributes are {list(texts)}.")
+    return texts | sentences
+
+
+def embed_texts(texts: Sequence[str], text_encoder: str) -> torch.Tensor:
+    """(texts, text_embedding_dim), on the CPU.
+
+    Args:
+        text_encoder: an id on the Hub or a folder, of a sentence-transformers model, or of a text model of
+            transformers, whose token embeddings are then averaged.
+
+    Raises:
+        ImportError: without sentence-transformers.
+        OSError: if the model cannot be loaded.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ImportError('text conditions need sentence-transformers: pip install "cca_hf[text]"') from error
+    encoder = SentenceTransformer(text_encoder, device="cpu")
+    return encoder.encode(list(texts), convert_to_tensor=True, show_progress_bar=False).float().clone()

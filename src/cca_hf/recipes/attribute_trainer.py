@@ -229,11 +229,7 @@ def _label_task(
         values_per_batch=args.values_per_batch,
         seed=args.seed if args.data_seed is None else args.data_seed,
     )
-    return Task(
-        Batches(images, collator, batch_sampler),
-        loss,
-        AttributeEvaluator(data, image_processor, cache),
-    )
+    return Task(Batches(images, collator, batch_sampler), loss, AttributeEvaluator(data, image_processor, cache))
 
 
 def _triplet_task(
@@ -252,10 +248,7 @@ def _triplet_task(
 
 
 def make_loss(
-    args: CCATrainingArguments,
-    attributes: Mapping[str, Sequence[str]],
-    dim: int,
-    criterion: nn.Module | None = None,
+    args: CCATrainingArguments, attributes: Mapping[str, Sequence[str]], dim: int, criterion: nn.Module | None = None
 ) -> LabelLoss:
     """The loss that `args` describe: between images, plus the loss of the value proxies.
 

@@ -1,26 +1,71 @@
-"""The flags of `cca train` and `scripts/train.py`: on the command line, in a JSON or YAML file, or both."""
+"""The flags of `cca train` and `scripts/train.py`: on the command line, in a JSON or YAML file, or both.
 
+Names and help of the flags are read from the source code of the argument dataclasses. Importing transformers' takes
+seconds, because it imports torch; a misspelt flag and `--help` must not wait for that.
+"""
+
+import ast
+import importlib.util
 import json
 import re
+import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, field
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from textwrap import fill, indent
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import yaml  # type: ignore[import-untyped]
-
-from .flags import flag, flag_names, help_text, meant_by
 
 if TYPE_CHECKING:  # torch and transformers are imported when the flags are known to be right
     from cca_hf.training.arguments import CCATrainingArguments
 
 _SETTINGS_FILES = (".json", ".yaml", ".yml")
 _NUMBER = re.compile(r"-\.?\d")
+_GROUPS = {
+    "Loss": "loss temperature mining margin proxy_weight proxy_learning_rate",
+    "Batches": "per_device_train_batch_size images_per_value values_per_batch micro_batch_size horizontal_flip "
+    "crop_scale crop_ratio colour_jitter cache_tokens cache_dtype",
+    "Schedule": "output_dir resume_from_checkpoint num_train_epochs max_steps seed",
+}
+# Names from other tools and abbreviations, and the flags that mean the same.
+_SYNONYMS = {
+    "per_device_train_batch_size": "batch_size train_batch_size",
+    "per_device_eval_batch_size": "eval_batch_size",
+    "learning_rate": "lr",
+    "head_learning_rate": "head_lr",
+    "num_train_epochs": "epochs num_epochs",
+    "max_steps": "steps",
+    "dataloader_num_workers": "workers num_workers",
+    "optim": "optimizer",
+    "lr_scheduler_type": "scheduler",
+    "warmup_steps": "warmup",
+    "early_stopping_patience": "patience",
+    "gradient_accumulation_steps": "accumulation",
+    "backbone": "model model_name_or_path",
+    "dataset": "data dataset_name",
+    "dataset_config": "config_name",
+    "output_dir": "out output",
+    "resume_from_checkpoint": "resume",
+    "use_cpu": "device cpu",
+    "cpu_threads": "threads",
+    "push_to_hub": "push",
+    "hub_model_id": "repo",
+    "hub_private_repo": "private",
+}
+_MEANT = {name: flag for flag, names in _SYNONYMS.items() for name in names.split()}
 
 
 class CommandLineError(ValueError):
     """Flags or a settings file that cannot be understood."""
+
+
+def flag(default: Any, text: str) -> Any:
+    """A field of an argument dataclass, with its help."""
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -157,7 +202,6 @@ def read_arguments(words: Sequence[str]) -> "tuple[ModelArguments, DataArguments
 
 
 def _checked(word: str) -> str:
-    """A flag with underscores for dashes."""
     flag, equals, value = word.partition("=")
     name = flag.lstrip("-").replace("-", "_")
     if not flag.startswith("--") or name not in flag_names():
@@ -185,4 +229,97 @@ def flags_of_file(path: Path) -> list[str]:
         if value is not None:
             values = value if isinstance(value, list) else [value]
             flags += [f"--{name}", *(each if isinstance(each, str) else json.dumps(each) for each in values)]
+    return flags
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One field of an argument dataclass; `kind` is its annotation, `default` the code of its default, if any."""
+
+    name: str
+    kind: str
+    default: str | None
+    help: str
+
+
+@cache
+def training_flags() -> dict[str, list[Flag]]:
+    """Title -> the flags of a group, each flag once; the arguments that transformers alone defines come last."""
+    here = Path(__file__)
+    transformers = importlib.util.find_spec("transformers")  # does not import it
+    if transformers is None or transformers.origin is None:
+        raise ImportError("training needs transformers: pip install transformers")
+    own = _fields(here.parents[1] / "training" / "arguments.py", "CCATrainingArguments")
+    rest = _fields(Path(transformers.origin).with_name("training_args.py"), "TrainingArguments") | own
+    groups = {title: list(_fields(here, f"{title}Arguments").values()) for title in ("Data", "Model")}
+    groups |= {title: [rest.pop(name) for name in names.split()] for title, names in _GROUPS.items()}
+    groups["Hub"] = [rest.pop(name) for name in [*rest] if name.startswith("hub_") or name == "push_to_hub"]
+    groups["Schedule"] += [rest.pop(name) for name in own if name in rest]
+    return groups | {"Other arguments of transformers": list(rest.values())}
+
+
+def flag_names() -> set[str]:
+    """The names of all flags, without dashes; a flag that is on by default has an opposite."""
+    flags = [flag for group in training_flags().values() for flag in group]
+    opposites = {f"no_{flag.name}" for flag in flags if flag.kind == "bool" and flag.default == "True"}
+    return {flag.name for flag in flags} | opposites
+
+
+def meant_by(name: str) -> str | None:
+    """The flag that a user most likely meant by an unknown name; both without dashes."""
+    close = get_close_matches(name, [*flag_names(), *_MEANT], n=1)
+    return _MEANT.get(close[0], close[0]) if close else None
+
+
+def help_text(*, everything: bool) -> str:
+    """The groups of flags with their help; without `everything`, only the names of transformers' other arguments."""
+    width = min(shutil.get_terminal_size((100, 24)).columns, 100)
+    *groups, (last, others) = training_flags().items()
+    parts = [f"{title}:\n" + "\n".join(_describe(flags, width)) for title, flags in groups]
+    if everything:
+        return "\n\n".join([*parts, f"{last}:\n" + "\n".join(_describe(others, width))])
+    names = fill(" ".join(f"--{flag.name}" for flag in others), width - 2, break_on_hyphens=False)
+    return "\n\n".join([*parts, f"{last}, which --help_all describes:\n{indent(names, '  ')}"])
+
+
+def _describe(flags: list[Flag], width: int) -> Iterator[str]:
+    for flag in flags:
+        text = flag.help if flag.help.endswith((".", "?")) else f"{flag.help}."
+        if flag.default is None:
+            text += " Required."
+        elif flag.default != "None" and "Default:" not in text:
+            text += f" Default: {flag.default}."
+        yield f"  --{flag.name} {_metavar(flag.kind)}".rstrip()
+        yield indent(fill(text, width - 6), " " * 6)
+
+
+def _metavar(kind: str) -> str:
+    if kind.startswith("Literal"):
+        return kind.partition("[")[2].partition("]")[0].replace("'", "").replace(", ", "|")
+    values = kind.removesuffix(" | None")
+    several = values.startswith("list[")
+    value = values.removeprefix("list[").removesuffix("]")
+    name = {"int": "NUMBER", "float": "NUMBER", "bool": "[true|false]"}.get(value, "TEXT")
+    return f"{name} ..." if several else name
+
+
+def _fields(file: Path, class_name: str) -> dict[str, Flag]:
+    """The fields that the body of a dataclass defines, by `field` or by `flag`."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
+    flags = {}
+    for node in body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            given: dict[Any, ast.expr] = {}
+            if isinstance(node.value, ast.Call):
+                given |= zip(("default", "help"), node.value.args, strict=False)
+                given |= {each.arg: each.value for each in node.value.keywords}
+            if isinstance(metadata := given.get("metadata"), ast.Dict):
+                names = [ast.literal_eval(key) for key in metadata.keys if key is not None]
+                given |= zip(names, metadata.values, strict=True)
+            default = given.get("default", given.get("default_factory"))
+            code = None if default is None else ast.unparse(default).strip("'")
+            text = ast.literal_eval(given["help"]) if "help" in given else ""
+            kind, code = ast.unparse(node.annotation), None if code == "MISSING" else code
+            flags[node.target.id] = Flag(node.target.id, kind, code, text)
     return flags

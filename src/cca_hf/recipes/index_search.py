@@ -83,7 +83,6 @@ def search_index(
 
 
 def _typed(text: str, kind: str | None) -> str | int | bool:
-    """The value in the type of its column."""
     if kind == "integer" and text.lstrip("-").isdigit():
         return int(text)
     if kind == "boolean" and text.lower() in ("true", "false"):
@@ -126,11 +125,8 @@ def write_answers(answers: Sequence[Answer], path: Path, *, store: str, where: s
 
 
 def _title(hit: Hit) -> str:
-    known = [
-        f"{name}: {cell(value)}"
-        for name, value in hit.columns.items()
-        if name != IMAGE_REFERENCE and value is not None
-    ]
+    columns = {name: value for name, value in hit.columns.items() if name != IMAGE_REFERENCE and value is not None}
+    known = [f"{name}: {cell(value)}" for name, value in columns.items()]
     return ", ".join([f"item {hit.item_id}", f"similarity {hit.similarity:.3f}", *known])
 
 

@@ -13,16 +13,9 @@ PRETRAINED_LEARNING_RATE = 1e-4
 FEATURE_MAP_LEARNING_RATE = 3e-4
 
 _AT_LEAST = {
-    "proxy_weight": 0,
-    "proxy_learning_rate": 0,
-    "head_learning_rate": 0,
-    "images_per_value": 2,
-    "values_per_batch": 2,
-    "micro_batch_size": 1,
-    "cpu_threads": 1,
-    "crop_ratio": 1,
-    "early_stopping_patience": 0,
-    "collapse_patience": 0,
+    0: "proxy_weight proxy_learning_rate head_learning_rate early_stopping_patience collapse_patience",
+    1: "micro_batch_size cpu_threads crop_ratio",
+    2: "images_per_value values_per_batch",
 }
 
 
@@ -185,11 +178,12 @@ class CCATrainingArguments(TrainingArguments):
         strategy = HubStrategy(self.hub_strategy)
         allowed = "end: checkpoints stay in output_dir, and the repository gets one commit, with the evaluated model"
         _check("hub_strategy", strategy.value, strategy is HubStrategy.END, allowed)
-        for name in ("temperature", "margin"):
-            _check(name, vars(self)[name], vars(self)[name] > 0, "above 0")
-        for name, least in _AT_LEAST.items():
-            value = vars(self)[name]
-            _check(name, value, value is None or value >= least, f"at least {least}")
+        _check("temperature", self.temperature, self.temperature > 0, "above 0")
+        _check("margin", self.margin, self.margin > 0, "above 0")
+        for least, names in _AT_LEAST.items():
+            for name in names.split():
+                value = vars(self)[name]
+                _check(name, value, value is None or value >= least, f"at least {least}")
         _check("horizontal_flip", self.horizontal_flip, 0 <= self.horizontal_flip <= 1, "between 0 and 1")
         _check("crop_scale", self.crop_scale, 0 < self.crop_scale <= 1, "above 0 and at most 1")
         _check("colour_jitter", self.colour_jitter, 0 <= self.colour_jitter < 1, "at least 0 and below 1")

@@ -80,20 +80,18 @@ class ValueProxies(OwnWeights):
         proxies = nn.functional.normalize(vectors, dim=-1)
         logits = torch.einsum("bad,avd->abv", embeddings, proxies) / self.temperature
         logits = logits.masked_fill(~self.known[:, None], -torch.inf)
-        losses = nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.T.flatten(), ignore_index=-1, reduction="none"
-        ).view(labels.T.shape)  # (A, batch)
+        targets = labels.T.flatten()
+        losses = nn.functional.cross_entropy(logits.flatten(0, 1), targets, ignore_index=-1, reduction="none")
+        losses = losses.view(labels.T.shape)  # (A, batch)
         return losses.sum(1) / (labels.T >= 0).sum(1).clamp(min=1)
 
     def _weights(self) -> dict[str, Any]:
         return {"vectors": self.vectors.detach()}
 
     def _set_weights(self, content: dict[str, Any], folder: str | PathLike[str]) -> None:
-        if content["vectors"].shape != self.vectors.shape:
-            raise ValueError(
-                f"{folder} has proxies of shape {tuple(content['vectors'].shape)}, this training has "
-                f"{tuple(self.vectors.shape)}"
-            )
+        stored, expected = tuple(content["vectors"].shape), tuple(self.vectors.shape)
+        if stored != expected:
+            raise ValueError(f"{folder} has proxies of shape {stored}, this training has {expected}")
         with torch.no_grad():
             self.vectors.copy_(content["vectors"])
 
@@ -158,15 +156,11 @@ class TripletLoss(Loss):
     def forward(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> LossOutput:
         images = torch.cat([batch["anchor"], batch["positive"], batch["negative"]])  # (3B, C, H, W)
         condition = batch["condition"]
-        embeddings = model(
-            pixel_values=images, attribute_ids=condition.repeat(3), micro_batch_size=self.micro_batch_size
-        ).embeddings  # (3B, D)
-        anchor, positive, negative = (gather_with_gradient(part) for part in embeddings.chunk(3))
+        output = model(pixel_values=images, attribute_ids=condition.repeat(3), micro_batch_size=self.micro_batch_size)
+        anchor, positive, negative = (gather_with_gradient(part) for part in output.embeddings.chunk(3))  # (B, D)
         ids, count = gather_with_gradient(condition), len(self.attributes)
-        output = explicit_triplet_loss(
-            anchor, positive, negative, self.margin, attribute_ids=ids, num_attributes=count
-        )
-        return name_figures(output, self.attributes)
+        loss = explicit_triplet_loss(anchor, positive, negative, self.margin, attribute_ids=ids, num_attributes=count)
+        return name_figures(loss, self.attributes)
 
 
 def embed_under_all(

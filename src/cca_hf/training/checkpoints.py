@@ -53,15 +53,20 @@ class WholeCheckpointTrainer(Trainer):
         self._saving_checkpoint = True
         try:
             super()._save_checkpoint(model, trial)
-            self._name_best_checkpoint(run_dir, staged_checkpoint)
+            best = f"checkpoint-{self.state.best_global_step}"
+            if self.state.best_global_step and (best == name or (run_dir / best).exists()):
+                # the Trainer has named the best checkpoint by the staging folder
+                self.state.best_model_checkpoint = str(run_dir / best)
+                if self.args.should_save:
+                    self.state.save_to_json(str(staged_checkpoint / "trainer_state.json"))
         except (OSError, RuntimeError, SafetensorError) as error:
             # the message of torch does not mention the disk
             reason = f"the disk is full ({error})" if shutil.disk_usage(run_dir).free < _FULL else str(error)
             remove_leftovers(run_dir)
             last = last_checkpoint(run_dir)
-            kept = "there was no earlier one" if last is None else f"{last.name} is complete and can be resumed from"
+            usable = "there was no earlier one" if last is None else f"{last.name} is complete and can be resumed from"
             raise CheckpointError(
-                f"could not write {name} to {run_dir}: {reason}. Nothing was overwritten; {kept}."
+                f"could not write {name} to {run_dir}: {reason}. Nothing was overwritten; {usable}."
             ) from error
         finally:
             self._saving_checkpoint = False
@@ -70,9 +75,8 @@ class WholeCheckpointTrainer(Trainer):
             _publish(staged_checkpoint, run_dir / name)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            rotate_checkpoints(
-                str(run_dir), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
-            )
+            kept = self.state.best_model_checkpoint
+            rotate_checkpoints(str(run_dir), self.args.save_total_limit, kept, use_mtime=True)
 
     def push_to_hub(self, repo_id: str | None = None) -> str:
         """Saves the model into `output_dir`, publishes the folder in one commit, and returns the commit's address.
@@ -96,14 +100,6 @@ class WholeCheckpointTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Does nothing: a repository gets one commit, with model and card, through `push_to_hub`."""
-
-    def _name_best_checkpoint(self, run_dir: Path, staged_checkpoint: Path) -> None:
-        """Names the best checkpoint by its final place; the Trainer has named it by the staging folder."""
-        best = f"checkpoint-{self.state.best_global_step}"
-        if self.state.best_global_step and (best == staged_checkpoint.name or (run_dir / best).exists()):
-            self.state.best_model_checkpoint = str(run_dir / best)
-            if self.args.should_save:
-                self.state.save_to_json(str(staged_checkpoint / "trainer_state.json"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled or model is not None:

@@ -10,11 +10,7 @@ from .task import LossOutput
 
 
 class LossMonitor:
-    """Collects what the loss reports, step by step.
-
-    Args:
-        collapse_patience: consecutive steps with equal embeddings before `add` raises; 0 never raises.
-    """
+    """Collects what the loss reports. After `collapse_patience` steps (0: never) with equal embeddings, it raises."""
 
     def __init__(self, collapse_patience: int = 0) -> None:
         self.collapse_patience = collapse_patience

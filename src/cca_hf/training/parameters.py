@@ -6,13 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-_NORMS = (
-    nn.LayerNorm,
-    nn.RMSNorm,
-    nn.GroupNorm,
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-)
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)  # the last: of batch and instance
 
 
 @contextmanager
@@ -33,18 +27,13 @@ def undecayed_parameters(model: nn.Module) -> set[str]:
 
     Decay would pull all conditions of a lookup table towards the same vector.
     """
-    of_norms = {
-        f"{module_name}.{name}" if module_name else name
-        for module_name, module in model.named_modules()
-        if isinstance(module, _NORMS)
-        for name, _ in module.named_parameters(recurse=False)
-    }
-    by_name = {
-        name
-        for name, _ in model.named_parameters()
-        if not {"condition_embedding", "condition_masks"}.isdisjoint(name.split(".")) or name.split(".")[-1] == "bias"
-    }
-    return of_norms | by_name
+    undecayed = set()
+    for name, _ in model.named_parameters():
+        *path, last = name.split(".")
+        of_condition = not {"condition_embedding", "condition_masks"}.isdisjoint([*path, last])
+        if of_condition or last == "bias" or isinstance(model.get_submodule(".".join(path)), _NORMS):
+            undecayed.add(name)
+    return undecayed
 
 
 def split_backbone_and_head(optimizer: torch.optim.Optimizer, model: nn.Module, head_learning_rate: float) -> None:

@@ -17,11 +17,9 @@ import torch
 from torch import nn
 
 from .distributed import average_over_processes
-from .losses import ConditionalLossOutput, at_least_fp32, cosine_similarities, with_figures
-from .mining import count_active, pair_masks
+from .losses import ConditionalLossOutput, at_least_fp32, cosine_similarities, count_active, pair_masks, with_figures
 from .task import OwnWeights
 
-FILE_NAME = "attribute_losses.pt"
 _MARGIN = 0.2  # for the triplets that `active_share` counts; the triplet loss has the same, so the figures compare
 
 
@@ -45,7 +43,7 @@ class PerAttributeLoss(OwnWeights):
         ValueError: for a learning rate below 0.
     """
 
-    file_name = FILE_NAME
+    file_name = "attribute_losses.pt"
     absent = "losses that learn: resume with the loss of that training"
 
     def __init__(
@@ -152,9 +150,8 @@ class PerAttributeLoss(OwnWeights):
         No loss is computed twice, because it may draw random triplets, or remember what it has seen.
         """
         parameters = self._learned()
-        gradient, *of_parameters = torch.autograd.grad(
-            attribute_loss.sum(), [embeddings, *parameters], allow_unused=True
-        )
+        inputs = [embeddings, *parameters]
+        gradient, *of_parameters = torch.autograd.grad(attribute_loss.sum(), inputs, allow_unused=True)
         self.collect(parameters, of_parameters)
         linear = (embeddings * gradient).sum((0, 2))  # (A,): no attribute's loss depends on another's embeddings
         return attribute_loss.detach() + linear - linear.detach()

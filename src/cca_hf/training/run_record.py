@@ -24,71 +24,38 @@ from .arguments import CCATrainingArguments
 FILE_NAME = "run.json"
 # the arguments of transformers that decide what the weights become
 _THEIRS = (
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "weight_decay",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "max_grad_norm",
-    "optim",
-    "bf16",
-    "fp16",
-    "seed",
-    "data_seed",
-)
+    "num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate weight_decay "
+    "lr_scheduler_type warmup_steps max_grad_norm optim bf16 fp16 seed data_seed"
+).split()
 _PLACES = ("cache_tokens", "cpu_threads")  # arguments about the machine, not the training
-# how the data set was loaded, besides its name
-_LOADED_WITH = (
-    "attributes",
-    "dataset_config",
-    "dataset_revision",
-    "image_column",
-    "group_column",
-    "split_seed",
-    "on_unreadable",
-)
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The data, the settings and the machine of one training, and the values that the model confuses.
+    """The data, the settings and the machine of one training, and the values that the model confuses."""
 
-    Args:
-        dataset: id on the Hub, or the name of a folder.
-        dataset_on_hub: whether `dataset` is an id.
-        splits: number of images in each split.
-        value_counts: attribute -> value -> number of training images.
-        settings: the training arguments, by the names of their flags.
-        hardware: the processor or GPU, and how many processes.
-        versions: of Python, torch and transformers.
-        seconds: duration of the training alone; 0 until it has finished.
-        confusions: attribute -> the values that are most often confused with each other on the test split.
-        data: how the data set was loaded, by the names of the flags; and `cut_splits`: the digest of the rows of each
-            split that was cut from the training images, and of the rest of these. Empty in a file of version 0.1.
-    """
-
-    dataset: str
-    dataset_on_hub: bool
-    splits: dict[str, int]
-    value_counts: dict[str, dict[str, int]]
-    settings: dict[str, Any]
-    hardware: str
-    versions: dict[str, str]
-    seconds: float = 0.0
+    dataset: str  # an id on the Hub, or the name of a folder
+    dataset_on_hub: bool  # whether `dataset` is an id
+    splits: dict[str, int]  # number of images in each split
+    value_counts: dict[str, dict[str, int]]  # attribute -> value -> number of training images
+    settings: dict[str, Any]  # the training arguments, by the names of their flags
+    hardware: str  # the processor or GPU, and the number of processes
+    versions: dict[str, str]  # of Python, torch and transformers
+    seconds: float = 0.0  # duration of the training alone; 0 until it has finished
+    # attribute -> the values that are most often confused with each other on the test split
     confusions: dict[str, list[Confusion]] = field(default_factory=dict)
+    # How the data set was loaded, by the names of the flags; and `cut_splits`: the digest of the rows of each split
+    # that was cut from the training images, and of the rest of these. Empty in a file of version 0.1.
     data: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, data: AttributeDataset, loaded_with: Mapping[str, Any], args: CCATrainingArguments) -> "RunRecord":
         """The record of a training that begins in this process; `loaded_with` are the fields of `DataArguments`."""
         dataset = loaded_with["dataset"]
-        own = {each.name for each in fields(CCATrainingArguments)} - {
-            each.name for each in fields(transformers.TrainingArguments)
-        }
+        theirs = {each.name for each in fields(transformers.TrainingArguments)}
+        own = {each.name for each in fields(CCATrainingArguments)} - theirs
         settings = args.to_dict()  # plain values
+        libraries = {"torch": torch.__version__, "transformers": transformers.__version__}
         cut = {split: rows_digest(data[split]) for split in data.cut_splits}
         return cls(
             dataset=_name(dataset),
@@ -97,12 +64,8 @@ class RunRecord:
             value_counts=count_values(data.attributes, data.labels("train")),
             settings={name: settings[name] for name in (*_THEIRS, *sorted(own - {*_PLACES}))},
             hardware=_hardware(args),
-            versions={
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-            },
-            data={name: loaded_with[name] for name in _LOADED_WITH} | {"cut_splits": cut},
+            versions={"python": platform.python_version(), **libraries},
+            data={name: value for name, value in loaded_with.items() if name != "dataset"} | {"cut_splits": cut},
         )
 
     def save(self, folder: str | PathLike[str]) -> Path:
@@ -117,9 +80,8 @@ class RunRecord:
             FileNotFoundError: if the folder has none.
         """
         content = json.loads((Path(folder) / FILE_NAME).read_text(encoding="utf-8"))
-        content["confusions"] = {
-            name: [Confusion(**each) for each in pairs] for name, pairs in content["confusions"].items()
-        }
+        confusions = content["confusions"].items()
+        content["confusions"] = {name: [Confusion(**each) for each in pairs] for name, pairs in confusions}
         return cls(**content)
 
     @classmethod

@@ -58,10 +58,8 @@ def discriminant_projection(
     centre = means.mean(axis=0)  # rare values have the same weight
     around = rows - means[value]
     covariance = around.T @ around / len(rows)
-    level = np.trace(covariance) / len(covariance)
-    covariance = (1 - _SHRINKAGE) * covariance + _SHRINKAGE * max(level, np.finfo(np.float32).eps) * np.eye(
-        len(centre)
-    )
+    level = max(np.trace(covariance) / len(covariance), np.finfo(np.float32).eps)
+    covariance = (1 - _SHRINKAGE) * covariance + _SHRINKAGE * level * np.eye(len(centre))
     scales, axes = np.linalg.eigh(covariance)
     to_white, from_white = (axes * scales**power @ axes.T for power in (-0.5, 0.5))
     basis, size, _ = np.linalg.svd(to_white @ (means - centre).T, full_matrices=False)

@@ -20,32 +20,23 @@ from cca_hf.evaluation.results import Result
 
 @dataclass(frozen=True)
 class Batches:
-    """The training batches.
+    """The training batches."""
 
-    Args:
-        dataset: a map-style data set.
-        collator: examples -> batch.
-        batch_sampler: a batch sampler with `set_epoch`. Default: random batches of `per_device_train_batch_size`.
-    """
-
-    dataset: Dataset[Any]
-    collator: Callable[[list[Any]], Any]
-    batch_sampler: Any = None
+    dataset: Dataset[Any]  # map-style
+    collator: Callable[[list[Any]], Any]  # examples -> batch
+    batch_sampler: Any = None  # has `set_epoch`; by default, batches of `per_device_train_batch_size` are random
 
 
 class LossOutput(NamedTuple):
     """The loss of a batch.
 
-    Args:
-        loss: the mean over the batch, which is minimised.
-        logs: figures of the batch by name, detached scalars. The log gets their means; NaN means that the batch has no
-            such figure. A figure that could not be computed is infinite.
-        collapsed: 1 if all embeddings of the batch are equal, 0 if not, NaN if the batch does not show it.
+    `logs` are figures of the batch by name, detached scalars. The log gets their means. NaN means that the batch has
+    no such figure. A figure that could not be computed is infinite.
     """
 
-    loss: torch.Tensor
+    loss: torch.Tensor  # the mean over the batch, which is minimised
     logs: Mapping[str, torch.Tensor] = MappingProxyType({})
-    collapsed: torch.Tensor | None = None
+    collapsed: torch.Tensor | None = None  # 1 if all embeddings are equal, 0 if not, NaN if the batch does not show it
 
 
 class OwnWeights(nn.Module):
@@ -53,14 +44,10 @@ class OwnWeights(nn.Module):
 
     The weights are not part of the model, so no wrapper of the model (DistributedDataParallel, FSDP, a gradient
     scaler) handles them. The module collects gradients batch by batch and applies their mean in `optimizer_step`.
-
-    Class attributes:
-        file_name: name of the module's file in a checkpoint.
-        absent: completes the error about a checkpoint without that file.
     """
 
-    file_name: ClassVar[str]
-    absent: ClassVar[str]
+    file_name: ClassVar[str]  # in a checkpoint
+    absent: ClassVar[str]  # completes the error about a checkpoint without that file
     optimizer: torch.optim.Optimizer | None = None
     _num_batches = 0
 
@@ -152,10 +139,7 @@ class Evaluator(Protocol):
     """Computes the figures of a split."""
 
     collator: Callable[[list[Any]], Any]
-
-    @property
-    def primary_metric(self) -> str:
-        """The metric by which checkpoints are compared, unless the arguments name another."""
+    primary_metric: str  # by which checkpoints are compared, unless the arguments name another
 
     @property
     def shown_metrics(self) -> Iterable[str]:

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, InitVar, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -66,9 +67,8 @@ class CachedImages(AttributeImages):
         rows = [key.index if isinstance(key, SampleKey) else int(key) for key in keys]
         block = torch.from_numpy(self._features[rows, [self._version(key) for key in keys]])  # (keys, numbers)
         features = block.view(getattr(torch, self._described["dtype"]))
-        return [
-            {"features": feature, "labels": label} for feature, label in zip(features, self.labels[rows], strict=True)
-        ]
+        pairs = zip(features, self.labels[rows], strict=True)
+        return [{"features": feature, "labels": label} for feature, label in pairs]
 
     def _version(self, key: int | SampleKey) -> int:
         if self.transform is None or not isinstance(key, SampleKey):
@@ -96,6 +96,7 @@ def _read_versions(reader: ImageReader, versions: int, examples: Sequence[Attrib
     return reader.scale(torch.stack(images), torch.device("cpu"), torch.float32)
 
 
+@dataclass(eq=False, repr=False)
 class TokenCache:
     """The features of a data set's images under one frozen backbone, in a folder.
 
@@ -103,40 +104,32 @@ class TokenCache:
         folder: created if it does not exist. Its features belong to one backbone, image processor and data set.
         dtype: the stored precision.
         flipped: whether to store the mirror images of `train` as well.
-        frozen_parameters: parameters that do not learn in this training, besides those without `requires_grad`.
         autocast: compute in bfloat16 or float16, as the training does; `None` computes in the precision of the model.
+        frozen_parameters: parameters that do not learn in this training, besides those without `requires_grad`.
 
     Raises:
         ValueError: if the backbone learns, even if only statistics of batch normalisation.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        model: CCAModel,
-        data: AttributeDataset,
-        *,
-        dtype: Literal["float16", "bfloat16", "float32"] = "float16",
-        flipped: bool = True,
-        autocast: torch.dtype | None = None,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        frozen_parameters: Iterable[nn.Parameter] = (),
-    ) -> None:
+    folder: str | Path
+    model: CCAModel
+    data: AttributeDataset
+    _: KW_ONLY
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    flipped: bool = True
+    autocast: torch.dtype | None = None
+    batch_size: int = 64
+    num_workers: int = 0
+    frozen_parameters: InitVar[Iterable[nn.Parameter]] = ()
+
+    def __post_init__(self, frozen_parameters: Iterable[nn.Parameter]) -> None:
         frozen = set(frozen_parameters)
-        learning = [name for name, p in model.backbone.named_parameters() if p.requires_grad and p not in frozen]
+        learning = [name for name, p in self.model.backbone.named_parameters() if p.requires_grad and p not in frozen]
         if learning:
             raise ValueError(f"a token cache needs a frozen backbone; in this one {learning[0]} learns")
-        if learns_statistics(model):
+        if learns_statistics(self.model):
             raise ValueError("a token cache needs freeze_batch_norm: the statistics would change with every step")
-        self.folder = Path(folder)
-        self.model = model.in_eval_mode()
-        self.data = data
-        self.dtype = dtype
-        self.flipped = flipped
-        self.autocast = autocast
-        self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.model = self.model.in_eval_mode()
         self._backbone = self._describe_backbone()
         self._described: dict[str, dict[str, Any]] = {}
         self.collator = partial(_collate_features, self._backbone["levels"])
@@ -149,16 +142,17 @@ class TokenCache:
             OSError: if the disk is too small; nothing is written then.
             UnreadableImageError: if an image cannot be read; names it.
         """
-        path = self.folder / f"{split}.features"
+        folder = Path(self.folder)
+        path = folder / f"{split}.features"
         if split not in self._described:
             described = self._backbone | {
                 "pictures": _hash_images(self.data[split].select_columns([IMAGE_COLUMN])),
                 "rows": self.data[split].num_rows,
                 "versions": 2 if self.flipped and split == "train" else 1,
             }
-            self.folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             header = path.with_suffix(".json")
-            with FileLock(self.folder / f"{split}.lock"):
+            with FileLock(folder / f"{split}.lock"):
                 if not header.exists():
                     self._compute(split, path, described)
             stored = json.loads(header.read_text())

@@ -21,7 +21,7 @@ from .checkpoints import TrainingFailedError, WholeCheckpointTrainer, last_check
 from .distributed import copy_from_first_process
 from .monitor import LossMonitor
 from .parameters import frozen, split_backbone_and_head, undecayed_parameters
-from .task import Loss, LossOutput, Task
+from .task import LossOutput, Task
 
 _ALWAYS_SHOWN = ("epoch", "loss", "grad_norm", "learning_rate", "eval_runtime", "train_runtime")
 
@@ -90,9 +90,7 @@ class TaskTrainer(WholeCheckpointTrainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
-        self.add_callback(StepLoss(self, self.loss))
-        if task.batches.batch_sampler is not None:
-            self.add_callback(SetEpoch(task.batches.batch_sampler))
+        self.add_callback(StepTask(self, task))
         shown = [] if evaluator is None else [f"eval_{name}" for name in evaluator.shown_metrics]
         if self.pop_callback(ProgressCallback) is not None:  # a notebook has another callback
             self.add_callback(BriefProgress(shown))
@@ -186,14 +184,12 @@ class TaskTrainer(WholeCheckpointTrainer):
         return optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Names of the parameters with weight decay."""
         undecayed = undecayed_parameters(model)
         return [name for name in super().get_decay_parameter_names(model) if name not in undecayed]
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any
     ) -> torch.Tensor | tuple[torch.Tensor, LossOutput]:
-        """The task's loss."""
         output: LossOutput = self.loss(model, inputs)
         try:
             self.monitor.add(output)
@@ -248,31 +244,25 @@ class TaskTrainer(WholeCheckpointTrainer):
         return output
 
 
-class SetEpoch(TrainerCallback):
-    """Sets the epoch of a batch sampler.
+class StepTask(TrainerCallback):
+    """Sets the epoch of the batch sampler, and updates the weights of the loss after each step of the optimizer.
 
     When several processes resume in the middle of an epoch, the Trainer does not reach the batch sampler itself.
     """
 
-    def __init__(self, batch_sampler: Any) -> None:
-        self.batch_sampler = batch_sampler
+    def __init__(self, trainer: Trainer, task: Task) -> None:
+        self.trainer = trainer  # it may replace its accelerator
+        self.task = task
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        self.batch_sampler.set_epoch(int(state.epoch or 0))
-
-
-class StepLoss(TrainerCallback):
-    """Updates the weights of the loss after each step of the model's optimizer that was not skipped."""
-
-    def __init__(self, trainer: Trainer, loss: Loss) -> None:
-        self.trainer = trainer  # it may replace its accelerator
-        self.loss = loss
+        if self.task.batches.batch_sampler is not None:
+            self.task.batches.batch_sampler.set_epoch(int(state.epoch or 0))
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         if self.trainer.accelerator.optimizer_step_was_skipped:
-            self.loss.zero_grad()
+            self.task.loss.zero_grad()
         else:
-            self.loss.optimizer_step()
+            self.task.loss.optimizer_step()
 
 
 class _Brief(TrainerCallback):

@@ -1,0 +1,145 @@
+"""`cca evaluate`, `cca card` and `cca push`: a checkpoint is measured, described and published."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from . import options
+from .options import UsageError, named_values, option, stdout_kept_clean, switch
+
+COMPARE = option(
+    None, "NAME=FOLDER ...", "Output folders of other trainings on the same data, to compare on the card."
+)
+
+
+def evaluate(
+    model: str = options.MODEL,
+    dataset: str = options.DATASET,
+    attributes: list[str] | None = options.ATTRIBUTES,
+    split: str = option(
+        "test", "NAME", "Split to evaluate. Each image is compared with all others, or NAME_query with NAME_gallery."
+    ),
+    group_column: str | None = options.GROUP_COLUMN,
+    split_seed: int | None = option(
+        None, "NUMBER", "Seed to cut a split that the data set lacks. Default: the seed of the training."
+    ),
+    config_name: str | None = option(None, "NAME", "Configuration of the data set, such as triplets."),
+    batch_size: int = options.batch_size(64),
+    num_workers: int | None = options.NUM_WORKERS,
+    device: str | None = options.DEVICE,
+    output_dir: Path | None = option(
+        None, "FOLDER", "Folder for evaluation.json, evaluation.png and the files of --report and --entanglement."
+    ),
+    report: bool = switch(
+        "report", "Also write report.html, report.png and examples/ with nearest images and attention maps."
+    ),
+    entanglement: bool = switch(
+        "entanglement", "Also measure how much each attribute's embeddings reveal about the other attributes."
+    ),
+    as_json: bool = options.JSON,
+) -> None:
+    """Measure the retrieval quality of a model: mAP, recall@k and R-precision, with their chance levels.
+
+    If the model was trained on the data set, the splits and the group column of the training are used (run.json). If
+    the data set has ready triplets (condition, anchor, positive, negative), the triplet accuracy is measured. The
+    table shows percentages, and the JSON output shows fractions.
+
+    \b
+    Examples:
+      cca evaluate --model me/cca-shoes --dataset me/shoes
+      cca evaluate --model out --dataset shoes/ --attributes colour closure --output_dir results --report
+      cca evaluate --model out --dataset me/shoes --split validation --json | jq .map
+      cca evaluate --model out --dataset me/zappos50k --config_name triplets
+      cca evaluate --model out --dataset me/shoes --entanglement
+    """
+    if report and output_dir is None:
+        raise UsageError("--report needs --output_dir")
+    with stdout_kept_clean():
+        from cca_hf.models.loading import load_model
+        from cca_hf.recipes.evaluation import evaluate_checkpoint
+
+        results = evaluate_checkpoint(
+            load_model(model, device),
+            model,
+            dataset,
+            attributes,
+            split,
+            group_column=group_column,
+            split_seed=split_seed,
+            config_name=config_name,
+            output_dir=output_dir,
+            report=report,
+            entanglement=entanglement,
+            batch_size=batch_size,
+            num_workers=num_workers,
+        )
+    if as_json:
+        metrics = {name: figure for result in results for name, figure in result.metrics().items()}
+        print(json.dumps({name: None if math.isnan(each) else each for name, each in metrics.items()}, indent=2))
+    else:
+        print("\n\n".join(result.table() for result in results))
+
+
+def card(
+    model: Path = options.MODEL_FOLDER,
+    name: str | None = option(None, "ID", "Id of the model on the Hub. Default: the name of the folder."),
+    compare: list[str] | None = COMPARE,
+    licence: str | None = options.LICENCE,
+) -> None:
+    """Write the model card (README.md) of a checkpoint again, from the files in its folder.
+
+    'cca train' has written a card. This command adds what was measured since, such as the results of
+    'cca evaluate --entanglement --output_dir FOLDER'.
+
+    \b
+    Examples:
+      cca card --model out
+      cca card --model out --name me/cca-shoes --license apache-2.0
+      cca card --model out --compare "one space=out-one-space"
+    """
+    with stdout_kept_clean():
+        from cca_hf.hub.model_card import write_model_card
+
+        path = write_model_card(model, model_id=name, baselines=_baselines(compare), licence=licence)
+    print(path)
+
+
+def push(
+    model: Path = options.MODEL_FOLDER,
+    repo: str = options.REPO,
+    private: bool = options.PRIVATE,
+    revision: str | None = options.REVISION,
+    dry_run: Path | None = options.DRY_RUN,
+    compare: list[str] | None = COMPARE,
+    licence: str | None = options.LICENCE,
+    message: str = options.message("Push the model by cca_hf"),
+) -> None:
+    """Push a checkpoint to the Hub in one commit: weights, code, model card, endpoint handler.
+
+    If the push fails, the repository does not change, and you can run the command again. The token comes from
+    'hf auth login' or HF_TOKEN.
+
+    \b
+    Examples:
+      cca push --model out --repo me/cca-shoes --private
+      cca push --model out --repo me/cca-shoes --dry_run to-look-at
+      cca push --model out --repo me/cca-shoes --revision v2 --license apache-2.0
+    """
+    with stdout_kept_clean():
+        from cca_hf.hub.publishing import push_model, stage_model
+
+        card: dict[str, Any] = {"licence": licence, "baselines": _baselines(compare)}
+        if dry_run is not None:
+            place = str(stage_model(model, dry_run, repo, **card))
+        else:
+            place = push_model(model, repo, private=private or None, revision=revision, message=message, **card)
+    print(place)
+
+
+def _baselines(compare: list[str] | None) -> dict[str, Any]:
+    """Name -> `EvaluationResult`."""
+    from cca_hf.evaluation.retrieval.result import EvaluationResult
+
+    folders = named_values("--compare", compare, "NAME=FOLDER")
+    return {name: EvaluationResult.load_json(Path(path) / "test_evaluation.json") for name, path in folders.items()}
