@@ -10,8 +10,7 @@ import pytest
 from datasets import ClassLabel, Image
 
 from cca_hf.data.loading import load_attribute_dataset
-from cca_hf.data.shape_drawing import draw_shape
-from cca_hf.data.shapes import SHAPE_ATTRIBUTES, generate_shapes_dataset
+from cca_hf.data.shapes import SHAPE_ATTRIBUTES, draw_shape, generate_shapes_dataset
 
 
 @pytest.fixture(scope="module")

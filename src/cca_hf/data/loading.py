@@ -7,7 +7,7 @@ from os import PathLike
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
-from .columns import ColumnPlace, column_places, encode_labels, is_label_feature, missing_message
+from .columns import ColumnPlace, check_names, column_places, encode_labels, is_label_feature
 from .coverage import leave_out_missing, with_images_of
 from .schema import IMAGE_COLUMN, AttributeDataset
 from .sources import load_source
@@ -89,17 +89,13 @@ def _features(splits: DatasetDict) -> Features:
 
 def _check_present(kind: str, names: Sequence[str], splits: DatasetDict) -> None:
     for split, dataset in splits.items():
-        places = column_places(dataset.features)
-        missing = [name for name in names if name not in places]
-        if missing:
-            raise ValueError(f"in the split {split!r}: {missing_message(kind, missing, places)}")
+        check_names(kind, names, column_places(dataset.features), f"in the split {split!r}: ")
 
 
 def _find_image_column(splits: DatasetDict, image_column: str | None) -> str:
     features = _features(splits)
     if image_column is not None:
-        if image_column not in features:
-            raise ValueError(missing_message("image column", [image_column], features))
+        check_names("image column", [image_column], features)
         return image_column
     if IMAGE_COLUMN in features:
         return IMAGE_COLUMN
@@ -135,11 +131,7 @@ def _attribute_names(
 
 
 def _to_schema(
-    splits: DatasetDict,
-    names: list[str],
-    values: Mapping[str, Sequence[str]],
-    image_column: str,
-    group_column: str | None,
+    splits: DatasetDict, names: list[str], values: Mapping[str, Sequence[str]], image_column: str, groups: str | None
 ) -> tuple[DatasetDict, dict[str, list[str]]]:
     places = {split: column_places(dataset.features) for split, dataset in splits.items()}
     result = DatasetDict()
@@ -153,8 +145,8 @@ def _to_schema(
                 )
             dataset = dataset.rename_column(image_column, IMAGE_COLUMN)
         dataset = dataset.cast_column(IMAGE_COLUMN, Image(decode=False))
-        if group_column is not None and group_column not in dataset.column_names:
-            dataset = dataset.add_column(group_column, places[split][group_column].read(dataset).to_pylist())
+        if groups is not None and groups not in dataset.column_names:
+            dataset = dataset.add_column(groups, places[split][groups].read(dataset).to_pylist())
         result[split] = dataset
     attributes: dict[str, list[str]] = {}
     for name in names:

@@ -83,7 +83,8 @@ class AttributeBatchSampler(Sampler[list[SampleKey]]):
         self.seed = seed
         self.epoch = 0
         self._values = [_Values.of(column) for column in labels.T]
-        self._alone = _images_alone(labels)
+        # the rows that are the only image of one of their values
+        self._alone = np.unique(np.concatenate([values.alone for values in self._values]))
         self._batches = self._batches_per_attribute()
 
     @property
@@ -110,7 +111,7 @@ class AttributeBatchSampler(Sampler[list[SampleKey]]):
             places = min(self._claimed, self.batch_size - len(singles))
             batch = rounds[attribute].draw(places, self.images_per_value)
             batch = np.concatenate([batch, np.setdiff1d(singles, batch)])
-            batch = np.concatenate([batch, rest.draw(self.batch_size - len(batch), batch)])
+            batch = rest.fill(batch, self.batch_size)
             seeds = augmentation.integers(2**63, size=len(batch))
             yield [SampleKey(index, seed) for index, seed in zip(batch.tolist(), seeds.tolist(), strict=True)]
 
@@ -141,6 +142,7 @@ class _Values(NamedTuple):
 
     images: np.ndarray  # rows, value after value
     starts: np.ndarray  # (count + 1,) where each value's rows start
+    alone: np.ndarray  # rows of the other values, which have one image
     give_triplets: bool
 
     @property
@@ -153,10 +155,10 @@ class _Values(NamedTuple):
         counts = np.bincount(labels[labels >= 0])
         order = order[len(labels) - counts.sum() :]  # -1 sorts first
         several = counts >= 2
-        sizes = counts[several]
         return cls(
             images=order[np.repeat(several, counts)],
-            starts=np.concatenate([[0], np.cumsum(sizes)]),
+            starts=np.concatenate([[0], np.cumsum(counts[several])]),
+            alone=order[np.repeat(counts == 1, counts)],
             give_triplets=bool(several.any() and (counts > 0).sum() > 1),
         )
 
@@ -222,28 +224,14 @@ class _Fillers:
         self.round = random.permutation(images)
         self.next = 0
 
-    def draw(self, places: int, batch: np.ndarray) -> np.ndarray:
-        """`places` different images that are not in `batch`; there must be as many."""
-        drawn = self._from_this_round(places, batch)
-        if len(drawn) < places:
-            self.round = self.random.permutation(self.images)
-            self.next = 0
-            batch = np.concatenate([batch, drawn])
-            drawn = np.concatenate([drawn, self._from_this_round(places - len(drawn), batch)])
-        return drawn
-
-    def _from_this_round(self, places: int, batch: np.ndarray) -> np.ndarray:
-        head = self.round[self.next : self.next + places + len(batch)]
-        found = np.flatnonzero(~np.isin(head, batch))[:places]
-        # the images that were passed over are in this batch already: they are not drawn again in this round
-        self.next += int(found[-1]) + 1 if len(found) == places > 0 else len(head) if places else 0
-        return head[found]
-
-
-def _images_alone(labels: np.ndarray) -> np.ndarray:
-    """Rows that are the only image of one of their values."""
-    rows: list[np.ndarray] = []
-    for column in labels.T:
-        known = np.flatnonzero(column >= 0)
-        rows.append(known[np.bincount(column[known])[column[known]] == 1])
-    return np.unique(np.concatenate(rows))
+    def fill(self, batch: np.ndarray, size: int) -> np.ndarray:
+        """`batch` with other images up to `size`; there must be as many."""
+        while missing := size - len(batch):
+            if self.next == len(self.round):
+                self.round, self.next = self.random.permutation(self.images), 0
+            head = self.round[self.next : self.next + missing + len(batch)]
+            found = np.flatnonzero(~np.isin(head, batch))[:missing]
+            # the images that were passed over are in this batch already: they are not drawn again in this round
+            self.next += int(found[-1]) + 1 if len(found) == missing else len(head)
+            batch = np.concatenate([batch, head[found]])
+        return batch

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from .columns import ColumnPlace, group_codes
+from .columns import group_codes
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,7 @@ def warn_of_shared_groups(splits: DatasetDict, group_column: str) -> None:
     """Warns of near copies of training images in other splits: they make results look better than they are."""
     if "train" not in splits:
         return
-    codes = group_codes([ColumnPlace(group_column).read(dataset) for dataset in splits.values()])
-    groups = dict(zip(splits, codes, strict=True))
+    groups = group_codes(splits, group_column)
     for split, split_groups in groups.items():
         shared = int((np.isin(split_groups, groups["train"]) & (split_groups >= 0)).sum())
         if split != "train" and shared:
@@ -71,7 +70,7 @@ def _cut(dataset: Dataset, held_out: int, group_column: str | None, seed: int) -
     rows = dataset.num_rows
     groups = np.arange(rows)
     if group_column is not None:
-        (codes,) = group_codes([ColumnPlace(group_column).read(dataset)])
+        codes = group_codes({"source": dataset}, group_column)["source"]
         groups = np.where(codes >= 0, codes, -1 - groups)
     _, groups = np.unique(groups, return_inverse=True)
     sizes = np.bincount(groups)

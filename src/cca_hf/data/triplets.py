@@ -10,7 +10,7 @@ from os import PathLike
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets
 
-from .columns import ColumnPlace, encode_labels, missing_message
+from .columns import ColumnPlace, check_names, encode_labels, missing_message
 from .coverage import FILE_NAME_COLUMN, rows_with_image
 from .schema import IMAGE_COLUMN
 from .sources import load_source
@@ -35,13 +35,11 @@ def to_triplet_dataset(dataset: Dataset, attributes: Sequence[str] | None = None
     Raises:
         ValueError: if a column or a condition is missing, a condition is unknown, or the data set is empty.
     """
-    missing = [column for column in (CONDITION_COLUMN, *TRIPLET_COLUMNS) if column not in dataset.column_names]
-    if missing:
-        raise ValueError(missing_message("column", missing, dataset.column_names))
+    check_names("column", (CONDITION_COLUMN, *TRIPLET_COLUMNS), dataset.column_names)
     if dataset.num_rows == 0:
         raise ValueError("there are no triplets: the data set is empty")
-    column, feature = ColumnPlace(CONDITION_COLUMN).read(dataset), dataset.features[CONDITION_COLUMN]
-    labels, names = encode_labels(CONDITION_COLUMN, {"triplets": column}, {"triplets": feature}, attributes)
+    columns, features = {"triplets": ColumnPlace(CONDITION_COLUMN).read(dataset)}, dataset.features
+    labels, names = encode_labels(CONDITION_COLUMN, columns, {"triplets": features[CONDITION_COLUMN]}, attributes)
     conditions = labels["triplets"]
     if (conditions < 0).any():
         raise ValueError(f"{(conditions < 0).sum()} of {len(conditions)} triplets have no condition")
@@ -116,15 +114,11 @@ def distinct_images(triplets: Dataset, images: Dataset | None = None) -> tuple[D
 
 
 def _all_images(source: DatasetDict) -> Dataset:
-    parts = []
+    columns, parts = [IMAGE_COLUMN, FILE_NAME_COLUMN], []
     for dataset in source.values():
-        missing = [name for name in (IMAGE_COLUMN, FILE_NAME_COLUMN) if name not in dataset.column_names]
-        if missing:
-            raise ValueError(
-                "the triplets contain file names, and the default configuration must contain the images: "
-                + missing_message("column", missing, dataset.column_names)
-            )
-        parts.append(dataset.select_columns([IMAGE_COLUMN, FILE_NAME_COLUMN]))
+        context = "the triplets contain file names, and the default configuration must contain the images: "
+        check_names("column", columns, dataset.column_names, context)
+        parts.append(dataset.select_columns(columns))
     return concatenate_datasets(parts).cast_column(IMAGE_COLUMN, Image(decode=False))
 
 

@@ -11,9 +11,9 @@ from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cca_hf.data.new_folder import check_new
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.models.loading import load_model
+from cca_hf.models.whole_files import check_new
 from cca_hf.visualization.page import public_name
 from cca_hf.visualization.report import EXAMPLES
 

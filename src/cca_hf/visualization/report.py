@@ -11,10 +11,9 @@ from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.models.whole_files import write_text
 
 from .figures import ACCENT, FAINT, MUTED, Figure, new_figure, quiet
-from .neighbours import draw_neighbours, plot_neighbours
+from .neighbours import QueryView, draw_neighbours, plot_neighbours, view_queries
 from .page import public_name, render
 from .results import bars_height, comparison_rows, draw_results
-from .selection import QueryView, view_queries
 
 EXAMPLES = "examples"  # the folder of example queries, for a model card
 _QUERIES_IN_PNG = 2  # also the number of example queries

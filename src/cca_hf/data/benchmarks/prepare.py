@@ -15,9 +15,9 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from cca_hf.data.coverage import Coverage
-from cca_hf.data.new_folder import check_new
 from cca_hf.data.parquet_files import SHARD_BYTES, write_split
 from cca_hf.data.schema import IMAGE_COLUMN
+from cca_hf.models.whole_files import check_new
 
 from .annotations import Benchmark
 
