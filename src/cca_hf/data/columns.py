@@ -125,13 +125,10 @@ def encode_labels(
 def read_value_sets(
     dataset: datasets.Dataset, split: str, attribute: str, values: list[str], kind: ValueSetKind
 ) -> np.ndarray | None:
-    """(images, values) booleans from the column `<attribute>_all` or `<attribute>_maybe`; None without such lists.
+    """As `AttributeDataset.value_sets`, for one attribute; None without a column of lists.
 
     Lists are read by the names of their values, so they stay correct if `values` has another order, that of a trained
     model. A column of that name without lists has another meaning, and is ignored.
-
-    Raises:
-        ValueError: if a list contains anything but values of the attribute.
     """
     column = f"{attribute}_{kind}"
     feature = dataset.features.get(column)

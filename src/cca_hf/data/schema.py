@@ -170,9 +170,16 @@ class AttributeDataset:
         if on_unreadable not in ("error", "skip"):
             raise ValueError(f"on_unreadable must be 'error' or 'skip', got {on_unreadable!r}")
         reasons = {split: _find_unreadable(dataset, split, num_proc) for split, dataset in self.splits.items()}
-        if not any(reasons.values()):
+        named = [f"{split}[{row}]: {reason}" for split, rows in reasons.items() for row, reason in rows.items()]
+        if not named:
             return self
-        _report_unreadable(reasons, skipped=on_unreadable == "skip")
+        counts = ", ".join(f"{len(rows)} in {split}" for split, rows in reasons.items() if rows)
+        text = f"{len(named)} unreadable image(s) ({counts}):\n  " + "\n  ".join(named[:_SHOWN_IMAGES])
+        if len(named) > _SHOWN_IMAGES:
+            text += f"\n  ... and {len(named) - _SHOWN_IMAGES} more"
+        if on_unreadable == "error":
+            raise UnreadableImageError(f"{text}\nRepair them, or leave them out with on_unreadable='skip'.")
+        logger.warning("left out %s", text)
         readable, coverage = DatasetDict(self.splits), dict(self.coverage)
         for split, rows in reasons.items():
             count = self.splits[split].num_rows
@@ -204,18 +211,6 @@ def _find_unreadable(dataset: Dataset, split: str, num_proc: int | None = None) 
         desc=f"Checking the images of {split}",
     )
     return {row: reason for row, reason in enumerate(reasons["reason"]) if reason is not None}
-
-
-def _report_unreadable(reasons: dict[str, dict[int, str]], *, skipped: bool) -> None:
-    """Raise an error, or log a warning if the images are skipped."""
-    named = [f"{split}[{row}]: {reason}" for split, rows in reasons.items() for row, reason in rows.items()]
-    counts = ", ".join(f"{len(rows)} in {split}" for split, rows in reasons.items() if rows)
-    text = f"{len(named)} unreadable image(s) ({counts}):\n  " + "\n  ".join(named[:_SHOWN_IMAGES])
-    if len(named) > _SHOWN_IMAGES:
-        text += f"\n  ... and {len(named) - _SHOWN_IMAGES} more"
-    if not skipped:
-        raise UnreadableImageError(f"{text}\nRepair them, or leave them out with on_unreadable='skip'.")
-    logger.warning("left out %s", text)
 
 
 def _state_of_files(images: Dataset) -> str | None:

@@ -7,7 +7,6 @@ differ in position, rotation, shade and noise, and depend only on (seed, split, 
 import colorsys
 import io
 import math
-from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -41,18 +40,8 @@ SHAPE_ATTRIBUTES: dict[str, list[str]] = {
 }
 
 _SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
-_LEAST_IMAGES = 100
 _SUPERSAMPLING = 4
 _POINTS_OF_A_CURVE = 72
-_JPEG = {"quality": 92, "subsampling": 0}
-
-
-class Drawing(NamedTuple):
-    """An encoded image and the position of its shape."""
-
-    image: bytes  # JPEG
-    bbox: tuple[float, float, float, float]  # left, top, right, bottom in pixels
-    mask: bytes  # PNG, 255 on the shape
 
 
 def generate_shapes_dataset(num_images: int = 3000, image_size: int = 64, seed: int = 0) -> DatasetDict:
@@ -65,44 +54,36 @@ def generate_shapes_dataset(num_images: int = 3000, image_size: int = 64, seed: 
         num_images: number of images in all splits together, at least 100.
         image_size: height and width in pixels, at least 32.
     """
-    if num_images < _LEAST_IMAGES:
-        raise ValueError(
-            f"num_images must be at least {_LEAST_IMAGES}, so that all splits have all values; got {num_images}"
-        )
+    if num_images < 100:
+        raise ValueError(f"num_images must be at least 100, so that all splits have all values; got {num_images}")
     if image_size < 32:
         raise ValueError(f"image_size must be at least 32, so that patterns are visible; got {image_size}")
     sizes = {split: round(num_images * share) for split, share in _SHARES.items()}
     sizes["train"] = num_images - sizes["validation"] - sizes["test"]
-    splits = DatasetDict()
-    for index, (split, number) in enumerate(sizes.items()):
-        splits[split] = _generate_split(split, number, image_size, [seed, index])
-    return splits
+    parts = enumerate(sizes.items())
+    return DatasetDict(
+        {split: _generate_split(split, number, image_size, [seed, index]) for index, (split, number) in parts}
+    )
 
 
 def _generate_split(split: str, num_images: int, image_size: int, seed: list[int]) -> Dataset:
-    labels = np.random.default_rng(seed)
-    columns: dict[str, list] = {
-        attribute: labels.permutation(np.arange(num_images) % len(values)).tolist()
+    random = np.random.default_rng(seed)
+    labels = {
+        attribute: random.permutation(np.arange(num_images) % len(values)).tolist()
         for attribute, values in SHAPE_ATTRIBUTES.items()
     }
-    drawn = [
-        draw_shape(
-            **{attribute: values[columns[attribute][row]] for attribute, values in SHAPE_ATTRIBUTES.items()},
-            image_size=image_size,
-            random=np.random.default_rng([*seed, row]),
-        )
-        for row in tqdm(range(num_images), desc=f"Drawing {split}", unit=" images")
-    ]
+    rows = []
+    for row in tqdm(range(num_images), desc=f"Drawing {split}", unit=" images"):
+        values = {attribute: names[labels[attribute][row]] for attribute, names in SHAPE_ATTRIBUTES.items()}
+        image, bbox, mask = draw_shape(**values, image_size=image_size, random=np.random.default_rng([*seed, row]))
+        rows.append({"image": {"bytes": image}, **values, "bbox": bbox, "mask": {"bytes": mask}})
     features = Features(
         image=Image(),
         **{attribute: ClassLabel(names=values) for attribute, values in SHAPE_ATTRIBUTES.items()},
         bbox=List(Value("float32"), length=4),
         mask=Image(),
     )
-    columns["image"] = [{"bytes": drawing.image, "path": None} for drawing in drawn]
-    columns["bbox"] = [list(drawing.bbox) for drawing in drawn]
-    columns["mask"] = [{"bytes": drawing.mask, "path": None} for drawing in drawn]
-    return Dataset.from_dict({column: columns[column] for column in features}, features=features)
+    return Dataset.from_list(rows, features=features)
 
 
 def shape_regions(masks: np.ndarray) -> dict[str, np.ndarray]:
@@ -126,12 +107,19 @@ def shape_regions(masks: np.ndarray) -> dict[str, np.ndarray]:
 
 def draw_shape(
     *, colour: str, shape: str, pattern: str, size: str, background: str, image_size: int, random: np.random.Generator
-) -> Drawing:
-    """One image with these values of the attributes; everything else is random."""
+) -> tuple[bytes, list[float], bytes]:
+    """One image with these values of the attributes; everything else is random.
+
+    Returns:
+        The JPEG file; left, top, right and bottom of the shape in pixels; the PNG file of its mask, 255 on the shape.
+    """
     radius = SIZES[size] * SHAPES[shape] * image_size * random.uniform(0.95, 1.05)
     rotation = random.uniform(-0.3, 0.3)
     outline = _rotate(_outline(shape), rotation) * radius
-    centre = _place(outline, image_size, random)
+    # a centre for which the whole shape and its rim are inside the image
+    margin = image_size / 32
+    low, high = margin - outline.min(axis=0), image_size - margin - outline.max(axis=0)
+    centre = random.uniform(np.minimum(low, high), np.maximum(low, high))
     outline = outline + centre
 
     mask = _fill(outline, image_size)
@@ -146,13 +134,9 @@ def draw_shape(
     canvas = _blend(canvas, light, tint)
     canvas += 3 * random.standard_normal(canvas.shape, dtype=np.float32)
 
-    left, top = np.clip(outline.min(axis=0), 0, image_size).tolist()
-    right, bottom = np.clip(outline.max(axis=0), 0, image_size).tolist()
-    return Drawing(
-        image=_encode(PIL.Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8)), "JPEG", **_JPEG),
-        bbox=(left, top, right, bottom),
-        mask=_encode(PIL.Image.fromarray((mask >= 0.5).astype(np.uint8) * 255), "PNG"),
-    )
+    corners = np.concatenate([outline.min(axis=0), outline.max(axis=0)])
+    image = _encode(np.clip(canvas, 0, 255), "JPEG", quality=92, subsampling=0)
+    return image, np.clip(corners, 0, image_size).tolist(), _encode((mask >= 0.5) * 255, "PNG")
 
 
 def rim_width(image_size: int) -> float:
@@ -191,14 +175,6 @@ def _rotate(points: np.ndarray, angle: float) -> np.ndarray:
     return points @ np.array([[cos, sin], [-sin, cos]])
 
 
-def _place(outline: np.ndarray, image_size: int, random: np.random.Generator) -> np.ndarray:
-    """A random centre for which the whole shape and its rim are inside the image."""
-    margin = image_size / 32
-    low = margin - outline.min(axis=0)
-    high = image_size - margin - outline.max(axis=0)
-    return random.uniform(np.minimum(low, high), np.maximum(low, high))
-
-
 def _fill(outline: np.ndarray, image_size: int, border: float = 0.0) -> np.ndarray:
     """(height, width) coverage in [0, 1] of the inside of the outline, widened by `border` pixels."""
     side = image_size * _SUPERSAMPLING
@@ -207,7 +183,9 @@ def _fill(outline: np.ndarray, image_size: int, border: float = 0.0) -> np.ndarr
     points = _subpixel_points(outline)
     draw.polygon(points, fill=255)
     if border and len(outline) == _POINTS_OF_A_CURVE:
-        draw.polygon(_subpixel_points(outline + border * _normals(outline)), fill=255)
+        along = np.roll(outline, -1, axis=0) - np.roll(outline, 1, axis=0)  # clockwise
+        outwards = np.stack([along[:, 1], -along[:, 0]], axis=1) / np.linalg.norm(along, axis=1, keepdims=True)
+        draw.polygon(_subpixel_points(outline + border * outwards), fill=255)
     elif border:
         draw.line([*points, *points[:2]], fill=255, width=round(2 * border * _SUPERSAMPLING), joint="curve")
     return _reduce(canvas)
@@ -215,12 +193,6 @@ def _fill(outline: np.ndarray, image_size: int, border: float = 0.0) -> np.ndarr
 
 def _subpixel_points(outline: np.ndarray) -> list[tuple[float, float]]:
     return [(x, y) for x, y in (outline * _SUPERSAMPLING).tolist()]
-
-
-def _normals(outline: np.ndarray) -> np.ndarray:
-    """(points, 2) unit vectors that point outwards from a smooth clockwise outline."""
-    along = np.roll(outline, -1, axis=0) - np.roll(outline, 1, axis=0)
-    return np.stack([along[:, 1], -along[:, 0]], axis=1) / np.linalg.norm(along, axis=1, keepdims=True)
 
 
 def _shadow(coverage: np.ndarray, image_size: int) -> np.ndarray:
@@ -324,7 +296,7 @@ def _blend(canvas: np.ndarray, colour: np.ndarray, coverage: np.ndarray) -> np.n
     return canvas + coverage[..., None] * (colour.astype(np.float32) - canvas)
 
 
-def _encode(image: PIL.Image.Image, kind: str, **options: int) -> bytes:
+def _encode(pixels: np.ndarray, kind: str, **options: int) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    PIL.Image.fromarray(pixels.astype(np.uint8)).save(buffer, kind, **options)
     return buffer.getvalue()

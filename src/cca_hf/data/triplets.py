@@ -124,13 +124,11 @@ def _all_images(source: DatasetDict) -> Dataset:
 
 def _keys(images: Dataset, column: str) -> Iterator[bytes | str]:
     """For each row a hash of the bytes of the image, or its path."""
-    row = 0
-    for batch in images.with_format("arrow").iter(batch_size=1000):
-        for image in batch.column(column).to_pylist():
-            if image is not None and image["bytes"] is not None:
-                yield hashlib.blake2b(image["bytes"], digest_size=16).digest()
-            elif image is not None and image["path"] is not None:
-                yield image["path"]
-            else:
-                raise ValueError(f"the triplet of row {row} has no {column}: bytes and path are empty")
-            row += 1
+    batches = images.with_format("arrow").iter(batch_size=1000)
+    for row, image in enumerate(image for batch in batches for image in batch.column(column).to_pylist()):
+        if image is not None and image["bytes"] is not None:
+            yield hashlib.blake2b(image["bytes"], digest_size=16).digest()
+        elif image is not None and image["path"] is not None:
+            yield image["path"]
+        else:
+            raise ValueError(f"the triplet of row {row} has no {column}: bytes and path are empty")

@@ -180,7 +180,9 @@ def draw_neighbours(
             axes = figure.add_subplot(grid[row, 2 + shown + column])
             colour = UNKNOWN if neighbour.relevant is None else RIGHT if neighbour.relevant else WRONG
             _show(axes, load_image(neighbour.image), frame=colour)
-            axes.set_xlabel(_short(neighbour.value), fontsize=8, color=colour, labelpad=4)
+            value = neighbour.value
+            value = value if len(value) <= 16 else value[:15] + "\N{HORIZONTAL ELLIPSIS}"
+            axes.set_xlabel(value, fontsize=8, color=colour, labelpad=4)
 
 
 def _show(axes: Axes, image: Image.Image, frame: str | None) -> None:
@@ -189,10 +191,6 @@ def _show(axes: Axes, image: Image.Image, frame: str | None) -> None:
     axes.spines[:].set_visible(frame is not None)
     if frame is not None:
         axes.spines[:].set(color=frame, linewidth=2)
-
-
-def _short(text: str, most: int = 16) -> str:
-    return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _labelled(labels: NDArray[np.int64]) -> set[tuple[int, int]]:
