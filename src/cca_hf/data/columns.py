@@ -86,14 +86,10 @@ def group_codes(splits: Mapping[str, datasets.Dataset], group_column: str) -> di
 def encode_labels(
     name: str, columns: dict[str, pa.ChunkedArray], features: dict[str, object], values: Sequence[str] | None = None
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Converts the columns of one attribute in all splits to ids and value names.
+    """Converts the columns of one attribute (split -> column) to ids and value names.
 
     A `ClassLabel` keeps its names. Other columns get `values`, or else the sorted values of all splits (integers by
     size). None, -1, NaN and blank strings mean "not labelled" and become -1.
-
-    Args:
-        columns: split -> the column.
-        features: split -> its feature.
 
     Returns:
         split -> int64 ids of shape (images,), and the value names in id order.

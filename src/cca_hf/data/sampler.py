@@ -123,12 +123,9 @@ class AttributeBatchSampler(Sampler[list[SampleKey]]):
         # single images of a value take at most a quarter of a batch; the values with pairs get the other places
         singles = math.ceil(len(self._alone) / max(self.batch_size // 4, 1))
         slots = min(self._claimed, self.batch_size - math.ceil(len(self._alone) / max(singles, 1)))
-        batches = np.array(
-            [
-                math.ceil(values.number / max(min(slots // self.images_per_value, values.number), 1)) if wanted else 0
-                for values, wanted in zip(self._values, drawn, strict=True)
-            ]
-        )
+        counts = np.array([len(values.sizes) for values in self._values])
+        at_once = np.clip(slots // self.images_per_value, 1, np.maximum(counts, 1))  # values in a batch
+        batches = np.where(drawn, -(-counts // at_once), 0)
         needed = int(batches.sum())
         total = max(math.ceil(len(self._labelled) / self.batch_size), needed, singles)
         share = np.where(drawn, total / drawn.sum(), -np.inf)
@@ -141,13 +138,9 @@ class _Values(NamedTuple):
     """The values of one attribute that have at least two images."""
 
     images: np.ndarray  # rows, value after value
-    starts: np.ndarray  # (count + 1,) where each value's rows start
+    sizes: np.ndarray  # number of rows of each value
     alone: np.ndarray  # rows of the other values, which have one image
     give_triplets: bool
-
-    @property
-    def number(self) -> int:
-        return len(self.starts) - 1
 
     @classmethod
     def of(cls, labels: np.ndarray) -> "_Values":
@@ -157,7 +150,7 @@ class _Values(NamedTuple):
         several = counts >= 2
         return cls(
             images=order[np.repeat(several, counts)],
-            starts=np.concatenate([[0], np.cumsum(counts[several])]),
+            sizes=counts[several],
             alone=order[np.repeat(counts == 1, counts)],
             give_triplets=bool(several.any() and (counts > 0).sum() > 1),
         )
@@ -168,13 +161,13 @@ class _Rounds:
 
     def __init__(self, values: _Values, random: np.random.Generator) -> None:
         self.random = random
-        self.count = values.number
-        self.starts = values.starts
-        self.sizes = np.diff(values.starts)
+        self.sizes = values.sizes
+        self.count = len(self.sizes)
+        self.ends = np.cumsum(self.sizes)
         # random order inside each value: sorting by value, then by a random number
-        of_value = np.repeat(np.arange(values.number), self.sizes)
+        of_value = np.repeat(np.arange(self.count), self.sizes)
         self.images = values.images[np.argsort(of_value + random.random(len(of_value)))]
-        self.next = np.zeros(values.number, dtype=np.int64)
+        self.next = np.zeros(self.count, dtype=np.int64)
         self.queue: list[int] = []
 
     def draw(self, places: int, images_per_value: int) -> np.ndarray:
@@ -203,7 +196,7 @@ class _Rounds:
         return np.concatenate(drawn) if drawn else np.empty(0, dtype=np.int64)
 
     def _next_images(self, value: int, wanted: int) -> np.ndarray:
-        images = self.images[self.starts[value] : self.starts[value + 1]]
+        images = self.images[self.ends[value] - self.sizes[value] : self.ends[value]]
         start = self.next[value]
         self.next[value] += wanted
         if self.next[value] <= len(images):

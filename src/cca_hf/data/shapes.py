@@ -180,19 +180,15 @@ def _fill(outline: np.ndarray, image_size: int, border: float = 0.0) -> np.ndarr
     side = image_size * _SUPERSAMPLING
     canvas = PIL.Image.new("L", (side, side))
     draw = ImageDraw.Draw(canvas)
-    points = _subpixel_points(outline)
+    points = (outline * _SUPERSAMPLING).ravel().tolist()
     draw.polygon(points, fill=255)
     if border and len(outline) == _POINTS_OF_A_CURVE:
         along = np.roll(outline, -1, axis=0) - np.roll(outline, 1, axis=0)  # clockwise
         outwards = np.stack([along[:, 1], -along[:, 0]], axis=1) / np.linalg.norm(along, axis=1, keepdims=True)
-        draw.polygon(_subpixel_points(outline + border * outwards), fill=255)
+        draw.polygon(((outline + border * outwards) * _SUPERSAMPLING).ravel().tolist(), fill=255)
     elif border:
-        draw.line([*points, *points[:2]], fill=255, width=round(2 * border * _SUPERSAMPLING), joint="curve")
+        draw.line([*points, *points[:4]], fill=255, width=round(2 * border * _SUPERSAMPLING), joint="curve")
     return _reduce(canvas)
-
-
-def _subpixel_points(outline: np.ndarray) -> list[tuple[float, float]]:
-    return [(x, y) for x, y in (outline * _SUPERSAMPLING).tolist()]
 
 
 def _shadow(coverage: np.ndarray, image_size: int) -> np.ndarray:

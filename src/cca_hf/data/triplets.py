@@ -12,9 +12,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datase
 
 from .columns import ColumnPlace, check_names, encode_labels, missing_message
 from .coverage import FILE_NAME_COLUMN, rows_with_image
+from .loading import with_usual_names
 from .schema import IMAGE_COLUMN
 from .sources import load_source
-from .splits import with_usual_names
 
 CONDITION_COLUMN = "condition"
 TRIPLET_COLUMNS = ("anchor", "positive", "negative")

@@ -48,12 +48,13 @@ class QueryView:
 def choose_queries(labels: NDArray[np.int64], count: int, seed: int = 0) -> list[int]:
     """`count` random rows of `labels` (images, attributes), preferably with many values that are not shown yet."""
     pool = np.random.default_rng(seed).permutation(len(labels))[: 20 * count].tolist()
+    values = {row: {(place, label) for place, label in enumerate(labels[row].tolist()) if label >= 0} for row in pool}
     chosen: list[int] = []
     seen: set[tuple[int, int]] = set()
     while pool and len(chosen) < count:
-        best = max(pool, key=lambda row: len(_labelled(labels[row]) - seen))
+        best = max(pool, key=lambda row: len(values[row] - seen))
         pool.remove(best)
-        seen |= _labelled(labels[best])
+        seen |= values[best]
         chosen.append(best)
     return chosen
 
@@ -191,7 +192,3 @@ def _show(axes: Axes, image: Image.Image, frame: str | None) -> None:
     axes.spines[:].set_visible(frame is not None)
     if frame is not None:
         axes.spines[:].set(color=frame, linewidth=2)
-
-
-def _labelled(labels: NDArray[np.int64]) -> set[tuple[int, int]]:
-    return {(attribute, label) for attribute, label in enumerate(labels.tolist()) if label >= 0}

@@ -222,11 +222,7 @@ def _to_triplets(file_names: Sequence[str], conditions: np.ndarray, rows: np.nda
 
 
 def sample_by_value(labels: np.ndarray, number: int, generator: np.random.Generator) -> np.ndarray:
-    """The close image has the value of the anchor, the far image another value.
-
-    Args:
-        labels: (images,) value ids, -1 = not labelled.
-    """
+    """The close image has the value of the anchor, the far image another one. `labels`: ids, -1 = not labelled."""
     order = np.argsort(labels, kind="stable")
     order = order[np.searchsorted(labels[order], 0) :]  # labelled images only; images of one value form a run
     values, first, count = np.unique(labels[order], return_index=True, return_counts=True)
@@ -246,11 +242,7 @@ def sample_by_value(labels: np.ndarray, number: int, generator: np.random.Genera
 
 
 def sample_by_distance(measures: np.ndarray, number: int, generator: np.random.Generator) -> np.ndarray:
-    """The close image has a measure nearer to the anchor's than the far image. Ties are not sampled.
-
-    Args:
-        measures: (images,), NaN = not measured.
-    """
+    """The close image is nearer to the anchor in its measure than the far image. `measures`: NaN = not measured."""
     measured = np.flatnonzero(np.isfinite(measures))
     if len(measured) < 3 or len(np.unique(measures[measured])) < 2:
         raise ValueError(f"triplets need three images of two measures; {len(measured)} image(s) are measured")
@@ -261,6 +253,7 @@ def sample_by_distance(measures: np.ndarray, number: int, generator: np.random.G
         to_one, to_other = np.abs(measures[one] - measures[anchor]), np.abs(measures[other] - measures[anchor])
         far = np.where(to_one > to_other, one, other)
         close = np.where(to_one > to_other, other, one)
+        # without ties
         usable = (to_one != to_other) & (anchor != one) & (anchor != other)
         drawn = np.concatenate([drawn, np.stack([anchor, far, close], axis=1)[usable]])
     return drawn[:number]
