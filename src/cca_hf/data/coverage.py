@@ -19,7 +19,6 @@ from .columns import ColumnPlace, check_names
 logger = logging.getLogger(__name__)
 
 FILE_NAME_COLUMN = "file_name"
-_ROWS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,6 @@ def rows_with_image(dataset: Dataset, image_column: str) -> np.ndarray:
     """The rows whose image is not null."""
     if dataset.data.column(image_column).null_count == 0:  # known without reading any row
         return np.arange(dataset.num_rows)
-    batches = dataset.select_columns([image_column]).with_format("arrow").iter(_ROWS_AT_ONCE)
+    batches = dataset.select_columns([image_column]).with_format("arrow").iter(1000)
     present = [table.column(image_column).is_valid().to_numpy() for table in batches]
     return np.flatnonzero(np.concatenate(present)) if present else np.arange(0)

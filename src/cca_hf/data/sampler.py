@@ -182,8 +182,7 @@ class _Rounds:
             if not self.queue:
                 # a new round; the values that this batch has already come last in it, that is, in later batches
                 fresh = self.random.permutation(self.count).tolist()
-                fresh.sort(key=taken.__contains__)
-                self.queue = fresh[::-1]
+                self.queue = sorted(fresh, key=taken.__contains__)[::-1]
             value = self.queue[-1]
             size = int(self.sizes[value])
             wanted = share + (len(taken) < extra) if len(taken) < planned else images_per_value

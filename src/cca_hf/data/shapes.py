@@ -26,17 +26,15 @@ COLOURS = {
 }
 # factors of the radius that make shapes of one size look equally large
 SHAPES = {"circle": 1.0, "square": 1.2, "triangle": 1.34, "star": 1.32, "heart": 1.12, "cross": 1.2}
-PATTERNS = ("plain", "stripes", "dots", "checks", "rings")
 # radius as a share of the side of the image
 SIZES = {"tiny": 0.125, "small": 0.18, "medium": 0.245, "large": 0.325}
-BACKGROUNDS = ("paper", "sunset", "grid", "night", "waves")
 
 SHAPE_ATTRIBUTES: dict[str, list[str]] = {
     "colour": list(COLOURS),
     "shape": list(SHAPES),
-    "pattern": list(PATTERNS),
+    "pattern": ["plain", "stripes", "dots", "checks", "rings"],
     "size": list(SIZES),
-    "background": list(BACKGROUNDS),
+    "background": ["paper", "sunset", "grid", "night", "waves"],
 }
 
 _SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}

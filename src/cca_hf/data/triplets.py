@@ -71,7 +71,12 @@ def load_triplets(
     triplets = splits[split]
     if config_name is None or isinstance(triplets.features[TRIPLET_COLUMNS[0]], Image):
         return triplets, None
-    return triplets, _all_images(load_source(source, None, None))
+    columns, parts = [IMAGE_COLUMN, FILE_NAME_COLUMN], []
+    for images in load_source(source, None, None).values():
+        context = "the triplets contain file names, and the default configuration must contain the images: "
+        check_names("column", columns, images.column_names, context)
+        parts.append(images.select_columns(columns))
+    return triplets, concatenate_datasets(parts).cast_column(IMAGE_COLUMN, Image(decode=False))
 
 
 def distinct_images(triplets: Dataset, images: Dataset | None = None) -> tuple[Dataset, np.ndarray]:
@@ -111,15 +116,6 @@ def distinct_images(triplets: Dataset, images: Dataset | None = None) -> tuple[D
     present = places >= 0
     renumbered = np.where(present, np.cumsum(present) - 1, -1)
     return images.select_columns([IMAGE_COLUMN]).select(places[present]), renumbered[rows]
-
-
-def _all_images(source: DatasetDict) -> Dataset:
-    columns, parts = [IMAGE_COLUMN, FILE_NAME_COLUMN], []
-    for dataset in source.values():
-        context = "the triplets contain file names, and the default configuration must contain the images: "
-        check_names("column", columns, dataset.column_names, context)
-        parts.append(dataset.select_columns(columns))
-    return concatenate_datasets(parts).cast_column(IMAGE_COLUMN, Image(decode=False))
 
 
 def _keys(images: Dataset, column: str) -> Iterator[bytes | str]:

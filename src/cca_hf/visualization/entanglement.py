@@ -6,9 +6,8 @@ import numpy as np
 
 from cca_hf.evaluation.entanglement.result import EntanglementResult
 
-from .figures import INK, MUTED, Figure, new_figure, quiet
+from .figures import FAINT, INK, MUTED, Figure, new_figure, quiet
 
-_UNDEFINED = "#e5e7eb"
 _READERS = {"linear": "linear reader", "neighbours": "nearest neighbours"}
 
 
@@ -23,7 +22,7 @@ def plot_entanglement(result: EntanglementResult) -> Figure:
     figure = new_figure(side * len(result.readers), side + 0.5)
     for place, (name, reader) in enumerate(result.readers.items()):
         axes = figure.add_subplot(1, len(result.readers), place + 1)
-        axes.set_facecolor(_UNDEFINED)
+        axes.set_facecolor(FAINT)  # undefined cells
         axes.imshow(np.ma.masked_invalid(reader.matrix), cmap="magma", vmin=0.0, vmax=1.0)
         for row, column in np.ndindex(*reader.matrix.shape):
             value = float(reader.matrix[row, column])

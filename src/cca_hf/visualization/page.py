@@ -42,8 +42,8 @@ def render(template: str, **values: object) -> str:
 @cache
 def templates(package: str) -> Environment:
     """The Jinja templates in the folder of a package."""
-    loader, options = PackageLoader(package, ""), {"trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **options)
+    environment = Environment(loader=PackageLoader(package, ""), autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
     environment.filters |= {"thumbnail": partial(data_uri, size=_THUMBNAIL), "large": partial(data_uri, size=_LARGE)}
     environment.filters["percent"] = percent
     return environment

@@ -119,9 +119,8 @@ def comparison_rows(results: Mapping[str, EvaluationResult], measure: str = "map
         means["query-weighted"] = f"{measure}_weighted"
     if measure == "map":
         means["macro over values"] = "map_macro"
-    for name, key in means.items():
-        rows.append((name, [first.chance_overall[key], *(result.overall[key] for result in results.values())]))
-    return rows
+    overall = [first.chance_overall, *(result.overall for result in results.values())]
+    return rows + [(name, [figures[key] for figures in overall]) for name, key in means.items()]
 
 
 def comparison_table(results: Mapping[str, EvaluationResult], measure: str = "map", decimals: int = 1) -> str:
@@ -131,10 +130,8 @@ def comparison_table(results: Mapping[str, EvaluationResult], measure: str = "ma
         results: name -> result, all of the same split.
         measure: `"map"`, `"map_macro"`, `"recall@1"`, ..., `"r_precision"`.
     """
-    rows = [
-        [name, *(percent(figure, decimals) for figure in figures)]
-        for name, figures in comparison_rows(results, measure)
-    ]
+    compared = comparison_rows(results, measure)
+    rows = [[name, *(percent(figure, decimals) for figure in figures)] for name, figures in compared]
     first = next(iter(results.values()))
     count = len(first.attributes)
     header = [f"{MEASURE_NAMES.get(measure, measure)} in %", "chance", *results]

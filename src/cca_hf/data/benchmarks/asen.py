@@ -44,9 +44,8 @@ class AsenSplits:
         if name not in meta:
             raise ValueError(f"{meta_file} describes {', '.join(meta)}, not {name}")
         # attribute -> number of values, in the order of the ids
-        self.num_values = {
-            attribute: int(meta[name]["ATTRIBUTES_NUM"][attribute]) for attribute in meta[name]["ATTRIBUTES"]
-        }
+        numbers = meta[name]["ATTRIBUTES_NUM"]
+        self.num_values = {attribute: int(numbers[attribute]) for attribute in meta[name]["ATTRIBUTES"]}
 
     def file_names(self, part: str) -> list[str]:
         """The images of `train`, `valid` or `test`, by fid."""

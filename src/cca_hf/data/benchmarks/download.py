@@ -33,7 +33,6 @@ DEAD_LINKS = "dead_links.tsv"
 _HEADERS = {"User-Agent": "Mozilla/5.0 (compatible; cca_hf)", "Accept": "image/*,*/*;q=0.5"}
 _MAX_BYTES = 64_000_000
 _MAX_PIXELS = 64_000_000  # in memory, after a JPEG was decoded to a fraction of its size
-_CHUNK = 65_536
 
 
 @dataclass(frozen=True)
@@ -91,10 +90,8 @@ def download_images(
     settings = settings or DownloadSettings()
     pool = _connection_pool(settings)
     listed = read_url_list(urls)
-    files = {name: _target(output, name) for name in listed}
-    missing = {
-        name: url for name, url in listed.items() if not files[name].is_file() or not files[name].stat().st_size
-    }
+    present = {name for name in listed if (file := _target(output, name)).is_file() and file.stat().st_size}
+    missing = {name: url for name, url in listed.items() if name not in present}
     dead_links, dead = output / DEAD_LINKS, {}
     if dead_links.is_file() and not retry_dead:
         lines = dead_links.read_text(encoding="utf-8").split("\n")[:-1]  # a killed run leaves an incomplete last line
@@ -119,7 +116,7 @@ def download_images(
                 record.flush()
             progress.set_postfix(dead=len(dead), refresh=False)
             progress.update()
-    return DownloadReport(len(listed), len(listed) - len(missing), saved, dead)
+    return DownloadReport(len(listed), len(present), saved, dead)
 
 
 def read_url_list(path: Path) -> dict[str, str]:
@@ -240,7 +237,7 @@ def _content(pool: "PoolManager", url: str, settings: DownloadSettings) -> bytes
 def _body(response: "BaseHTTPResponse", deadline: float) -> bytes:
     until = time.monotonic() + deadline
     content = bytearray()
-    while chunk := response.read1(_CHUNK):  # returns any data at once, so that the deadline also stops a slow server
+    while chunk := response.read1(65_536):  # returns any data at once, so that the deadline also stops a slow server
         content += chunk
         if len(content) > _MAX_BYTES:
             raise DeadLinkError(f"too large: more than {_MAX_BYTES:,} bytes")

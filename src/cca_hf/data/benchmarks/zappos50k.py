@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from cca_hf.data.columns import check_names
 from cca_hf.data.triplets import CONDITION_COLUMN, TRIPLET_COLUMNS
 
 from .annotations import Annotations, Benchmark, Pairs, existing, find_file, read_lines, to_splits
@@ -122,9 +123,7 @@ def _read_shoes(root: Path, image_root: Path) -> Shoes:
     path = found[0] if found else existing(root / "ut-zap50k-data" / "meta-data.csv", SOURCE)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
-        missing = [column for column in ("CID", *COLUMNS.values()) if column not in (reader.fieldnames or [])]
-        if missing:
-            raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(reader.fieldnames or [])}")
+        check_names("column", ("CID", *COLUMNS.values()), reader.fieldnames or [], f"{path}: ")
         row_of = {row["CID"]: row for row in reader}
     without = {column: "" for column in COLUMNS.values()}
     # 100627-72 is 100627.72.jpg
@@ -199,8 +198,8 @@ def _sampled(shoes: Shoes, rows: np.ndarray, part: str, seed: int) -> Dataset:
         cells = [shoes.cells[attribute][row] for row in rows.tolist()]
         if attribute == "heel_height":
             heights = [heel_inches(cell[0]) if len(cell) == 1 else None for cell in cells]
-            measured = np.array([np.nan if height is None else height for height in heights])
-            triplets.append(rows[sample_by_distance(measured, number, generator)])
+            # None becomes NaN
+            triplets.append(rows[sample_by_distance(np.array(heights, dtype=np.float64), number, generator)])
         else:
             ids = {value: value_id for value_id, value in enumerate(shoes.attributes[attribute])}
             labels = np.array([ids[cell[0]] if len(cell) == 1 else -1 for cell in cells])
@@ -212,13 +211,11 @@ def _sampled(shoes: Shoes, rows: np.ndarray, part: str, seed: int) -> Dataset:
 
 def _to_triplets(file_names: Sequence[str], conditions: np.ndarray, rows: np.ndarray) -> Dataset:
     """`rows`: (triplets, 3) anchor, far and close, as in CSN's files."""
-    anchor, negative, positive = rows.T.tolist()
-    by_column = dict(zip(TRIPLET_COLUMNS, (anchor, positive, negative), strict=True))
-    columns = {name: [file_names[row] for row in column] for name, column in by_column.items()}
-    features = Features(
-        {CONDITION_COLUMN: ClassLabel(names=list(CONDITIONS)), **{name: Value("string") for name in TRIPLET_COLUMNS}}
-    )
-    return Dataset.from_dict({CONDITION_COLUMN: conditions, **columns}, features=features)
+    anchor, far, close = ([file_names[row] for row in column] for column in rows.T.tolist())
+    columns = dict(zip((CONDITION_COLUMN, *TRIPLET_COLUMNS), (conditions, anchor, close, far), strict=True))
+    names = ClassLabel(names=list(CONDITIONS))
+    features = Features({CONDITION_COLUMN: names, **dict.fromkeys(TRIPLET_COLUMNS, Value("string"))})
+    return Dataset.from_dict(columns, features=features)
 
 
 def sample_by_value(labels: np.ndarray, number: int, generator: np.random.Generator) -> np.ndarray:
