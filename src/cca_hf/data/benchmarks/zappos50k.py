@@ -23,7 +23,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from cca_hf.data.columns import check_names
 from cca_hf.data.triplets import CONDITION_COLUMN, TRIPLET_COLUMNS
 
 from .annotations import Annotations, Benchmark, Pairs, existing, find_file, read_lines, to_splits
@@ -123,7 +122,9 @@ def _read_shoes(root: Path, image_root: Path) -> Shoes:
     path = found[0] if found else existing(root / "ut-zap50k-data" / "meta-data.csv", SOURCE)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
-        check_names("column", ("CID", *COLUMNS.values()), reader.fieldnames or [], f"{path}: ")
+        missing = [column for column in ("CID", *COLUMNS.values()) if column not in (reader.fieldnames or [])]
+        if missing:
+            raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(reader.fieldnames or [])}")
         row_of = {row["CID"]: row for row in reader}
     without = {column: "" for column in COLUMNS.values()}
     # 100627-72 is 100627.72.jpg
