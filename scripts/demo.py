@@ -19,8 +19,8 @@ from cca_hf.data.shapes import SHAPE_ATTRIBUTES
 from cca_hf.recipes.attribute_retrieval import TrainingRun
 from cca_hf.recipes.shapes import EPOCHS, NUM_IMAGES, draw_shapes, train_on_shapes
 from cca_hf.training.process import prepare_process
-from cca_hf.visualization.results import comparison_table
-from cca_hf.visualization.selection import view_queries
+from cca_hf.visualization.neighbours import view_queries
+from cca_hf.visualization.report import comparison_table
 
 ATTRIBUTES = list(SHAPE_ATTRIBUTES)
 

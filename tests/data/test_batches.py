@@ -15,8 +15,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.sampler import AttributeBatchSampler, SampleKey
-from cca_hf.data.torch_dataset import AttributeCollator, AttributeImages
-from cca_hf.data.transforms import TrainingTransform
+from cca_hf.data.torch_dataset import AttributeCollator, AttributeImages, TrainingTransform
 from cca_hf.models.encoding import pixel_batches
 from cca_hf.models.images import load_image
 

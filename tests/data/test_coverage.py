@@ -10,7 +10,7 @@ from datasets import DatasetDict
 from cca_hf.data.coverage import Coverage
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.evaluation import EvaluationResult, evaluate_embeddings
-from cca_hf.visualization.results import comparison_table, plot_results
+from cca_hf.visualization.report import comparison_table, plot_results
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def test_the_outcome_is_kept(folder, monkeypatch):
     """Loaded again from disk, the pictures are not decoded again."""
     with pytest.raises(UnreadableImageError):
         load(folder).check_images()
-    monkeypatch.setattr("cca_hf.data.image_check.load_image", lambda image: pytest.fail("decoded again"))
+    monkeypatch.setattr("cca_hf.data.schema.load_image", lambda image: pytest.fail("decoded again"))
     with pytest.raises(UnreadableImageError, match="3 unreadable"):
         load(folder).check_images()
 

@@ -11,8 +11,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.sampler import AttributeBatchSampler
-from cca_hf.data.torch_dataset import AttributeCollator, AttributeImages
-from cca_hf.data.transforms import TrainingTransform
+from cca_hf.data.torch_dataset import AttributeCollator, AttributeImages, TrainingTransform
 
 FASHION = ["article_type", "sub_category", "master_category", "base_colour", "gender", "season", "usage"]
 

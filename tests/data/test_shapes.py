@@ -10,8 +10,7 @@ import pytest
 from datasets import ClassLabel, Image
 
 from cca_hf.data.loading import load_attribute_dataset
-from cca_hf.data.shape_drawing import draw_shape
-from cca_hf.data.shapes import SHAPE_ATTRIBUTES, generate_shapes_dataset
+from cca_hf.data.shapes import SHAPE_ATTRIBUTES, draw_shape, generate_shapes_dataset
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +99,7 @@ def test_the_shape_has_its_colour_and_the_rest_has_not(shapes):
 
 @pytest.mark.parametrize("shape", SHAPE_ATTRIBUTES["shape"])
 def test_a_light_rim_sets_every_shape_off_the_background(shape):
-    drawn = draw_shape(
+    image, _, mask = draw_shape(
         colour="blue",
         shape=shape,
         pattern="plain",
@@ -109,8 +108,8 @@ def test_a_light_rim_sets_every_shape_off_the_background(shape):
         image_size=96,
         random=np.random.default_rng(0),
     )
-    picture = np.asarray(PIL.Image.open(io.BytesIO(drawn.image)), dtype=float).min(axis=2)
-    mask = PIL.Image.open(io.BytesIO(drawn.mask))
+    picture = np.asarray(PIL.Image.open(io.BytesIO(image)), dtype=float).min(axis=2)
+    mask = PIL.Image.open(io.BytesIO(mask))
     near, nearer = (np.asarray(mask.filter(PIL.ImageFilter.MaxFilter(width))) > 0 for width in (5, 3))
     assert np.median(picture[nearer & (np.asarray(mask) == 0)]) > 150
     assert np.median(picture[near & ~nearer]) > 100

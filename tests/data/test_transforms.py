@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from transformers import ViTImageProcessorPil
 
-from cca_hf.data.transforms import TrainingTransform
+from cca_hf.data.torch_dataset import TrainingTransform
 from cca_hf.models.images import ImageReader
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cca_hf.data.benchmarks.triplet_sampling import sample_by_distance, sample_by_value
+from cca_hf.data.benchmarks.zappos50k import sample_by_distance, sample_by_value
 
 
 def test_two_of_a_value_and_one_of_another():

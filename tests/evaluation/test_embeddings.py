@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cca_hf.evaluation import EvaluationResult, Gallery, evaluate_embeddings, retrieval_metrics
-from cca_hf.visualization.results import comparison_rows
+from cca_hf.visualization.report import comparison_rows
 
 ATTRIBUTES = {"colour": ["red", "green", "blue"], "shape": ["circle", "square"]}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cca_hf.evaluation import EvaluationResult, evaluate_embeddings
-from cca_hf.visualization.results import comparison_rows, comparison_table, plot_results
+from cca_hf.visualization.report import comparison_rows, comparison_table, plot_results
 
 ATTRIBUTES = {"colour": ["red", "green", "blue"], "shape": ["circle", "square"]}
 
@@ -72,7 +72,7 @@ def test_without_matplotlib_the_tables_work_and_the_plot_says_what_to_install():
 import sys
 sys.modules["matplotlib"] = None
 from cca_hf.evaluation import evaluate_embeddings
-from cca_hf.visualization.results import comparison_table, plot_results
+from cca_hf.visualization.report import comparison_table, plot_results
 import numpy as np
 result = evaluate_embeddings(np.eye(4)[:, None], np.array([[0], [0], [1], [1]]), {"colour": ["red", "green"]})
 print(comparison_table({"CCA": result}))

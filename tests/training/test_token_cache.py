@@ -14,7 +14,7 @@ from transformers import MobileNetV2Config, ViTImageProcessorPil
 
 from cca_hf import CCAModel, RetrievalEvaluator
 from cca_hf.data.sampler import SampleKey
-from cca_hf.data.transforms import TrainingTransform
+from cca_hf.data.torch_dataset import TrainingTransform
 from cca_hf.models.images import decode_image
 from cca_hf.recipes.attribute_trainer import CCATrainer
 from cca_hf.training.token_cache import TokenCache

@@ -47,7 +47,7 @@ def prepare(
         if value is not None:
             raise UsageError(f"{name} is not for {benchmark}")
     with stdout_kept_clean():
-        from cca_hf.data.benchmarks.darn import load_darn
+        from cca_hf.data.benchmarks.asen import load_darn
         from cca_hf.data.benchmarks.deepfashion import load_deepfashion
         from cca_hf.data.benchmarks.fashionai import load_fashionai
         from cca_hf.data.benchmarks.prepare import prepare_benchmark
@@ -86,11 +86,11 @@ def download(
     """
     with stdout_kept_clean():
         from cca_hf.data.benchmarks.annotations import existing
-        from cca_hf.data.benchmarks.darn import URLS
+        from cca_hf.data.benchmarks.asen import DARN_URLS
         from cca_hf.data.benchmarks.download import DEAD_LINKS, DownloadSettings, download_images
 
         settings = DownloadSettings(size=size, workers=workers, timeout=timeout)
-        report = download_images(existing(urls, URLS), output, settings, retry_dead=retry_dead)
+        report = download_images(existing(urls, DARN_URLS), output, settings, retry_dead=retry_dead)
     print(report)
     if report.dead:
         print(f"dead links: {output / DEAD_LINKS}")

@@ -4,7 +4,7 @@ Only the label columns are read, through Arrow: images are neither loaded nor de
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -56,15 +56,19 @@ def missing_message(kind: str, missing: Sequence[str], available: Iterable[str])
     return f"no {kind} {', '.join(shown)}; there are: {', '.join(names) or 'none'}"
 
 
+def check_names(kind: str, names: Iterable[str], available: Iterable[str], context: str = "") -> None:
+    """Raises ValueError, whose text begins with `context`, if some names are not available."""
+    missing = [name for name in names if name not in available]
+    if missing:
+        raise ValueError(context + missing_message(kind, missing, available))
+
+
 def is_label_feature(feature: object) -> bool:
     """Whether a column of this feature can contain the values of an attribute."""
-    if isinstance(feature, datasets.ClassLabel):
-        return True
-    if not isinstance(feature, datasets.Value):
+    if not isinstance(feature, (datasets.ClassLabel, datasets.Value)):
         return False
-    types = pa.types
-    tests = (types.is_string, types.is_large_string, types.is_integer, types.is_boolean)
-    return any(test(feature.pa_type) for test in (*tests, types.is_floating, types.is_null))
+    kind = feature.dtype.rstrip("0123456789")  # without the number of bits
+    return kind in ("string", "large_string", "int", "uint", "bool", "float", "null")
 
 
 def integers(column: pa.ChunkedArray) -> np.ndarray:
@@ -72,23 +76,20 @@ def integers(column: pa.ChunkedArray) -> np.ndarray:
     return pc.fill_null(column.cast(pa.int64()), -1).to_numpy()
 
 
-def group_codes(columns: Sequence[pa.ChunkedArray]) -> list[np.ndarray]:
-    """int64 codes, equal for equal values in all columns, and -1 for missing values."""
+def group_codes(splits: Mapping[str, datasets.Dataset], group_column: str) -> dict[str, np.ndarray]:
+    """split -> int64 codes, equal for equal values in all splits, and -1 for missing values."""
+    columns = [ColumnPlace(group_column).read(dataset) for dataset in splits.values()]
     codes, _ = _codes(pa.chunked_array([chunk for column in columns for chunk in column.chunks]))
-    return np.split(codes, np.cumsum([len(column) for column in columns])[:-1])
+    return dict(zip(splits, np.split(codes, np.cumsum([len(column) for column in columns])[:-1]), strict=True))
 
 
 def encode_labels(
     name: str, columns: dict[str, pa.ChunkedArray], features: dict[str, object], values: Sequence[str] | None = None
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Converts the columns of one attribute in all splits to ids and value names.
+    """Converts the columns of one attribute (split -> column) to ids and value names.
 
     A `ClassLabel` keeps its names. Other columns get `values`, or else the sorted values of all splits (integers by
     size). None, -1, NaN and blank strings mean "not labelled" and become -1.
-
-    Args:
-        columns: split -> the column.
-        features: split -> its feature.
 
     Returns:
         split -> int64 ids of shape (images,), and the value names in id order.
@@ -98,7 +99,7 @@ def encode_labels(
         vocabularies = [feature.names for feature in features.values() if isinstance(feature, datasets.ClassLabel)]
         if len(vocabularies) == len(features) and all(names == vocabularies[0] for names in vocabularies):
             return {split: codes for split, (codes, _) in encoded.items()}, list(vocabularies[0])
-        found = {value for _, split_values in encoded.values() for value in split_values}
+        found = {value for _, split_values in encoded.values() for value in split_values if value is not None}
         try:
             values = [str(value) for value in sorted(found)]
         except TypeError:  # strings in one split, integers in another
@@ -106,13 +107,13 @@ def encode_labels(
     ids = {value: index for index, value in enumerate(values)}
     labels = {}
     for split, (codes, split_values) in encoded.items():
-        used = set(np.unique(codes).tolist())
-        unknown = [str(value) for code, value in enumerate(split_values) if code in used and str(value) not in ids]
+        used = [split_values[code] for code in np.unique(codes[codes >= 0]).tolist()]
+        unknown = [str(value) for value in used if value is not None and str(value) not in ids]
         if unknown:
             shown = missing_message(f"value of the attribute {name!r} called", unknown[:5], values)
             raise ValueError(f"split {split!r} contains {len(unknown)} unexpected value(s): {shown}")
         # the last entry is for the code -1
-        table = np.array([ids.get(str(value), -1) for value in split_values] + [-1], dtype=np.int64)
+        table = np.array([-1 if value is None else ids.get(str(value), -1) for value in (*split_values, None)])
         labels[split] = table[codes]
     return labels, list(values)
 
@@ -120,13 +121,10 @@ def encode_labels(
 def read_value_sets(
     dataset: datasets.Dataset, split: str, attribute: str, values: list[str], kind: ValueSetKind
 ) -> np.ndarray | None:
-    """(images, values) booleans from the column `<attribute>_all` or `<attribute>_maybe`; None without such lists.
+    """As `AttributeDataset.value_sets`, for one attribute; None without a column of lists.
 
     Lists are read by the names of their values, so they stay correct if `values` has another order, that of a trained
     model. A column of that name without lists has another meaning, and is ignored.
-
-    Raises:
-        ValueError: if a list contains anything but values of the attribute.
     """
     column = f"{attribute}_{kind}"
     feature = dataset.features.get(column)
@@ -142,8 +140,8 @@ def read_value_sets(
     return sets
 
 
-def _encode(name: str, column: pa.ChunkedArray, feature: object) -> tuple[np.ndarray, list[str | int]]:
-    """Codes of one split (-1: not labelled), and the values that they stand for."""
+def _encode(name: str, column: pa.ChunkedArray, feature: object) -> tuple[np.ndarray, list[str | int | None]]:
+    """Codes of one split, and the values that they stand for. The code -1 and the value None mean "not labelled"."""
     if isinstance(feature, datasets.ClassLabel):
         codes = integers(column)
         if len(codes) and not -1 <= codes.min() <= codes.max() < len(feature.names):
@@ -170,11 +168,9 @@ def _encode(name: str, column: pa.ChunkedArray, feature: object) -> tuple[np.nda
     elif pa.types.is_null(kind):
         column = column.cast(pa.string())
     codes, values = _codes(column)
-    blank = [value is None or value == -1 or (isinstance(value, str) and not value.strip()) for value in values]
-    kept = [value for value, is_blank in zip(values, blank, strict=True) if not is_blank]
-    table = np.full(len(values) + 1, -1, dtype=np.int64)  # the last entry is for the code -1
-    table[:-1][~np.array(blank, dtype=bool)] = np.arange(len(kept))
-    return table[codes], kept
+    return codes, [
+        None if value == -1 or (isinstance(value, str) and not value.strip()) else value for value in values
+    ]
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list]:

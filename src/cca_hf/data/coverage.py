@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, Image
 
-from .columns import ColumnPlace, missing_message
+from .columns import ColumnPlace, check_names
 
 logger = logging.getLogger(__name__)
 
 FILE_NAME_COLUMN = "file_name"
-_ROWS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -70,34 +69,32 @@ def with_images_of(splits: Mapping[str, Dataset], image_column: str, image_root:
         raise FileNotFoundError(f"there is no folder {root} with images")
     renewed = DatasetDict()
     for split, dataset in splits.items():
-        if FILE_NAME_COLUMN not in dataset.column_names:
-            missing = missing_message("column", [FILE_NAME_COLUMN], dataset.column_names)
-            raise ValueError(f"image_root needs the file names of the images: {missing}")
+        context = "image_root needs the file names of the images: "
+        check_names("column", [FILE_NAME_COLUMN], dataset.column_names, context)
         names = ColumnPlace(FILE_NAME_COLUMN).read(dataset).to_pylist()
         strangers = [name for name in names if not isinstance(name, str | None)]
         if strangers:
             raise ValueError(f"{FILE_NAME_COLUMN!r} of the split {split!r} must be strings, got {strangers[0]!r}")
-        paths = [None if name is None else image_path(root, name) for name in names]
-        images = [None if path is None else {"bytes": None, "path": path} for path in paths]
+        images = [None if name is None else image_cell(root, name) for name in names]
         kept = dataset.remove_columns([image_column] if image_column in dataset.column_names else [])
         renewed[split] = kept.add_column(image_column, images, feature=Image(decode=False))
     return renewed
 
 
-def image_path(root: Path, name: str) -> str | None:
-    """The absolute path of a file that is not empty; None if there is none."""
+def image_cell(root: Path, name: str) -> dict[str, str | None] | None:
+    """The absolute path of a file that is not empty, as the cell of an image column; None if there is none."""
     path = os.path.abspath(os.path.join(root, name))
     try:
         status = os.stat(path)
     except (OSError, ValueError):  # ValueError: a null character in the name
         return None
-    return path if status.st_size and stat.S_ISREG(status.st_mode) else None
+    return {"bytes": None, "path": path} if status.st_size and stat.S_ISREG(status.st_mode) else None
 
 
 def rows_with_image(dataset: Dataset, image_column: str) -> np.ndarray:
     """The rows whose image is not null."""
     if dataset.data.column(image_column).null_count == 0:  # known without reading any row
         return np.arange(dataset.num_rows)
-    batches = dataset.select_columns([image_column]).with_format("arrow").iter(_ROWS_AT_ONCE)
+    batches = dataset.select_columns([image_column]).with_format("arrow").iter(1000)
     present = [table.column(image_column).is_valid().to_numpy() for table in batches]
     return np.flatnonzero(np.concatenate(present)) if present else np.arange(0)

@@ -83,7 +83,8 @@ class AttributeBatchSampler(Sampler[list[SampleKey]]):
         self.seed = seed
         self.epoch = 0
         self._values = [_Values.of(column) for column in labels.T]
-        self._alone = _images_alone(labels)
+        # the rows that are the only image of one of their values
+        self._alone = np.unique(np.concatenate([values.alone for values in self._values]))
         self._batches = self._batches_per_attribute()
 
     @property
@@ -110,7 +111,7 @@ class AttributeBatchSampler(Sampler[list[SampleKey]]):
             places = min(self._claimed, self.batch_size - len(singles))
             batch = rounds[attribute].draw(places, self.images_per_value)
             batch = np.concatenate([batch, np.setdiff1d(singles, batch)])
-            batch = np.concatenate([batch, rest.draw(self.batch_size - len(batch), batch)])
+            batch = rest.fill(batch, self.batch_size)
             seeds = augmentation.integers(2**63, size=len(batch))
             yield [SampleKey(index, seed) for index, seed in zip(batch.tolist(), seeds.tolist(), strict=True)]
 
@@ -122,12 +123,9 @@ class AttributeBatchSampler(Sampler[list[SampleKey]]):
         # single images of a value take at most a quarter of a batch; the values with pairs get the other places
         singles = math.ceil(len(self._alone) / max(self.batch_size // 4, 1))
         slots = min(self._claimed, self.batch_size - math.ceil(len(self._alone) / max(singles, 1)))
-        batches = np.array(
-            [
-                math.ceil(values.number / max(min(slots // self.images_per_value, values.number), 1)) if wanted else 0
-                for values, wanted in zip(self._values, drawn, strict=True)
-            ]
-        )
+        counts = np.array([len(values.sizes) for values in self._values])
+        at_once = np.clip(slots // self.images_per_value, 1, np.maximum(counts, 1))  # values in a batch
+        batches = np.where(drawn, -(-counts // at_once), 0)
         needed = int(batches.sum())
         total = max(math.ceil(len(self._labelled) / self.batch_size), needed, singles)
         share = np.where(drawn, total / drawn.sum(), -np.inf)
@@ -140,12 +138,9 @@ class _Values(NamedTuple):
     """The values of one attribute that have at least two images."""
 
     images: np.ndarray  # rows, value after value
-    starts: np.ndarray  # (count + 1,) where each value's rows start
+    sizes: np.ndarray  # number of rows of each value
+    alone: np.ndarray  # rows of the other values, which have one image
     give_triplets: bool
-
-    @property
-    def number(self) -> int:
-        return len(self.starts) - 1
 
     @classmethod
     def of(cls, labels: np.ndarray) -> "_Values":
@@ -153,10 +148,10 @@ class _Values(NamedTuple):
         counts = np.bincount(labels[labels >= 0])
         order = order[len(labels) - counts.sum() :]  # -1 sorts first
         several = counts >= 2
-        sizes = counts[several]
         return cls(
             images=order[np.repeat(several, counts)],
-            starts=np.concatenate([[0], np.cumsum(sizes)]),
+            sizes=counts[several],
+            alone=order[np.repeat(counts == 1, counts)],
             give_triplets=bool(several.any() and (counts > 0).sum() > 1),
         )
 
@@ -166,13 +161,13 @@ class _Rounds:
 
     def __init__(self, values: _Values, random: np.random.Generator) -> None:
         self.random = random
-        self.count = values.number
-        self.starts = values.starts
-        self.sizes = np.diff(values.starts)
+        self.sizes = values.sizes
+        self.count = len(self.sizes)
+        self.ends = np.cumsum(self.sizes)
         # random order inside each value: sorting by value, then by a random number
-        of_value = np.repeat(np.arange(values.number), self.sizes)
+        of_value = np.repeat(np.arange(self.count), self.sizes)
         self.images = values.images[np.argsort(of_value + random.random(len(of_value)))]
-        self.next = np.zeros(values.number, dtype=np.int64)
+        self.next = np.zeros(self.count, dtype=np.int64)
         self.queue: list[int] = []
 
     def draw(self, places: int, images_per_value: int) -> np.ndarray:
@@ -187,8 +182,7 @@ class _Rounds:
             if not self.queue:
                 # a new round; the values that this batch has already come last in it, that is, in later batches
                 fresh = self.random.permutation(self.count).tolist()
-                fresh.sort(key=taken.__contains__)
-                self.queue = fresh[::-1]
+                self.queue = sorted(fresh, key=taken.__contains__)[::-1]
             value = self.queue[-1]
             size = int(self.sizes[value])
             wanted = share + (len(taken) < extra) if len(taken) < planned else images_per_value
@@ -201,7 +195,7 @@ class _Rounds:
         return np.concatenate(drawn) if drawn else np.empty(0, dtype=np.int64)
 
     def _next_images(self, value: int, wanted: int) -> np.ndarray:
-        images = self.images[self.starts[value] : self.starts[value + 1]]
+        images = self.images[self.ends[value] - self.sizes[value] : self.ends[value]]
         start = self.next[value]
         self.next[value] += wanted
         if self.next[value] <= len(images):
@@ -222,28 +216,14 @@ class _Fillers:
         self.round = random.permutation(images)
         self.next = 0
 
-    def draw(self, places: int, batch: np.ndarray) -> np.ndarray:
-        """`places` different images that are not in `batch`; there must be as many."""
-        drawn = self._from_this_round(places, batch)
-        if len(drawn) < places:
-            self.round = self.random.permutation(self.images)
-            self.next = 0
-            batch = np.concatenate([batch, drawn])
-            drawn = np.concatenate([drawn, self._from_this_round(places - len(drawn), batch)])
-        return drawn
-
-    def _from_this_round(self, places: int, batch: np.ndarray) -> np.ndarray:
-        head = self.round[self.next : self.next + places + len(batch)]
-        found = np.flatnonzero(~np.isin(head, batch))[:places]
-        # the images that were passed over are in this batch already: they are not drawn again in this round
-        self.next += int(found[-1]) + 1 if len(found) == places > 0 else len(head) if places else 0
-        return head[found]
-
-
-def _images_alone(labels: np.ndarray) -> np.ndarray:
-    """Rows that are the only image of one of their values."""
-    rows: list[np.ndarray] = []
-    for column in labels.T:
-        known = np.flatnonzero(column >= 0)
-        rows.append(known[np.bincount(column[known])[column[known]] == 1])
-    return np.unique(np.concatenate(rows))
+    def fill(self, batch: np.ndarray, size: int) -> np.ndarray:
+        """`batch` with other images up to `size`; there must be as many."""
+        while missing := size - len(batch):
+            if self.next == len(self.round):
+                self.round, self.next = self.random.permutation(self.images), 0
+            head = self.round[self.next : self.next + missing + len(batch)]
+            found = np.flatnonzero(~np.isin(head, batch))[:missing]
+            # the images that were passed over are in this batch already: they are not drawn again in this round
+            self.next += int(found[-1]) + 1 if len(found) == missing else len(head)
+            batch = np.concatenate([batch, head[found]])
+        return batch

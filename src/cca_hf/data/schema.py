@@ -1,19 +1,24 @@
 """`AttributeDataset`: labelled images in one schema, and the summary of such a data set."""
 
+import hashlib
+import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import numpy as np
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Features, Value
 
-from cca_hf.models.images import UnreadableImageError
+from cca_hf.models.images import UnreadableImageError, load_image
 
 from .columns import ColumnPlace, ValueSetKind, group_codes, integers, missing_message, read_value_sets
 from .coverage import Coverage
-from .image_check import find_unreadable, report_unreadable
+
+logger = logging.getLogger(__name__)
 
 IMAGE_COLUMN = "image"
+_SHOWN_IMAGES = 5
 
 
 @dataclass(frozen=True)
@@ -123,8 +128,7 @@ class AttributeDataset:
         self[split]  # raises for an unknown split
         if self.group_column is None:
             return None
-        columns = [ColumnPlace(self.group_column).read(dataset) for dataset in self.splits.values()]
-        return dict(zip(self.splits, group_codes(columns), strict=True))[split]
+        return group_codes(self.splits, self.group_column)[split]
 
     def coverage_of(self, *splits: str) -> Coverage | None:
         """The coverage of these splits together; None if no image is missing."""
@@ -165,10 +169,17 @@ class AttributeDataset:
         """
         if on_unreadable not in ("error", "skip"):
             raise ValueError(f"on_unreadable must be 'error' or 'skip', got {on_unreadable!r}")
-        reasons = {split: find_unreadable(dataset, split, num_proc) for split, dataset in self.splits.items()}
-        if not any(reasons.values()):
+        reasons = {split: _find_unreadable(dataset, split, num_proc) for split, dataset in self.splits.items()}
+        named = [f"{split}[{row}]: {reason}" for split, rows in reasons.items() for row, reason in rows.items()]
+        if not named:
             return self
-        report_unreadable(reasons, skipped=on_unreadable == "skip")
+        counts = ", ".join(f"{len(rows)} in {split}" for split, rows in reasons.items() if rows)
+        text = f"{len(named)} unreadable image(s) ({counts}):\n  " + "\n  ".join(named[:_SHOWN_IMAGES])
+        if len(named) > _SHOWN_IMAGES:
+            text += f"\n  ... and {len(named) - _SHOWN_IMAGES} more"
+        if on_unreadable == "error":
+            raise UnreadableImageError(f"{text}\nRepair them, or leave them out with on_unreadable='skip'.")
+        logger.warning("left out %s", text)
         readable, coverage = DatasetDict(self.splits), dict(self.coverage)
         for split, rows in reasons.items():
             count = self.splits[split].num_rows
@@ -179,3 +190,54 @@ class AttributeDataset:
                 listed = coverage[split].listed if split in coverage else count
                 coverage[split] = Coverage(count - len(rows), listed)
         return replace(self, splits=readable, coverage=coverage)
+
+
+def _find_unreadable(dataset: Dataset, split: str, num_proc: int | None = None) -> dict[int, str]:
+    """Row -> why its image cannot be read.
+
+    `datasets` caches the result. A file that has changed since is decoded again, and so is every URL.
+    """
+    images = dataset.select_columns([IMAGE_COLUMN])
+    files = _state_of_files(images)
+    reasons = images.map(
+        _reasons,
+        batched=True,
+        batch_size=64,
+        remove_columns=[IMAGE_COLUMN],
+        features=Features({"reason": Value("string")}),
+        fn_kwargs={"files": files},
+        load_from_cache_file=files is not None,
+        num_proc=num_proc,
+        desc=f"Checking the images of {split}",
+    )
+    return {row: reason for row, reason in enumerate(reasons["reason"]) if reason is not None}
+
+
+def _state_of_files(images: Dataset) -> str | None:
+    """A hash of the paths, sizes and times of the image files; `None` if some images are URLs."""
+    digest = hashlib.sha256()
+    for batch in images.flatten().select_columns([f"{IMAGE_COLUMN}.path"]).iter(batch_size=1000):
+        for path in batch[f"{IMAGE_COLUMN}.path"]:
+            if path is None:
+                continue
+            if path.startswith(("http://", "https://")):
+                return None
+            try:
+                status = os.stat(path)
+            except OSError:  # missing, or only the name of an image whose bytes are in the data set
+                continue
+            digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _reasons(batch: dict[str, list], files: str | None) -> dict[str, list]:
+    """`files` is an argument only for the cache, in which it distinguishes the states of the files."""
+    reasons: list[str | None] = []
+    for image in batch[IMAGE_COLUMN]:
+        try:
+            if image is not None:
+                load_image(image)
+            reasons.append(None if image is not None else "there is no image in this row")
+        except UnreadableImageError as error:
+            reasons.append(str(error))
+    return {"reason": reasons}

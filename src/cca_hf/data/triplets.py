@@ -10,11 +10,11 @@ from os import PathLike
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets
 
-from .columns import ColumnPlace, encode_labels, missing_message
+from .columns import ColumnPlace, check_names, encode_labels, missing_message
 from .coverage import FILE_NAME_COLUMN, rows_with_image
+from .loading import with_usual_names
 from .schema import IMAGE_COLUMN
 from .sources import load_source
-from .splits import with_usual_names
 
 CONDITION_COLUMN = "condition"
 TRIPLET_COLUMNS = ("anchor", "positive", "negative")
@@ -35,13 +35,11 @@ def to_triplet_dataset(dataset: Dataset, attributes: Sequence[str] | None = None
     Raises:
         ValueError: if a column or a condition is missing, a condition is unknown, or the data set is empty.
     """
-    missing = [column for column in (CONDITION_COLUMN, *TRIPLET_COLUMNS) if column not in dataset.column_names]
-    if missing:
-        raise ValueError(missing_message("column", missing, dataset.column_names))
+    check_names("column", (CONDITION_COLUMN, *TRIPLET_COLUMNS), dataset.column_names)
     if dataset.num_rows == 0:
         raise ValueError("there are no triplets: the data set is empty")
-    column, feature = ColumnPlace(CONDITION_COLUMN).read(dataset), dataset.features[CONDITION_COLUMN]
-    labels, names = encode_labels(CONDITION_COLUMN, {"triplets": column}, {"triplets": feature}, attributes)
+    columns, features = {"triplets": ColumnPlace(CONDITION_COLUMN).read(dataset)}, dataset.features
+    labels, names = encode_labels(CONDITION_COLUMN, columns, {"triplets": features[CONDITION_COLUMN]}, attributes)
     conditions = labels["triplets"]
     if (conditions < 0).any():
         raise ValueError(f"{(conditions < 0).sum()} of {len(conditions)} triplets have no condition")
@@ -73,7 +71,12 @@ def load_triplets(
     triplets = splits[split]
     if config_name is None or isinstance(triplets.features[TRIPLET_COLUMNS[0]], Image):
         return triplets, None
-    return triplets, _all_images(load_source(source, None, None))
+    columns, parts = [IMAGE_COLUMN, FILE_NAME_COLUMN], []
+    for images in load_source(source, None, None).values():
+        context = "the triplets contain file names, and the default configuration must contain the images: "
+        check_names("column", columns, images.column_names, context)
+        parts.append(images.select_columns(columns))
+    return triplets, concatenate_datasets(parts).cast_column(IMAGE_COLUMN, Image(decode=False))
 
 
 def distinct_images(triplets: Dataset, images: Dataset | None = None) -> tuple[Dataset, np.ndarray]:
@@ -115,28 +118,13 @@ def distinct_images(triplets: Dataset, images: Dataset | None = None) -> tuple[D
     return images.select_columns([IMAGE_COLUMN]).select(places[present]), renumbered[rows]
 
 
-def _all_images(source: DatasetDict) -> Dataset:
-    parts = []
-    for dataset in source.values():
-        missing = [name for name in (IMAGE_COLUMN, FILE_NAME_COLUMN) if name not in dataset.column_names]
-        if missing:
-            raise ValueError(
-                "the triplets contain file names, and the default configuration must contain the images: "
-                + missing_message("column", missing, dataset.column_names)
-            )
-        parts.append(dataset.select_columns([IMAGE_COLUMN, FILE_NAME_COLUMN]))
-    return concatenate_datasets(parts).cast_column(IMAGE_COLUMN, Image(decode=False))
-
-
 def _keys(images: Dataset, column: str) -> Iterator[bytes | str]:
     """For each row a hash of the bytes of the image, or its path."""
-    row = 0
-    for batch in images.with_format("arrow").iter(batch_size=1000):
-        for image in batch.column(column).to_pylist():
-            if image is not None and image["bytes"] is not None:
-                yield hashlib.blake2b(image["bytes"], digest_size=16).digest()
-            elif image is not None and image["path"] is not None:
-                yield image["path"]
-            else:
-                raise ValueError(f"the triplet of row {row} has no {column}: bytes and path are empty")
-            row += 1
+    batches = images.with_format("arrow").iter(batch_size=1000)
+    for row, image in enumerate(image for batch in batches for image in batch.column(column).to_pylist()):
+        if image is not None and image["bytes"] is not None:
+            yield hashlib.blake2b(image["bytes"], digest_size=16).digest()
+        elif image is not None and image["path"] is not None:
+            yield image["path"]
+        else:
+            raise ValueError(f"the triplet of row {row} has no {column}: bytes and path are empty")

@@ -15,10 +15,9 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from cca_hf.data.columns import ColumnPlace
 from cca_hf.data.coverage import FILE_NAME_COLUMN
-from cca_hf.data.new_folder import check_new
 from cca_hf.data.parquet_files import write_split
 from cca_hf.data.schema import IMAGE_COLUMN, AttributeDataset
-from cca_hf.models.whole_files import staged, write_text
+from cca_hf.models.whole_files import check_new, staged, write_text
 from cca_hf.training.run_record import count_values
 
 from .publishing import commit_folder

@@ -22,8 +22,7 @@ from cca_hf.models.configuration_images import AttributeConfig
 from cca_hf.models.whole_files import write_text
 from cca_hf.training.run_record import FILE_NAME, RunRecord
 from cca_hf.visualization.page import public_name
-from cca_hf.visualization.report import EXAMPLES, plot_curves
-from cca_hf.visualization.results import check_comparable
+from cca_hf.visualization.report import EXAMPLES, check_comparable, plot_curves
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 _TEST_RESULT = "test_evaluation.json"

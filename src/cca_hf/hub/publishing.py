@@ -20,9 +20,9 @@ from typing import Literal
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HTTPError  # from httpx or httpx2, depending on its version
 
-from cca_hf.data.new_folder import check_new
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.models.loading import load_model
+from cca_hf.models.whole_files import check_new
 from cca_hf.visualization.page import public_name
 from cca_hf.visualization.report import EXAMPLES
 

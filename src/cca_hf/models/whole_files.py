@@ -11,6 +11,12 @@ from typing import Any
 from safetensors import SafetensorError
 
 
+def check_new(folder: Path) -> None:
+    """Raises FileExistsError for a file, or a folder that is not empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists already; choose a new folder")
+
+
 def write_json(content: Any, path: str | Path) -> Path:
     """Write `content` to `path`, completely or not at all. Missing folders are created."""
     return write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", path)

@@ -16,8 +16,7 @@ from transformers.utils.logging import tqdm
 
 from cca_hf.data.sampler import AttributeBatchSampler
 from cca_hf.data.schema import AttributeDataset
-from cca_hf.data.torch_dataset import AttributeCollator, AttributeImages
-from cca_hf.data.transforms import TrainingTransform
+from cca_hf.data.torch_dataset import AttributeCollator, AttributeImages, TrainingTransform
 from cca_hf.models.backbones import parameters_of_levels
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.arguments import FEATURE_MAP_LEARNING_RATE, PRETRAINED_LEARNING_RATE, CCATrainingArguments

@@ -8,10 +8,9 @@ from typing import Any
 from datasets import DatasetDict
 
 from cca_hf.data.columns import column_places
-from cca_hf.data.loading import load_attribute_dataset
+from cca_hf.data.loading import HELD_OUT, load_attribute_dataset, with_usual_names
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.sources import load_source
-from cca_hf.data.splits import HELD_OUT, with_usual_names
 from cca_hf.data.triplets import holds_triplets, load_triplets
 from cca_hf.evaluation.entanglement.evaluator import measure_entanglement
 from cca_hf.evaluation.results import Result
@@ -21,8 +20,7 @@ from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.run_record import RunRecord, rows_digest
 from cca_hf.visualization.entanglement import plot_entanglement
 from cca_hf.visualization.figures import new_figure
-from cca_hf.visualization.report import write_report
-from cca_hf.visualization.results import plot_results
+from cca_hf.visualization.report import plot_results, write_report
 
 logger = logging.getLogger(__name__)
 

@@ -30,8 +30,7 @@ from transformers.utils.logging import tqdm
 
 from cca_hf.data.sampler import SampleKey
 from cca_hf.data.schema import IMAGE_COLUMN, AttributeDataset
-from cca_hf.data.torch_dataset import AttributeExample, AttributeImages
-from cca_hf.data.transforms import TrainingTransform
+from cca_hf.data.torch_dataset import AttributeExample, AttributeImages, TrainingTransform
 from cca_hf.models.backbones import architecture_of
 from cca_hf.models.images import ImageReader
 from cca_hf.models.modeling_cca import CCAModel

@@ -2,10 +2,9 @@
 
 from .attention import attention_overlay, attention_overlays, plot_attention
 from .entanglement import plot_entanglement
-from .neighbours import Neighbour, plot_neighbours
+from .neighbours import Neighbour, QueryView, choose_queries, plot_neighbours, view_queries
 from .projection import plot_projection
 from .report import write_report
-from .selection import QueryView, choose_queries, view_queries
 
 __all__ = [
     "Neighbour",

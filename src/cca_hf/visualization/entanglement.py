@@ -6,9 +6,8 @@ import numpy as np
 
 from cca_hf.evaluation.entanglement.result import EntanglementResult
 
-from .figures import INK, MUTED, Axes, Figure, new_figure, quiet
+from .figures import FAINT, INK, MUTED, Figure, new_figure, quiet
 
-_UNDEFINED = "#e5e7eb"
 _READERS = {"linear": "linear reader", "neighbours": "nearest neighbours"}
 
 
@@ -18,31 +17,26 @@ def plot_entanglement(result: EntanglementResult) -> Figure:
     Undefined cells are grey. Save the figure with `figure.savefig("entanglement.png", dpi=150)`. Needs matplotlib
     (`pip install "cca_hf[plot]"`).
     """
-    side = 1.6 + 0.62 * len(result.attributes)
+    names = result.attributes
+    side = 1.6 + 0.62 * len(names)
     figure = new_figure(side * len(result.readers), side + 0.5)
     for place, (name, reader) in enumerate(result.readers.items()):
         axes = figure.add_subplot(1, len(result.readers), place + 1)
-        _draw(axes, reader.matrix, result.attributes)
+        axes.set_facecolor(FAINT)  # undefined cells
+        axes.imshow(np.ma.masked_invalid(reader.matrix), cmap="magma", vmin=0.0, vmax=1.0)
+        for row, column in np.ndindex(*reader.matrix.shape):
+            value = float(reader.matrix[row, column])
+            colour = "white" if value < 0.6 else "black"  # an undefined cell is light: NaN is not below 0.6
+            axes.text(column, row, _number(value), ha="center", va="center", fontsize=8, color=colour)
+        axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(names)), names)
+        quiet(axes)
         title = f"{_READERS[name]}: entanglement {_number(reader.score)}"
         axes.set_title(f"{title}\ninformativeness {_number(reader.informativeness)}", fontsize=9, color=INK)
         if place == 0:
             axes.set_ylabel("embeddings", color=MUTED, fontsize=9)
         axes.set_xlabel("predicted", color=MUTED, fontsize=9)
     return figure
-
-
-def _draw(axes: Axes, matrix: np.ndarray, names: tuple[str, ...]) -> None:
-    axes.set_facecolor(_UNDEFINED)
-    axes.imshow(np.ma.masked_invalid(matrix), cmap="magma", vmin=0.0, vmax=1.0)
-    for row, column in np.ndindex(*matrix.shape):
-        figure = float(matrix[row, column])
-        dark = not math.isnan(figure) and figure < 0.6
-        axes.text(
-            column, row, _number(figure), ha="center", va="center", fontsize=8, color="white" if dark else "black"
-        )
-    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), names)
-    quiet(axes)
 
 
 def _number(figure: float) -> str:

@@ -42,13 +42,8 @@ def render(template: str, **values: object) -> str:
 @cache
 def templates(package: str) -> Environment:
     """The Jinja templates in the folder of a package."""
-    environment = Environment(
-        loader=PackageLoader(package, ""),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    environment = Environment(loader=PackageLoader(package, ""), autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
     environment.filters |= {"thumbnail": partial(data_uri, size=_THUMBNAIL), "large": partial(data_uri, size=_LARGE)}
     environment.filters["percent"] = percent
     return environment

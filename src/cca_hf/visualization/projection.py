@@ -101,14 +101,5 @@ def _scatter(axes: Axes, points: NDArray[np.float32], labels: NDArray[np.int64],
     for place, value in enumerate(frequent.tolist()):
         own = points[labels == value]
         axes.scatter(own[:, 0], own[:, 1], s=6, color=f"C{place}", linewidths=0, label=values[value])
-    axes.legend(
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0.0),
-        ncols=3,
-        fontsize=7,
-        frameon=False,
-        markerscale=2.5,
-        labelcolor=MUTED,
-        handletextpad=0.2,
-        columnspacing=0.8,
-    )
+    compact = {"fontsize": 7, "markerscale": 2.5, "handletextpad": 0.2, "columnspacing": 0.8}
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, frameon=False, labelcolor=MUTED, **compact)

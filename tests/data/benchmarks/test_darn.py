@@ -2,8 +2,7 @@
 
 import pytest
 
-from cca_hf.data.benchmarks.asen import EVALUATION_SPLITS, AsenSplits
-from cca_hf.data.benchmarks.darn import load_darn
+from cca_hf.data.benchmarks.asen import EVALUATION_SPLITS, AsenSplits, load_darn
 from cca_hf.data.benchmarks.prepare import prepare_benchmark
 from cca_hf.data.loading import load_attribute_dataset
 

@@ -16,7 +16,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
 from cca_hf.data.columns import ValueSetKind
-from cca_hf.data.coverage import FILE_NAME_COLUMN, image_path
+from cca_hf.data.coverage import FILE_NAME_COLUMN, image_cell
 from cca_hf.data.schema import IMAGE_COLUMN
 
 Pairs: TypeAlias = list[tuple[int, int]]  # (attribute, value) ids of one image
@@ -79,9 +79,8 @@ def to_dataset(annotations: Annotations, attributes: Mapping[str, Sequence[str]]
     for row, pairs in enumerate(annotations.pairs):
         for attribute, value in reversed(pairs):  # writes the first of several values last
             labels[attribute, row] = value
-    paths = [image_path(root, name) for name in annotations.file_names]
     columns: dict[str, Sequence] = {
-        IMAGE_COLUMN: [None if path is None else {"bytes": None, "path": path} for path in paths],
+        IMAGE_COLUMN: [image_cell(root, name) for name in annotations.file_names],
         **{name: labels[index] for index, name in enumerate(names)},
     }
     features = Features({IMAGE_COLUMN: Image(), **{name: ClassLabel(names=list(attributes[name])) for name in names}})

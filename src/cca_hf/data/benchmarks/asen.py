@@ -8,16 +8,22 @@
 `fid` is the 0-based line of the file names; attribute and value are 0-based ids. Some files end their lines with CR
 LF, some lack the last newline.
 
-Paper: Ma et al., Fine-Grained Fashion Similarity Learning by Attribute-Specific Embedding Network, AAAI 2020.
+The labels of DARN (nine attributes of clothes from online shops) are in these files only. Its images are a list of
+URLs, "<folder>/<name> <url>", many of them dead; `download.py` saves the other images as `pic/<folder>/<name>.jpg`.
+
+Papers: Ma et al., Fine-Grained Fashion Similarity Learning by Attribute-Specific Embedding Network, AAAI 2020; Huang
+et al., Cross-domain Image Retrieval with a Dual Attribute-aware Ranking Network, ICCV 2015.
 """
 
 import json
 from os import PathLike
 from pathlib import Path
 
-from .annotations import Annotations, Pairs, existing, read_lines
+from .annotations import Annotations, Benchmark, Pairs, existing, read_lines, to_splits
 
 SOURCE = "ASEN's split files: data.zip, linked from https://github.com/Maryeon/asenpp"
+DARN_URLS = "the list of URLs darn_url.txt, linked from https://github.com/Maryeon/asenpp"
+DARN_SOURCE = f"{DARN_URLS}; 'cca data download darn' downloads the images"
 
 # our split -> (file with its rows, part whose file names they refer to)
 EVALUATION_SPLITS = {
@@ -38,9 +44,8 @@ class AsenSplits:
         if name not in meta:
             raise ValueError(f"{meta_file} describes {', '.join(meta)}, not {name}")
         # attribute -> number of values, in the order of the ids
-        self.num_values = {
-            attribute: int(meta[name]["ATTRIBUTES_NUM"][attribute]) for attribute in meta[name]["ATTRIBUTES"]
-        }
+        numbers = meta[name]["ATTRIBUTES_NUM"]
+        self.num_values = {attribute: int(numbers[attribute]) for attribute in meta[name]["ATTRIBUTES"]}
 
     def file_names(self, part: str) -> list[str]:
         """The images of `train`, `valid` or `test`, by fid."""
@@ -97,3 +102,25 @@ class AsenSplits:
                 )
             parsed.append((number, fid, pairs))
         return parsed
+
+
+def load_darn(root: str | PathLike[str], asen_splits: str | PathLike[str] | None) -> Benchmark:
+    """Reads ASEN's splits of DARN, with numbers as names of the values: DARN's own names were not published with them.
+
+    Args:
+        root: the folder that contains `pic/`.
+        asen_splits: the folder with ASEN's `meta.json`.
+    """
+    if asen_splits is None:
+        raise ValueError("the labels of DARN are in ASEN's split files: give their folder as asen_splits")
+    asen = AsenSplits(asen_splits, "DARN")
+    # "clothes color" -> "clothes_color": easier to type in a command
+    attributes = {name.replace(" ", "_"): [str(value) for value in range(n)] for name, n in asen.num_values.items()}
+    splits = {split: asen.evaluation(split) for split in EVALUATION_SPLITS}
+    remarks = ["The names of the values are numbers: DARN's own names were not published with the splits."]
+    training = asen.training()
+    if training is None:
+        remarks.append("There are no training images: filenames_train.txt or label_train.txt is missing.")
+    else:
+        splits = {"train": training, **splits}
+    return Benchmark("DARN", DARN_SOURCE, to_splits(splits, attributes, Path(root)), remarks)

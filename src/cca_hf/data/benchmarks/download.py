@@ -11,14 +11,15 @@ import io
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from datasets.utils import tqdm
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from cca_hf.models.images import UnreadableImageError, load_image
 from cca_hf.models.whole_files import write_text
@@ -32,8 +33,6 @@ DEAD_LINKS = "dead_links.tsv"
 _HEADERS = {"User-Agent": "Mozilla/5.0 (compatible; cca_hf)", "Accept": "image/*,*/*;q=0.5"}
 _MAX_BYTES = 64_000_000
 _MAX_PIXELS = 64_000_000  # in memory, after a JPEG was decoded to a fraction of its size
-_CHUNK = 65_536
-_EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -91,10 +90,8 @@ def download_images(
     settings = settings or DownloadSettings()
     pool = _connection_pool(settings)
     listed = read_url_list(urls)
-    files = {name: _target(output, name) for name in listed}
-    missing = {
-        name: url for name, url in listed.items() if not files[name].is_file() or not files[name].stat().st_size
-    }
+    present = {name for name in listed if (file := _target(output, name)).is_file() and file.stat().st_size}
+    missing = {name: url for name, url in listed.items() if name not in present}
     dead_links, dead = output / DEAD_LINKS, {}
     if dead_links.is_file() and not retry_dead:
         lines = dead_links.read_text(encoding="utf-8").split("\n")[:-1]  # a killed run leaves an incomplete last line
@@ -119,7 +116,7 @@ def download_images(
                 record.flush()
             progress.set_postfix(dead=len(dead), refresh=False)
             progress.update()
-    return DownloadReport(len(listed), len(listed) - len(missing), saved, dead)
+    return DownloadReport(len(listed), len(present), saved, dead)
 
 
 def read_url_list(path: Path) -> dict[str, str]:
@@ -151,7 +148,7 @@ def shrink(content: bytes, size: int) -> bytes:
                 raise DeadLinkError(f"too large: {given[0]} x {given[1]} pixels")
             upright = load_image(image)
             as_it_is = image.format == "JPEG" and image.mode == "RGB"
-            as_it_is &= image.getexif().get(_EXIF_ORIENTATION, 1) == 1 and min(given) <= size
+            as_it_is &= image.getexif().get(ExifTags.Base.Orientation, 1) == 1 and min(given) <= size
     except UnidentifiedImageError as error:
         raise DeadLinkError("no image") from error
     except (UnreadableImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -191,20 +188,17 @@ def _fetch_all(
     """(name, reason for a dead link or None), in the order of completion."""
     executor = ThreadPoolExecutor(settings.workers, thread_name_prefix="fetch")
     pending: dict[Future[str | None], str] = {}
+    links = iter(wanted.items())
     try:
-        for name, url in wanted.items():
-            pending[executor.submit(_fetch, pool, url, _target(output, name), settings)] = name
-            if len(pending) >= 4 * settings.workers:
-                yield from _finished(pending)
-        while pending:
-            yield from _finished(pending)
+        while True:
+            for name, url in islice(links, 4 * settings.workers - len(pending)):
+                pending[executor.submit(_fetch, pool, url, _target(output, name), settings)] = name
+            if not pending:
+                return
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                yield pending.pop(future), future.result()
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-def _finished(pending: dict[Future[str | None], str]) -> Iterable[tuple[str, str | None]]:
-    done, _ = wait(pending, return_when=FIRST_COMPLETED)
-    return [(pending.pop(future), future.result()) for future in done]
 
 
 def _fetch(pool: "PoolManager", url: str, target: Path, settings: DownloadSettings) -> str | None:
@@ -243,7 +237,7 @@ def _content(pool: "PoolManager", url: str, settings: DownloadSettings) -> bytes
 def _body(response: "BaseHTTPResponse", deadline: float) -> bytes:
     until = time.monotonic() + deadline
     content = bytearray()
-    while chunk := response.read1(_CHUNK):  # returns any data at once, so that the deadline also stops a slow server
+    while chunk := response.read1(65_536):  # returns any data at once, so that the deadline also stops a slow server
         content += chunk
         if len(content) > _MAX_BYTES:
             raise DeadLinkError(f"too large: more than {_MAX_BYTES:,} bytes")

@@ -47,7 +47,6 @@ ATTRIBUTES = {
     ],
     "neck_design": ["Invisible", "Turtle Neck", "Ruffle Semi-High Collar", "Low Turtle Neck", "Draped Collar"],
 }  # fmt: skip
-_IDS = {attribute: index for index, attribute in enumerate(ATTRIBUTES)}
 ImageKey: TypeAlias = tuple[str, int]  # the md5 and the attribute identify the row of an image, in any folder
 
 
@@ -115,7 +114,8 @@ def _parse(line: str, prefix: str, place: str) -> OfficialRow:
             f"m; got {letters!r}"
         )
     maybe = [value for value, letter in enumerate(letters) if letter == "m"]
-    return OfficialRow(posixpath.normpath(f"{prefix}/{name}"), _IDS[attribute], letters.index("y"), maybe)
+    attribute_id = list(ATTRIBUTES).index(attribute)
+    return OfficialRow(posixpath.normpath(f"{prefix}/{name}"), attribute_id, letters.index("y"), maybe)
 
 
 def _annotations(rows: Iterable[OfficialRow]) -> Annotations:

@@ -15,9 +15,9 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from cca_hf.data.coverage import Coverage
-from cca_hf.data.new_folder import check_new
 from cca_hf.data.parquet_files import SHARD_BYTES, write_split
 from cca_hf.data.schema import IMAGE_COLUMN
+from cca_hf.models.whole_files import check_new
 
 from .annotations import Benchmark
 
@@ -88,10 +88,7 @@ def _readme(benchmark: Benchmark, coverage: dict[str, Coverage], mark: str, with
         counts = ", ".join(f"{dataset.num_rows:,} {split}" for split, dataset in benchmark.triplets.items())
         lines += ["", f"Triplets (configuration `{TRIPLETS_CONFIG}`): {counts}."]
     if any(part.found < part.listed for part in coverage.values()):
-        lines += [
-            "",
-            "**A subset**: rows without an image contain null, and are left out when the data set is loaded.",
-        ]
+        lines += ["", "**A subset**: rows without an image contain null and are left out when the data set is loaded."]
     for remark in benchmark.remarks:
         lines += ["", remark]
     return "\n".join(lines) + "\n"

@@ -26,7 +26,6 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from cca_hf.data.triplets import CONDITION_COLUMN, TRIPLET_COLUMNS
 
 from .annotations import Annotations, Benchmark, Pairs, existing, find_file, read_lines, to_splits
-from .triplet_sampling import sample_by_distance, sample_by_value
 
 SOURCE = (
     "UT Zappos50K, ut-zap50k-images.zip and ut-zap50k-data.zip of "
@@ -200,8 +199,8 @@ def _sampled(shoes: Shoes, rows: np.ndarray, part: str, seed: int) -> Dataset:
         cells = [shoes.cells[attribute][row] for row in rows.tolist()]
         if attribute == "heel_height":
             heights = [heel_inches(cell[0]) if len(cell) == 1 else None for cell in cells]
-            measured = np.array([np.nan if height is None else height for height in heights])
-            triplets.append(rows[sample_by_distance(measured, number, generator)])
+            # None becomes NaN
+            triplets.append(rows[sample_by_distance(np.array(heights, dtype=np.float64), number, generator)])
         else:
             ids = {value: value_id for value_id, value in enumerate(shoes.attributes[attribute])}
             labels = np.array([ids[cell[0]] if len(cell) == 1 else -1 for cell in cells])
@@ -213,10 +212,46 @@ def _sampled(shoes: Shoes, rows: np.ndarray, part: str, seed: int) -> Dataset:
 
 def _to_triplets(file_names: Sequence[str], conditions: np.ndarray, rows: np.ndarray) -> Dataset:
     """`rows`: (triplets, 3) anchor, far and close, as in CSN's files."""
-    anchor, negative, positive = rows.T.tolist()
-    by_column = dict(zip(TRIPLET_COLUMNS, (anchor, positive, negative), strict=True))
-    columns = {name: [file_names[row] for row in column] for name, column in by_column.items()}
-    features = Features(
-        {CONDITION_COLUMN: ClassLabel(names=list(CONDITIONS)), **{name: Value("string") for name in TRIPLET_COLUMNS}}
-    )
-    return Dataset.from_dict({CONDITION_COLUMN: conditions, **columns}, features=features)
+    anchor, far, close = ([file_names[row] for row in column] for column in rows.T.tolist())
+    columns = dict(zip((CONDITION_COLUMN, *TRIPLET_COLUMNS), (conditions, anchor, close, far), strict=True))
+    names = ClassLabel(names=list(CONDITIONS))
+    features = Features({CONDITION_COLUMN: names, **dict.fromkeys(TRIPLET_COLUMNS, Value("string"))})
+    return Dataset.from_dict(columns, features=features)
+
+
+def sample_by_value(labels: np.ndarray, number: int, generator: np.random.Generator) -> np.ndarray:
+    """The close image has the value of the anchor, the far image another one. `labels`: ids, -1 = not labelled."""
+    order = np.argsort(labels, kind="stable")
+    order = order[np.searchsorted(labels[order], 0) :]  # labelled images only; images of one value form a run
+    values, first, count = np.unique(labels[order], return_index=True, return_counts=True)
+    able = np.flatnonzero(np.repeat(count, count) >= 2)
+    if len(values) < 2 or not len(able):
+        raise ValueError(f"triplets need two values, one of them with two images; there are {len(values)} value(s)")
+    anchor = generator.choice(able, size=number)
+    run = np.searchsorted(first, anchor, side="right") - 1
+    start, size = first[run], count[run]
+    # another image of the run: places from the anchor on are shifted by one
+    close = start + generator.integers(0, size - 1)
+    close += close >= anchor
+    # an image outside the run: places from its start on are shifted by its size
+    far = generator.integers(0, len(order) - size)
+    far += np.where(far >= start, size, 0)
+    return order[np.stack([anchor, far, close], axis=1)]
+
+
+def sample_by_distance(measures: np.ndarray, number: int, generator: np.random.Generator) -> np.ndarray:
+    """The close image is nearer to the anchor in its measure than the far image. `measures`: NaN = not measured."""
+    measured = np.flatnonzero(np.isfinite(measures))
+    if len(measured) < 3 or len(np.unique(measures[measured])) < 2:
+        raise ValueError(f"triplets need three images of two measures; {len(measured)} image(s) are measured")
+    drawn = np.empty((0, 3), dtype=np.int64)
+    while len(drawn) < number:
+        images = measured[generator.integers(0, len(measured), size=(2 * number, 3))]
+        anchor, one, other = images.T
+        to_one, to_other = np.abs(measures[one] - measures[anchor]), np.abs(measures[other] - measures[anchor])
+        far = np.where(to_one > to_other, one, other)
+        close = np.where(to_one > to_other, other, one)
+        # without ties
+        usable = (to_one != to_other) & (anchor != one) & (anchor != other)
+        drawn = np.concatenate([drawn, np.stack([anchor, far, close], axis=1)[usable]])
+    return drawn[:number]

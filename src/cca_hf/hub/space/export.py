@@ -15,9 +15,8 @@ from datasets import Image as ImageFeature
 from huggingface_hub import SpaceCard, SpaceCardData, try_to_load_from_cache
 from PIL import Image
 
-from cca_hf.data.new_folder import check_new
 from cca_hf.models.images import load_image
-from cca_hf.models.whole_files import staged
+from cca_hf.models.whole_files import check_new, staged
 from cca_hf.search import AttributeIndex, CheckpointId
 from cca_hf.search.images import IMAGE_REFERENCE, ImageFinder, is_elsewhere, reference
 from cca_hf.search.schema import ITEM_ID, vectors_of

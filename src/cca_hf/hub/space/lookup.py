@@ -15,8 +15,8 @@ from cca_hf.search import AttributeIndex, Hit
 from cca_hf.search.images import IMAGE_REFERENCE, ImageFinder
 from cca_hf.search.schema import ITEM_ID
 from cca_hf.visualization.attention import attention_overlays
+from cca_hf.visualization.neighbours import choose_queries
 from cca_hf.visualization.page import data_uri
-from cca_hf.visualization.selection import choose_queries
 
 _THUMBNAIL = 224  # pixels: about twice the size on the page
 _ATTENTION = 440
