@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from datasets import Features
 from torch.utils.data import Subset
 from transformers.utils import logging
 
@@ -92,7 +91,7 @@ class EmbeddingJob:
             columns=[name for name in catalogue.features if name != ITEM_ID],
         )
         job = cls(catalogue, Path(folder), manifest, settings)
-        _ = job.features  # raises for two columns with the same name before anything is written
+        features_of(catalogue.features, manifest)  # raises for two columns with the same name, before all writing
         manifest.write_or_compare(job.folder)
         for shard, note in job._finished():
             if note.made_from != catalogue.fingerprint(*manifest.range_of(shard)):
@@ -101,12 +100,6 @@ class EmbeddingJob:
                     "another folder, or delete this one"
                 )
         return job
-
-    @property
-    def features(self) -> Features:
-        """The columns of a shard."""
-        manifest = self.manifest
-        return features_of(self.catalogue.features, manifest.attributes, manifest.dim, manifest.dtype)
 
     def path_of(self, shard: int) -> Path:
         return self.folder / f"embeddings-{shard:05}-of-{self.manifest.num_shards:05}.parquet"
@@ -142,16 +135,11 @@ class EmbeddingJob:
         self, model: ImageEncoder, shards: Sequence[int], batch_size: int
     ) -> Generator[int, None, int]:
         """Makes shards until another process has finished one of them; returns how many were made here."""
-        manifest, settings, features = self.manifest, self.settings, self.features
+        manifest, features = self.manifest, features_of(self.catalogue.features, self.manifest)
         rows_of_shards = (row for shard in shards for row in range(*manifest.range_of(shard)))
         images: Any = Subset(self.catalogue.images, array("q", rows_of_shards))  # type: ignore[arg-type]
-        batches = model.encode_batches(
-            images,
-            manifest.attributes,
-            batch_size=batch_size,
-            num_workers=settings.num_workers,
-            on_unreadable=settings.on_unreadable,
-        )
+        reading: Any = {name: vars(self.settings)[name] for name in ("num_workers", "on_unreadable")}
+        batches = model.encode_batches(images, manifest.attributes, batch_size=batch_size, **reading)
         made = before = 0  # shards, and images in them
         overtaken = False
         writing: Future[bool] | None = None

@@ -91,15 +91,16 @@ def column_of(attribute: str) -> str:
     return f"embedding_{attribute}"
 
 
-def scale_column_of(attribute: str) -> str:
+def _scale_column_of(attribute: str) -> str:
     return f"scale_{attribute}"
 
 
-def features_of(items: Features, attributes: Sequence[str], dim: int, dtype: DType) -> Features:
-    """The columns of a shard."""
-    vectors: dict[str, object] = {column_of(name): List(Value(dtype), length=dim) for name in attributes}
-    if dtype == "int8":
-        vectors |= {scale_column_of(name): Value("float32") for name in attributes}
+def features_of(items: Features, manifest: Manifest) -> Features:
+    """The columns of a shard, for those of the catalogue."""
+    vector = List(Value(manifest.dtype), length=manifest.dim)
+    vectors: dict[str, object] = {column_of(name): vector for name in manifest.attributes}
+    if manifest.dtype == "int8":
+        vectors |= {_scale_column_of(name): Value("float32") for name in manifest.attributes}
     taken = [name for name in vectors if name in items]
     if taken:
         raise ValueError(f"the column {taken[0]!r} cannot be kept: a column of embeddings has this name")
@@ -125,7 +126,7 @@ def write_shard(
         vectors, dtype = embeddings[:, place], features[column_of(attribute)].feature.dtype
         if dtype == "int8":
             scales = np.abs(vectors).max(axis=1) / 127
-            columns[scale_column_of(attribute)] = pa.array(scales.astype(np.float32))
+            columns[_scale_column_of(attribute)] = pa.array(scales.astype(np.float32))
             vectors = np.rint(vectors / np.where(scales > 0, scales, 1)[:, None])
         numbers = pa.array(vectors.astype(dtype, copy=False).reshape(-1))
         columns[column_of(attribute)] = pa.FixedSizeListArray.from_arrays(numbers, vectors.shape[1])

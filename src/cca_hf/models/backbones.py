@@ -31,16 +31,10 @@ logger = logging.get_logger(__name__)
 FEATURE_MAP_HIDDEN_SIZE = 256
 
 # Modules that compute only the pooled output, by model type.
-POOLING_MODULES = {
-    "vit": ("pooler",),
-    "deit": ("pooler",),
-    "convnext": ("layernorm",),
-    "convnextv2": ("layernorm",),
-    "clip_vision_model": ("post_layernorm",),
-}
+POOLING_MODULES = {"vit": "pooler", "deit": "pooler", "clip_vision_model": "post_layernorm"}
+POOLING_MODULES |= {"convnext": "layernorm", "convnextv2": "layernorm"}
 
-# A parameter for masked image modelling, and the model types that have it.
-MASK_TOKEN, MASKED_MODELS = "embeddings.mask_token", ("dinov2", "dinov2_with_registers", "dinov3_vit")
+MASK_TOKEN = "embeddings.mask_token"  # a parameter for masked image modelling
 
 
 class ImageTokens(nn.Module):
@@ -139,12 +133,11 @@ def prepare_backbone(backbone: PreTrainedModel, config: PreTrainedConfig) -> Pre
 
     If the layer replaces the backbone's last one, the final normalisation moves behind the new layer.
     """
-    model_type = backbone.config.model_type
-    for name in POOLING_MODULES.get(model_type, ()):
-        if name in dict(backbone.named_children()):
-            # convolutional networks call theirs unconditionally, transformers test for None
-            setattr(backbone, name, nn.Identity() if "layernorm" in name else None)
-    if model_type in MASKED_MODELS and MASK_TOKEN in dict(backbone.named_parameters()):
+    name = POOLING_MODULES.get(backbone.config.model_type, "")
+    if name in dict(backbone.named_children()):
+        # convolutional networks call theirs unconditionally, transformers test for None
+        setattr(backbone, name, nn.Identity() if "layernorm" in name else None)
+    if MASK_TOKEN in dict(backbone.named_parameters()):
         backbone.get_parameter(MASK_TOKEN).requires_grad_(False)
     if config.replaces_last_layer:
         backbone.layernorm = nn.Identity()
@@ -180,9 +173,8 @@ def extract_features(
         if -(-min(size) // last_stride) < config.window_size:
             arguments["always_partition"] = True
     outputs = backbone(pixel_values, **arguments)
-    if feature_levels is None:
-        return [*outputs.hidden_states, outputs.last_hidden_state]
-    return [*(outputs.hidden_states[level] for level in feature_levels), outputs.last_hidden_state]
+    levels = range(len(outputs.hidden_states)) if feature_levels is None else feature_levels
+    return [*(outputs.hidden_states[level] for level in levels), outputs.last_hidden_state]
 
 
 def parameters_of_levels(backbone: PreTrainedModel, config: PreTrainedConfig, num_levels: int) -> list[nn.Parameter]:
@@ -274,9 +266,8 @@ def describe_backbone(
         described |= {name: vars(backbone_config)[name] for name in fields_of(type(backbone_config))}
         backbone_config.num_hidden_layers -= 1
     else:
-        hidden_size = config_fields.get(
-            "hidden_size", _channels(output) if output.ndim == 3 and not levels else FEATURE_MAP_HIDDEN_SIZE
-        )
+        default = _channels(output) if output.ndim == 3 and not levels else FEATURE_MAP_HIDDEN_SIZE
+        hidden_size = config_fields.get("hidden_size", default)
         described |= {
             "hidden_size": hidden_size,
             "num_attention_heads": max(n for n in range(1, max(1, hidden_size // 32) + 1) if hidden_size % n == 0),
@@ -309,13 +300,8 @@ def make_image_processor(size: int | Sequence[int], like: BaseImageProcessor | N
 
     It does not crop the centre, as ImageNet recipes do, because that would remove collars and heels.
     """
-    target = dict(zip(("height", "width"), height_and_width(size), strict=True))
-    if like is None:
-        return ViTImageProcessor(size=target)
-    return ViTImageProcessor(
-        size=target,
-        resample=like.resample,
-        do_normalize=like.do_normalize is not False,
-        image_mean=like.image_mean,
-        image_std=like.image_std,
-    )
+    settings: dict[str, Any] = {"size": dict(zip(("height", "width"), height_and_width(size), strict=True))}
+    if like is not None:
+        settings |= {"resample": like.resample, "image_mean": like.image_mean, "image_std": like.image_std}
+        settings["do_normalize"] = like.do_normalize is not False
+    return ViTImageProcessor(**settings)

@@ -111,15 +111,10 @@ class CrossAttention(nn.Module):
             attended, weights = self._attend_without_keys(query, token_states, attention_mask)
         else:
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-            attended, weights = attend(
-                self,
-                query,
-                self._split_heads(self.k_proj(token_states)),  # (B, heads, N, head_dim)
-                self._split_heads(self.v_proj(token_states)),  # (B, heads, N, head_dim)
-                attention_mask,
-                dropout=self.dropout if self.training else 0.0,
-                scaling=self.scaling,
-            )
+            key = self._split_heads(self.k_proj(token_states))  # (B, heads, N, head_dim)
+            value = self._split_heads(self.v_proj(token_states))  # (B, heads, N, head_dim)
+            dropout = self.dropout if self.training else 0.0
+            attended, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling)
         output = self.o_proj(attended.flatten(2))  # (B, Q, heads, head_dim) -> (B, Q, output_dim)
         return output, weights if output_attentions else None
 

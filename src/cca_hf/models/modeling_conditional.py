@@ -1,13 +1,13 @@
 """The base of all models that embed images by attribute: conditions, subspaces, `forward`, attention maps.
 
-A model implements `get_backbone_features`, `project_features`, `tokens_and_grids` and `_embed_tokens`.
+A model implements `features_and_grids`, `project_features` and `_embed_tokens`.
 """
 
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -223,6 +223,10 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
         Returns:
             Rows of cells (batch, cells, channels), the backbone's output first, then earlier levels.
         """
+        return self.features_and_grids(pixel_values)[0]
+
+    def features_and_grids(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
+        """As [`get_backbone_features`], with the (height, width) of each grid that the cells come from."""
         raise NotImplementedError
 
     def project_features(self, backbone_features: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -231,7 +235,8 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
 
     def tokens_and_grids(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[tuple[int, int]]]:
         """As [`get_image_tokens`], with the (height, width) of each grid that the tokens come from."""
-        raise NotImplementedError
+        features, grids = self.features_and_grids(pixel_values)
+        return self.project_features(features), grids
 
     def condition_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool = False
@@ -298,53 +303,32 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
             output_attentions = bool(self.config.output_attentions)
         if return_dict is None:
             return_dict = self.config.return_dict
+        if (pixel_values is None) == (backbone_features is None):
+            raise ValueError("give either pixel_values or backbone_features, and not both")
+        inputs = [attribute_ids, *([pixel_values] if backbone_features is None else backbone_features)]
         if micro_batch_size is None or not torch.is_grad_enabled():
-            output = self._embed_images(pixel_values, attribute_ids, backbone_features, output_attentions)
+            output = self._embed_inputs(backbone_features is None, output_attentions, *inputs)
         elif output_attentions:
             raise ValueError("micro_batch_size is for training on embeddings: it gives no attentions")
+        elif micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size must be at least 1, got {micro_batch_size}")
         else:
-            output = self._embed_in_micro_batches(pixel_values, attribute_ids, backbone_features, micro_batch_size)
+            # A loss over pairs needs the embeddings of the whole batch. So each micro-batch is first embedded without
+            # keeping activations, and again in the backward pass: the gradient cache of Gao et al. (2021,
+            # https://arxiv.org/abs/2101.06983). PyTorch's activation checkpoints restore the random state and the
+            # autocast of the first pass. The gradients are those of the whole batch, at the cost of another forward.
+            parts = zip(*(tensor.split(micro_batch_size) for tensor in inputs), strict=True)
+            embed = partial(self._embed_inputs, backbone_features is None, False)
+            embeddings = [checkpoint(embed, *part, use_reentrant=False).embeddings for part in parts]
+            output = ConditionalModelOutput(embeddings=torch.cat(embeddings))
         return output if return_dict else output.to_tuple()
 
-    def _embed_images(
-        self,
-        pixel_values: torch.Tensor | None,
-        attribute_ids: torch.Tensor,
-        backbone_features: Sequence[torch.Tensor] | None,
-        output_attentions: bool = False,
+    def _embed_inputs(
+        self, are_images: bool, output_attentions: bool, attribute_ids: torch.Tensor, *inputs: torch.Tensor
     ) -> ConditionalModelOutput:
-        if pixel_values is not None and backbone_features is None:
-            backbone_features = self.get_backbone_features(pixel_values)
-        elif pixel_values is None and backbone_features is not None:  # maybe stored in half precision
-            backbone_features = [feature.to(self.dtype) for feature in backbone_features]
-        else:
-            raise ValueError("give either pixel_values or backbone_features, and not both")
-        return self.condition_tokens(self.project_features(backbone_features), attribute_ids, output_attentions)
-
-    def _embed_in_micro_batches(
-        self,
-        pixel_values: torch.Tensor | None,
-        attribute_ids: torch.Tensor,
-        backbone_features: Sequence[torch.Tensor] | None,
-        size: int,
-    ) -> ConditionalModelOutput:
-        """As `_embed_images`, `size` rows at a time.
-
-        A loss over pairs needs the embeddings of the whole batch. So each micro-batch is first embedded without
-        keeping activations, and again in the backward pass: the gradient cache of Gao et al. (2021,
-        https://arxiv.org/abs/2101.06983). PyTorch's activation checkpoints restore the random state and the autocast
-        of the first pass. The gradients are those of the whole batch, at the cost of another forward pass.
-        """
-        if size < 1:
-            raise ValueError(f"micro_batch_size must be at least 1, got {size}")
-        ids = attribute_ids.split(size)
-        images: Sequence[Any] = [None] * len(ids) if pixel_values is None else pixel_values.split(size)
-        features: Sequence[Any] = [None] * len(ids)
-        if backbone_features is not None:
-            features = list(zip(*(feature.split(size) for feature in backbone_features), strict=True))
-        parts = zip(images, ids, features, strict=True)
-        outputs = [checkpoint(self._embed_images, *part, use_reentrant=False) for part in parts]
-        return ConditionalModelOutput(embeddings=torch.cat([output.embeddings for output in outputs]))
+        # features may be stored in half precision
+        features = self.get_backbone_features(*inputs) if are_images else [part.to(self.dtype) for part in inputs]
+        return self.condition_tokens(self.project_features(features), attribute_ids, output_attentions)
 
     def _check_attribute_ids(self, attribute_ids: torch.Tensor, batch_size: int) -> None:
         if attribute_ids.ndim not in (1, 2) or attribute_ids.shape[0] != batch_size:
@@ -363,15 +347,12 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
             )
 
     def has_fingerprint(self, fingerprint: str) -> bool:
-        # each hash reads all weights, so the second is computed only if the first differs
-        return fingerprint == self.fingerprint() or fingerprint == self._fingerprint_of_version_0_1()
-
-    def _fingerprint_of_version_0_1(self) -> str:
-        """Without the architecture."""
-        digest = digest_of_weights(self)
+        if fingerprint == self.fingerprint():
+            return True
+        digest = digest_of_weights(self)  # the fingerprint of version 0.1, without the architecture
         described = {"attributes": self.config.attributes, "image_processor": self.image_processor.to_dict()}
         digest.update(json.dumps(described, sort_keys=True, default=str).encode())
-        return digest.hexdigest()
+        return fingerprint == digest.hexdigest()
 
     def attention_maps(
         self,
