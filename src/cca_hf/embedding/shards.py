@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -79,14 +79,6 @@ def model_of(folder: str | PathLike[str]) -> str | None:
     return json.loads(path.read_text(encoding="utf-8"))["model"] if path.exists() else None
 
 
-@dataclass(frozen=True)
-class ShardNote:
-    """The metadata of a shard."""
-
-    made_from: str  # fingerprint of the catalogue's rows
-    unreadable: dict[str, str]  # item id -> reason
-
-
 def column_of(attribute: str) -> str:
     return f"embedding_{attribute}"
 
@@ -108,13 +100,14 @@ def features_of(items: Features, manifest: Manifest) -> Features:
 
 
 def write_shard(
-    path: Path, items: pa.Table, embeddings: np.ndarray, attributes: Sequence[str], features: Features, note: ShardNote
+    path: Path, items: pa.Table, embeddings: np.ndarray, attributes: Sequence[str], features: Features, note: dict
 ) -> bool:
     """Writes a shard, completely or not at all.
 
     Args:
         items: the ids and columns of the data set.
         embeddings: (items, attributes, dim) float32.
+        note: the metadata: `made_from`, a fingerprint of the catalogue's rows, and `unreadable`, reasons by item id.
 
     Returns:
         False if another process has finished this shard in the meantime; nothing is written then.
@@ -131,7 +124,7 @@ def write_shard(
         numbers = pa.array(vectors.astype(dtype, copy=False).reshape(-1))
         columns[column_of(attribute)] = pa.FixedSizeListArray.from_arrays(numbers, vectors.shape[1])
     schema = features.arrow_schema
-    metadata = {**schema.metadata, _METADATA: json.dumps(asdict(note)).encode()}
+    metadata = {**schema.metadata, _METADATA: json.dumps(note).encode()}
     table = pa.table({name: columns[name] for name in features}).cast(schema).replace_schema_metadata(metadata)
     plain = {column_of(attribute) for attribute in attributes}
     others = [name for name in features if name not in plain] or False
@@ -145,5 +138,6 @@ def write_shard(
     return True
 
 
-def read_note(path: Path) -> ShardNote:
-    return ShardNote(**json.loads(pq.read_metadata(path).metadata[_METADATA]))
+def read_note(path: Path) -> dict[str, Any]:
+    """The `note` of [`write_shard`]."""
+    return json.loads(pq.read_metadata(path).metadata[_METADATA])

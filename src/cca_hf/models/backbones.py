@@ -34,8 +34,6 @@ FEATURE_MAP_HIDDEN_SIZE = 256
 POOLING_MODULES = {"vit": "pooler", "deit": "pooler", "clip_vision_model": "post_layernorm"}
 POOLING_MODULES |= {"convnext": "layernorm", "convnextv2": "layernorm"}
 
-MASK_TOKEN = "embeddings.mask_token"  # a parameter for masked image modelling
-
 
 class ImageTokens(nn.Module):
     """Feature maps of one or several levels, projected to `hidden_size` and concatenated behind a summary token.
@@ -51,11 +49,10 @@ class ImageTokens(nn.Module):
         levels = len(config.feature_channels)
         self.is_identity = levels == 1 and config.feature_channels[0] == config.hidden_size
         if not self.is_identity:
-            self.projections = nn.ModuleList(nn.Linear(c, config.hidden_size) for c in config.feature_channels)
-            self.layernorms = nn.ModuleList(
-                nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for _ in range(levels)
-            )
-            self.level_embeddings = nn.Embedding(levels, config.hidden_size)
+            dim, eps = config.hidden_size, config.layer_norm_eps
+            self.projections = nn.ModuleList(nn.Linear(channels, dim) for channels in config.feature_channels)
+            self.layernorms = nn.ModuleList(nn.LayerNorm(dim, eps=eps) for _ in range(levels))
+            self.level_embeddings = nn.Embedding(levels, dim)
 
     def flatten(
         self, features: list[torch.Tensor], image_size: tuple[int, int]
@@ -129,16 +126,14 @@ def _token_grid(num_tokens: int, image_size: tuple[int, int], patch_size: tuple[
 
 
 def prepare_backbone(backbone: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
-    """Remove the parts of a native backbone that the conditional layer does not use.
-
-    If the layer replaces the backbone's last one, the final normalisation moves behind the new layer.
-    """
+    """Remove the unused parts of a native backbone, and a final normalisation that moves behind the new layer."""
     name = POOLING_MODULES.get(backbone.config.model_type, "")
     if name in dict(backbone.named_children()):
         # convolutional networks call theirs unconditionally, transformers test for None
         setattr(backbone, name, nn.Identity() if "layernorm" in name else None)
-    if MASK_TOKEN in dict(backbone.named_parameters()):
-        backbone.get_parameter(MASK_TOKEN).requires_grad_(False)
+    for name, parameter in backbone.named_parameters():
+        if name == "embeddings.mask_token":  # for masked image modelling
+            parameter.requires_grad_(False)
     if config.replaces_last_layer:
         backbone.layernorm = nn.Identity()
     return backbone
@@ -211,8 +206,7 @@ def native_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def image_size_of(config: PreTrainedConfig) -> int | list[int]:
     """The image size of a native configuration: the side of a square, or [height, width]."""
-    size = config.to_dict().get("image_size") or 224
-    height, width = height_and_width(size)
+    height, width = height_and_width(config.to_dict().get("image_size") or 224)
     return height if height == width else [height, width]
 
 

@@ -97,10 +97,10 @@ class CrossAttention(nn.Module):
             ValueError: for an attention mask under another implementation.
         """
         implementation = "eager" if output_attentions else attn_implementation
-        if attention_mask is not None and implementation not in ("eager", "sdpa"):
-            raise ValueError(f"attention_mask needs the attention 'eager' or 'sdpa'; got {implementation!r}")
         query = self._split_heads(self.q_proj(query_states))  # (B, heads, Q, head_dim)
         if attention_mask is not None:
+            if implementation not in ("eager", "sdpa"):
+                raise ValueError(f"attention_mask needs the attention 'eager' or 'sdpa'; got {implementation!r}")
             if attention_mask.dtype == torch.bool:  # not -inf: a fully masked row would become NaN
                 attention_mask = (~attention_mask).to(query.dtype) * torch.finfo(query.dtype).min
             attention_mask = attention_mask.to(query.dtype)

@@ -249,7 +249,20 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
         Raises:
             ValueError: if the ids have another shape or are no ids of attributes.
         """
-        self._check_attribute_ids(attribute_ids, image_tokens.shape[0])
+        if attribute_ids.ndim not in (1, 2) or attribute_ids.shape[0] != image_tokens.shape[0]:
+            raise ValueError(
+                f"attribute_ids must be of shape (batch,) or (batch, k) with batch = {image_tokens.shape[0]}; "
+                f"got {tuple(attribute_ids.shape)}"
+            )
+        # reading values would break a compiled graph and make a GPU wait; the lookup itself fails there
+        if not torch.compiler.is_compiling() and attribute_ids.device.type == "cpu" and attribute_ids.numel():
+            lowest, highest = int(attribute_ids.min()), int(attribute_ids.max())
+            allowed = max(1, len(self.config.attributes))
+            if lowest < 0 or highest >= allowed:
+                raise ValueError(
+                    f"attribute_ids must lie in 0..{allowed - 1}, the ids of {self.config.attributes}; "
+                    f"got {lowest}..{highest}"
+                )
         single = attribute_ids.ndim == 1
         ids = attribute_ids[:, None] if single else attribute_ids
         embeddings, weights = self._embed_tokens(image_tokens, ids, output_attentions)  # (B, k, dim), (B, heads, k, N)
@@ -330,22 +343,6 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
         features = self.get_backbone_features(*inputs) if are_images else [part.to(self.dtype) for part in inputs]
         return self.condition_tokens(self.project_features(features), attribute_ids, output_attentions)
 
-    def _check_attribute_ids(self, attribute_ids: torch.Tensor, batch_size: int) -> None:
-        if attribute_ids.ndim not in (1, 2) or attribute_ids.shape[0] != batch_size:
-            raise ValueError(
-                f"attribute_ids must be of shape (batch,) or (batch, k) with batch = {batch_size}; "
-                f"got {tuple(attribute_ids.shape)}"
-            )
-        # reading values would break a compiled graph and make a GPU wait; the lookup itself fails there
-        if torch.compiler.is_compiling() or attribute_ids.device.type != "cpu" or not attribute_ids.numel():
-            return
-        allowed = max(1, len(self.config.attributes))
-        if int(attribute_ids.min()) < 0 or int(attribute_ids.max()) >= allowed:
-            raise ValueError(
-                f"attribute_ids must lie in 0..{allowed - 1}, the ids of {self.config.attributes}; "
-                f"got {int(attribute_ids.min())}..{int(attribute_ids.max())}"
-            )
-
     def has_fingerprint(self, fingerprint: str) -> bool:
         if fingerprint == self.fingerprint():
             return True
@@ -374,7 +371,7 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
         model = self.in_eval_mode()
         maps = [
             model._attend(batch.values, ids.expand(len(batch.values), -1))[: len(batch.rows)].cpu().numpy()
-            for batch in pixel_batches(model, as_sequence(images), batch_size=batch_size)
+            for batch in pixel_batches(model, as_sequence(images), batch_size)
         ]
         if not maps:
             raise ValueError("no attention maps without images: images is empty")

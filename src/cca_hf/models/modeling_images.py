@@ -120,10 +120,7 @@ class ImagePreTrainedModel(PreTrainedModel):
     def _upload_modified_files(
         self, working_dir: Any, repo_id: str, files_timestamps: Any, commit_message: str | None = None, **settings: Any
     ) -> CommitInfo:
-        """Upload the whole folder of `save_pretrained` and `push_to_hub`, and delete earlier weight files.
-
-        transformers would upload only the files that its own `save_pretrained` wrote.
-        """
+        """Upload the whole folder, not only the files that transformers wrote, and delete earlier weight files."""
         hub, revision = HfApi(token=settings.pop("token", None)), settings.get("revision")
         if revision is not None and not revision.startswith("refs/pr"):
             hub.create_branch(repo_id, branch=revision, exist_ok=True)

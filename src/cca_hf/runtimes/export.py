@@ -11,7 +11,6 @@ import importlib.util
 import json
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -49,7 +48,7 @@ def export_model(
     attribute_input: bool = False,
     int8: bool = False,
 ) -> Path:
-    """Write a model as one graph, with the files that [`ExportedModel`] needs to use it like the model itself.
+    """Write a model as one graph, with the files that [`ExportedModel`] needs to use it, and return the folder.
 
     Args:
         model: any CCA model, or a baseline of the same interface.
@@ -61,9 +60,6 @@ def export_model(
             and returns (batch, k, dim). Without it, the graph returns (batch, attributes, dim).
         int8: for `"onnx"`, whether the backbone's matrix products use 8-bit integers, with a scale per output channel
             of the weights. This takes half the time on a CPU with VNNI and a quarter of the disk.
-
-    Returns:
-        The folder.
 
     Raises:
         ValueError: for an unknown runtime or attribute, or `int8` with OpenVINO or a backbone without matrix products.
@@ -79,8 +75,8 @@ def export_model(
     names = [model.config.attributes[index] for index in ids]
     with staged(folder) as staging:
         graph = staging / _GRAPH["onnx"]
-        embedder = _Embedder(model.in_eval_mode(), ids, attribute_input=attribute_input).eval()
-        _write_onnx(embedder, graph)
+        embedder = _Embedder(model.in_eval_mode(), ids).eval()
+        _write_onnx(embedder, graph, attribute_input)
         if int8:
             _quantise(graph, model)
         if runtime == "openvino":
@@ -182,10 +178,9 @@ def is_exported(folder: str | PathLike[str]) -> bool:
 class _Embedder(nn.Module):
     """The exported module: a model with a fixed list of attributes, or with indices into that list as an input."""
 
-    def __init__(self, model: ConditionalPreTrainedModel, ids: list[int], *, attribute_input: bool):
+    def __init__(self, model: ConditionalPreTrainedModel, ids: list[int]):
         super().__init__()
         self.model = model
-        self.attribute_input = attribute_input
         self.ids: torch.Tensor
         self.register_buffer("ids", torch.tensor(ids, dtype=torch.long, device=model.device))
 
@@ -194,31 +189,25 @@ class _Embedder(nn.Module):
         return self.model(pixel_values, attribute_ids=ids).embeddings
 
 
-def _write_onnx(embedder: _Embedder, path: Path) -> None:
+def _write_onnx(embedder: _Embedder, path: Path, attribute_input: bool) -> None:
     model, size = embedder.model, ImageReader(embedder.model.image_processor).height_and_width
     # two images and two attributes, because a dimension of 1 would become a constant
     pixel_values = torch.zeros(2, 3, *size, dtype=model.dtype, device=model.device)
     batch = torch.export.Dim("batch")
     inputs, shapes = {"pixel_values": pixel_values}, {"pixel_values": {0: batch}}
-    if embedder.attribute_input:
+    if attribute_input:
         inputs["attribute_ids"] = torch.zeros(2, 2, dtype=torch.long, device=model.device)
         shapes["attribute_ids"] = {0: batch, 1: torch.export.Dim("attributes")}
     weights = sum(tensor.nbytes for tensor in embedder.state_dict().values())
     form: dict[str, Any] = {"dynamic_shapes": shapes, "input_names": list(inputs), "output_names": ["embeddings"]}
     form["external_data"] = weights > _LARGEST_IN_ONE_FILE
-    # the exporter supports only the plain kernel's memory layout; with others Swin's masked attention fails
-    with _quiet_exporter(), sdpa_kernel(SDPBackend.MATH):
-        torch.onnx.export(embedder, kwargs=inputs, f=path, dynamo=True, verbose=False, **form)
-
-
-@contextmanager
-def _quiet_exporter() -> Any:
-    """Silence the warnings about torchvision's operators, which the graph does not need."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.ERROR)  # no warnings about torchvision's operators, which the graph does not need
     try:
-        yield
+        # the exporter supports only the plain kernel's memory layout; with others Swin's masked attention fails
+        with sdpa_kernel(SDPBackend.MATH):
+            torch.onnx.export(embedder, kwargs=inputs, f=path, dynamo=True, verbose=False, **form)
     finally:
         logger.setLevel(level)
 
@@ -280,8 +269,7 @@ def _open_onnx(graph: Path, num_threads: int | None) -> RunGraph:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    if num_threads is not None:
-        options.intra_op_num_threads = num_threads
+    options.intra_op_num_threads = num_threads or 0  # 0: the runtime chooses
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     return lambda inputs: session.run(["embeddings"], inputs)[0]
 
