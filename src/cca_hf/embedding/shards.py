@@ -130,11 +130,10 @@ def write_shard(
     others = [name for name in features if name not in plain] or False
     # vectors do not compress, and statistics of them are useless
     compression = {name: "none" if name in plain else "zstd" for name in features}
-    with staged(path.parent) as unfinished:
-        with (unfinished / path.name).open("wb") as file:
-            pq.write_table(table, file, compression=compression, use_dictionary=others, write_statistics=others)
-            file.flush()
-            os.fsync(file.fileno())
+    with staged(path.parent) as unfinished, (unfinished / path.name).open("wb") as file:
+        pq.write_table(table, file, compression=compression, use_dictionary=others, write_statistics=others)
+        file.flush()
+        os.fsync(file.fileno())
     return True
 
 

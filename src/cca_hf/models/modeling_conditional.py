@@ -344,12 +344,14 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
         return self.condition_tokens(self.project_features(features), attribute_ids, output_attentions)
 
     def has_fingerprint(self, fingerprint: str) -> bool:
-        if fingerprint == self.fingerprint():
-            return True
-        digest = digest_of_weights(self)  # the fingerprint of version 0.1, without the architecture
+        # each hash reads all weights, so the second is computed only if the first differs
+        return fingerprint == self.fingerprint() or fingerprint == self._fingerprint_of_version_0_1()
+
+    def _fingerprint_of_version_0_1(self) -> str:
+        digest = digest_of_weights(self)  # without the architecture
         described = {"attributes": self.config.attributes, "image_processor": self.image_processor.to_dict()}
         digest.update(json.dumps(described, sort_keys=True, default=str).encode())
-        return fingerprint == digest.hexdigest()
+        return digest.hexdigest()
 
     def attention_maps(
         self,
