@@ -24,8 +24,8 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors; a 
     from .models.modeling_cca import CCAModel as CCAModel
     from .models.pipeline_cca import CCAPipeline as CCAPipeline
     from .recipes.attribute_trainer import CCATrainer as CCATrainer
+    from .runtimes.export import ExportedModel as ExportedModel
     from .runtimes.export import export_model as export_model
-    from .runtimes.exported import ExportedModel as ExportedModel
     from .search.index import AttributeIndex as AttributeIndex
     from .training.arguments import CCATrainingArguments as CCATrainingArguments
     from .training.losses import ConditionalTripletLoss as ConditionalTripletLoss
@@ -45,7 +45,7 @@ _MODULE_OF_NAME = {
     "CCATrainingArguments": "training.arguments",
     "ConditionalTripletLoss": "training.losses",
     "EvaluationResult": "evaluation.retrieval.result",
-    "ExportedModel": "runtimes.exported",
+    "ExportedModel": "runtimes.export",
     "PerAttributeLoss": "training.per_attribute_loss",
     "RetrievalEvaluator": "evaluation.retrieval.evaluator",
     "UnreadableImageError": "models.images",

@@ -20,8 +20,7 @@ from cca_hf.cli.main import main
 from cca_hf.hub.handler import Limits, RequestError
 from cca_hf.hub.server import EmbeddingServer, ServerSettings
 from cca_hf.models.images import UnreadableImageError
-from cca_hf.runtimes.export import export_model
-from cca_hf.runtimes.exported import ExportedModel
+from cca_hf.runtimes.export import ExportedModel, export_model
 
 from .served import ATTRIBUTES, bomb, picture_file, save_checkpoint
 

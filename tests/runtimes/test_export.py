@@ -12,8 +12,7 @@ from transformers import MobileNetV2Config, ViTConfig
 from cca_hf import CCAModel, CCAPipeline
 from cca_hf.embedding.catalogue import Catalogue
 from cca_hf.embedding.job import embed_catalogue
-from cca_hf.runtimes.export import export_model
-from cca_hf.runtimes.exported import ExportedModel, is_exported
+from cca_hf.runtimes.export import ExportedModel, export_model, is_exported
 
 ATTRIBUTES = {"colour": ["red", "blue"], "shape": ["round", "long"], "heel height": ["flat", "high"]}
 

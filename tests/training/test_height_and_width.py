@@ -23,8 +23,7 @@ from cca_hf.models.encoding import pixel_batches
 from cca_hf.recipes.attribute_retrieval import make_model
 from cca_hf.recipes.attribute_trainer import CCATrainer
 from cca_hf.recipes.command_line import ModelArguments, parse_arguments
-from cca_hf.runtimes.export import export_model
-from cca_hf.runtimes.exported import ExportedModel
+from cca_hf.runtimes.export import ExportedModel, export_model
 
 SIZE = (128, 64)
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

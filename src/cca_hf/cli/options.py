@@ -144,7 +144,7 @@ def named_values(name_of_option: str, words: list[str] | None, form: str = "NAME
 def load_encoder(name: str, device: str | None, precision: str = "auto") -> "ImageEncoder":
     """Loads a checkpoint, or a folder that `cca export` wrote."""
     from cca_hf.models.loading import load_model
-    from cca_hf.runtimes.exported import ExportedModel, is_exported
+    from cca_hf.runtimes.export import ExportedModel, is_exported
 
     if not is_exported(name):
         return load_model(name, device, precision)

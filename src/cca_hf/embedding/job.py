@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from datasets import Features
 from torch.utils.data import Subset
 from transformers.utils import logging
 
 from cca_hf.models.encoding import ImageEncoder
 
 from .catalogue import ITEM_ID, Catalogue
-from .shards import DTYPES, DType, Manifest, ShardNote, features_of, model_of, read_note, write_shard
-
-_BATCH_SIZE = 32
+from .shards import DTYPES, DType, Manifest, features_of, model_of, read_note, write_shard
 
 
 @dataclass(frozen=True)
@@ -92,21 +89,15 @@ class EmbeddingJob:
             columns=[name for name in catalogue.features if name != ITEM_ID],
         )
         job = cls(catalogue, Path(folder), manifest, settings)
-        _ = job.features  # raises for two columns with the same name before anything is written
+        features_of(catalogue.features, manifest)  # raises for two columns with the same name, before all writing
         manifest.write_or_compare(job.folder)
         for shard, note in job._finished():
-            if note.made_from != catalogue.fingerprint(*manifest.range_of(shard)):
+            if note["made_from"] != catalogue.fingerprint(*manifest.range_of(shard)):
                 raise ValueError(
                     f"{job.path_of(shard)} was made from other images or ids than the catalogue now contains: choose "
                     "another folder, or delete this one"
                 )
         return job
-
-    @property
-    def features(self) -> Features:
-        """The columns of a shard."""
-        manifest = self.manifest
-        return features_of(self.catalogue.features, manifest.attributes, manifest.dim, manifest.dtype)
 
     def path_of(self, shard: int) -> Path:
         return self.folder / f"embeddings-{shard:05}-of-{self.manifest.num_shards:05}.parquet"
@@ -118,11 +109,8 @@ class EmbeddingJob:
     def make(self, model: ImageEncoder, shards: Sequence[int], batch_size: int) -> Iterator[int]:
         """Embeds and writes shards, and skips those that another process finishes in the meantime.
 
-        If another process is at work, this one continues from the back, so that the two meet in the middle.
-
-        Args:
-            shards: in rising order.
-            batch_size: images per forward pass; for several shards it must divide their size.
+        If another process is at work, this one continues from the back, so that the two meet in the middle. The
+        shards are in rising order; for several, `batch_size` must divide their size.
 
         Yields:
             The number of images of each finished batch, or of the skipped shards.
@@ -142,16 +130,11 @@ class EmbeddingJob:
         self, model: ImageEncoder, shards: Sequence[int], batch_size: int
     ) -> Generator[int, None, int]:
         """Makes shards until another process has finished one of them; returns how many were made here."""
-        manifest, settings, features = self.manifest, self.settings, self.features
+        manifest, features = self.manifest, features_of(self.catalogue.features, self.manifest)
         rows_of_shards = (row for shard in shards for row in range(*manifest.range_of(shard)))
         images: Any = Subset(self.catalogue.images, array("q", rows_of_shards))  # type: ignore[arg-type]
-        batches = model.encode_batches(
-            images,
-            manifest.attributes,
-            batch_size=batch_size,
-            num_workers=settings.num_workers,
-            on_unreadable=settings.on_unreadable,
-        )
+        reading: Any = {name: vars(self.settings)[name] for name in ("num_workers", "on_unreadable")}
+        batches = model.encode_batches(images, manifest.attributes, batch_size=batch_size, **reading)
         made = before = 0  # shards, and images in them
         overtaken = False
         writing: Future[bool] | None = None
@@ -172,7 +155,7 @@ class EmbeddingJob:
                 made, before = made + 1, before + stop - start
                 items = self.catalogue.rows(start, stop)
                 reasons = {str(items[ITEM_ID][row]): reason for row, reason in unreadable.items()}
-                note = ShardNote(self.catalogue.fingerprint(start, stop), reasons)
+                note = {"made_from": self.catalogue.fingerprint(start, stop), "unreadable": reasons}
                 overtaken = writing is not None and not writing.result()
                 content = items.take(rows), np.concatenate(vectors), manifest.attributes, features, note
                 writing = writer.submit(write_shard, self.path_of(shard), *content)
@@ -183,13 +166,13 @@ class EmbeddingJob:
     def describe(self) -> EmbeddedFolder:
         """The present content of the folder, made by any process."""
         notes = dict(self._finished())
-        unreadable = {item: reason for note in notes.values() for item, reason in note.unreadable.items()}
+        unreadable = {item: reason for note in notes.values() for item, reason in note["unreadable"].items()}
         return EmbeddedFolder(self.folder, self.manifest.num_items, self.images_in(notes), unreadable)
 
     def images_in(self, shards: Iterable[int]) -> int:
         return sum(stop - start for start, stop in map(self.manifest.range_of, shards))
 
-    def _finished(self) -> Iterator[tuple[int, ShardNote]]:
+    def _finished(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for shard in range(self.manifest.num_shards):
             if self.path_of(shard).exists():
                 yield shard, read_note(self.path_of(shard))
@@ -205,7 +188,7 @@ def embed_catalogue(
     num_ranks: int = 1,
     show_progress: bool = True,
 ) -> EmbeddedFolder:
-    """Embeds the images that have no embedding yet, in this process.
+    """Embeds the images that have no embedding yet, in this process, and returns the content of the folder.
 
     Several processes can work on one folder: with ranks, or simply at the same time.
 
@@ -213,15 +196,12 @@ def embed_catalogue(
         folder: where `manifest.json` and the shards go, see `embedding/shards.py`. An interrupted job is resumed.
         rank, num_ranks: this process makes the shards rank, rank + num_ranks, ...
 
-    Returns:
-        The content of the folder, made by any process.
-
     Raises:
         ValueError: if the folder contains embeddings of another model, other images, or another form.
         UnreadableImageError: for an image that cannot be read. Finished shards are kept.
     """
     settings = settings or EmbeddingSettings()
-    batch_size = settings.batch_size or _BATCH_SIZE
+    batch_size = settings.batch_size or 32
     if settings.shard_size % batch_size:
         raise ValueError(f"shard_size must be a multiple of batch_size; got {settings.shard_size} and {batch_size}")
     job = EmbeddingJob.begin(model, catalogue, folder, settings)

@@ -23,8 +23,6 @@ from .catalogue import Catalogue
 from .job import EmbeddedFolder, EmbeddingJob, EmbeddingSettings
 
 MOST_TRIES = 3  # workers that may die at one shard
-_FIRST_BATCH_ON_CPU = 32
-_FIRST_BATCH = 256
 _MOST_CPUS_BESIDE_ACCELERATOR = 8  # threads that read images, see `encode`
 
 
@@ -93,7 +91,7 @@ class ShardMaker:
         self.job = job
         self.tries = tries
         on_cpu = self.model.device.type == "cpu"
-        self.batch_size = job.settings.batch_size or (_FIRST_BATCH_ON_CPU if on_cpu else _FIRST_BATCH)
+        self.batch_size = job.settings.batch_size or (32 if on_cpu else 256)
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list]:
         """Makes one shard, {"item": (1,)}. Errors of images are returned, since Ray would hide an exception."""

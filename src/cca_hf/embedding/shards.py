@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -79,27 +79,20 @@ def model_of(folder: str | PathLike[str]) -> str | None:
     return json.loads(path.read_text(encoding="utf-8"))["model"] if path.exists() else None
 
 
-@dataclass(frozen=True)
-class ShardNote:
-    """The metadata of a shard."""
-
-    made_from: str  # fingerprint of the catalogue's rows
-    unreadable: dict[str, str]  # item id -> reason
-
-
 def column_of(attribute: str) -> str:
     return f"embedding_{attribute}"
 
 
-def scale_column_of(attribute: str) -> str:
+def _scale_column_of(attribute: str) -> str:
     return f"scale_{attribute}"
 
 
-def features_of(items: Features, attributes: Sequence[str], dim: int, dtype: DType) -> Features:
-    """The columns of a shard."""
-    vectors: dict[str, object] = {column_of(name): List(Value(dtype), length=dim) for name in attributes}
-    if dtype == "int8":
-        vectors |= {scale_column_of(name): Value("float32") for name in attributes}
+def features_of(items: Features, manifest: Manifest) -> Features:
+    """The columns of a shard, for those of the catalogue."""
+    vector = List(Value(manifest.dtype), length=manifest.dim)
+    vectors: dict[str, object] = {column_of(name): vector for name in manifest.attributes}
+    if manifest.dtype == "int8":
+        vectors |= {_scale_column_of(name): Value("float32") for name in manifest.attributes}
     taken = [name for name in vectors if name in items]
     if taken:
         raise ValueError(f"the column {taken[0]!r} cannot be kept: a column of embeddings has this name")
@@ -107,13 +100,14 @@ def features_of(items: Features, attributes: Sequence[str], dim: int, dtype: DTy
 
 
 def write_shard(
-    path: Path, items: pa.Table, embeddings: np.ndarray, attributes: Sequence[str], features: Features, note: ShardNote
+    path: Path, items: pa.Table, embeddings: np.ndarray, attributes: Sequence[str], features: Features, note: dict
 ) -> bool:
     """Writes a shard, completely or not at all.
 
     Args:
         items: the ids and columns of the data set.
         embeddings: (items, attributes, dim) float32.
+        note: the metadata: `made_from`, a fingerprint of the catalogue's rows, and `unreadable`, reasons by item id.
 
     Returns:
         False if another process has finished this shard in the meantime; nothing is written then.
@@ -125,24 +119,24 @@ def write_shard(
         vectors, dtype = embeddings[:, place], features[column_of(attribute)].feature.dtype
         if dtype == "int8":
             scales = np.abs(vectors).max(axis=1) / 127
-            columns[scale_column_of(attribute)] = pa.array(scales.astype(np.float32))
+            columns[_scale_column_of(attribute)] = pa.array(scales.astype(np.float32))
             vectors = np.rint(vectors / np.where(scales > 0, scales, 1)[:, None])
         numbers = pa.array(vectors.astype(dtype, copy=False).reshape(-1))
         columns[column_of(attribute)] = pa.FixedSizeListArray.from_arrays(numbers, vectors.shape[1])
     schema = features.arrow_schema
-    metadata = {**schema.metadata, _METADATA: json.dumps(asdict(note)).encode()}
+    metadata = {**schema.metadata, _METADATA: json.dumps(note).encode()}
     table = pa.table({name: columns[name] for name in features}).cast(schema).replace_schema_metadata(metadata)
     plain = {column_of(attribute) for attribute in attributes}
     others = [name for name in features if name not in plain] or False
     # vectors do not compress, and statistics of them are useless
     compression = {name: "none" if name in plain else "zstd" for name in features}
-    with staged(path.parent) as unfinished:
-        with (unfinished / path.name).open("wb") as file:
-            pq.write_table(table, file, compression=compression, use_dictionary=others, write_statistics=others)
-            file.flush()
-            os.fsync(file.fileno())
+    with staged(path.parent) as unfinished, (unfinished / path.name).open("wb") as file:
+        pq.write_table(table, file, compression=compression, use_dictionary=others, write_statistics=others)
+        file.flush()
+        os.fsync(file.fileno())
     return True
 
 
-def read_note(path: Path) -> ShardNote:
-    return ShardNote(**json.loads(pq.read_metadata(path).metadata[_METADATA]))
+def read_note(path: Path) -> dict[str, Any]:
+    """The `note` of [`write_shard`]."""
+    return json.loads(pq.read_metadata(path).metadata[_METADATA])

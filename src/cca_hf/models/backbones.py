@@ -31,16 +31,8 @@ logger = logging.get_logger(__name__)
 FEATURE_MAP_HIDDEN_SIZE = 256
 
 # Modules that compute only the pooled output, by model type.
-POOLING_MODULES = {
-    "vit": ("pooler",),
-    "deit": ("pooler",),
-    "convnext": ("layernorm",),
-    "convnextv2": ("layernorm",),
-    "clip_vision_model": ("post_layernorm",),
-}
-
-# A parameter for masked image modelling, and the model types that have it.
-MASK_TOKEN, MASKED_MODELS = "embeddings.mask_token", ("dinov2", "dinov2_with_registers", "dinov3_vit")
+POOLING_MODULES = {"vit": "pooler", "deit": "pooler", "clip_vision_model": "post_layernorm"}
+POOLING_MODULES |= {"convnext": "layernorm", "convnextv2": "layernorm"}
 
 
 class ImageTokens(nn.Module):
@@ -57,11 +49,10 @@ class ImageTokens(nn.Module):
         levels = len(config.feature_channels)
         self.is_identity = levels == 1 and config.feature_channels[0] == config.hidden_size
         if not self.is_identity:
-            self.projections = nn.ModuleList(nn.Linear(c, config.hidden_size) for c in config.feature_channels)
-            self.layernorms = nn.ModuleList(
-                nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for _ in range(levels)
-            )
-            self.level_embeddings = nn.Embedding(levels, config.hidden_size)
+            dim, eps = config.hidden_size, config.layer_norm_eps
+            self.projections = nn.ModuleList(nn.Linear(channels, dim) for channels in config.feature_channels)
+            self.layernorms = nn.ModuleList(nn.LayerNorm(dim, eps=eps) for _ in range(levels))
+            self.level_embeddings = nn.Embedding(levels, dim)
 
     def flatten(
         self, features: list[torch.Tensor], image_size: tuple[int, int]
@@ -135,17 +126,14 @@ def _token_grid(num_tokens: int, image_size: tuple[int, int], patch_size: tuple[
 
 
 def prepare_backbone(backbone: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
-    """Remove the parts of a native backbone that the conditional layer does not use.
-
-    If the layer replaces the backbone's last one, the final normalisation moves behind the new layer.
-    """
-    model_type = backbone.config.model_type
-    for name in POOLING_MODULES.get(model_type, ()):
-        if name in dict(backbone.named_children()):
-            # convolutional networks call theirs unconditionally, transformers test for None
-            setattr(backbone, name, nn.Identity() if "layernorm" in name else None)
-    if model_type in MASKED_MODELS and MASK_TOKEN in dict(backbone.named_parameters()):
-        backbone.get_parameter(MASK_TOKEN).requires_grad_(False)
+    """Remove the unused parts of a native backbone, and a final normalisation that moves behind the new layer."""
+    name = POOLING_MODULES.get(backbone.config.model_type, "")
+    if name in dict(backbone.named_children()):
+        # convolutional networks call theirs unconditionally, transformers test for None
+        setattr(backbone, name, nn.Identity() if "layernorm" in name else None)
+    for name, parameter in backbone.named_parameters():
+        if name == "embeddings.mask_token":  # for masked image modelling
+            parameter.requires_grad_(False)
     if config.replaces_last_layer:
         backbone.layernorm = nn.Identity()
     return backbone
@@ -180,9 +168,8 @@ def extract_features(
         if -(-min(size) // last_stride) < config.window_size:
             arguments["always_partition"] = True
     outputs = backbone(pixel_values, **arguments)
-    if feature_levels is None:
-        return [*outputs.hidden_states, outputs.last_hidden_state]
-    return [*(outputs.hidden_states[level] for level in feature_levels), outputs.last_hidden_state]
+    levels = range(len(outputs.hidden_states)) if feature_levels is None else feature_levels
+    return [*(outputs.hidden_states[level] for level in levels), outputs.last_hidden_state]
 
 
 def parameters_of_levels(backbone: PreTrainedModel, config: PreTrainedConfig, num_levels: int) -> list[nn.Parameter]:
@@ -219,8 +206,7 @@ def native_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def image_size_of(config: PreTrainedConfig) -> int | list[int]:
     """The image size of a native configuration: the side of a square, or [height, width]."""
-    size = config.to_dict().get("image_size") or 224
-    height, width = height_and_width(size)
+    height, width = height_and_width(config.to_dict().get("image_size") or 224)
     return height if height == width else [height, width]
 
 
@@ -274,9 +260,8 @@ def describe_backbone(
         described |= {name: vars(backbone_config)[name] for name in fields_of(type(backbone_config))}
         backbone_config.num_hidden_layers -= 1
     else:
-        hidden_size = config_fields.get(
-            "hidden_size", _channels(output) if output.ndim == 3 and not levels else FEATURE_MAP_HIDDEN_SIZE
-        )
+        default = _channels(output) if output.ndim == 3 and not levels else FEATURE_MAP_HIDDEN_SIZE
+        hidden_size = config_fields.get("hidden_size", default)
         described |= {
             "hidden_size": hidden_size,
             "num_attention_heads": max(n for n in range(1, max(1, hidden_size // 32) + 1) if hidden_size % n == 0),
@@ -309,13 +294,8 @@ def make_image_processor(size: int | Sequence[int], like: BaseImageProcessor | N
 
     It does not crop the centre, as ImageNet recipes do, because that would remove collars and heels.
     """
-    target = dict(zip(("height", "width"), height_and_width(size), strict=True))
-    if like is None:
-        return ViTImageProcessor(size=target)
-    return ViTImageProcessor(
-        size=target,
-        resample=like.resample,
-        do_normalize=like.do_normalize is not False,
-        image_mean=like.image_mean,
-        image_std=like.image_std,
-    )
+    settings: dict[str, Any] = {"size": dict(zip(("height", "width"), height_and_width(size), strict=True))}
+    if like is not None:
+        settings |= {"resample": like.resample, "image_mean": like.image_mean, "image_std": like.image_std}
+        settings["do_normalize"] = like.do_normalize is not False
+    return ViTImageProcessor(**settings)

@@ -1,6 +1,7 @@
 """Configuration of conditional cross-attention (CCA), Song et al., ICCV 2023, https://arxiv.org/abs/2307.13254."""
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -31,6 +32,11 @@ class ConditionConfig(AttributeConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.attribute_texts = dict(self.attribute_texts or {})
         super().__post_init__(**kwargs)
+
+    def restricted_to(self, attributes: Sequence[str]) -> Self:
+        copied, texts = super().restricted_to(attributes), self.attribute_texts or {}
+        copied.attribute_texts = {name: texts[name] for name in attributes if name in texts}
+        return copied
 
     def validate_conditions(self) -> None:
         """Part of the strict validation: texts have a width and belong to attributes that exist."""

@@ -1,26 +1,17 @@
 """Configurations that every family shares: a model on an image backbone, and one that embeds images by attribute."""
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 # Keywords of `PreTrainedConfig` that are not fields.
-_COMMON_KEYWORDS = {
-    "attn_implementation",
-    "auto_map",
-    "custom_pipelines",
-    "experts_implementation",
-    "model_type",
-    "name_or_path",
-    "num_labels",
-    "output_attentions",
-    "quantization_config",
-    "torch_dtype",
-}
+_COMMON_KEYWORDS = {"attn_implementation", "auto_map", "custom_pipelines", "experts_implementation", "model_type"}
+_COMMON_KEYWORDS |= {"name_or_path", "num_labels", "output_attentions", "quantization_config", "torch_dtype"}
 
 
 @strict
@@ -187,6 +178,13 @@ class AttributeConfig(ImageModelConfig):
         if not ids:
             raise ValueError("attributes is empty: name at least one, or leave it out for all")
         return ids
+
+    def restricted_to(self, attributes: Sequence[str]) -> Self:
+        """A copy with some of the attributes only, in this order."""
+        copied, values = copy.deepcopy(self), self.attribute_values or {}
+        copied.attributes = list(attributes)
+        copied.attribute_values = {name: values[name] for name in attributes if name in values}
+        return copied
 
 
 def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:

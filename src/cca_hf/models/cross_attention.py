@@ -97,10 +97,10 @@ class CrossAttention(nn.Module):
             ValueError: for an attention mask under another implementation.
         """
         implementation = "eager" if output_attentions else attn_implementation
-        if attention_mask is not None and implementation not in ("eager", "sdpa"):
-            raise ValueError(f"attention_mask needs the attention 'eager' or 'sdpa'; got {implementation!r}")
         query = self._split_heads(self.q_proj(query_states))  # (B, heads, Q, head_dim)
         if attention_mask is not None:
+            if implementation not in ("eager", "sdpa"):
+                raise ValueError(f"attention_mask needs the attention 'eager' or 'sdpa'; got {implementation!r}")
             if attention_mask.dtype == torch.bool:  # not -inf: a fully masked row would become NaN
                 attention_mask = (~attention_mask).to(query.dtype) * torch.finfo(query.dtype).min
             attention_mask = attention_mask.to(query.dtype)
@@ -111,15 +111,10 @@ class CrossAttention(nn.Module):
             attended, weights = self._attend_without_keys(query, token_states, attention_mask)
         else:
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-            attended, weights = attend(
-                self,
-                query,
-                self._split_heads(self.k_proj(token_states)),  # (B, heads, N, head_dim)
-                self._split_heads(self.v_proj(token_states)),  # (B, heads, N, head_dim)
-                attention_mask,
-                dropout=self.dropout if self.training else 0.0,
-                scaling=self.scaling,
-            )
+            key = self._split_heads(self.k_proj(token_states))  # (B, heads, N, head_dim)
+            value = self._split_heads(self.v_proj(token_states))  # (B, heads, N, head_dim)
+            dropout = self.dropout if self.training else 0.0
+            attended, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling)
         output = self.o_proj(attended.flatten(2))  # (B, Q, heads, head_dim) -> (B, Q, output_dim)
         return output, weights if output_attentions else None
 

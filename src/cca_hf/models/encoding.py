@@ -119,10 +119,7 @@ class ImageEncoder:
             An [`ImageBatch`] for every `batch_size` images, with `values` (images, attributes, dim) on the CPU.
         """
         ids = self.config.attribute_ids(attributes)  # here, so that a wrong name raises at once
-        batches = pixel_batches(
-            self, images, batch_size=batch_size, num_workers=num_workers, on_unreadable=on_unreadable
-        )
-        return self._encode_batches(batches, ids)
+        return self._encode_batches(pixel_batches(self, images, batch_size, num_workers, on_unreadable), ids)
 
     def embed_pixels(self, pixel_values: torch.Tensor, attribute_ids: Sequence[int]) -> torch.Tensor:
         """As [`encode`], for images that have been read already, as in a server.
@@ -153,7 +150,6 @@ class ImageEncoder:
 def pixel_batches(
     model: ImageEncoder | PreTrainedModel,
     images: Sequence[ImageInput],
-    *,
     batch_size: int,
     num_workers: int | None = None,
     on_unreadable: Literal["error", "skip"] = "error",

@@ -1,13 +1,13 @@
 """The base of all models that embed images by attribute: conditions, subspaces, `forward`, attention maps.
 
-A model implements `get_backbone_features`, `project_features`, `tokens_and_grids` and `_embed_tokens`.
+A model implements `features_and_grids`, `project_features` and `_embed_tokens`.
 """
 
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -223,6 +223,10 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
         Returns:
             Rows of cells (batch, cells, channels), the backbone's output first, then earlier levels.
         """
+        return self.features_and_grids(pixel_values)[0]
+
+    def features_and_grids(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
+        """As [`get_backbone_features`], with the (height, width) of each grid that the cells come from."""
         raise NotImplementedError
 
     def project_features(self, backbone_features: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -231,7 +235,8 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
 
     def tokens_and_grids(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[tuple[int, int]]]:
         """As [`get_image_tokens`], with the (height, width) of each grid that the tokens come from."""
-        raise NotImplementedError
+        features, grids = self.features_and_grids(pixel_values)
+        return self.project_features(features), grids
 
     def condition_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool = False
@@ -244,7 +249,20 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
         Raises:
             ValueError: if the ids have another shape or are no ids of attributes.
         """
-        self._check_attribute_ids(attribute_ids, image_tokens.shape[0])
+        if attribute_ids.ndim not in (1, 2) or attribute_ids.shape[0] != image_tokens.shape[0]:
+            raise ValueError(
+                f"attribute_ids must be of shape (batch,) or (batch, k) with batch = {image_tokens.shape[0]}; "
+                f"got {tuple(attribute_ids.shape)}"
+            )
+        # reading values would break a compiled graph and make a GPU wait; the lookup itself fails there
+        if not torch.compiler.is_compiling() and attribute_ids.device.type == "cpu" and attribute_ids.numel():
+            lowest, highest = int(attribute_ids.min()), int(attribute_ids.max())
+            allowed = max(1, len(self.config.attributes))
+            if lowest < 0 or highest >= allowed:
+                raise ValueError(
+                    f"attribute_ids must lie in 0..{allowed - 1}, the ids of {self.config.attributes}; "
+                    f"got {lowest}..{highest}"
+                )
         single = attribute_ids.ndim == 1
         ids = attribute_ids[:, None] if single else attribute_ids
         embeddings, weights = self._embed_tokens(image_tokens, ids, output_attentions)  # (B, k, dim), (B, heads, k, N)
@@ -298,77 +316,39 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
             output_attentions = bool(self.config.output_attentions)
         if return_dict is None:
             return_dict = self.config.return_dict
+        if (pixel_values is None) == (backbone_features is None):
+            raise ValueError("give either pixel_values or backbone_features, and not both")
+        inputs = [attribute_ids, *([pixel_values] if backbone_features is None else backbone_features)]
         if micro_batch_size is None or not torch.is_grad_enabled():
-            output = self._embed_images(pixel_values, attribute_ids, backbone_features, output_attentions)
+            output = self._embed_inputs(backbone_features is None, output_attentions, *inputs)
         elif output_attentions:
             raise ValueError("micro_batch_size is for training on embeddings: it gives no attentions")
+        elif micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size must be at least 1, got {micro_batch_size}")
         else:
-            output = self._embed_in_micro_batches(pixel_values, attribute_ids, backbone_features, micro_batch_size)
+            # A loss over pairs needs the embeddings of the whole batch. So each micro-batch is first embedded without
+            # keeping activations, and again in the backward pass: the gradient cache of Gao et al. (2021,
+            # https://arxiv.org/abs/2101.06983). PyTorch's activation checkpoints restore the random state and the
+            # autocast of the first pass. The gradients are those of the whole batch, at the cost of another forward.
+            parts = zip(*(tensor.split(micro_batch_size) for tensor in inputs), strict=True)
+            embed = partial(self._embed_inputs, backbone_features is None, False)
+            embeddings = [checkpoint(embed, *part, use_reentrant=False).embeddings for part in parts]
+            output = ConditionalModelOutput(embeddings=torch.cat(embeddings))
         return output if return_dict else output.to_tuple()
 
-    def _embed_images(
-        self,
-        pixel_values: torch.Tensor | None,
-        attribute_ids: torch.Tensor,
-        backbone_features: Sequence[torch.Tensor] | None,
-        output_attentions: bool = False,
+    def _embed_inputs(
+        self, are_images: bool, output_attentions: bool, attribute_ids: torch.Tensor, *inputs: torch.Tensor
     ) -> ConditionalModelOutput:
-        if pixel_values is not None and backbone_features is None:
-            backbone_features = self.get_backbone_features(pixel_values)
-        elif pixel_values is None and backbone_features is not None:  # maybe stored in half precision
-            backbone_features = [feature.to(self.dtype) for feature in backbone_features]
-        else:
-            raise ValueError("give either pixel_values or backbone_features, and not both")
-        return self.condition_tokens(self.project_features(backbone_features), attribute_ids, output_attentions)
-
-    def _embed_in_micro_batches(
-        self,
-        pixel_values: torch.Tensor | None,
-        attribute_ids: torch.Tensor,
-        backbone_features: Sequence[torch.Tensor] | None,
-        size: int,
-    ) -> ConditionalModelOutput:
-        """As `_embed_images`, `size` rows at a time.
-
-        A loss over pairs needs the embeddings of the whole batch. So each micro-batch is first embedded without
-        keeping activations, and again in the backward pass: the gradient cache of Gao et al. (2021,
-        https://arxiv.org/abs/2101.06983). PyTorch's activation checkpoints restore the random state and the autocast
-        of the first pass. The gradients are those of the whole batch, at the cost of another forward pass.
-        """
-        if size < 1:
-            raise ValueError(f"micro_batch_size must be at least 1, got {size}")
-        ids = attribute_ids.split(size)
-        images: Sequence[Any] = [None] * len(ids) if pixel_values is None else pixel_values.split(size)
-        features: Sequence[Any] = [None] * len(ids)
-        if backbone_features is not None:
-            features = list(zip(*(feature.split(size) for feature in backbone_features), strict=True))
-        parts = zip(images, ids, features, strict=True)
-        outputs = [checkpoint(self._embed_images, *part, use_reentrant=False) for part in parts]
-        return ConditionalModelOutput(embeddings=torch.cat([output.embeddings for output in outputs]))
-
-    def _check_attribute_ids(self, attribute_ids: torch.Tensor, batch_size: int) -> None:
-        if attribute_ids.ndim not in (1, 2) or attribute_ids.shape[0] != batch_size:
-            raise ValueError(
-                f"attribute_ids must be of shape (batch,) or (batch, k) with batch = {batch_size}; "
-                f"got {tuple(attribute_ids.shape)}"
-            )
-        # reading values would break a compiled graph and make a GPU wait; the lookup itself fails there
-        if torch.compiler.is_compiling() or attribute_ids.device.type != "cpu" or not attribute_ids.numel():
-            return
-        allowed = max(1, len(self.config.attributes))
-        if int(attribute_ids.min()) < 0 or int(attribute_ids.max()) >= allowed:
-            raise ValueError(
-                f"attribute_ids must lie in 0..{allowed - 1}, the ids of {self.config.attributes}; "
-                f"got {int(attribute_ids.min())}..{int(attribute_ids.max())}"
-            )
+        # features may be stored in half precision
+        features = self.get_backbone_features(*inputs) if are_images else [part.to(self.dtype) for part in inputs]
+        return self.condition_tokens(self.project_features(features), attribute_ids, output_attentions)
 
     def has_fingerprint(self, fingerprint: str) -> bool:
         # each hash reads all weights, so the second is computed only if the first differs
         return fingerprint == self.fingerprint() or fingerprint == self._fingerprint_of_version_0_1()
 
     def _fingerprint_of_version_0_1(self) -> str:
-        """Without the architecture."""
-        digest = digest_of_weights(self)
+        digest = digest_of_weights(self)  # without the architecture
         described = {"attributes": self.config.attributes, "image_processor": self.image_processor.to_dict()}
         digest.update(json.dumps(described, sort_keys=True, default=str).encode())
         return digest.hexdigest()
@@ -393,7 +373,7 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
         model = self.in_eval_mode()
         maps = [
             model._attend(batch.values, ids.expand(len(batch.values), -1))[: len(batch.rows)].cpu().numpy()
-            for batch in pixel_batches(model, as_sequence(images), batch_size=batch_size)
+            for batch in pixel_batches(model, as_sequence(images), batch_size)
         ]
         if not maps:
             raise ValueError("no attention maps without images: images is empty")

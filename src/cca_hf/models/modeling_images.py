@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import fields
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -49,10 +50,6 @@ class ImagePreTrainedModel(PreTrainedModel):
     paper_url: ClassVar[str | None] = None
     pipeline_class: ClassVar[type[Pipeline] | None] = None
     sentence_transformers_class: ClassVar[str | None] = None
-
-    def __init__(self, config: ImageModelConfig):
-        super().__init__(config)
-        self._image_processor: BaseImageProcessor | None = None
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -121,41 +118,20 @@ class ImagePreTrainedModel(PreTrainedModel):
         return None
 
     def _upload_modified_files(
-        self,
-        working_dir: str | PathLike[str],
-        repo_id: str,
-        files_timestamps: dict[str, float],
-        commit_message: str | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        **settings: Any,
+        self, working_dir: Any, repo_id: str, files_timestamps: Any, commit_message: str | None = None, **settings: Any
     ) -> CommitInfo:
-        """Upload the whole folder of `save_pretrained` and `push_to_hub`, and delete earlier weight files.
-
-        transformers would upload only the files that its own `save_pretrained` wrote.
-        """
-        hub = HfApi(token=token)
+        """Upload the whole folder, not only the files that transformers wrote, and delete earlier weight files."""
+        hub, revision = HfApi(token=settings.pop("token", None)), settings.get("revision")
         if revision is not None and not revision.startswith("refs/pr"):
             hub.create_branch(repo_id, branch=revision, exist_ok=True)
-        return hub.upload_folder(
-            repo_id=repo_id,
-            folder_path=Path(working_dir),
-            commit_message=commit_message or "Upload model",
-            revision=revision,
-            delete_patterns=_weights_like(path.name for path in Path(working_dir).iterdir()),
-            **settings,
-        )
+        settings["delete_patterns"] = _weights_like(path.name for path in Path(working_dir).iterdir())
+        settings["commit_message"] = commit_message or "Upload model"
+        return hub.upload_folder(repo_id=repo_id, folder_path=Path(working_dir), **settings)
 
-    @property
+    @cached_property
     def image_processor(self) -> BaseImageProcessor:
         """The checkpoint's image processor, or the default one of a model that was made from a configuration."""
-        if self._image_processor is None:
-            self._image_processor = make_image_processor(self.config.image_size)
-        return self._image_processor
-
-    @image_processor.setter
-    def image_processor(self, image_processor: BaseImageProcessor) -> None:
-        self._image_processor = image_processor
+        return make_image_processor(self.config.image_size)
 
     def in_eval_mode(self) -> Self:
         """The model itself if no part of it is in training mode; otherwise a copy in evaluation mode.

@@ -4,7 +4,6 @@ Every network is a whole `CCAModel` that was trained for one attribute. The join
 one, and is as large and as slow as all networks together.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +33,10 @@ class SeparateModel(ConditionalPreTrainedModel):
 
     def __init__(self, config: SeparateConfig):
         super().__init__(config)
-        self.networks = nn.ModuleList(CCAModel(_config_of_one(config, name)) for name in config.attributes)
+        configs = [config.restricted_to([name]) for name in config.attributes]
+        for single in configs:
+            single.attribute_subspaces = False  # the joined model applies them
+        self.networks = nn.ModuleList(map(CCAModel, configs))
         self.post_init()
 
     @classmethod
@@ -67,9 +69,10 @@ class SeparateModel(ConditionalPreTrainedModel):
         joined.image_processor = networks[0].image_processor
         return joined.to(networks[0].dtype).eval()
 
-    def get_backbone_features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        """The features of the first network, then of the next."""
-        return [feature for network in self.networks for feature in network.get_backbone_features(pixel_values)]
+    def features_and_grids(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
+        """The features of the first network, then of the next; the grids of one."""
+        outputs = [network.features_and_grids(pixel_values) for network in self.networks]
+        return [feature for features, _ in outputs for feature in features], outputs[0][1]
 
     def project_features(self, backbone_features: Sequence[torch.Tensor]) -> torch.Tensor:
         """(batch, attributes * tokens, hidden_size)"""
@@ -77,10 +80,6 @@ class SeparateModel(ConditionalPreTrainedModel):
         parts = [backbone_features[start : start + size] for start in range(0, len(backbone_features), size)]
         pairs = zip(self.networks, parts, strict=True)
         return torch.cat([network.project_features(part) for network, part in pairs], dim=1)
-
-    def tokens_and_grids(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[tuple[int, int]]]:
-        outputs = [network.tokens_and_grids(pixel_values) for network in self.networks]
-        return torch.cat([tokens for tokens, _ in outputs], dim=1), outputs[0][1]
 
     def _embed_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool
@@ -95,15 +94,6 @@ class SeparateModel(ConditionalPreTrainedModel):
             return embeddings, None
         weights = torch.cat([weight for _, weight in outputs], dim=2).transpose(1, 2)  # (B, A, heads, N)
         return embeddings, weights[rows, attribute_ids].transpose(1, 2)
-
-
-def _config_of_one(config: SeparateConfig, attribute: str) -> SeparateConfig:
-    single = copy.deepcopy(config)
-    single.attributes = [attribute]
-    single.attribute_subspaces = False  # the joined model applies them
-    values = config.attribute_values or {}
-    single.attribute_values = {attribute: values[attribute]} if attribute in values else {}
-    return single
 
 
 def _shared(config: CCAConfig) -> dict[str, Any]:

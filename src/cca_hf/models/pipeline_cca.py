@@ -10,7 +10,17 @@ from .images import ImageInput, ImageReader
 
 
 class CCAPipeline(Pipeline):
-    """Embed images under attributes given by name.
+    """Embed an image, or a list of images, under attributes given by name.
+
+    Args of a call:
+        inputs: a path, URL, PIL image or array, or a list of these.
+        attribute: one name gives one vector, a list of floats; a list of names gives a dict of vectors by name; the
+            default is a dict of all attributes. For a list of images, the result is a list of these.
+        return_tensors: tensors instead of lists of floats.
+        batch_size, num_workers: as in every pipeline.
+
+    Raises:
+        ValueError: for an unknown attribute. TypeError: for an unknown parameter.
 
     Example:
 
@@ -44,23 +54,6 @@ class CCAPipeline(Pipeline):
         if return_tensors is not None:
             postprocess["return_tensors"] = return_tensors
         return {}, forward, postprocess
-
-    def __call__(self, inputs: ImageInput | list[ImageInput], **kwargs: Any) -> Any:
-        """Embed an image, or a list of images.
-
-        Args:
-            inputs: a path, URL, PIL image or array, or a list of these.
-            kwargs: `attribute`: one name gives one vector; a list gives a dict of vectors by name; the default is a
-                dict of all attributes. `return_tensors`: tensors instead of lists. `batch_size`, `num_workers`: as
-                in every pipeline.
-
-        Returns:
-            A list of floats, or a dict of such lists by attribute; for a list of images, a list of these.
-
-        Raises:
-            ValueError: for an unknown attribute. TypeError: for an unknown parameter.
-        """
-        return super().__call__(inputs, **kwargs)
 
     def preprocess(self, image: ImageInput) -> BatchFeature:
         reader = ImageReader(self.image_processor)  # as `encode`, for the same embeddings

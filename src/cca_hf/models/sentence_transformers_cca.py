@@ -116,8 +116,6 @@ class CCAInputModule(InputModule):
         ids = torch.full((len(pixel_values),), self.model.config.attribute_id(name), device=pixel_values.device)
         return {**features, "sentence_embedding": self.model(pixel_values, attribute_ids=ids).embeddings}
 
-    def save(
-        self, output_path: str | PathLike[str], *args: Any, safe_serialization: bool = True, **kwargs: Any
-    ) -> None:
+    def save(self, output_path: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
         """The whole checkpoint, as `CCAModel.save_pretrained`; always safetensors."""
         self.model.save_pretrained(output_path)

@@ -1,34 +1,42 @@
 """A trained model as one graph: pixel values in, normalised embeddings under all attributes out.
 
 The graph contains the backbone, the conditions, the conditional layer and the normalisation, for batches of any size.
-PyTorch exports it (`torch.onnx.export`), ONNX Runtime quantises it, and OpenVINO converts it.
+PyTorch exports it (`torch.onnx.export`), ONNX Runtime quantises it, and OpenVINO converts it. The exported model has
+the model's `encode`, which the evaluators accept too.
 """
 
 import ast
-import copy
 import hashlib
 import importlib.util
+import json
 import logging
-from collections.abc import Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import AutoConfig, BaseImageProcessor
 
-from cca_hf.models.configuration_cca import ConditionConfig
+from cca_hf.models.backbones import AutoImageProcessor
+from cca_hf.models.configuration_images import AttributeConfig
+from cca_hf.models.encoding import ImageEncoder
 from cca_hf.models.images import ImageReader
-from cca_hf.models.modeling_conditional import ConditionalPreTrainedModel
+from cca_hf.models.modeling_conditional import ConditionalModelOutput, ConditionalPreTrainedModel
 from cca_hf.models.whole_files import staged, write_json
 
-DESCRIPTION = "export.json"  # describes the graph; ExportedModel reads it
-GRAPH = {"onnx": "model.onnx", "openvino": "model.xml"}
+_DESCRIPTION = "export.json"  # describes the graph; ExportedModel reads it
+_GRAPH = {"onnx": "model.onnx", "openvino": "model.xml"}
+_PATTERNS = ["*.json", "*.onnx*", "model.xml", "model.bin"]
 _LARGEST_IN_ONE_FILE = 1.9 * 2**30  # bytes of weights: a protobuf message ends at 2 GiB
 
 Runtime = Literal["onnx", "openvino"]
+# arrays by the names of the graph's inputs -> (batch, k, dim)
+RunGraph = Callable[[dict[str, np.ndarray]], np.ndarray]
 
 
 def export_model(
@@ -40,7 +48,7 @@ def export_model(
     attribute_input: bool = False,
     int8: bool = False,
 ) -> Path:
-    """Write a model as one graph, with the files that [`ExportedModel`] needs to use it like the model itself.
+    """Write a model as one graph, with the files that [`ExportedModel`] needs to use it, and return the folder.
 
     Args:
         model: any CCA model, or a baseline of the same interface.
@@ -53,30 +61,27 @@ def export_model(
         int8: for `"onnx"`, whether the backbone's matrix products use 8-bit integers, with a scale per output channel
             of the weights. This takes half the time on a CPU with VNNI and a quarter of the disk.
 
-    Returns:
-        The folder.
-
     Raises:
         ValueError: for an unknown runtime or attribute, or `int8` with OpenVINO or a backbone without matrix products.
         ImportError: if a package is missing; the message says what to install.
     """
-    if runtime not in GRAPH:
-        raise ValueError(f"runtime must be one of {', '.join(map(repr, GRAPH))}; got {runtime!r}")
+    if runtime not in _GRAPH:
+        raise ValueError(f"runtime must be one of {', '.join(map(repr, _GRAPH))}; got {runtime!r}")
     if int8 and runtime != "onnx":
         raise ValueError(f"int8 needs the quantiser of ONNX Runtime, that is runtime='onnx'; got {runtime!r}")
     tools = {"onnx": ["onnxruntime"] if int8 else [], "openvino": ["openvino"]}[runtime]
-    check_installed(runtime, "onnx", "onnxscript", *tools)
+    _check_installed(runtime, "onnx", "onnxscript", *tools)
     ids = model.config.attribute_ids(attributes)
     names = [model.config.attributes[index] for index in ids]
     with staged(folder) as staging:
-        graph = staging / GRAPH["onnx"]
-        embedder = _Embedder(model.in_eval_mode(), ids, attribute_input=attribute_input).eval()
-        _write_onnx(embedder, graph)
+        graph = staging / _GRAPH["onnx"]
+        embedder = _Embedder(model.in_eval_mode(), ids).eval()
+        _write_onnx(embedder, graph, attribute_input)
         if int8:
             _quantise(graph, model)
         if runtime == "openvino":
             _convert_to_openvino(graph)
-        _write_config(model, names, staging)
+        model.config.restricted_to(names).save_pretrained(staging)
         model.image_processor.save_pretrained(staging)
         description = {
             "runtime": runtime,
@@ -87,17 +92,95 @@ def export_model(
             "fingerprint": _hash_files(staging),
             "torch": torch.__version__,
         }
-        write_json(description, staging / DESCRIPTION)
+        write_json(description, staging / _DESCRIPTION)
     return Path(folder)
+
+
+class ExportedModel(ImageEncoder):
+    """A model written by [`export_model`], which ONNX Runtime or OpenVINO runs on the CPU.
+
+    Example:
+
+    ```python
+    >>> from cca_hf import CCAModel, ExportedModel, export_model
+
+    >>> export_model(CCAModel.from_pretrained("me/cca-shoes"), "shoes-int8", int8=True)
+    >>> ExportedModel.from_pretrained("shoes-int8").encode(["shoe.jpg"], attributes="colour").shape
+    (1, 1, 768)
+    ```
+    """
+
+    device = torch.device("cpu")
+    dtype = torch.float32
+
+    def __init__(
+        self, config: AttributeConfig, image_processor: BaseImageProcessor, description: dict[str, Any], run: RunGraph
+    ):
+        self.config = config
+        self.image_processor = image_processor
+        self.description = description
+        self._run = run
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | PathLike[str],
+        *,
+        num_threads: int | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> "ExportedModel":
+        """
+        Args:
+            folder: a local folder that `export_model` has written, or a model id on the Hub.
+            num_threads: number of threads of the runtime, which chooses it by default.
+            revision, token, cache_dir, local_files_only: as in `from_pretrained` of transformers.
+
+        Raises:
+            FileNotFoundError: if the folder contains no exported model.
+            ImportError: if the runtime is missing; the message says what to install.
+        """
+        path = Path(folder)
+        if not path.is_dir():
+            hub_kwargs: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+            hub_kwargs |= {"local_files_only": local_files_only, "allow_patterns": _PATTERNS}
+            path = Path(snapshot_download(str(folder), **hub_kwargs))
+        if not is_exported(path):
+            raise FileNotFoundError(f"{folder} contains no exported model: {_DESCRIPTION} is missing")
+        description = json.loads((path / _DESCRIPTION).read_text(encoding="utf-8"))
+        config: AttributeConfig = AutoConfig.from_pretrained(path)
+        open_graph = _open_onnx if description["runtime"] == "onnx" else _open_openvino
+        run = open_graph(path / _GRAPH[description["runtime"]], num_threads)
+        return cls(config, AutoImageProcessor.from_pretrained(path), description, run)
+
+    def __call__(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> ConditionalModelOutput:
+        """As the forward pass of a model: ids (batch,) or (batch, k) -> embeddings (batch, dim) or (batch, k, dim)."""
+        ids = attribute_ids[:, None] if attribute_ids.ndim == 1 else attribute_ids
+        inputs = {"pixel_values": pixel_values.float().contiguous().numpy()}
+        if self.description["attribute_input"]:
+            embeddings = torch.from_numpy(self._run({**inputs, "attribute_ids": ids.contiguous().numpy()}))
+        else:
+            embeddings = torch.from_numpy(self._run(inputs))[torch.arange(len(ids))[:, None], ids]
+        return ConditionalModelOutput(embeddings=embeddings[:, 0] if attribute_ids.ndim == 1 else embeddings)
+
+    def fingerprint(self) -> str:
+        """A hash of the graph, its attributes and the image processor."""
+        return self.description["fingerprint"]
+
+
+def is_exported(folder: str | PathLike[str]) -> bool:
+    """Whether a local folder contains an exported model."""
+    return (Path(folder) / _DESCRIPTION).is_file()
 
 
 class _Embedder(nn.Module):
     """The exported module: a model with a fixed list of attributes, or with indices into that list as an input."""
 
-    def __init__(self, model: ConditionalPreTrainedModel, ids: list[int], *, attribute_input: bool):
+    def __init__(self, model: ConditionalPreTrainedModel, ids: list[int]):
         super().__init__()
         self.model = model
-        self.attribute_input = attribute_input
         self.ids: torch.Tensor
         self.register_buffer("ids", torch.tensor(ids, dtype=torch.long, device=model.device))
 
@@ -106,39 +189,25 @@ class _Embedder(nn.Module):
         return self.model(pixel_values, attribute_ids=ids).embeddings
 
 
-def _write_onnx(embedder: _Embedder, path: Path) -> None:
+def _write_onnx(embedder: _Embedder, path: Path, attribute_input: bool) -> None:
     model, size = embedder.model, ImageReader(embedder.model.image_processor).height_and_width
     # two images and two attributes, because a dimension of 1 would become a constant
     pixel_values = torch.zeros(2, 3, *size, dtype=model.dtype, device=model.device)
     batch = torch.export.Dim("batch")
     inputs, shapes = {"pixel_values": pixel_values}, {"pixel_values": {0: batch}}
-    if embedder.attribute_input:
+    if attribute_input:
         inputs["attribute_ids"] = torch.zeros(2, 2, dtype=torch.long, device=model.device)
         shapes["attribute_ids"] = {0: batch, 1: torch.export.Dim("attributes")}
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in embedder.state_dict().values())
-    # the exporter supports only the plain kernel's memory layout; with others Swin's masked attention fails
-    with _quiet_exporter(), sdpa_kernel(SDPBackend.MATH):
-        torch.onnx.export(
-            embedder,
-            kwargs=inputs,
-            f=path,
-            dynamo=True,
-            dynamic_shapes=shapes,
-            input_names=list(inputs),
-            output_names=["embeddings"],
-            external_data=weights > _LARGEST_IN_ONE_FILE,
-            verbose=False,
-        )
-
-
-@contextmanager
-def _quiet_exporter() -> Any:
-    """Silence the warnings about torchvision's operators, which the graph does not need."""
+    weights = sum(tensor.nbytes for tensor in embedder.state_dict().values())
+    form: dict[str, Any] = {"dynamic_shapes": shapes, "input_names": list(inputs), "output_names": ["embeddings"]}
+    form["external_data"] = weights > _LARGEST_IN_ONE_FILE
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.ERROR)  # no warnings about torchvision's operators, which the graph does not need
     try:
-        yield
+        # the exporter supports only the plain kernel's memory layout; with others Swin's masked attention fails
+        with sdpa_kernel(SDPBackend.MATH):
+            torch.onnx.export(embedder, kwargs=inputs, f=path, dynamo=True, verbose=False, **form)
     finally:
         logger.setLevel(level)
 
@@ -158,14 +227,8 @@ def _quantise(graph: Path, model: ConditionalPreTrainedModel) -> None:
             f"{backbone.model_type} has none: export it without int8"
         )
     quantised = graph.with_name("quantised.onnx")
-    quantize_dynamic(
-        graph,
-        quantised,
-        op_types_to_quantize=["MatMul"],
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        nodes_to_exclude=behind,
-    )
+    form = {"op_types_to_quantize": ["MatMul"], "per_channel": True, "weight_type": QuantType.QInt8}
+    quantize_dynamic(graph, quantised, nodes_to_exclude=behind, **form)
     for path in graph.parent.glob(f"{graph.name}*"):
         path.unlink()
     quantised.rename(graph)
@@ -180,20 +243,9 @@ def _is_in_backbone(node: Any) -> bool:
 def _convert_to_openvino(graph: Path) -> None:
     import openvino
 
-    openvino.save_model(openvino.convert_model(graph), graph.with_name(GRAPH["openvino"]), compress_to_fp16=False)
+    openvino.save_model(openvino.convert_model(graph), graph.with_name(_GRAPH["openvino"]), compress_to_fp16=False)
     for path in graph.parent.glob(f"{graph.name}*"):
         path.unlink()
-
-
-def _write_config(model: ConditionalPreTrainedModel, names: list[str], folder: Path) -> None:
-    config = copy.deepcopy(model.config)
-    config.attributes = names
-    values = config.attribute_values or {}
-    config.attribute_values = {name: values[name] for name in names if name in values}
-    if isinstance(config, ConditionConfig):
-        texts = config.attribute_texts or {}
-        config.attribute_texts = {name: texts[name] for name in names if name in texts}
-    config.save_pretrained(folder)
 
 
 def _hash_files(folder: Path) -> str:
@@ -206,7 +258,29 @@ def _hash_files(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def check_installed(runtime: Runtime, *packages: str) -> None:
+def _check_installed(runtime: Runtime, *packages: str) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f'a graph for {runtime} needs {", ".join(missing)}: pip install "cca_hf[{runtime}]"')
+
+
+def _open_onnx(graph: Path, num_threads: int | None) -> RunGraph:
+    _check_installed("onnx", "onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads or 0  # 0: the runtime chooses
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run(["embeddings"], inputs)[0]
+
+
+def _open_openvino(graph: Path, num_threads: int | None) -> RunGraph:
+    _check_installed("openvino", "openvino")
+    import openvino
+
+    # by default OpenVINO computes in bfloat16 where the processor supports it
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    if num_threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = num_threads
+    compiled = openvino.Core().compile_model(graph, "CPU", settings)
+    return lambda inputs: compiled(inputs)["embeddings"]
