@@ -44,6 +44,12 @@ def test_what_is_cut_out_of_a_subset_is_one(partly):
     assert data.coverage_of("test") == data.coverage_of("validation") == Coverage(20, 30)
 
 
+def test_a_whole_split_stays_whole_when_others_are_cut_from_a_subset(partly, built, rows):
+    data = load_attribute_dataset(DatasetDict(train=partly, test=built(rows)), ["size"])
+    assert data.coverage_of("test") is None
+    assert data.coverage_of("train") == data.coverage_of("validation") == Coverage(20, 30)
+
+
 def test_unreadable_pictures_that_are_skipped_count_as_missing(rows, built, encode):
     images = [b"no picture" if index == 4 else encode(index, None) for index, _ in enumerate(rows)]
     data = load_attribute_dataset(DatasetDict(test=built(rows, images)), ["size"], make_splits=False)

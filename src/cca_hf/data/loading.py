@@ -72,15 +72,14 @@ def load_attribute_dataset(
         _check_present("group column", [group_column], splits)
     values = attributes if isinstance(attributes, Mapping) else {}
     splits, found = _to_schema(splits, names, values, image_column, group_column)
-    uncut = splits
+    uncut, given = splits, "train" if "train" in splits else next(iter(splits))
     if make_splits:
-        given = "train" if "train" in splits else next(iter(splits))
         splits = _complete_splits(splits, group_column, split_seed)
-        if given in coverage:  # a part of an incomplete split is incomplete
-            coverage = dict.fromkeys(splits, coverage[given]) | coverage
     if group_column is not None:
         _warn_of_shared_groups(splits, group_column)
     cut = tuple(split for split, dataset in splits.items() if dataset is not uncut.get(split))
+    if given in coverage:  # a part of an incomplete split is incomplete
+        coverage = dict.fromkeys(cut, coverage[given]) | coverage
     data = AttributeDataset(splits, found, group_column, coverage, cut_splits=cut)
     _check_labels(data)
     return data
