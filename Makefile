@@ -44,7 +44,7 @@ space: $(VENV)/ready ## Search drawn shapes in the browser, with the model of `m
 	$(VENV)/bin/cca demo
 
 test: $(VENV)/ready ## Run all tests
-	$(VENV)/bin/python -m pytest -n $(WORKERS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadscope
 
 docs: $(VENV)/ready ## Build the documentation site, site/index.html, including the API reference
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet
@@ -68,7 +68,7 @@ types: $(VENV)/ready ## Check the types of src (mypy)
 	$(VENV)/bin/mypy
 
 lowest: $(LOWEST)/ready ## Run the tests of models, data, training and evaluation on the lowest supported versions
-	$(LOWEST)/bin/python -m pytest -n $(WORKERS) $(LOWEST_TESTS)
+	$(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadscope $(LOWEST_TESTS)
 
 transformers-main: $(VENV)/ready ## Install the main branch of transformers over the environment (`make clean` undoes it)
 	$(VENV)/bin/python -m pip install --quiet --upgrade 'transformers @ git+https://github.com/huggingface/transformers'

@@ -251,7 +251,7 @@ def test_dead_links_are_asked_once_more_on_request(server, tmp_path):
 
 def test_killed_in_the_middle(server, tmp_path):
     """kill -9, and the same command once more: every picture whole, and none asked for twice but those under way."""
-    server.seconds = 0.2
+    server.seconds = 0.1
     links = {f"item_{n // 5}/{n}": f"{server.address}/fine/{n}" for n in range(80)}
     links |= {f"dead/{n}": f"{server.address}/gone/{n}" for n in range(8)}
     urls = write_list(tmp_path / "urls.txt", dict(sorted(links.items(), key=lambda link: link[1][-1])))

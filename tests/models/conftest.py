@@ -99,7 +99,7 @@ def model(vit_config: ViTConfig) -> CCAModel:
     return CCAModel.from_backbone(vit_config, ATTRIBUTES).eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pictures() -> list[Image.Image]:
     generator = np.random.default_rng(0)
     return [Image.fromarray(generator.integers(0, 256, (40, 30, 3), dtype=np.uint8)) for _ in range(5)]

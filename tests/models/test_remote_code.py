@@ -13,55 +13,72 @@ from .conftest import build, tiny_backbone
 PROGRAM = """
 import sys
 sys.modules["cca_hf"] = None  # importing it raises ImportError
-import json, numpy as np, torch
+import json, os, numpy as np, torch
 from PIL import Image
 from transformers import AutoConfig, AutoModel, pipeline
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-first, second, picture = sys.argv[1:]
-result = {}
-for turn, (path, again) in enumerate([(first, second), (second, None)]):
-    model = AutoModel.from_pretrained(path, trust_remote_code=True).eval()
-    config = AutoConfig.from_pretrained(path, trust_remote_code=True)
-    processor = AutoImageProcessor.from_pretrained(path)
-    pixel_values = processor(Image.open(picture), return_tensors="pt")["pixel_values"]
-    ids = torch.tensor([config.attribute_ids()])
-    with torch.no_grad():
-        result[f"forward {turn}"] = model(pixel_values, attribute_ids=ids).embeddings[0].tolist()
-    result[f"encode {turn}"] = model.encode([picture])[0].tolist()
-    extract = pipeline("image-feature-extraction", model=path, trust_remote_code=True)
-    result[f"pipeline {turn}"] = list(extract(picture, attribute=list(config.attributes)).values())
-    if again:
-        model.save_pretrained(again)
-try:
-    import cca_hf
-except ImportError:
-    print(json.dumps(result))
+def load_and_save_again(first, second, picture):
+    result = {}
+    for turn, (path, again) in enumerate([(first, second), (second, None)]):
+        model = AutoModel.from_pretrained(path, trust_remote_code=True).eval()
+        config = AutoConfig.from_pretrained(path, trust_remote_code=True)
+        processor = AutoImageProcessor.from_pretrained(path)
+        pixel_values = processor(Image.open(picture), return_tensors="pt")["pixel_values"]
+        ids = torch.tensor([config.attribute_ids()])
+        with torch.no_grad():
+            result[f"forward {turn}"] = model(pixel_values, attribute_ids=ids).embeddings[0].tolist()
+        result[f"encode {turn}"] = model.encode([picture])[0].tolist()
+        extract = pipeline("image-feature-extraction", model=path, trust_remote_code=True)
+        result[f"pipeline {turn}"] = list(extract(picture, attribute=list(config.attributes)).values())
+        if again:
+            model.save_pretrained(again)
+    try:
+        import cca_hf
+    except ImportError:
+        return result
+
+for folder in sys.argv[1:]:  # a process for each checkpoint, which has only imported the libraries
+    child = os.fork()
+    if child == 0:
+        result = load_and_save_again(*(os.path.join(folder, name) for name in ("first", "second", "picture.png")))
+        with open(os.path.join(folder, "result.json"), "w") as file:
+            json.dump(result, file)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, folder
 """
+KINDS = [("cca", "vit"), ("cca", "mobilenet_v2"), ("csn", "vit"), ("asen", "vit"), ("separate", "vit")]
 
 
-@pytest.mark.parametrize(
-    ("name", "backbone"),
-    [("cca", "vit"), ("cca", "mobilenet_v2"), ("csn", "vit"), ("asen", "vit"), ("separate", "vit")],
-)
-def test_loads_and_saves_again_without_the_package(name, backbone, pictures, tmp_path):
-    model = build(name, tiny_backbone(backbone), embedding_dim=16)
-    model.save_pretrained(tmp_path / "first")
-    side = model.config.image_size  # resizing may differ by a level from the image processor's, see test_pixels
-    pictures[0].resize((side, side)).save(tmp_path / "picture.png")
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory, pictures):
+    """The embeddings of each kind of model, and a folder with the checkpoint, saved again without the package."""
+    folder, expected = tmp_path_factory.mktemp("remote"), {}
+    for kind in KINDS:
+        model = build(kind[0], tiny_backbone(kind[1]), embedding_dim=16)
+        place = folder / "-".join(kind)
+        model.save_pretrained(place / "first")
+        side = model.config.image_size  # resizing may differ by a level from the image processor's, see test_pixels
+        pictures[0].resize((side, side)).save(place / "picture.png")
+        expected[kind] = model.encode([place / "picture.png"])[0], place
     process = subprocess.run(
-        [sys.executable, "-c", PROGRAM, tmp_path / "first", tmp_path / "second", tmp_path / "picture.png"],
+        [sys.executable, "-c", PROGRAM, *(place for _, place in expected.values())],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
-        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""},
+        cwd=folder,
+        env={**os.environ, "HF_HOME": str(folder / "home"), "PYTHONPATH": ""},
     )
     assert process.returncode == 0, process.stderr
-    expected = model.encode([tmp_path / "picture.png"])[0]
-    result = json.loads(process.stdout.splitlines()[-1])
+    return expected
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_loads_and_saves_again_without_the_package(kind, loaded):
+    expected, folder = loaded[kind]
+    result = json.loads((folder / "result.json").read_text())
     assert len(result) == 6
     for way, embeddings in result.items():
         np.testing.assert_allclose(embeddings, expected, atol=1e-6, err_msg=way)
-    files = sorted(path.name for path in (tmp_path / "first").iterdir())
-    assert files == sorted(path.name for path in (tmp_path / "second").iterdir())
+    files = sorted(path.name for path in (folder / "first").iterdir())
+    assert files == sorted(path.name for path in (folder / "second").iterdir())
     assert {"model.safetensors", "config.json", "preprocessor_config.json", "pipeline_cca.py"} <= set(files)
