@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from cca_hf.evaluation.arrays import FloatArray, IntArray
 
-from .ranking import QueryScores
-
 _BINS_PER_RELEVANT = 32  # measured on 100,000 candidates: fewer bins leave more to compare, more bins exceed the cache
 _FEWEST_BINS, _MOST_BINS = 2**12, 2**16  # a bin fits 16 bits
 _LEAST_SPAN = np.float32(1e-30)  # of similarities: a smaller one would overflow when divided into bins
+
+_NUM_SCORES = 6  # the fields of `ranking.QueryScores`, in their order
 
 _one, _two = np.uintp(1), np.uintp(2)  # indices are unsigned here, because a signed one may count from the end
 
@@ -163,6 +163,6 @@ def score_rows(
         stops: (Q,) where the relevant ones of each query end.
         harmonic: H_0 ... H_N at least.
     """
-    scores = np.zeros((len(similarities), len(QueryScores._fields)))
+    scores = np.zeros((len(similarities), _NUM_SCORES))
     _score_rows(np.ascontiguousarray(similarities), relevant, stops, harmonic, scores)
     return scores
