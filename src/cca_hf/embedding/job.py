@@ -1,6 +1,5 @@
 """Embeds a catalogue into a folder of parquet files: in one process or several, and resumable after a kill."""
 
-from array import array
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from torch.utils.data import Subset
 from transformers.utils import logging
 
 from cca_hf.models.encoding import ImageEncoder
+from cca_hf.models.images import ImageInput
 
 from .catalogue import ITEM_ID, Catalogue
 from .shards import DTYPES, DType, Manifest, features_of, model_of, read_note, write_shard
@@ -131,10 +130,13 @@ class EmbeddingJob:
     ) -> Generator[int, None, int]:
         """Makes shards until another process has finished one of them; returns how many were made here."""
         manifest, features = self.manifest, features_of(self.catalogue.features, self.manifest)
-        rows_of_shards = (row for shard in shards for row in range(*manifest.range_of(shard)))
-        images: Any = Subset(self.catalogue.images, array("q", rows_of_shards))  # type: ignore[arg-type]
-        reading: Any = {name: vars(self.settings)[name] for name in ("num_workers", "on_unreadable")}
-        batches = model.encode_batches(images, manifest.attributes, batch_size=batch_size, **reading)
+        batches = model.encode_batches(
+            _Rows(self.catalogue.images, [manifest.range_of(shard) for shard in shards]),
+            manifest.attributes,
+            batch_size=batch_size,
+            num_workers=self.settings.num_workers,
+            on_unreadable=self.settings.on_unreadable,
+        )
         made = before = 0  # shards, and images in them
         overtaken = False
         writing: Future[bool] | None = None
@@ -211,3 +213,21 @@ def embed_catalogue(
         for images in job.make(model, shards, batch_size):
             progress.update(images)
     return job.describe()
+
+
+class _Rows(Sequence[ImageInput]):
+    """Ranges of a long sequence, one after the other; memory grows with the ranges, not with the images."""
+
+    def __init__(self, images: Sequence[ImageInput], ranges: Sequence[tuple[int, int]]) -> None:
+        self.images = images
+        sizes = np.array([stop - start for start, stop in ranges], dtype=np.int64)
+        self.ends = np.cumsum(sizes)
+        self.offsets = np.array([start for start, _ in ranges], dtype=np.int64) - (self.ends - sizes)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, place: int) -> ImageInput:  # type: ignore[override]
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        return self.images[place + int(self.offsets[np.searchsorted(self.ends, place, side="right")])]
