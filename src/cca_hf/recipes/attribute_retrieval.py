@@ -22,6 +22,7 @@ from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.models.configuration_images import did_you_mean
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.arguments import CCATrainingArguments
+from cca_hf.training.checkpoints import last_checkpoint
 from cca_hf.training.run_record import RunRecord
 
 from .attribute_trainer import CCATrainer
@@ -61,10 +62,16 @@ def run_training(
     `resume_from_checkpoint="last"` resumes from the last complete checkpoint in `output_dir`, if there is one.
 
     Raises:
-        ValueError: for bad data.
+        ValueError: for bad data, or an `output_dir` with checkpoints of another run, before any work is done.
         UnreadableImageError: names the images that cannot be read, unless they are to be skipped.
         TrainingFailedError, CheckpointError: see [`CCATrainer.train`].
     """
+    last = last_checkpoint(training_args.output_dir)
+    if training_args.resume_from_checkpoint is None and last is not None:
+        raise ValueError(
+            f"{training_args.output_dir} contains {last.name} of an earlier run. Resume it with "
+            "--resume_from_checkpoint last, or give another --output_dir"
+        )
     set_seed(training_args.seed)  # for the weights of the new layer; the Trainer sets the seed itself
     with training_args.main_process_first(desc="loading the data set"):
         data = load_data(data_args)

@@ -159,8 +159,8 @@ def read_arguments(words: Sequence[str]) -> "tuple[ModelArguments, DataArguments
     override it. `--help` and `--help_all` print the flags and end the process.
 
     Raises:
-        CommandLineError: an unknown flag (the message names the one that may be meant), a flag that is missing, a
-            value that is not allowed, or an `output_dir` with checkpoints of an earlier run that is not resumed.
+        CommandLineError: an unknown flag (the message names the one that may be meant), a flag that is missing, or a
+            value that is not allowed.
     """
     given = list(words)
     if {"--help", "-h", "--help_all", "--help-all"} & {*given}:
@@ -179,7 +179,6 @@ def read_arguments(words: Sequence[str]) -> "tuple[ModelArguments, DataArguments
     from transformers import HfArgumentParser
 
     from cca_hf.training.arguments import CCATrainingArguments
-    from cca_hf.training.checkpoints import last_checkpoint
 
     class Parser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:  # argparse would print a hundred lines of usage before it
@@ -193,11 +192,6 @@ def read_arguments(words: Sequence[str]) -> "tuple[ModelArguments, DataArguments
         model_args, data_args, training_args = parser.parse_args_into_dataclasses(given, look_for_args_file=False)
     except ValueError as error:
         raise CommandLineError(str(error)) from error
-    if training_args.resume_from_checkpoint is None and (last := last_checkpoint(training_args.output_dir)):
-        raise CommandLineError(
-            f"{training_args.output_dir} contains {last.name} of an earlier run. Resume it with "
-            "--resume_from_checkpoint last, or give another --output_dir"
-        )
     return model_args, data_args, training_args
 
 
