@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
@@ -90,7 +90,7 @@ class TaskTrainer(WholeCheckpointTrainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
-        self.add_callback(StepTask(self, task))
+        self.add_callback(StepTask(self))
         shown = [] if evaluator is None else [f"eval_{name}" for name in evaluator.shown_metrics]
         if self.pop_callback(ProgressCallback) is not None:  # a notebook has another callback
             self.add_callback(BriefProgress(shown))
@@ -250,19 +250,19 @@ class StepTask(TrainerCallback):
     When several processes resume in the middle of an epoch, the Trainer does not reach the batch sampler itself.
     """
 
-    def __init__(self, trainer: Trainer, task: Task) -> None:
+    def __init__(self, trainer: TaskTrainer) -> None:
         self.trainer = trainer  # it may replace its accelerator
-        self.task = task
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        if self.task.batches.batch_sampler is not None:
-            self.task.batches.batch_sampler.set_epoch(int(state.epoch or 0))
+        batch_sampler = self.trainer.task.batches.batch_sampler
+        if batch_sampler is not None:
+            batch_sampler.set_epoch(int(state.epoch or 0))
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         if self.trainer.accelerator.optimizer_step_was_skipped:
-            self.task.loss.zero_grad()
+            self.trainer.loss.zero_grad()
         else:
-            self.task.loss.optimizer_step()
+            self.trainer.loss.optimizer_step()
 
 
 class _Brief(TrainerCallback):
