@@ -18,10 +18,9 @@ from cca_hf.evaluation.entanglement.result import EntanglementResult
 from cca_hf.evaluation.results import ResultCard
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.models.configuration_cca import CCAConfig
-from cca_hf.models.configuration_images import AttributeConfig
+from cca_hf.models.configuration_images import AttributeConfig, is_hub_id, public_name
 from cca_hf.models.whole_files import write_text
 from cca_hf.training.run_record import FILE_NAME, RunRecord
-from cca_hf.visualization.page import public_name
 from cca_hf.visualization.report import EXAMPLES, check_comparable, plot_curves
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -152,7 +151,7 @@ def _metadata(
         license=licence,
         library_name="transformers",
         pipeline_tag=task,
-        base_model=config.backbone_name if _on_hub(config) else None,
+        base_model=config.backbone_name if config.backbone_name and is_hub_id(config.backbone_name) else None,
         datasets=[run.dataset] if run is not None and run.dataset_on_hub else None,
         metrics=[card.metrics[0][0] for card in measured] or None,
         tags=list(dict.fromkeys([*tags, config.model_type])),
@@ -176,16 +175,10 @@ def _metadata(
     )
 
 
-def _on_hub(config: PreTrainedConfig) -> bool:
-    """Whether the backbone's name is an id on the Hub, not a folder of some machine."""
-    name = config.backbone_name
-    return name is not None and not Path(name).exists() and not Path(name).is_absolute() and name.count("/") <= 1
-
-
 def _backbone(config: PreTrainedConfig) -> str:
     if config.backbone_name is None:
         return f"a network of type `{config.backbone_config.model_type}`, trained from scratch"
-    return _link(public_name(config.backbone_name), "", on_hub=_on_hub(config))
+    return _link(public_name(config.backbone_name), "", on_hub=is_hub_id(config.backbone_name))
 
 
 def _link(name: str, kind: str, *, on_hub: bool) -> str:

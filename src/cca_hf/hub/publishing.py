@@ -23,7 +23,6 @@ from huggingface_hub.errors import HTTPError  # from httpx or httpx2, depending 
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.models.loading import load_model
 from cca_hf.models.whole_files import check_new
-from cca_hf.visualization.page import public_name
 from cca_hf.visualization.report import EXAMPLES
 
 from .model_card import draw_training, read_results, write_model_card
@@ -95,8 +94,6 @@ def stage_model(
         raise FileNotFoundError(f"{folder} contains no checkpoint: it has no config.json")
     check_new(output)
     model = load_model(str(folder), "cpu")
-    if model.config.backbone_name is not None:
-        model.config.backbone_name = public_name(model.config.backbone_name)
     model.save_pretrained(output)
     results = read_results(folder)
     figures = [result.image for result in results if result.image is not None]

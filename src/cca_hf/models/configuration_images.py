@@ -4,9 +4,12 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
+from pathlib import Path, PureWindowsPath
 from typing import Any, ClassVar, Self
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 # Keywords of `PreTrainedConfig` that are not fields.
@@ -101,6 +104,14 @@ class ImageModelConfig(PreTrainedConfig):
                 f"{name}.from_backbone makes a new model on a pretrained vision backbone."
             )
         return super().from_dict(config_dict, **kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """As [`PreTrainedConfig.to_diff_dict`], which is what a file contains: without paths of this machine."""
+        settings = super().to_diff_dict()
+        settings["backbone_config"] = _without_folders(settings["backbone_config"])
+        if self.backbone_name is not None:
+            settings["backbone_name"] = without_path(self.backbone_name)
+        return settings
 
     @property
     def image_height_and_width(self) -> tuple[int, int]:
@@ -197,6 +208,34 @@ def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
     if len(sides) != 2 or min(sides) < 1:
         raise ValueError(f"image_size must be a positive number or (height, width); got {size}")
     return sides[0], sides[1]
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name of a model is an id on the Hub, not a folder of this or another machine."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).exists()
+
+
+def public_name(name: str) -> str:
+    """An id on the Hub as it is, and only the last part of a path, because paths are private."""
+    return name if is_hub_id(name) else PureWindowsPath(name).name  # which also knows the slashes of other systems
+
+
+def without_path(name: str) -> str:
+    """As [`public_name`], but "./vit" for a folder, which nobody takes for an id on the Hub."""
+    return name if is_hub_id(name) else f"./{public_name(name)}"
+
+
+def _without_folders(settings: dict[str, Any]) -> dict[str, Any]:
+    """A native configuration, and those in it, without the folders that they were loaded from."""
+    return {
+        name: _without_folders(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if name != "_name_or_path" or is_hub_id(value)
+    }
 
 
 def fields_of(config_class: type[PreTrainedConfig]) -> set[str]:

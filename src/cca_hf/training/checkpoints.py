@@ -5,6 +5,7 @@ that looks like a checkpoint, and cannot be loaded.
 """
 
 import contextlib
+import copy
 import logging
 import os
 import shutil
@@ -133,8 +134,14 @@ class WholeCheckpointTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         if not self.args.should_save:
             return super()._save(output_dir, state_dict)
-        with staged(output_dir or self.args.output_dir) as folder:
-            super()._save(str(folder), state_dict)
+        args = self.args
+        self.args = copy.copy(args)
+        self.args.hub_token = None  # transformers would write it into training_args.bin
+        try:
+            with staged(output_dir or args.output_dir) as folder:
+                super()._save(str(folder), state_dict)
+        finally:
+            self.args = args
         return None
 
     def _check_weights(self) -> None:

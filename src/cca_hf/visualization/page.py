@@ -6,7 +6,6 @@ The templates are beside this file. Their content security policy forbids loadin
 import base64
 import io
 from functools import cache, partial
-from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
@@ -27,11 +26,6 @@ def data_uri(image: ImageInput, size: int) -> str:
     buffer = io.BytesIO()
     loaded.save(buffer, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-
-def public_name(name: str) -> str:
-    """An id on the Hub as it is, and only the last part of a path, because paths are private."""
-    return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
 
 
 def render(template: str, **values: object) -> str:

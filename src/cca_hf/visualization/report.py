@@ -11,12 +11,13 @@ from typing import Any
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.evaluation.retrieval.result import MEASURE_NAMES, EvaluationResult
 from cca_hf.evaluation.text_table import format_table, percent
+from cca_hf.models.configuration_images import public_name
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.models.whole_files import write_text
 
 from .figures import ACCENT, BASELINES, FAINT, INK, MUTED, Figure, SubFigure, new_figure, quiet
 from .neighbours import QueryView, draw_neighbours, plot_neighbours, view_queries
-from .page import public_name, render
+from .page import render
 
 EXAMPLES = "examples"  # the folder of example queries, for a model card
 _QUERIES_IN_PNG = 2  # also the number of example queries

@@ -12,8 +12,9 @@ from typing import Any
 
 from PIL import Image
 
+from cca_hf.models.configuration_images import public_name
 from cca_hf.models.images import UnreadableImageError, load_image
-from cca_hf.visualization.page import public_name, templates
+from cca_hf.visualization.page import templates
 
 from .lookup import Lookup, Query
 
