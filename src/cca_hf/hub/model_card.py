@@ -70,10 +70,10 @@ def write_model_card(
         ValueError: if the baselines cannot be compared with the test result, or it is missing.
     """
     folder = Path(folder)
-    if not (folder / "config.json").exists():
+    if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json: a model card is written beside a checkpoint")
     draw_training(folder, folder / "training.png")
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     model_class = MODEL_MAPPING[type(config)]
     run = RunRecord.load(folder) if (folder / FILE_NAME).exists() else None
     results = read_results(folder, baselines)

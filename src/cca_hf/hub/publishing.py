@@ -9,6 +9,7 @@ uploaded first and are invisible until the commit refers to them. After a failur
 
 import fnmatch
 import importlib.metadata
+import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,15 +23,20 @@ from huggingface_hub.errors import HTTPError  # from httpx or httpx2, depending 
 
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.models.loading import load_model
-from cca_hf.models.whole_files import check_new
+from cca_hf.models.whole_files import check_new, may_leave
 from cca_hf.visualization.report import EXAMPLES
 
 from .model_card import draw_training, read_results, write_model_card
 
 _BESIDE = ("handler.py", "requirements.txt")  # files of this folder, copied as they are
-_OF_THE_RUN = ("run.json", "all_results.json", "report.png")
+# All that leaves the folder of a training, by name. The checkpoint is loaded and saved again; and the results with a
+# section of the card, their figures and the images of the card leave too. Hidden files and links never do.
+_OF_THE_RUN = ("run.json", "all_results.json", "report.png", f"{EXAMPLES}/?.jpg", f"{EXAMPLES}/?-neighbours.png")
+_IMAGES_OF_A_CARD = (".gif", ".jpeg", ".jpg", ".png", ".svg", ".webp")
 _WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")  # deleted if an earlier push had other shards
 _SHOWN = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
+
+logger = logging.getLogger(__name__)
 
 
 class PushError(OSError):
@@ -87,7 +93,7 @@ def stage_model(
     Raises:
         FileNotFoundError: if `folder` contains no checkpoint, or an image of its card is missing.
         FileExistsError: if `output` is not empty.
-        ValueError: if the checkpoint is of another type, or lacks weights.
+        ValueError: if the checkpoint is of another type or lacks weights, or its card shows a file that is no image.
     """
     folder, output = Path(folder), Path(output)
     if not (folder / "config.json").is_file():
@@ -97,16 +103,17 @@ def stage_model(
     model.save_pretrained(output)
     results = read_results(folder)
     figures = [result.image for result in results if result.image is not None]
-    for path in (*(folder / name for name in _OF_THE_RUN), *(result.path for result in results), *figures):
-        if path.is_file():
-            shutil.copy(path, output)
+    of_the_run = [path for name in _OF_THE_RUN for path in sorted(folder.glob(name))]
+    for path in (*of_the_run, *(result.path for result in results), *figures):
+        if may_leave(path, folder):
+            _copy(path, folder, output)
+        else:
+            logger.warning("%s is hidden or a link, and is not published", path)
     draw_training(folder, output / "training.png")
-    if (folder / EXAMPLES).is_dir():
-        shutil.copytree(folder / EXAMPLES, output / EXAMPLES)
     for name in _BESIDE:
         shutil.copy(Path(__file__).with_name(name), output)
     card = folder / "README.md"
-    if card.is_file() and f'"{repo_id}"' in card.read_text(encoding="utf-8"):
+    if may_leave(card, folder) and f'"{repo_id}"' in card.read_text(encoding="utf-8"):
         _copy_card(card, output)
     else:
         write_model_card(output, model_id=repo_id, licence=licence, baselines=baselines)
@@ -120,9 +127,19 @@ def _copy_card(card: Path, output: Path) -> None:
         image = card.parent / name
         if ".." in Path(name).parts or not image.is_file():
             raise FileNotFoundError(f"{card} shows {name}, which is not in {card.parent}")
-        (output / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(image, output / name)
+        if image.suffix.lower() not in _IMAGES_OF_A_CARD or not may_leave(image, card.parent):
+            raise ValueError(
+                f"{card} shows {name}, which is not published: an image of a card is a file that is neither hidden "
+                f"nor a link, and ends in {', '.join(_IMAGES_OF_A_CARD)}"
+            )
+        _copy(image, card.parent, output)
     shutil.copy(card, output)
+
+
+def _copy(file: Path, folder: Path, output: Path) -> None:
+    target = output / file.relative_to(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(file, target)
 
 
 def commit_folder(
@@ -135,7 +152,9 @@ def commit_folder(
     message: str,
     replaces: Sequence[str],
 ) -> str:
-    """Commit all files of `folder`, create the repository if it does not exist, and return the URL of the commit.
+    """Commit all files of `folder` but hidden ones and links, and return the URL of the commit.
+
+    The repository is created if it does not exist.
 
     Files that match a pattern in `replaces` are deleted if `folder` does not contain them; see `push_model`.
 
@@ -151,7 +170,8 @@ def commit_folder(
             raise ValueError(f"{repo_id} already exists and is public: {remedy}")
         if revision is not None:
             api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
-        added = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        files = [path for path in sorted(folder.rglob("*")) if may_leave(path, folder)]
+        added = {path.relative_to(folder).as_posix(): path for path in files}
         present = api.list_repo_files(repo_id, repo_type=repo_type, revision=revision)
         stale = {name for pattern in replaces for name in fnmatch.filter(present, pattern)} - added.keys()
         deletions = [CommitOperationDelete(name) for name in sorted(stale)]

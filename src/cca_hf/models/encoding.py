@@ -85,7 +85,8 @@ class ImageEncoder:
             (images, attributes, dim) float32, L2-normalised.
 
         Raises:
-            ValueError: for an unknown attribute (the message names the closest one) or `output`.
+            ValueError: for an unknown attribute (the message names the closest one) or `output`, or if an embedding
+                is NaN or infinite.
             UnreadableImageError: if an image cannot be read; the message names its row and its source.
         """
         if output not in ("numpy", "torch"):
@@ -129,7 +130,7 @@ class ImageEncoder:
             attribute_ids: indices into `config.attributes`.
         """
         ids = torch.tensor(list(attribute_ids), dtype=torch.long, device=self.device)
-        return self.in_eval_mode()._embed(pixel_values, ids).float().cpu()
+        return _finite(self.in_eval_mode()._embed(pixel_values, ids).float().cpu(), range(len(pixel_values)))
 
     def _encode_batches(self, batches: Iterator[ImageBatch], ids: list[int]) -> Iterator[ImageBatch]:
         model = self.in_eval_mode()
@@ -223,7 +224,16 @@ def _read_ahead(
 
 
 def _fetch(batch: ImageBatch) -> ImageBatch:
-    return batch._replace(values=batch.values[: len(batch.rows)].float().cpu())
+    return batch._replace(values=_finite(batch.values[: len(batch.rows)].float().cpu(), batch.rows))
+
+
+def _finite(embeddings: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """The embeddings (images, attributes, dim) of some rows, if no number is NaN or infinite."""
+    finite = torch.isfinite(embeddings)
+    if not finite.all():
+        row = rows[int(finite.flatten(1).all(dim=1).logical_not().nonzero()[0])]
+        raise ValueError(f"the embedding of images[{row}] is NaN or infinite: try a higher precision, such as float32")
+    return embeddings
 
 
 def as_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:

@@ -8,6 +8,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig
 
 from .configuration_images import ImageModelConfig
+from .modeling_images import CHECKPOINT_FILES
 
 
 def load_model(
@@ -25,11 +26,13 @@ def load_model(
 
     Raises:
         OSError: if the checkpoint exists neither on this machine nor on the Hub.
-        ValueError: if the checkpoint is of another type, or lacks weights.
+        ValueError: if the checkpoint is of another type, lacks weights, or has weights that are NaN or infinite, an
+            image processor with code of its own, or a file that is a pipe or a device.
     """
     name, parts = fspath(name_or_path), Path(name_or_path).parts
     if not Path(name).exists() and (Path(name).is_absolute() or len(parts) > 2):  # not an id on the Hub
         raise FileNotFoundError(f"there is no checkpoint at {name}")
+    check_files(Path(name))
     try:
         model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
     except OSError as error:
@@ -40,8 +43,16 @@ def load_model(
             "model on it"
         )
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    model, report = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    model, report = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True, trust_remote_code=False)
     if report["missing_keys"]:  # they would be random, and the embeddings useless
         missing = sorted(report["missing_keys"])
         raise ValueError(f"{name} lacks {len(missing)} of the model's weights, such as {missing[0]}: it is incomplete")
     return model.to(device or accelerator or "cpu").eval()
+
+
+def check_files(folder: Path) -> None:
+    """Raises ValueError if a file of a checkpoint is a pipe or a device: reading it may never end."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        special = path.exists() and not path.is_file() and not path.is_dir()
+        if special and any(path.match(pattern) for pattern in CHECKPOINT_FILES):
+            raise ValueError(f"{path} is a pipe or a device, not a file: remove it, or restore the checkpoint")

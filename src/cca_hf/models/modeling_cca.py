@@ -186,7 +186,7 @@ class CCAModel(ConditionalPreTrainedModel):
         else:
             name = fspath(backbone)
             hub_kwargs: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
-            hub_kwargs["local_files_only"] = local_files_only
+            hub_kwargs |= {"local_files_only": local_files_only, "trust_remote_code": False}
             backbone_config = native_config(AutoConfig.from_pretrained(name, **hub_kwargs))
             native = AutoModel.from_pretrained(name, config=backbone_config, dtype=dtype, **hub_kwargs)
             image_processor = load_backbone_processor(name, hub_kwargs)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import fields
 from functools import cached_property
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -19,7 +20,15 @@ from transformers import initialization as init
 
 from .backbones import AutoImageProcessor, architecture_of, make_image_processor
 from .configuration_images import ImageModelConfig
-from .whole_files import staged, write_json
+from .images import ImageReader
+from .whole_files import CHECKSUMS, staged, write_checksums, write_json
+
+# All files of a checkpoint, by name; `push_to_hub` pushes no other.
+CHECKPOINT_FILES = (
+    *("config.json", "preprocessor_config.json", "modules.json", CHECKSUMS),
+    *("model*.safetensors", "model.safetensors.index*.json", "adapter_config.json", "adapter_model*.safetensors"),
+    *("*.py", "README.md"),
+)
 
 
 class ImagePreTrainedModel(PreTrainedModel):
@@ -75,14 +84,20 @@ class ImagePreTrainedModel(PreTrainedModel):
         """As [`PreTrainedModel.from_pretrained`]; also loads the image processor of the checkpoint.
 
         Raises:
-            ValueError: if the checkpoint is of another type, such as a plain backbone.
+            ValueError: if the checkpoint is of another type, such as a plain backbone; if weights are NaN or infinite;
+                if the image processor divides by 0; or if it has code of its own, which runs only with
+                `trust_remote_code=True`.
         """
         result = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         if pretrained_model_name_or_path is not None:
             model = result[0] if isinstance(result, tuple) else result
             names = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download")
             hub_kwargs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+            # None would ask on the terminal
+            hub_kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
             model.image_processor = AutoImageProcessor.from_pretrained(model.name_or_path, **hub_kwargs)
+            ImageReader(model.image_processor)  # raises for settings that make no pixel values
+            check_weights(chain(model.named_parameters(), model.named_buffers()))
         return result
 
     def save_pretrained(
@@ -95,7 +110,9 @@ class ImagePreTrainedModel(PreTrainedModel):
 
         Raises:
             OSError: if the disk is full; the message names the folder.
+            ValueError: if weights are NaN or infinite.
         """
+        check_weights((kwargs.get("state_dict") or dict(self.named_parameters())).items())
         if self.pipeline_class is not None:
             impl = f"{self.pipeline_class.__module__.rsplit('.', 1)[-1]}.{self.pipeline_class.__name__}"
             description = {"impl": impl, "pt": ["AutoModel"], "type": "image"}
@@ -110,6 +127,7 @@ class ImagePreTrainedModel(PreTrainedModel):
                 module = {"idx": 0, "name": "0", "path": "", "type": self.sentence_transformers_class}
                 write_json([module], folder / "modules.json")
             super().save_pretrained(folder, **kwargs)
+            write_checksums(folder)
             written = {path.name for path in folder.iterdir()}
         for pattern in _weights_like(written):
             for path in Path(save_directory).glob(pattern):
@@ -120,13 +138,15 @@ class ImagePreTrainedModel(PreTrainedModel):
     def _upload_modified_files(
         self, working_dir: Any, repo_id: str, files_timestamps: Any, commit_message: str | None = None, **settings: Any
     ) -> CommitInfo:
-        """Upload the whole folder, not only the files that transformers wrote, and delete earlier weight files."""
+        """Upload all files of the checkpoint, not only those that transformers wrote; delete earlier weight files."""
+        write_checksums(Path(working_dir))
         hub, revision = HfApi(token=settings.pop("token", None)), settings.get("revision")
         if revision is not None and not revision.startswith("refs/pr"):
             hub.create_branch(repo_id, branch=revision, exist_ok=True)
         settings["delete_patterns"] = _weights_like(path.name for path in Path(working_dir).iterdir())
         settings["commit_message"] = commit_message or "Upload model"
-        return hub.upload_folder(repo_id=repo_id, folder_path=Path(working_dir), **settings)
+        names = {"allow_patterns": list(CHECKPOINT_FILES), "ignore_patterns": [".*", "*/*"]}
+        return hub.upload_folder(repo_id=repo_id, folder_path=Path(working_dir), **names, **settings)
 
     @cached_property
     def image_processor(self) -> BaseImageProcessor:
@@ -161,6 +181,14 @@ class ImagePreTrainedModel(PreTrainedModel):
             "image_processor": self.image_processor.to_dict(),
         }
         return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def check_weights(weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Raise ValueError if weights are NaN or infinite; those of 8 bits, and those not in memory, are not read."""
+    for name, tensor in weights:
+        if tensor.is_floating_point() and tensor.itemsize > 1 and tensor.numel() and not tensor.is_meta:
+            if not all(torch.isfinite(end) for end in tensor.aminmax()):
+                raise ValueError(f"weights are NaN or infinite: {name}. The training failed, or the file has changed")
 
 
 def _weights_like(names: Iterable[str]) -> list[str]:

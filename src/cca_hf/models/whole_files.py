@@ -1,5 +1,6 @@
-"""Files and folders that are written completely or not at all."""
+"""Files and folders that are written completely or not at all, and those of them that may leave the machine."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +11,44 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+CHECKSUMS = "checksums.json"
+
 
 def check_new(folder: Path) -> None:
     """Raises FileExistsError for a file, or a folder that is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists already; choose a new folder")
+
+
+def may_leave(file: Path, folder: Path) -> bool:
+    """Whether a file of `folder` may be published: a regular file, not hidden, and not reached through a link."""
+    names = file.relative_to(folder).parts
+    on_the_way = [folder.joinpath(*names[: place + 1]) for place in range(len(names))]
+    hidden = any(name.startswith(".") for name in names)
+    return not hidden and not any(path.is_symlink() for path in on_the_way) and file.is_file()
+
+
+def write_checksums(folder: Path) -> None:
+    """Write `checksums.json`, which `cca check` compares with the files: the SHA-256 of each by its name.
+
+    Files that are in it already are not read again, if they are still there. The card is left out, because it is
+    written again later.
+    """
+    path = folder / CHECKSUMS
+    known = read_checksums(folder) if path.exists() else {}
+    files = [file for file in sorted(folder.rglob("*")) if may_leave(file, folder)]
+    names = [file.relative_to(folder).as_posix() for file in files if file.name not in (CHECKSUMS, "README.md")]
+    write_json({"sha256": {name: known.get(name) or sha256_of(folder / name) for name in names}}, path)
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of the files of a folder by their names."""
+    return json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))["sha256"]
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def write_json(content: Any, path: str | Path) -> Path:

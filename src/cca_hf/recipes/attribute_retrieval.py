@@ -182,7 +182,7 @@ def _read_config(source: str) -> PreTrainedConfig:
     elif source.endswith(".json"):
         text = Path(source).read_text(encoding="utf-8")
     else:
-        return AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
     fields: dict[str, Any] = json.loads(text)
     if (kind := fields.pop("model_type", None)) not in CONFIG_MAPPING:
         raise ValueError(f"backbone_config needs a model_type that transformers knows, such as vit; got {kind!r}")
@@ -225,5 +225,5 @@ def embed_texts(texts: Sequence[str], text_encoder: str) -> torch.Tensor:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise ImportError('text conditions need sentence-transformers: pip install "cca_hf[text]"') from error
-    encoder = SentenceTransformer(text_encoder, device="cpu")
+    encoder = SentenceTransformer(text_encoder, device="cpu", trust_remote_code=False)
     return encoder.encode(list(texts), convert_to_tensor=True, show_progress_bar=False).float().clone()

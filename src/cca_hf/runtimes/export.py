@@ -150,10 +150,11 @@ class ExportedModel(ImageEncoder):
         if not is_exported(path):
             raise FileNotFoundError(f"{folder} contains no exported model: {_DESCRIPTION} is missing")
         description = json.loads((path / _DESCRIPTION).read_text(encoding="utf-8"))
-        config: AttributeConfig = AutoConfig.from_pretrained(path)
+        config: AttributeConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
         open_graph = _open_onnx if description["runtime"] == "onnx" else _open_openvino
         run = open_graph(path / _GRAPH[description["runtime"]], num_threads)
-        return cls(config, AutoImageProcessor.from_pretrained(path), description, run)
+        image_processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
+        return cls(config, image_processor, description, run)
 
     def __call__(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> ConditionalModelOutput:
         """As the forward pass of a model: ids (batch,) or (batch, k) -> embeddings (batch, dim) or (batch, k, dim)."""
