@@ -1,9 +1,11 @@
-"""`cca evaluate`, `cca card` and `cca push`: a checkpoint is measured, described and published."""
+"""`cca evaluate`, `cca card`, `cca push`, `cca check`: a checkpoint is measured, described, published and verified."""
 
 import json
 import math
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from . import options
 from .options import UsageError, named_values, option, stdout_kept_clean, switch
@@ -135,6 +137,29 @@ def push(
         else:
             place = push_model(model, repo, private=private or None, revision=revision, message=message, **card)
     print(place)
+
+
+def check(
+    folder: Path = typer.Argument(..., metavar="FOLDER", help="Checkpoint, output of 'cca embed', or index."),
+) -> None:
+    """Compare the files of a checkpoint, of embeddings or of an index with their checksums.
+
+    A line for each file says ok, changed, missing, not finite (weights), or no checksum (version 0.1 wrote none). The
+    exit code is 1 if a file is changed, missing or not finite. No other process may write to the folder meanwhile.
+
+    \b
+    Examples:
+      cca check out
+      cca check shoes.index
+    """
+    from cca_hf.hub.integrity import check_folder
+
+    unusable, count = 0, 0
+    for file in check_folder(folder):
+        print(f"{file.state:11}  {file.name}")
+        unusable, count = unusable + (not file.usable), count + 1
+    if unusable:
+        raise ValueError(f"{unusable} of {count} files in {folder} are not the ones that were written")
 
 
 def _baselines(compare: list[str] | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
-from .checkpoint import card, evaluate, push
+from .checkpoint import card, check, evaluate, push
 from .data import app as data_commands
 from .embed import embed, export
 from .index import app as index_commands
@@ -32,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(cls=Training)(train)
-for command in (evaluate, embed, export, search, card, push, serve, demo):
+for command in (evaluate, embed, export, search, card, push, check, serve, demo):
     app.command(cls=Command)(command)
 app.add_typer(index_commands)
 app.add_typer(data_commands)

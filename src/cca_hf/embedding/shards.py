@@ -7,17 +7,23 @@ A shard contains a fixed range of rows of the catalogue, without the images that
 these, and the fingerprint of the rows that it was made from. A shard gets its name when it is complete and on disk: a
 killed process leaves complete shards, and nothing else that is read.
 
+The metadata also contain the SHA-256 of the file, with zeros in its own place, so that a file can be checked without
+another one. Shards of version 0.1 have none.
+
 An `int8` vector stands for `scale_<attribute> * embedding_<attribute>`. The scale, one float32 per vector, is its
 largest coordinate / 127; cosine similarities do not need it.
 """
 
+import hashlib
 import json
+import mmap
 import os
+import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -30,6 +36,8 @@ DType = Literal["float32", "float16", "int8"]
 DTYPES = get_args(DType)
 MANIFEST = "manifest.json"
 _METADATA = b"cca_hf"
+_CHECKSUM = b"cca_hf.sha256"
+_HAS_CHECKSUM = "has_checksum"
 
 
 @dataclass(frozen=True)
@@ -124,17 +132,56 @@ def write_shard(
         numbers = pa.array(vectors.astype(dtype, copy=False).reshape(-1))
         columns[column_of(attribute)] = pa.FixedSizeListArray.from_arrays(numbers, vectors.shape[1])
     schema = features.arrow_schema
-    metadata = {**schema.metadata, _METADATA: json.dumps(note).encode()}
+    unknown = secrets.token_hex(32).encode()  # where the checksum will be
+    described = {**note, _HAS_CHECKSUM: True}  # or a shard whose checksum was lost would pass for one of version 0.1
+    metadata = {**schema.metadata, _METADATA: json.dumps(described).encode(), _CHECKSUM: unknown}
     table = pa.table({name: columns[name] for name in features}).cast(schema).replace_schema_metadata(metadata)
     plain = {column_of(attribute) for attribute in attributes}
     others = [name for name in features if name not in plain] or False
     # vectors do not compress, and statistics of them are useless
     compression = {name: "none" if name in plain else "zstd" for name in features}
-    with staged(path.parent) as unfinished, (unfinished / path.name).open("wb") as file:
+    with staged(path.parent) as unfinished, (unfinished / path.name).open("w+b") as file:
         pq.write_table(table, file, compression=compression, use_dictionary=others, write_statistics=others)
+        file.flush()
+        place, checksum = _checksum_at(unknown, file)
+        file.seek(place)
+        file.write(checksum)
         file.flush()
         os.fsync(file.fileno())
     return True
+
+
+def has_changed(path: Path) -> bool | None:
+    """Whether a shard is not the file that was written; None for a shard of version 0.1, which has no checksum."""
+    try:
+        metadata = pq.read_metadata(path).metadata or {}
+    except (pa.ArrowException, OSError):
+        return True
+    stored = metadata.get(_CHECKSUM)
+    if stored is None:
+        return True if _METADATA not in metadata or _HAS_CHECKSUM.encode() in metadata[_METADATA] else None
+    with path.open("rb") as file:
+        return _checksum_at(stored, file)[1] != stored
+
+
+def check_shard(path: Path) -> None:
+    """Raises ValueError if [`has_changed`]."""
+    if has_changed(path):
+        raise ValueError(
+            f"{path} has changed since it was written: delete it, and run the same 'cca embed' again to compute it"
+        )
+
+
+def _checksum_at(stored: bytes, file: BinaryIO) -> tuple[int, bytes]:
+    """The place of the checksum in a shard, and the SHA-256 of the shard with zeros there, in hexadecimal."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        place = content.rfind(stored)
+        digest = hashlib.sha256()
+        with memoryview(content) as view, view[:place] as before, view[place + len(stored) :] as after:
+            digest.update(before)
+            digest.update(bytes(len(stored)))
+            digest.update(after)
+    return place, digest.hexdigest().encode()
 
 
 def read_note(path: Path) -> dict[str, Any]:

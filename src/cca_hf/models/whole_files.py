@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 CHECKSUMS = "checksums.json"
+WITHOUT_CHECKSUM = {CHECKSUMS, "README.md", "latest_version_hint.json"}  # are written again: the card, a hint of Lance
 
 
 def check_new(folder: Path) -> None:
@@ -31,19 +32,25 @@ def may_leave(file: Path, folder: Path) -> bool:
 def write_checksums(folder: Path) -> None:
     """Write `checksums.json`, which `cca check` compares with the files: the SHA-256 of each by its name.
 
-    Files that are in it already are not read again, if they are still there. The card is left out, because it is
-    written again later.
+    Files that are in it already are not read again, if they are still there.
     """
     path = folder / CHECKSUMS
     known = read_checksums(folder) if path.exists() else {}
     files = [file for file in sorted(folder.rglob("*")) if may_leave(file, folder)]
-    names = [file.relative_to(folder).as_posix() for file in files if file.name not in (CHECKSUMS, "README.md")]
+    names = [file.relative_to(folder).as_posix() for file in files if file.name not in WITHOUT_CHECKSUM]
     write_json({"sha256": {name: known.get(name) or sha256_of(folder / name) for name in names}}, path)
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of the files of a folder by their names."""
-    return json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))["sha256"]
+    """The SHA-256 of the files of a folder by their names.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    try:
+        return dict(json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))["sha256"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{folder / CHECKSUMS} is damaged: {error}") from error
 
 
 def sha256_of(file: Path) -> str:

@@ -27,7 +27,7 @@ from cca_hf.models.configuration_images import AttributeConfig
 from cca_hf.models.encoding import ImageEncoder
 from cca_hf.models.images import ImageReader
 from cca_hf.models.modeling_conditional import ConditionalModelOutput, ConditionalPreTrainedModel
-from cca_hf.models.whole_files import staged, write_json
+from cca_hf.models.whole_files import staged, write_checksums, write_json
 
 _DESCRIPTION = "export.json"  # describes the graph; ExportedModel reads it
 _GRAPH = {"onnx": "model.onnx", "openvino": "model.xml"}
@@ -93,6 +93,7 @@ def export_model(
             "torch": torch.__version__,
         }
         write_json(description, staging / _DESCRIPTION)
+        write_checksums(staging)
     return Path(folder)
 
 

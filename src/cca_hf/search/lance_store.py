@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import pyarrow as pa  # type: ignore[import-untyped]
 
+from cca_hf.models.whole_files import CHECKSUMS, write_checksums
+
 from .conditions import Condition
 from .engine_filters import to_sql
 from .lance_queries import SEEN_WITHIN, LanceQueries
@@ -82,6 +84,8 @@ class LanceStore:
             connection = _connect(location, settings)
             if _TABLE in _run(connection.list_tables()).tables:
                 raise FileExistsError(f"there is an index at {location} already; open it, or choose another location")
+            if not _is_remote(location):
+                Path(location, CHECKSUMS).unlink(missing_ok=True)  # of an index that was deleted
             kind = pa.float16() if settings.vectors == "float16" else pa.float32()
             fields = [
                 column.with_type(pa.list_(kind, schema.dim)) if pa.types.is_fixed_size_list(column.type) else column
@@ -185,6 +189,8 @@ class LanceStore:
                         _run(self._table.create_index(name, config=graph))
             if indexed or rows >= self.settings.index_from:
                 _run(self._table.optimize(cleanup_older_than=_KEPT))
+            if not _is_remote(self.location):
+                write_checksums(Path(self.location))
         self._queries.refresh()
 
     def close(self) -> None:
@@ -223,7 +229,8 @@ def _check_free(location: str) -> None:
         return
     if not path.is_dir():
         raise FileExistsError(f"{location} is a file; an index needs a new or empty folder")
-    others = sorted(file.name for file in path.iterdir() if file.name not in (_LOCK, f"{_TABLE}.lance"))
+    known = (_LOCK, CHECKSUMS, f"{_TABLE}.lance")
+    others = sorted(file.name for file in path.iterdir() if file.name not in known)
     if others:
         raise FileExistsError(f"{location} contains other files ({others[0]}, ...); an index needs an empty folder")
 

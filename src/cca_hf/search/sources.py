@@ -15,7 +15,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from cca_hf.data.columns import missing_message
 from cca_hf.embedding.catalogue import Catalogue
-from cca_hf.embedding.shards import MANIFEST, Manifest, column_of
+from cca_hf.embedding.shards import MANIFEST, Manifest, check_shard, column_of
 from cca_hf.models.encoding import ImageEncoder
 
 from .conditions import ColumnType
@@ -114,11 +114,12 @@ class EmbeddedSource:
         if not (folder / MANIFEST).is_file():
             raise FileNotFoundError(f"{folder} contains no {MANIFEST}: 'cca embed' has not written to it")
         manifest = Manifest(**json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-        files = sorted(folder.glob("embeddings-*.parquet"))
+        files = [path for path in sorted(folder.glob("embeddings-*.parquet")) if path.is_file()]
         if len(files) != manifest.num_shards:
             raise ValueError(
                 f"{folder} has {len(files)} of {manifest.num_shards} files: run 'cca embed' to the end first"
             )
+        self._files = files
         self._dataset = pads.dataset(files)
         self._features = Features.from_arrow_schema(self._dataset.schema)
         self._vectors = [column_of(attribute) for attribute in manifest.attributes]
@@ -131,7 +132,7 @@ class EmbeddedSource:
 
     def batches(self) -> Iterator[ItemBatch]:
         wanted = [ITEM_ID, *self.schema.columns, *self._vectors]
-        for batch in self._dataset.to_batches(columns=wanted, batch_size=_ITEMS_AT_ONCE, batch_readahead=2):
+        for batch in self._checked_batches(wanted):
             if not len(batch):
                 continue
             table = _with_names(pa.Table.from_batches([batch]), self._features)
@@ -142,6 +143,13 @@ class EmbeddedSource:
                 return np.stack(vectors, axis=1).astype(np.float32)
 
             yield table.select([ITEM_ID, *self.schema.columns]), embed
+
+    def _checked_batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        for file in self._files:
+            check_shard(file)
+            yield from pads.dataset(file, schema=self._dataset.schema).to_batches(
+                columns=columns, batch_size=_ITEMS_AT_ONCE, batch_readahead=2
+            )
 
 
 ItemSource: TypeAlias = ImageSource | EmbeddedSource
