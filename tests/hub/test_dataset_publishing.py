@@ -1,5 +1,7 @@
 """A data set on the Hub: what is loaded from there is what was pushed, and its card counts it."""
 
+import ast
+
 import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict, Image
@@ -8,6 +10,8 @@ from PIL import Image as Picture
 
 from cca_hf import load_attribute_dataset
 from cca_hf.hub.dataset_publishing import stage_dataset
+
+from ..rendered import render
 
 LOAD = """
 import json, sys
@@ -94,6 +98,25 @@ def test_its_card_counts(data, tmp_path):
     assert "- colour: blue (6)" in card.text and "- heel: flat (8), high (6)" in card.text
     assert 'load_attribute_dataset("me/shoes", attributes=["colour", "heel"], group_column="item")' in card.text
     assert "Annotations only" not in card.text
+
+
+def test_words_of_others_stay_words_on_its_card(tmp_path):
+    odd = ["a|b\nc", "*x* [y](z) ![](.env) <b> `q` ~~s~~ https://evil.example", 'it\'s "6"']
+    seen = [" ".join(words.split()) for words in odd]
+    columns = {"image": [Picture.new("RGB", (4, 4))] * 6, odd[0]: odd * 2, odd[2]: odd * 2, odd[1]: odd * 2}
+    rows = Dataset.from_dict(columns).cast_column("image", Image())
+    data = load_attribute_dataset(
+        DatasetDict({"train": rows}), [odd[0], odd[2]], group_column=odd[1], make_splits=False
+    )
+    staged = stage_dataset(data, tmp_path / "staged", "me/shoes")
+    text = DatasetCard.load(staged / "README.md").text
+    splits, values = render(text).tables
+    assert splits[0] == ["split", "images", "groups", seen[0], seen[2]] and splits[1] == ["train", "6", "3", "6", "6"]
+    assert [row[0] for row in values[1:]] == [seen[0], seen[2]] and {len(row) for row in values} == {3}
+    assert {cell for row in values[1:] for cell in row[2:]} == {", ".join(f"{words} (2)" for words in sorted(seen))}
+    assert set(render(text).marks) == {"em_open", "em_close", "link_open", "link_close", "code_inline"}  # of the card
+    called = ast.parse(text.split("```python\n")[1].split("```")[0]).body[1].value
+    assert [ast.literal_eval(each.value) for each in called.keywords] == [[odd[0], odd[2]], odd[1]]
 
 
 def test_annotations_alone(data, folder, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from cca_hf.cli.main import main
 from cca_hf.evaluation.entanglement.evaluator import entanglement
 from cca_hf.evaluation.results import ResultCard, save_result
+from cca_hf.evaluation.retrieval.embeddings import Confusion
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.hub.model_card import TEMPLATE, write_model_card
 from cca_hf.models.modeling_asen import ASENModel
@@ -21,6 +22,7 @@ from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.models.modeling_csn import CSNModel
 from cca_hf.training.run_record import RunRecord
 
+from ..rendered import render
 from .conftest import VIT
 
 
@@ -150,6 +152,34 @@ def test_baselines_must_be_of_the_same_images(folder):
     other = EvaluationResult(tuple(replace(each, queries=each.queries + 1) for each in result.attributes))
     with pytest.raises(ValueError, match="cannot be compared"):
         write_model_card(folder, baselines={"other": other})
+
+
+def test_words_of_others_stay_words(folder):
+    """Names and values from a data set, and the names of other trainings."""
+    plain = render(write_model_card(folder).read_text().split("---\n", 2)[2])
+    odd = ["a|b\nc", "*x* [y](z) ![](.env) <b> `q` _r_ ~~s~~ https://evil.example"]
+    seen = [" ".join(words.split()) for words in odd]
+    run = RunRecord.load(folder)
+    counts, pairs = run.value_counts["shape"], run.confusions["shape"]
+    values = {seen_value: 3 for seen_value in odd} | counts
+    confused = [Confusion(value=odd[0], taken_for=odd[1], share=0.5, queries=8), *pairs]
+    replace(run, dataset=odd[1], value_counts={odd[0]: values, odd[1]: counts}, confusions={odd[0]: confused}).save(
+        folder
+    )
+    result = EvaluationResult.load_json(folder / "test_evaluation.json")
+    named = EvaluationResult(
+        tuple(replace(each, name=name) for each, name in zip(result.attributes, odd, strict=True))
+    )
+    save_result(named, folder / "test_evaluation.json")
+    found = render(write_model_card(folder, baselines={odd[1]: named}).read_text().split("---\n", 2)[2])
+    attributes, measured, settings = found.tables
+    assert [row[0] for row in attributes[1:]] == seen and measured[0][1:3] == seen
+    assert {len(row) for row in attributes} == {3} and {len(row) for row in measured} == {6}
+    assert [row[0] for row in measured[1:]] == ["chance", seen[1], "this model"]
+    assert {len(row) for row in settings} == {2}
+    assert f"{seen[0]} taken for {seen[1]} (50.0 % of 8)" in found.text
+    assert f"{seen[0]} (3), {seen[1]} (3)" in found.text and f"Training data: {seen[1]}" in found.text
+    assert found.marks == plain.marks
 
 
 class ToyConfig(PreTrainedConfig):

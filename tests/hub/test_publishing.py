@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from PIL import Image
+from transformers import ViTConfig, ViTModel
 from transformers.pipelines import SUPPORTED_TASKS
 
 from cca_hf import CCAModel, CCATrainer, CCATrainingArguments, load_attribute_dataset
@@ -271,6 +272,57 @@ def test_a_card_of_ones_own_stays(folder, tmp_path):
     assert 'from_pretrained("me/other"' in (staged / "README.md").read_text()
 
 
+def test_hidden_files_and_links_stay(folder, tmp_path, caplog):
+    secret = tmp_path / "elsewhere" / "id_rsa"
+    secret.parent.mkdir()
+    secret.write_text("SECRET")
+    own = shutil.copytree(folder, tmp_path / "own")
+    for name in (".env", "examples/.env", "examples/notes.txt", "examples/12.jpg", "deep/.git/config", "token.json"):
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        (own / name).write_text('{"hf": "SECRET"}')
+    for name in ("report.png", "examples/1-neighbours.png"):
+        (own / name).unlink()
+        (own / name).symlink_to(secret)
+    (own / "linked.json").write_text(json.dumps({"card": {"title": "T", "task": "t", "markdown": "M"}}))
+    (own / "linked.png").symlink_to(secret)
+    staged = stage_model(own, tmp_path / "staged", "me/own")
+    names = {path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file()}
+    checkpoint = {"config.json", "preprocessor_config.json", "modules.json", "model.safetensors", "checksums.json"}
+    of_the_run = {
+        "run.json",
+        "all_results.json",
+        "test_evaluation.json",
+        "training.png",
+        "examples/1.jpg",
+        "linked.json",
+    }
+    beside = {"README.md", "handler.py", "requirements.txt"}
+    assert {name for name in names if not name.endswith(".py")} | {
+        "handler.py"
+    } == checkpoint | of_the_run | beside | {"examples/1.jpg"}
+    assert not any(b"SECRET" in (staged / name).read_bytes() for name in names)
+    assert "report.png is hidden or a link, and is not published" in caplog.text
+    linked = shutil.copytree(folder, tmp_path / "linked")
+    (linked / "examples").rename(tmp_path / "examples")
+    (linked / "examples").symlink_to(tmp_path / "examples")
+    assert not (stage_model(linked, tmp_path / "staged-too", "me/own") / "examples").exists()
+
+
+@pytest.mark.parametrize("shown", [".env", "pictures/.hidden.png", "link.png", "linked/it.png", "run.json", "%2Eenv"])
+def test_a_card_shows_images_only(folder, tmp_path, shown):
+    own = shutil.copytree(folder, tmp_path / "own")
+    (own / ".env").write_text("SECRET")
+    (own / "pictures").mkdir()
+    shutil.copy(own / "report.png", own / "pictures" / ".hidden.png")
+    (own / "link.png").symlink_to(own / ".env")
+    (own / "linked").symlink_to(tmp_path / "secrets")
+    (tmp_path / "secrets").mkdir()
+    shutil.copy(own / "report.png", tmp_path / "secrets" / "it.png")
+    (own / "README.md").write_text(f'AutoModel.from_pretrained("me/mine"), ![]({shown})')
+    with pytest.raises(ValueError, match="which is not published: an image of a card is a file that is neither"):
+        stage_model(own, tmp_path / "staged", "me/mine")
+
+
 def test_a_checkpoint_without_a_training(finished, tmp_path):
     CCAModel.from_pretrained(finished).save_pretrained(tmp_path / "bare")
     text = (stage_model(tmp_path / "bare", tmp_path / "staged", "me/bare") / "README.md").read_text()
@@ -290,11 +342,25 @@ def test_what_is_no_checkpoint(finished, tmp_path):
 
 
 def test_where_a_backbone_lay_is_not_told(finished, tmp_path):
-    model = CCAModel.from_pretrained(finished)
-    model.config.backbone_name = str(tmp_path / "secret" / "my-vit")
+    """Neither in the checkpoint nor in what is pushed; the id of a backbone on the Hub stays."""
+    ViTModel(ViTConfig(**VIT), add_pooling_layer=False).save_pretrained(tmp_path / "secret" / "my-vit")
+    model = CCAModel.from_backbone(tmp_path / "secret" / "my-vit", ["shape", "colour"])
+    model.config.text_encoder = str(tmp_path / "secret" / "my-texts")
     model.save_pretrained(tmp_path / "model")
     staged = stage_model(tmp_path / "model", tmp_path / "staged", "me/x")
-    assert json.loads((staged / "config.json").read_text())["backbone_name"] == "my-vit"
+    for folder in (tmp_path / "model", staged):
+        text = (folder / "config.json").read_text()
+        config = json.loads(text)
+        assert (config["backbone_name"], config["text_encoder"]) == ("./my-vit", "./my-texts")
+        assert "secret" not in text and "_name_or_path" not in text
+    card = ModelCard.load(staged / "README.md")
+    assert "- **Backbone**: my-vit\n" in card.text and card.data.base_model is None
+    loaded = CCAModel.from_pretrained(tmp_path / "model")
+    assert loaded.fingerprint() == model.fingerprint()
+    loaded.config.backbone_name = loaded.config.backbone_config._name_or_path = "google/vit-base-patch16-224"
+    loaded.save_pretrained(tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert {config["backbone_name"], config["backbone_config"]["_name_or_path"]} == {"google/vit-base-patch16-224"}
 
 
 def test_push_to_hub_of_the_trainer(finished, tmp_path):
@@ -309,11 +375,14 @@ def test_push_to_hub_of_the_trainer(finished, tmp_path):
     args = CCATrainingArguments(
         str(tmp_path / "out"), use_cpu=True, bf16=False, report_to="none", hub_private_repo=True, hub_revision="v2"
     )
+    args.hub_token = "hf_secret"
     trainer = CCATrainer(CCAModel.from_pretrained(finished), args, data, publish=publish)
     trainer.save_model()
     assert not told
+    saved = (tmp_path / "out" / "training_args.bin").read_bytes()
+    assert b"hub_revision" in saved and b"hf_secret" not in saved
     assert trainer.push_to_hub() == "somewhere"
-    settings = {"private": True, "revision": "v2", "token": None}
+    settings = {"private": True, "revision": "v2", "token": "hf_secret"}
     assert told == [(str(tmp_path / "out"), "out", settings)]
     with pytest.raises(ValueError, match=r"publish=cca_hf\.push_model"):
         CCATrainer(CCAModel.from_pretrained(finished), args, data).push_to_hub()

@@ -24,7 +24,14 @@ print(json.dumps([sharded, whole, loaded.layernorm.weight.tolist(), list(loaded.
 
 def test_everything_is_pushed_and_earlier_weights_are_deleted(run_on_hub):
     sharded, whole, weight, mean = run_on_hub(PROGRAM)
-    beside = {"config.json", "preprocessor_config.json", "modules.json", "modeling_cca.py", "README.md"}
+    beside = {
+        "config.json",
+        "preprocessor_config.json",
+        "modules.json",
+        "modeling_cca.py",
+        "README.md",
+        "checksums.json",
+    }
     assert beside <= set(sharded) and beside <= set(whole)
     assert "model.safetensors.index.json" in sharded and "model.safetensors" not in sharded
     assert [name for name in whole if "safetensors" in name] == ["model.safetensors"]

@@ -1,8 +1,16 @@
 """Tables as text for terminals and logs, and as HTML for notebooks."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+
+# Characters with a meaning anywhere; an underscore at the edge of a word; what makes a link of an address; and what
+# begins a list or a heading at the start of a line, or ends a heading.
+_MARKS = re.compile(
+    r"[\\`*\[\]<>|~&@]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.|^[-+#](?=[\s#]|$)|^\d(?=\d*[.)](?:\s|$))|#$",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -28,10 +36,24 @@ def percent(fraction: float, decimals: int = 1) -> str:
     return f"{100 * fraction:.{decimals}f}"
 
 
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table; the first row is the header."""
-    header, *body = (f"| {' | '.join(row)} |" for row in rows)
+def markdown_table(rows: Sequence[Sequence[str]], *, bold_title: int | None = None) -> str:
+    """A markdown table; the first row is the header. The cells are texts, see [`markdown_text`].
+
+    `bold_title` is the row whose first cell is bold.
+    """
+    cells = [[markdown_text(cell) for cell in row] for row in rows]
+    if bold_title is not None:
+        cells[bold_title][0] = f"**{cells[bold_title][0]}**"
+    header, *body = (f"| {' | '.join(row)} |" for row in cells)
     return "\n".join([header, f"|{'---|' * len(rows[0])}", *body])
+
+
+def markdown_text(words: object) -> str:
+    """Words of others for a line or a table in Markdown: they become no mark, tag, link, image, cell or line.
+
+    Characters with a meaning in Markdown become HTML entities, because a backslash is not understood everywhere.
+    """
+    return _MARKS.sub(lambda mark: f"&#{ord(mark[0])};", " ".join(str(words).split()))
 
 
 def format_table(header: Sequence[str], sections: Sequence[Sequence[Sequence[str]]]) -> str:

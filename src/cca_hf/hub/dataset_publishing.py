@@ -4,6 +4,7 @@ If the images may not be redistributed, the annotations can be pushed alone. `im
 the path of the image below the folder that `load_attribute_dataset` gets as `image_root`.
 """
 
+import json
 import os
 from os import PathLike
 from pathlib import Path
@@ -17,6 +18,7 @@ from cca_hf.data.columns import ColumnPlace
 from cca_hf.data.coverage import FILE_NAME_COLUMN
 from cca_hf.data.parquet_files import write_split
 from cca_hf.data.schema import IMAGE_COLUMN, AttributeDataset
+from cca_hf.evaluation.text_table import markdown_text
 from cca_hf.models.whole_files import check_new, staged, write_text
 from cca_hf.training.run_record import count_values
 
@@ -120,9 +122,10 @@ def make_dataset_card(data: AttributeDataset, repo_id: str, *, with_images: bool
     summary = data.summary()
     images = sum(split.images for split in summary.splits.values())
     counts = count_values(data.attributes, np.concatenate([data.labels(split) for split in data.splits]))
-    arguments = [f'"{repo_id}"', f"attributes={list(data.attributes)}".replace("'", '"')]
+    names = json.dumps(list(data.attributes), ensure_ascii=False)
+    arguments = [json.dumps(repo_id), f"attributes={names}"]
     if data.group_column is not None:
-        arguments.append(f'group_column="{data.group_column}"')
+        arguments.append(f"group_column={json.dumps(data.group_column, ensure_ascii=False)}")
     if not with_images:
         arguments.append('image_root="images"')
     coverage = data.coverage_of(*data.splits)
@@ -137,6 +140,7 @@ def make_dataset_card(data: AttributeDataset, repo_id: str, *, with_images: bool
             configs=[{"config_name": "default", "data_files": files}],
         ),
         template_path=str(TEMPLATE),
+        text=markdown_text,
         name=name,
         repo_id=repo_id,
         images=f"{images:,} images" if with_images else f"The labels of {images:,} images",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig, PreTrainedConfig
@@ -17,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from cca_hf.evaluation.entanglement.result import EntanglementResult
 from cca_hf.evaluation.results import ResultCard
 from cca_hf.evaluation.retrieval.result import EvaluationResult
+from cca_hf.evaluation.text_table import markdown_text
 from cca_hf.models.configuration_cca import CCAConfig
 from cca_hf.models.configuration_images import AttributeConfig, is_hub_id, public_name
 from cca_hf.models.whole_files import write_text
@@ -84,6 +86,7 @@ def write_model_card(
     card = ModelCard.from_template(
         _metadata(config, run, results, name, licence, folder),
         template_path=str(TEMPLATE),
+        text=markdown_text,
         name=name.split("/")[-1],
         method="a single space for all attributes (the baseline of CCA)" if one_space else model_class.method,
         paper_url=model_class.paper_url,
@@ -182,7 +185,7 @@ def _backbone(config: PreTrainedConfig) -> str:
 
 
 def _link(name: str, kind: str, *, on_hub: bool) -> str:
-    return f"[{name}](https://huggingface.co/{kind}{name})" if on_hub else f"`{name}`"
+    return f"[{markdown_text(name)}](https://huggingface.co/{kind}{quote(name)})" if on_hub else markdown_text(name)
 
 
 def _attributes(config: PreTrainedConfig, run: RunRecord | None) -> dict[str, list[str]]:

@@ -17,6 +17,7 @@ from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
+from urllib.parse import unquote
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HTTPError  # from httpx or httpx2, depending on its version
@@ -124,6 +125,7 @@ def _copy_card(card: Path, output: Path) -> None:
     for name in _SHOWN.findall(card.read_text(encoding="utf-8")):
         if "://" in name:
             continue
+        name = unquote(name)
         image = card.parent / name
         if ".." in Path(name).parts or not image.is_file():
             raise FileNotFoundError(f"{card} shows {name}, which is not in {card.parent}")

@@ -187,10 +187,10 @@ class ConditionalPreTrainedModel(ImagePreTrainedModel, ImageEncoder):
     @classmethod
     def usage_example(cls, model_id: str, config: AttributeConfig) -> str:
         dim, names = config.embedding_dim or config.hidden_size, list(config.attributes)
-        return f'''```python
+        return f"""```python
 from transformers import AutoModel
 
-model = AutoModel.from_pretrained("{model_id}", trust_remote_code=True)
+model = AutoModel.from_pretrained({json.dumps(model_id)}, trust_remote_code=True)
 embeddings = model.encode(["image.jpg", "other.jpg"], attributes={json.dumps(names[:2])})
 print(embeddings.shape)  # (2, {len(names[:2])}, {dim}): images, attributes, numbers; L2-normalised
 print(embeddings[0] @ embeddings[1].T)  # diagonal: similarity of the two images under each attribute
@@ -200,11 +200,11 @@ This code needs only `pip install transformers pillow`. `pip install cca_hf` add
 ```python
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("{model_id}", trust_remote_code=True)
+model = SentenceTransformer({json.dumps(model_id)}, trust_remote_code=True)
 embeddings = model.encode(["image.jpg", "other.jpg"], attribute={json.dumps(names[0])})
 print(model.similarity(embeddings, embeddings))  # similarity of the two images under this attribute
 ```
-'''
+"""
 
     def get_image_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Compute the first half of the forward pass, which does not depend on the condition.

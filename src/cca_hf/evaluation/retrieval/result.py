@@ -9,7 +9,7 @@ import numpy as np
 
 from cca_hf.data.coverage import Coverage
 from cca_hf.evaluation.results import Result, ResultCard
-from cca_hf.evaluation.text_table import Table, markdown_table, percent
+from cca_hf.evaluation.text_table import Table, markdown_table, markdown_text, percent
 
 from .metrics import AttributeRetrieval, RetrievalScores
 
@@ -153,20 +153,22 @@ class EvaluationResult(Result):
         names = [each.name for each in self.attributes]
         rows = [["", *names, "mean", "query-weighted", "macro over values"]]
         rows.append(["chance", *_card_cells([each.chance for each in self.attributes], self.chance_overall)])
-        for title, result in {**baselines, "**this model**": self}.items():
+        for title, result in [*baselines.items(), ("this model", self)]:
             rows.append([title, *_card_cells([result[name].scores for name in names], result.overall)])
+        table = markdown_table(rows, bold_title=-1)
         markdown = (
             f"The model was evaluated once on the {images:,}-image test split, which was not used for model "
             "selection. The table shows the mean average precision in percent. Each image is a query, and the other "
-            f"images with its value are relevant. Chance is the score of a random ranking.\n\n{markdown_table(rows)}\n"
+            f"images with its value are relevant. Chance is the score of a random ranking.\n\n{table}\n"
         )
         weakest = min(self.attributes, key=lambda each: each.scores["map"] - each.chance["map"])
         markdown += (
-            f"\nThe attribute least above chance is {weakest.name}, with a mAP of "
+            f"\nThe attribute least above chance is {markdown_text(weakest.name)}, with a mAP of "
             f"{percent(weakest.scores['map'])} where chance is {percent(weakest.chance['map'])}.\n"
         )
         if self.coverage is not None:
-            markdown += f"\n**Subset**: {self.coverage}. Do not compare these figures with results on the full set.\n"
+            subset = markdown_text(self.coverage)
+            markdown += f"\n**Subset**: {subset}. Do not compare these figures with results on the full set.\n"
         titles = {"map": "mAP, mean of the attributes", "map_macro": "mAP, mean over values, then attributes"}
         titles |= {f"map_{name}": f"mAP, {name}" for name in names}
         figures = self.percentages(titles)

@@ -15,6 +15,8 @@ from datasets import Image as ImageFeature
 from huggingface_hub import SpaceCard, SpaceCardData, try_to_load_from_cache
 from PIL import Image
 
+from cca_hf.evaluation.text_table import markdown_text
+from cca_hf.models.configuration_images import is_hub_id
 from cca_hf.models.images import load_image
 from cca_hf.models.whole_files import check_new, staged
 from cca_hf.search import AttributeIndex, CheckpointId
@@ -42,7 +44,7 @@ def export_space(lookup: Lookup, folder: str | PathLike[str], *, title: str = TI
     target = Path(folder)
     check_new(target)
     model_name = lookup.model.config.name_or_path
-    model_id = model_name if model_name and not Path(model_name).exists() else None
+    model_id = model_name if is_hub_id(model_name) else None
     with staged(target) as staging:
         if model_id is None:
             lookup.model.save_pretrained(staging / _MODEL)
@@ -110,5 +112,7 @@ def _card(lookup: Lookup, title: str, model_id: str | None) -> SpaceCard:
     )
     model = f"[{model_id}](https://huggingface.co/{model_id})" if model_id else "the checkpoint in `model`"
     template = str(Path(__file__).with_name("card_template.md"))
-    names, count = ", ".join(lookup.attributes), lookup.index.count()
-    return SpaceCard.from_template(data, template, title=title, attributes=names, count=count, model=model)
+    names, count = ", ".join(map(markdown_text, lookup.attributes)), lookup.index.count()
+    return SpaceCard.from_template(
+        data, template, title=markdown_text(title), attributes=names, count=count, model=model
+    )
