@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .test_readme import ROOT, code_blocks, push_dry, shell_commands, world  # noqa: F401  (a fixture)
+from .test_readme import ROOT, code_blocks, push_dry, run_cca, shell_commands, world  # noqa: F401  (a fixture)
 
 BLOCKS = code_blocks((ROOT / "docs" / "publishing.md").read_text(encoding="utf-8"))
 
@@ -32,7 +32,9 @@ def test_shell(world: Path) -> None:  # noqa: F811
     pushed = {}
     for block in BLOCKS:
         for words in shell_commands(block.text) if block.language == "bash" else []:
-            if words[0] == "cca":
+            if words[:2] == ["cca", "check"]:
+                assert "ok           model.safetensors" in run_cca(words, world).splitlines()
+            elif words[0] == "cca":
                 pushed[" ".join(words)] = push_dry(words, world)
             else:  # a login, and a training that pushes: tested in tests/hub
                 assert words[:2] in (["hf", "auth"], ["accelerate", "launch"])
