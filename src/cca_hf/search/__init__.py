@@ -1,6 +1,7 @@
 """Search a catalogue by attribute: an index of embeddings in a folder, in a bucket or on a server."""
 
-from .conditions import column, parse
+from .conditions import column
+from .filter_text import parse
 from .index import AttributeIndex
 from .lance_store import LanceSettings
 from .qdrant_store import QdrantSettings

@@ -2,38 +2,29 @@
 
     column("price") < 50
     (column("price") < 50) & ~column("base_colour").is_in(["red", "pink"])
-    "price < 50 and base_colour not in ('red', 'pink')"         # the same as text, for `parse`
+    "price < 50 and base_colour not in ('red', 'pink')"         # the same as text, see filter_text.py
 
 A missing value equals nothing and is neither less nor greater than anything; `== None` selects missing values. `not`
 selects every item that the condition does not select: "not red" includes items whose colour is unknown.
+
+The engines differ at the ends of their types: -0.0, integers next to 2**63, integers that are no float. `check`
+therefore rewrites a condition so that it contains only values that all engines compare as Python does.
 """
 
-import ast
 import math
-import operator
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import Literal, NoReturn, TypeAlias
 
 Value: TypeAlias = str | int | float | bool
 ColumnType: TypeAlias = Literal["text", "integer", "number", "boolean"]
 Operator: TypeAlias = Literal["==", "<", "<=", ">", ">="]
 
 MOST_LEVELS = 40  # the SQL parser of LanceDB stops at 45 nested pairs of brackets
+MOST_COMPARISONS = 5_000  # LanceDB ends the process between 20,000 and 40,000
+MOST_VALUES = 100_000  # in lists: LanceDB reads as many in a second
 INT64 = range(-(2**63), 2**63)
-_ORDER = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
-_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Is: operator.eq,
-    ast.IsNot: operator.ne,
-    **dict(zip(_ORDER, (operator.lt, operator.le, operator.gt, operator.ge), strict=True)),
-}
-_ALLOWED = (
-    "a filter compares columns with values: price < 50, 10 <= price < 50, colour == 'red', season in ('Fall', "
-    "'Winter'), in_stock, year is None, joined by and, or, not; write column('heel height') for a name with a space"
-)
-_LONGEST_SHOWN = 200
 _KINDS = {"text": "text", "integer": "integers", "number": "numbers", "boolean": "True or False"}
 
 
@@ -120,7 +111,9 @@ class column:  # noqa: N801 - used like a function, as `col` is in other librari
         """Equality with any of `values`."""
         if isinstance(values, str):
             raise TypeError(f"is_in takes a list of values; got the string {values!r}, write [{values!r}]")
-        return AnyOf(self.name, tuple(_plain(self.name, value) for value in values))
+        listed = list(values)
+        present = AnyOf(self.name, tuple(_plain(self.name, value) for value in listed if value is not None))
+        return present | Missing(self.name) if any(value is None for value in listed) else present
 
 
 def _parts(condition: Condition, kind: type[And] | type[Or]) -> tuple[Condition, ...]:
@@ -134,119 +127,85 @@ def _plain(name: str, value: object) -> Value:
         import numpy as np
         import pyarrow as pa  # type: ignore[import-untyped]
 
+        if isinstance(value, pa.Scalar):
+            is_short = pa.types.is_float16(value.type) or pa.types.is_float32(value.type)
+            value = value.type.to_pandas_dtype()(value.as_py()) if is_short else value.as_py()
+        # the number that a shorter float prints, as `item_table` stores it: 19.99, not 19.989999771118164
+        value = float(str(value)) if isinstance(value, np.floating) else value
         value = value.item() if isinstance(value, np.generic) else value
-        value = value.as_py() if isinstance(value, pa.Scalar) else value
     if not isinstance(value, (str, int, float, bool)):
         raise TypeError(
             f"column({name!r}) can be compared with text, a number, True or False; got {type(value).__name__}"
         )
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"column({name!r}) cannot be compared with {value}; use == None to select missing values")
+    if not isinstance(value, str) and not -sys.float_info.max <= value <= sys.float_info.max:
+        raise ValueError(
+            f"column({name!r}) cannot be compared with NaN, infinity or a number outside the range of 64-bit floats; "
+            "use == None to select missing values"
+        )
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"column({name!r}): {value!r} contains a character that is not Unicode")
     return value
 
 
-def parse(text: str) -> Condition:
-    """Reads a condition from text in Python's syntax. Nothing in the text is executed.
-
-    Raises:
-        ValueError: for text that is no filter; names the part, and what is allowed.
-    """
-    text = text.strip()
-    try:
-        return _Reader(text).condition(ast.parse(text, mode="eval").body)
-    except SyntaxError as error:
-        raise ValueError(f"cannot parse the filter {_shown(text)} ({error.msg}); {_ALLOWED}") from error
-    except (RecursionError, MemoryError) as error:
-        raise ValueError(
-            f"the filter {_shown(text)} is nested too deep: at most {MOST_LEVELS} levels of 'and', 'or' and 'not'"
-        ) from error
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the filter {text[:_LONGEST_SHOWN]!a} contains a character that is not Unicode") from error
-
-
-class _Reader:
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def condition(self, node: ast.expr) -> Condition:
-        match node:
-            case ast.BoolOp(ast.And(), values):
-                return And(tuple(map(self.condition, values)))
-            case ast.BoolOp(ast.Or(), values):
-                return Or(tuple(map(self.condition, values)))
-            case ast.UnaryOp(ast.Not(), operand):
-                return ~self.condition(operand)
-            case ast.Compare(left, operators, rights):
-                parts = tuple(map(self.comparison, [left, *rights], operators, rights))
-                return parts[0] if len(parts) == 1 else And(parts)
-            case ast.Name() | ast.Call():
-                return self.column(node) == True  # noqa: E712 - makes a condition
-        self.refuse(node)
-
-    def comparison(self, left: ast.expr, sign: ast.cmpop, right: ast.expr) -> Condition:
-        if isinstance(sign, (ast.In, ast.NotIn)):
-            if not isinstance(right, (ast.Tuple, ast.List, ast.Set)):
-                self.refuse(right)
-            found = self.column(left).is_in([self.value(element) for element in right.elts])
-            return Not(found) if isinstance(sign, ast.NotIn) else found
-        is_identity = isinstance(sign, (ast.Is, ast.IsNot))
-        is_flipped = not is_identity and not isinstance(left, (ast.Name, ast.Call))  # 10 < price
-        name, constant = (right, left) if is_flipped else (left, right)
-        value = self.value(constant)
-        if is_identity and value is not None or value is None and isinstance(sign, _ORDER):
-            self.refuse(constant)
-        pair = (value, self.column(name)) if is_flipped else (self.column(name), value)
-        return _COMPARISONS[type(sign)](*pair)
-
-    def column(self, node: ast.expr) -> column:
-        match node:
-            case ast.Name(name):
-                return column(name)
-            case ast.Call(ast.Name("column"), [ast.Constant(str(name))], []):
-                return column(name)
-        self.refuse(node)
-
-    def value(self, node: ast.expr) -> object:
-        match node:
-            case ast.Constant(str() | int() | float() | None as value):
-                return value
-            case ast.UnaryOp(ast.USub(), ast.Constant(int() | float() as value)) if not isinstance(value, bool):
-                return -value
-        self.refuse(node)
-
-    def refuse(self, node: ast.AST) -> NoReturn:
-        part = ast.get_source_segment(self.text, node) or ast.unparse(node)
-        raise ValueError(f"in the filter {_shown(self.text)}, {_shown(part)} is not allowed; {_ALLOWED}")
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "...")
-
-
-def check(condition: Condition, columns: Mapping[str, ColumnType], levels: int = 0) -> Condition:
-    """Returns the condition with each value converted to the type of its column.
+def check(condition: Condition, columns: Mapping[str, ColumnType]) -> Condition:
+    """Returns an equal condition with values of the type of their column, which all engines compare as Python does.
 
     Args:
         columns: column -> type.
-        levels: how deep this condition is nested in another.
 
     Raises:
         ValueError: for an unknown column (names the closest), a value that the column cannot contain, or a condition
-            nested more than `MOST_LEVELS` deep.
+            with more than `MOST_LEVELS` levels, `MOST_COMPARISONS` comparisons or `MOST_VALUES` values in lists.
     """
+    comparisons, values = _size(condition)
+    if comparisons > MOST_COMPARISONS:
+        raise ValueError(
+            f"the filter has {comparisons} comparisons: at most {MOST_COMPARISONS} are allowed; write a list of "
+            "values with 'in'"
+        )
+    if values > MOST_VALUES:
+        raise ValueError(f"the lists of the filter have {values} values: at most {MOST_VALUES} are allowed")
+    return _exact(condition, columns)
+
+
+def _size(condition: Condition, levels: int = 0) -> tuple[int, int]:
+    """The number of comparisons, and of values in lists."""
     if levels > MOST_LEVELS:
         raise ValueError(f"the filter is nested too deep: at most {MOST_LEVELS} levels of 'and', 'or' and 'not'")
     match condition:
         case And(parts) | Or(parts):
-            return type(condition)(tuple(check(part, columns, levels + 1) for part in parts))
+            sizes = [_size(part, levels + 1) for part in parts]
+            return sum(comparisons for comparisons, _ in sizes), sum(values for _, values in sizes)
         case Not(part):
-            return Not(check(part, columns, levels + 1))
+            return _size(part, levels + 1)
+        case AnyOf(_, values):
+            return 1, len(values)
+    return 1, 0
+
+
+def _exact(condition: Condition, columns: Mapping[str, ColumnType]) -> Condition:
+    """See `check`."""
+    match condition:
+        case And(parts) | Or(parts):
+            return type(condition)(tuple(_exact(part, columns) for part in parts))
+        case Not(part):
+            return Not(_exact(part, columns))
         case Missing(name):
             _type_of(name, columns)
             return condition
-        case AnyOf(name, values):
-            exact = (_compared(name, "==", value, columns) for value in values)
-            return AnyOf(name, tuple(part.value for part in exact if isinstance(part, Comparison)))
+        case AnyOf(name, given):
+            _type_of(name, columns)
+            values, others = list[Value](), list[Condition]()
+            for value in given:
+                match _compared(name, "==", value, columns):
+                    case Comparison(_, "==", exact):
+                        values.append(exact)
+                    case AnyOf(_, several):
+                        values += several
+                    case other:
+                        others.append(other)
+            listed = AnyOf(name, tuple(values))
+            return Or((listed, *others)) if others else listed
         case Comparison(name, operator, value):
             return _compared(name, operator, value, columns)
     raise TypeError(f"a condition is made by column(...) or parse(...); got {type(condition).__name__}")
@@ -299,15 +258,44 @@ def _compared(name: str, operator: Operator, value: Value, columns: Mapping[str,
         )
     if isinstance(value, (str, bool)):
         return Comparison(name, operator, value)
-    if kind == "number":
-        try:
-            return Comparison(name, operator, float(value))
-        except OverflowError as error:
-            raise ValueError(f"in the filter: a value for {name!r} is outside the range of 64-bit floats") from error
-    if math.floor(value) not in INT64:
-        raise ValueError(f"in the filter: a value for {name!r} is outside the range of 64-bit integers")
-    if isinstance(value, int) or value.is_integer():
-        return Comparison(name, operator, int(value))
+    return _on_integers(name, operator, value) if kind == "integer" else _on_floats(name, operator, value)
+
+
+def _present(name: str) -> Condition:
+    return Not(Missing(name))
+
+
+def _nothing(name: str) -> Condition:
+    return AnyOf(name, ())
+
+
+def _on_integers(name: str, operator: Operator, value: int | float) -> Condition:
+    """Only `<`, `>=` and `==`, with integers above the least one: it is no integer literal in SQL."""
+    least, end = INT64.start, INT64.stop
     if operator == "==":
-        return AnyOf(name, ())  # no integer equals a fraction
-    return Comparison(name, "<=", math.floor(value)) if "<" in operator else Comparison(name, ">=", math.ceil(value))
+        if value != math.floor(value) or not least <= value < end:
+            return _nothing(name)
+        return Comparison(name, "==", int(value)) if value > least else Comparison(name, "<", least + 1)
+    bound = math.ceil(value) if operator in ("<", ">=") else math.floor(value) + 1
+    is_below = operator in ("<", "<=")
+    if bound >= end:
+        return _present(name) if is_below else _nothing(name)
+    if bound <= least:
+        return _nothing(name) if is_below else _present(name)
+    return Comparison(name, "<" if is_below else ">=", bound)
+
+
+def _on_floats(name: str, operator: Operator, value: int | float) -> Condition:
+    """An integer that is no float lies between two floats. -0.0 equals 0.0, but some engines order it before 0.0."""
+    nearest = float(value)
+    is_below = operator in ("<", "<=")
+    if operator == "==":
+        if nearest != value:
+            return _nothing(name)
+        return AnyOf(name, (-0.0, 0.0)) if value == 0 else Comparison(name, "==", nearest)
+    if nearest != value:
+        is_included = (nearest < value) == is_below
+        operator = ("<=" if is_included else "<") if is_below else (">=" if is_included else ">")
+    if nearest == 0:
+        nearest = -0.0 if operator in ("<", ">=") else 0.0
+    return Comparison(name, operator, nearest)

@@ -1,5 +1,6 @@
 """Translates conditions: to SQL for LanceDB, to filters for Qdrant, to masks for columns in memory."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,9 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from .conditions import INT64, And, AnyOf, Comparison, Condition, Missing, Not, Or, Value, levels_of
+
+# Qdrant compares integers with bounds as 64-bit floats. From here on several integers become the same float.
+_EXACT_IN_FLOATS = 2**53
 
 
 def to_sql(condition: Condition, opposite: bool = False) -> str:
@@ -38,8 +42,6 @@ def to_sql(condition: Condition, opposite: bool = False) -> str:
 def _literal(value: Value) -> str:
     if isinstance(value, str):
         return "'" + value.replace("'", "''") + "'"
-    if value == INT64.start and isinstance(value, int):
-        return f"({INT64.start + 1} - 1)"  # without its sign this number is no 64-bit integer
     return repr(value).lower()
 
 
@@ -68,6 +70,12 @@ def to_filter(condition: Condition | None) -> Any:
             return models.Filter(should=equal) if equal else models.Filter(must=[models.HasIdCondition(has_id=[])])
         case Comparison(name, "==", value) if not isinstance(value, float):
             return field(name, match=models.MatchValue(value=value))
+        case Comparison(name, "<", int(value)) if abs(value) >= _EXACT_IN_FLOATS:
+            below = math.nextafter(value, -math.inf)
+            between = models.MatchAny(any=list(range(max(int(below) + 1, INT64.start), value)))
+            return models.Filter(should=[field(name, range=models.Range(lte=below)), field(name, match=between)])
+        case Comparison(name, ">=", int(value)) if abs(value) >= _EXACT_IN_FLOATS:
+            return to_filter(Not(Or((Comparison(name, "<", value), Missing(name)))))
         case Comparison(name, operator, value) if not isinstance(value, str):
             bounds = {"==": ("gte", "lte"), "<": ("lt",), "<=": ("lte",), ">": ("gt",), ">=": ("gte",)}
             return field(name, range=models.Range(**dict.fromkeys(bounds[operator], value)))

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.typing import ArrayLike
 
-from .conditions import INT64, AnyOf, ColumnType, Condition, check, parse
+from .conditions import INT64, AnyOf, ColumnType, Condition, check
+from .filter_text import parse
 from .queries import centroid_of, nearest_to_mixture, rows_of, shares_of, targets_of
 from .schema import ITEM_ID, CheckpointId, Hit, IndexSchema, Vectors, hits_of, item_table, vectors_of
 from .store import Settings, VectorStore, create_store, ids_among, open_store

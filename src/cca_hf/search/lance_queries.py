@@ -2,6 +2,10 @@
 
 LanceDB's event loop would take 0.8 ms of the 2.7 ms of a query over 100,000 items. Reading ten scattered rows takes
 longer than finding them, so the columns of a small table are kept in memory.
+
+A graph leads astray where many vectors are equal or lie in tight clusters: a search that ends in one cluster does not
+reach another that is nearer. Each result of a graph is therefore compared with a random sample of the rows. If the
+sample shows that nearer rows are missing, the query is compared with all rows.
 """
 
 import math
@@ -9,7 +13,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +22,7 @@ from numpy.typing import NDArray
 
 from .conditions import Condition, columns_of
 from .engine_filters import to_mask, to_sql
-from .schema import Vectors
+from .schema import Vectors, vectors_of
 
 SEEN_WITHIN = timedelta(seconds=1)  # looking for a new version at each query would take a third of its time
 _ROW_ID = "_rowid"
@@ -32,6 +36,11 @@ _MASKS_KEPT = 32
 # A filter costs 2 ms in Lance. If enough of the nearest items are expected to fulfil it, they are filtered here.
 _LONGEST_LIST = 512
 _SPARE = 2  # reads twice the number of items that is expected to suffice
+_SAMPLE = 1024  # rows that a result of a graph is compared with; takes 0.05 ms
+_FEWEST = 10  # rows that a graph looks for
+_MOST_MISSED = 0.1  # share of a result that may be missing, as the sample estimates it
+_MOST_EQUAL = 0.4  # share of a result that may be at the same distance
+_ROUNDING = {pa.float32(): 1e-5, pa.float16(): 2e-3}  # of similarities, by the type of the stored vectors
 
 
 class LanceQueries:
@@ -77,43 +86,109 @@ class Version:
         self.dataset = dataset
         self._is_exact = is_exact
         self._queries = 0
-        rows = dataset.count_rows()
+        self._rows = rows = dataset.count_rows()
+        self._graphs = {name for index in dataset.describe_indices() for name in index.field_names}
+        self._sample = _Sample(dataset, rows)
         self._enough = max(_QUERIES_BEFORE, rows // _ROWS_A_QUERY) if rows <= _MOST_ROWS_KEPT else math.inf
         self._columns: _Columns | None = None
         self._reading = threading.Lock()
 
     def nearest(
         self, column: str, queries: Vectors, count: int, columns: Sequence[str], condition: Condition | None
-    ) -> pa.Table:
-        """`columns` and `_distance` (1 - cosine), the nearest row first; for several queries also `query_index`."""
+    ) -> list[pa.Table]:
+        """A table for each query: `columns` and `_distance` (1 - cosine), the nearest row first."""
+        asked = max(1, min(count, self._rows))  # Lance reserves memory for `count` rows
+        # one or two rows would not show whether many vectors are equal
+        count = max(asked, min(_FEWEST, self._rows)) if column in self._graphs else asked
         kept = self._columns_in_memory([*columns, *columns_of(condition)], len(queries))
+        found = self._approximate(kept, column, queries, count, condition, columns)
+        if len(queries) == 1:
+            tables = [found]
+        else:
+            query_of_row = found.column("query_index").to_numpy()
+            tables = [found.filter(pa.array(query_of_row == query)) for query in range(len(queries))]
+        if column in self._graphs:
+            wrong = [
+                self._lacks_rows(table, column, query, count, condition)
+                for table, query in zip(tables, queries, strict=True)
+            ]
+            for place in np.flatnonzero(wrong):
+                tables[place] = self._scan(
+                    column, queries[place][None], count, condition, columns if kept is None else (), is_exact=True
+                )
+        tables = [table.slice(0, asked) for table in tables]
+        return tables if kept is None else [kept.added_to(table, columns) for table in tables]
+
+    def _approximate(
+        self,
+        kept: "_Columns | None",
+        column: str,
+        queries: Vectors,
+        count: int,
+        condition: Condition | None,
+        columns: Sequence[str],
+    ) -> pa.Table:
+        """The nearest rows for Lance, by the graph if there is one; without `columns` if they are kept in memory."""
         if kept is None:
             return self._scan(column, queries, count, condition, columns)
         if condition is not None and len(queries) == 1:
             fulfils, total = kept.mask(condition)
-            length = _SPARE * count * len(fulfils) // max(1, total)
+            length = min(_SPARE * count * len(fulfils) // max(1, total), self._rows)
             if length <= _LONGEST_LIST:
-                found = self._scan(column, queries, length, None, [_ROW_ID])
+                found = self._scan(column, queries, length, None, ())
                 found = found.filter(pa.array(fulfils[kept.places(found)]))
                 if len(found) >= count:
-                    return kept.added_to(found.slice(0, count), columns)
-        return kept.added_to(self._scan(column, queries, count, condition, [_ROW_ID]), columns)
+                    return found.slice(0, count)
+        return self._scan(column, queries, count, condition, ())
 
     def _scan(
-        self, column: str, queries: Vectors, count: int, condition: Condition | None, columns: Sequence[str]
+        self,
+        column: str,
+        queries: Vectors,
+        count: int,
+        condition: Condition | None,
+        columns: Sequence[str],
+        *,
+        is_exact: bool = False,
     ) -> pa.Table:
         effort = _SEARCH_EFFORT if condition is None else _FILTERED_EFFORT
+        refine = None if self._is_exact else _REFINE if count <= _LONGEST_REFINED else 1
         nearest = {
             "column": column,
             "q": queries if len(queries) > 1 else queries[0],
             "k": count,
             "metric": "cosine",
-            "ef": max(effort, count + count // 2),
-            "refine_factor": None if self._is_exact else _REFINE if count <= _LONGEST_REFINED else 1,
+            # Lance takes no smaller effort than the number of rows that it ranks again
+            "ef": max(effort, count + count // 2, count * (refine or 1)),
+            "refine_factor": refine,
+            "use_index": not is_exact,
         }
         where = None if condition is None else to_sql(condition)
-        names = [*columns, "_distance"]
+        names = [*columns, _ROW_ID, "_distance"]
         return self.dataset.to_table(columns=names, nearest=nearest, filter=where, prefilter=where is not None)
+
+    def _lacks_rows(
+        self, found: pa.Table, column: str, query: Vectors, count: int, condition: Condition | None
+    ) -> bool:
+        """Whether the result of a graph is shorter than it can be, has many equal vectors (a search rarely leaves a
+        cluster of them), or lacks nearer rows of the sample."""
+        if len(found) < count:
+            fulfilling = self._rows if condition is None else self.dataset.count_rows(to_sql(condition))
+            if len(found) < min(count, fulfilling):
+                return True
+        if not len(found):
+            return False
+        distances = found.column("_distance").to_numpy()
+        vectors, rounding = self._sample.vectors(column)
+        run = int(_MOST_EQUAL * len(distances))
+        if distances[-1] > rounding and (distances[run:] == distances[: len(distances) - run]).any():
+            return True
+        is_nearer = vectors @ query > 1.0 - distances[-1] + rounding
+        if not is_nearer.any():
+            return False
+        nearer = self._sample.ids(is_nearer, condition)
+        missing = np.setdiff1d(nearer, found.column(_ROW_ID).to_numpy())
+        return len(missing) * self._rows > _MOST_MISSED * count * len(self._sample)
 
     def _columns_in_memory(self, names: Sequence[str], queries: int) -> "_Columns | None":
         """At least these columns, or `None` while it is faster to read the rows of each result."""
@@ -147,6 +222,36 @@ class _Columns:
         for place, name in enumerate(names):
             found = found.append_column(name, rows.column(place))
         return found
+
+
+class _Sample:
+    """Random rows, the same for every query on this version, with their columns and vectors."""
+
+    def __init__(self, dataset: Any, rows: int) -> None:
+        self._dataset = dataset
+        self._places = np.sort(np.random.default_rng(0).choice(rows, min(rows, _SAMPLE), replace=False, shuffle=False))
+        self._mask = lru_cache(_MASKS_KEPT)(lambda condition: to_mask(condition, self._columns))
+        self.vectors = lru_cache(None)(self._read_vectors)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @cached_property
+    def _columns(self) -> pa.Table:
+        """The row ids, and all columns that a filter can use."""
+        names = [field.name for field in self._dataset.schema if not pa.types.is_fixed_size_list(field.type)]
+        return self._dataset.take(self._places, columns=[_ROW_ID, *names]).combine_chunks()
+
+    def _read_vectors(self, column: str) -> tuple[Vectors, float]:
+        """The vectors (rows, dim), and the error of a similarity that is computed from the stored ones."""
+        table = self._dataset.take(self._places, columns=[column])
+        return vectors_of(table, column), _ROUNDING[table.schema.field(column).type.value_type]
+
+    def ids(self, selected: NDArray[np.bool_], condition: Condition | None) -> NDArray[np.uint64]:
+        """The row ids of the selected rows that fulfil the condition."""
+        if condition is not None:
+            selected = selected & self._mask(condition)
+        return self._columns.column(_ROW_ID).to_numpy()[selected]
 
 
 def _mask(rows: pa.Table, condition: Condition) -> tuple[NDArray[np.bool_], int]:

@@ -141,14 +141,9 @@ class LanceStore:
         tables = []
         for start in range(0, len(queries), _QUERIES_AT_ONCE):
             part = queries[start : start + _QUERIES_AT_ONCE]
-            found = self._queries.newest().nearest(vector_column, part, count, names, condition)
-            similarity = 1.0 - found.column("_distance").to_numpy()
-            table = found.select(names).append_column(SIMILARITY, pa.array(similarity, pa.float32()))
-            if len(part) == 1:
-                tables.append(table)
-            else:
-                query_of_row = found.column("query_index").to_numpy()
-                tables += [table.filter(pa.array(query_of_row == query)) for query in range(len(part))]
+            for found in self._queries.newest().nearest(vector_column, part, count, names, condition):
+                similarity = 1.0 - found.column("_distance").to_numpy()
+                tables.append(found.select(names).append_column(SIMILARITY, pa.array(similarity, pa.float32())))
         return tables
 
     def scan(

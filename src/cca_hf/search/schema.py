@@ -178,6 +178,9 @@ def _column(name: str, values: Sequence[object] | None, kind: pa.DataType, rows:
             fits = any(test(array.type) for test in (types.is_string, types.is_large_string, types.is_dictionary))
         if not fits and not pa.types.is_null(array.type):
             raise pa.ArrowInvalid(f"they are {array.type}")
+        if types.is_floating(kind) and (types.is_float16(array.type) or types.is_float32(array.type)):
+            # the number that it prints, so that a filter can name it: 19.99, not 19.989999771118164
+            array = pa.array(array.to_numpy(zero_copy_only=False).astype(str).astype(np.float64))
         array = array.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
         raise ValueError(f"the column {name!r} has the type {kind}, which does not fit the values: {error}") from error
