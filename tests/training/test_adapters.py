@@ -57,15 +57,14 @@ def test_it_trains_resumes_and_loads_again(add_adapter, base, make_args, shapes,
     learned = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     for name, weight in trainer.model.state_dict().items():
         assert name in learned or weight.equal(start[name]), name
-    last = tmp_path / "out" / f"checkpoint-{3 * EPOCH}"
+    last = tmp_path / "out" / f"checkpoint-{2 * EPOCH}"
     assert {"adapter_model.safetensors", "adapter_config.json", "optimizer.pt"} <= {
         path.name for path in last.iterdir()
     }
     assert not (last / "model.safetensors").exists()
 
-    assert trainer.state.best_global_step < 3 * EPOCH
     trainer.save_model(str(tmp_path / "adapter"))
-    best = adapter_weights(tmp_path / "out" / f"checkpoint-{trainer.state.best_global_step}")
+    best = adapter_weights(tmp_path / "out" / f"checkpoint-{EPOCH}")
     saved = adapter_weights(tmp_path / "adapter")
     assert saved.keys() == best.keys() and all(saved[name].equal(best[name]) for name in saved)
     final = adapter_weights(last)
@@ -81,7 +80,7 @@ def test_it_trains_resumes_and_loads_again(add_adapter, base, make_args, shapes,
     assert base().encode(images) != pytest.approx(expected, abs=1e-3)
 
     middle = tmp_path / "out" / f"checkpoint-{EPOCH}"
-    again = CCATrainer(add_adapter(base()), make_args(learning_rate=3e-2, **settings), shapes)
+    again = CCATrainer(add_adapter(base()), make_args(**settings), shapes)
     again.train(resume_from_checkpoint=str(middle))
     resumed = adapter_weights(last)
     assert all(resumed[name].equal(final[name]) for name in final)
