@@ -185,8 +185,6 @@ class Benchmark:
         checkpoint = last_checkpoint(work)
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        if model.config.attribute_subspaces:
-            trainer.fit_subspaces()
         seconds = time.perf_counter() - start
         trainer.predict(trainer.images_of("test"), metric_key_prefix="test")
         trainer.save_model()

@@ -114,6 +114,21 @@ def test_the_recipe_fits_and_saves_them(make_args, shapes_folder, tmp_path):
     assert run.metrics["test_map"] == run.result.metrics()["map"]
 
 
+def test_training_alone_fits_them(make_model, make_args, shapes):
+    """Also if they were fitted before: their maps belong to the earlier weights, and the training ignores them."""
+    trained = []
+    for before in (False, True):
+        trainer = CCATrainer(make_model(attribute_subspaces=True), make_args(), shapes)
+        if before:
+            trainer.fit_subspaces()
+        trainer.train()
+        trained.append({name: weight.clone() for name, weight in trainer.model.state_dict().items()})
+        ranks = [int(torch.linalg.matrix_rank(each, tol=1e-4)) for each in trainer.model.subspaces.projections]
+        assert ranks == [len(values) - 1 for values in shapes.attributes.values()]
+    for name, weight in trained[0].items():
+        assert weight.equal(trained[1][name]), name
+
+
 def test_fitting_again_starts_over(make_model, make_args, shapes, tmp_path):
     trainer = CCATrainer(make_model(attribute_subspaces=True), make_args(), shapes)
     trainer.fit_subspaces()

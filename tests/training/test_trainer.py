@@ -384,3 +384,81 @@ def test_checkpoints_load_anywhere(make_trainer, tmp_path):
     assert {"model.safetensors", "config.json", "preprocessor_config.json", "modeling_cca.py", "optimizer.pt"} <= files
     weights = load_file(tmp_path / "out" / f"checkpoint-{EPOCH}" / "model.safetensors")
     assert all(weight.is_contiguous() for weight in weights.values())
+
+
+def test_drop_last_leaves_no_image_out_of_an_evaluation(make_trainer, make_model, make_args, shapes):
+    settings = {"dataloader_drop_last": True, "per_device_eval_batch_size": 9}  # of 22 images
+    expected = make_trainer(per_device_eval_batch_size=9).evaluate()
+    trainer = make_trainer(**settings)
+    assert trainer.evaluate()["eval_map"] == expected["eval_map"]
+    assert trainer.evaluation_result["colour"].queries == 22
+    assert trainer.predict(trainer.images_of("test")).predictions.shape[0] == 45
+    large = make_trainer(dataloader_drop_last=True, per_device_eval_batch_size=64)
+    assert large.evaluate()["eval_map"] == pytest.approx(expected["eval_map"], abs=1e-6)
+
+
+def test_drop_last_is_about_the_batches_of_the_training(make_trainer):
+    settings = {"triplets": ReadyTriplets(), "per_device_train_batch_size": 10}
+    assert [len(batch["condition"]) for batch in make_trainer(**settings).get_train_dataloader()] == [10, 10, 4]
+    dropped = make_trainer(dataloader_drop_last=True, **settings).get_train_dataloader()
+    assert [len(batch["condition"]) for batch in dropped] == [10, 10]
+    too_large = make_trainer(triplets=ReadyTriplets(), dataloader_drop_last=True, per_device_train_batch_size=32)
+    with pytest.raises(ValueError, match="leaves no batch: 24 examples are fewer than a batch of 32"):
+        too_large.train()
+
+
+def test_the_metric_of_the_best_checkpoint_must_exist(make_trainer, make_model, make_args, shapes):
+    with pytest.raises(ValueError, match=r"'mapp' is not a metric .*Did you mean 'map'.* map, map_weighted"):
+        make_trainer(metric_for_best_model="mapp")
+    with pytest.raises(ValueError, match="'nonsense' is not a metric"):
+        make_trainer(metric_for_best_model="nonsense", load_best_model_at_end=False)
+    for name in ("eval_loss", "loss", None):
+        assert make_trainer(metric_for_best_model=name).args.metric_for_best_model == "map"
+    for name in ("eval_map_colour", "recall@1_size", "chance_map", "map_weighted"):
+        make_trainer(metric_for_best_model=name)
+    both = {"easy": "validation", "hard": "test"}
+    with pytest.raises(ValueError, match=r"'map' is not a metric .* easy_map, .*hard_map"):
+        CCATrainer(make_model(), make_args(), shapes, eval_dataset=both)
+    CCATrainer(make_model(), make_args(metric_for_best_model="hard_map"), shapes, eval_dataset=both)
+
+
+def test_the_names_of_the_metrics_are_those_of_the_evaluation(make_trainer, shapes):
+    """With an attribute that no image of the split has, sets of values, and queries against a gallery."""
+    splits = DatasetDict(shapes.splits)
+    names = shapes.attributes["colour"]
+    validation = splits["validation"]
+    labelled = validation.features["shape"]
+    validation = validation.remove_columns("shape").add_column("shape", [-1] * 22, feature=labelled)
+    lists = [[row % 2] for row in range(22)]
+    validation = validation.add_column("colour_maybe", lists, feature=List(ClassLabel(names=names)))
+    del splits["validation"]
+    splits["validation_query"], splits["validation_gallery"] = (
+        validation.select(range(9)),
+        validation.select(range(9, 22)),
+    )
+    trainer = make_trainer(replace(shapes, splits=splits))
+    metrics = trainer.evaluate()
+    known = trainer.evaluator.metric_names(trainer.eval_dataset)
+    assert "map_ignore_maybe_colour" in known and "map_shape" not in known
+    assert {f"eval_{name}" for name in known} == {name for name in metrics if trainer_metric(name)}
+
+
+def trainer_metric(name: str) -> bool:
+    return not name.endswith(("runtime", "per_second", "preparation_time")) and name != "epoch"
+
+
+def test_an_empty_split_is_an_error_before_training(make_trainer, shapes):
+    splits = DatasetDict(shapes.splits) | {"validation": shapes["validation"].select([])}
+    with pytest.raises(ValueError, match="the split 'validation' is empty"):
+        make_trainer(replace(shapes, splits=DatasetDict(splits)))
+
+
+def test_an_evaluation_needs_images_with_labels(make_model, make_args, shapes):
+    with pytest.raises(TypeError, match="retrieval is evaluated on a split's name, .* got ReadyTriplets"):
+        CCATrainer(make_model(), make_args(), shapes, eval_dataset=ReadyTriplets())
+
+
+def test_batches_of_a_task_have_one_size(make_trainer):
+    with pytest.raises(ValueError, match="auto_find_batch_size cannot change the batches .* micro_batch_size"):
+        make_trainer(auto_find_batch_size=True)
+    make_trainer(auto_find_batch_size=True, triplets=ReadyTriplets())

@@ -16,7 +16,8 @@ def to_numpy(array: object) -> NDArray:
     """`array` on the CPU as numpy; half-precision tensors as float32, because numpy has no bfloat16."""
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu()
-        return (array.float() if array.is_floating_point() else array).numpy()
+        is_half = array.is_floating_point() and array.element_size() < 4
+        return (array.float() if is_half else array).numpy()
     return np.asarray(array)
 
 
@@ -44,6 +45,30 @@ def check_finite(name: str, vectors: NDArray) -> None:
     broken = ~np.isfinite(vectors).all(axis=tuple(range(1, vectors.ndim)))
     if broken.any():
         raise ValueError(f"{broken.sum()} of {len(vectors)} {name} are not finite, the first is {broken.argmax()}")
+
+
+def scaled(vectors: NDArray, dtype: type[np.floating], axis: int | None = None) -> NDArray:
+    """Finite numbers times a power of two, which rounds nothing: the largest lies between 0.5 and 1, or all are 0.
+
+    Without it, squares in float32 are infinite for numbers beyond 1e19, and 0 for numbers below 1e-23.
+
+    Args:
+        dtype: of the result.
+        axis: give every vector along this axis its power of two. Default: one for the whole array.
+    """
+    kind = np.result_type(vectors.dtype, dtype)
+    top, bottom = (limit(axis=axis, keepdims=True, initial=0).astype(kind) for limit in (vectors.max, vectors.min))
+    exponents = np.frexp(np.maximum(top, -bottom))[1]
+    limit = -np.finfo(kind).minexp  # so that the factor is a normal number; subnormal numbers become 2^-23 at most
+    factors = np.ldexp(kind.type(1), -exponents.clip(-limit, limit))
+    return (vectors * factors).astype(dtype, copy=False)
+
+
+def normalised(vectors: NDArray, dtype: type[np.floating]) -> NDArray:
+    """Finite (..., D) vectors at length 1; zero vectors stay zero."""
+    rows = scaled(vectors, dtype, axis=-1)
+    rows /= np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), np.finfo(dtype).tiny)
+    return rows
 
 
 def to_ids(name: str, array: object, shape: tuple[int, ...], explanation: str = "") -> IntArray:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from accelerate import PartialState
 from torch import nn
@@ -66,19 +67,48 @@ class AttributeEvaluator:
 
     def score(self, images: Dataset[Any], predictions: Any, labels: Any) -> EvaluationResult:
         """The retrieval of what `images` returned, with embeddings as predictions."""
-        gallery, splits = None, []
-        if isinstance(images, QueriesAndGallery):
-            start, answers = len(images.queries), images.gallery
-            splits = [answers.split]
-            gallery = Gallery.of_split(answers.data, answers.split, predictions[start:], labels[start:])
-            images, predictions, labels = images.queries, predictions[:start], labels[:start]
-        if not isinstance(images, AttributeImages):
+        return self._evaluate(images, *_sides(images, predictions, labels))
+
+    def metric_names(self, images: Dataset[Any]) -> list[str]:
+        """The names of the metrics that `score` computes for these images; no image is read.
+
+        One image with a label of each attribute is enough for the same metrics, whatever its embedding is.
+
+        Raises:
+            ValueError: if there is no image, or none with a label.
+        """
+        labels = np.concatenate([part.labels.numpy() for part in _parts(images)])
+        queries, gallery = _sides(images, np.ones((len(labels), 1), dtype=np.float32), labels)
+        if not len(queries.labels):
+            raise ValueError(f"the split {_parts(images)[0].split!r} is empty: there is nothing to evaluate")
+        rows = np.unique((queries.labels >= 0).argmax(axis=0))
+        return list(self._evaluate(images, queries.rows(rows), gallery).metrics())
+
+    def _evaluate(self, images: Dataset[Any], queries: Gallery, gallery: Gallery | None) -> EvaluationResult:
+        parts = _parts(images)
+        return evaluate_splits(parts[0].data, queries, gallery, [part.split for part in parts], PartialState().device)
+
+
+def _parts(images: Dataset[Any]) -> list[AttributeImages]:
+    """The queries, and the gallery if there is one."""
+    parts = [images.queries, images.gallery] if isinstance(images, QueriesAndGallery) else [images]
+    for part in parts:
+        if not isinstance(part, AttributeImages):
             raise TypeError(
                 "retrieval is evaluated on a split's name, a datasets.Dataset, AttributeImages or QueriesAndGallery; "
-                f"got {type(images).__name__}"
+                f"got {type(part).__name__}"
             )
-        queries = Gallery.of_split(images.data, images.split, predictions, labels)
-        return evaluate_splits(images.data, queries, gallery, [images.split, *splits], PartialState().device)
+    return parts
+
+
+def _sides(images: Dataset[Any], embeddings: Any, labels: Any) -> tuple[Gallery, Gallery | None]:
+    """Embeddings and labels of queries and gallery."""
+    sides, start = [], 0
+    for part in _parts(images):
+        rows = slice(start, start + len(part))
+        sides.append(Gallery.of_split(part.data, part.split, embeddings[rows], labels[rows]))
+        start = rows.stop
+    return sides[0], sides[1] if sides[1:] else None
 
 
 def as_attribute_dataset(

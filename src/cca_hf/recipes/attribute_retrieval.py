@@ -84,8 +84,6 @@ def run_training(
         record.save(training_args.output_dir)  # checkpoints can be evaluated before the training ends
 
     outcome = trainer.train()
-    if model.config.attribute_subspaces:
-        trainer.fit_subspaces()
     trainer.save_model()
     trainer.save_metrics("train", outcome.metrics)
 

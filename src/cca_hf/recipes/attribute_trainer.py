@@ -5,20 +5,24 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
 from torch import nn
 from torch.utils.data import Dataset, default_collate
 from transformers import BaseImageProcessor, EarlyStoppingCallback, TrainerCallback
+from transformers.trainer_utils import TrainOutput
 from transformers.utils.logging import tqdm
 
 from cca_hf.data.sampler import AttributeBatchSampler
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.torch_dataset import AttributeCollator, AttributeImages, TrainingTransform
 from cca_hf.models.backbones import parameters_of_levels
+from cca_hf.models.configuration_images import did_you_mean
 from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.models.modeling_conditional import AttributeSubspaces
+from cca_hf.training.adapters import has_adapter
 from cca_hf.training.arguments import FEATURE_MAP_LEARNING_RATE, PRETRAINED_LEARNING_RATE, CCATrainingArguments
 from cca_hf.training.attribute_losses import LabelLoss, TripletLoss, ValueProxies
 from cca_hf.training.losses import ConditionalSoftTripletLoss, ConditionalTripletLoss
@@ -30,6 +34,9 @@ from cca_hf.training.trainer import TaskTrainer
 
 from .attribute_evaluator import AttributeEvaluator, Collator, as_attribute_dataset
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 
 class CCATrainer(TaskTrainer):
     """Trains a CCA model on the `train` split of a data set, and evaluates it on `validation`.
@@ -38,7 +45,8 @@ class CCATrainer(TaskTrainer):
     next. A batch is a pure function of (seed, epoch, step), for any number of workers.
 
     Args:
-        model: its attributes must be those of `data`, in the same order.
+        model: its attributes must be those of `data`, in the same order. It may be a `PeftModel`, or have an adapter
+            from `model.add_adapter(...)`; checkpoints and `save_model` then contain the adapter alone.
         args: see [`CCATrainingArguments`].
         data: splits `train` and `validation` (or `validation_query` and `validation_gallery`). Without a validation
             split, set `eval_strategy="no"`, or give an `eval_dataset`.
@@ -59,7 +67,7 @@ class CCATrainer(TaskTrainer):
 
     def __init__(
         self,
-        model: CCAModel,
+        model: "CCAModel | PeftModel",
         args: CCATrainingArguments,
         data: AttributeDataset | None = None,
         *,
@@ -89,6 +97,8 @@ class CCATrainer(TaskTrainer):
             )
         args = _with_learning_rate(args, model)
         frozen_parameters = _frozen_parameters(args, model)
+        if has_adapter(model):
+            _check_adapter(model, frozen_parameters)
         # the images come in this memory format; otherwise every step would convert the weights
         model.to(memory_format=torch.channels_last)
         self.data = data
@@ -114,6 +124,8 @@ class CCATrainer(TaskTrainer):
             label_loss = make_loss(args, data.attributes, dim, between_images)
             task = _label_task(args, data, model.image_processor, loss=label_loss, cache=cache)
         callbacks = list(callbacks or [])
+        if model.subspaces is not None:
+            callbacks.append(ResetSubspaces())
         if args.early_stopping_patience:
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
         if eval_dataset is None and args.eval_strategy != "no":
@@ -130,10 +142,30 @@ class CCATrainer(TaskTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if self.args.eval_strategy != "no":
+            self._check_metric(task.evaluator)
+
+    def _check_metric(self, evaluator: AttributeEvaluator) -> None:
+        """Raises `ValueError` if the evaluations during the training will not have `metric_for_best_model`."""
+        images = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        names = [
+            f"{name}_{metric}" if name else metric
+            for name, each in images.items()
+            for metric in evaluator.metric_names(each)
+        ]
+        metric = self.args.metric_for_best_model.removeprefix("eval_")
+        if metric not in names:
+            achieved = [name for name in names if "chance_" not in name]
+            raise ValueError(
+                f"metric_for_best_model {metric!r} is not a metric of the evaluation.{did_you_mean(metric, names)} "
+                f"The metrics are {', '.join(achieved)}"
+            )
 
     def check_checkpoint(self, checkpoint: Path) -> None:
         """As `TaskTrainer.check_checkpoint`; also compares the attributes, whose ids are rows of the weights."""
         super().check_checkpoint(checkpoint)
+        if not (checkpoint / "config.json").is_file():  # of an adapter
+            return
         attributes = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("attributes")
         expected = list(self.model.config.attributes)
         if attributes is not None and list(attributes) != expected:
@@ -141,10 +173,17 @@ class CCATrainer(TaskTrainer):
                 f"{checkpoint} was trained with the attributes {attributes}, and this model has {expected}"
             )
 
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As `TaskTrainer.train`. With `attribute_subspaces`, `fit_subspaces` follows the last step."""
+        outcome = super().train(*args, **kwargs)
+        if self.model.subspaces is not None:
+            self.fit_subspaces()
+        return outcome
+
     def fit_subspaces(self) -> None:
         """Fits `model.subspaces` to the training split, as the model embeds it now; see `subspaces.py`.
 
-        Call it after training, when the model has its final weights. A second call starts over.
+        `train` calls it when the model has its final weights. A further call starts over.
 
         Raises:
             ValueError: if the model was not made with `attribute_subspaces=True`.
@@ -161,6 +200,13 @@ class CCATrainer(TaskTrainer):
             for batch in tqdm(loader, desc="Embedding the training images", unit="batch", leave=False, disable=quiet)
         ]
         fit_subspaces(model.subspaces, torch.cat(embeddings).numpy(), self.data.labels("train"))
+
+
+class ResetSubspaces(TrainerCallback):
+    """Removes the effect of fitted subspaces while the model learns: they belong to its earlier weights."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        model.subspaces.reset()
 
 
 def _with_train_dataset(
@@ -196,9 +242,28 @@ def _frozen_parameters(args: CCATrainingArguments, model: CCAModel) -> list[nn.P
         return list(model.backbone.parameters())
     levels = args.frozen_levels
     if levels is None:
-        levels = 0 if model.config.backbone_name is None else len(model.config.feature_levels)
+        # the configuration of an adapter decides what learns
+        learns = model.config.backbone_name is None or has_adapter(model)
+        levels = 0 if learns else len(model.config.feature_levels)
     # in eval mode: the empty image must not change statistics of batch normalisation
     return parameters_of_levels(model.in_eval_mode().backbone, model.config, levels)
+
+
+def _check_adapter(model: "CCAModel | PeftModel", frozen_parameters: list[nn.Parameter]) -> None:
+    """Raises `ValueError` if the adapter would not learn, or does not save all that the training changes."""
+    if any(parameter.requires_grad for parameter in frozen_parameters):
+        raise ValueError(
+            "freeze_backbone and frozen_levels would freeze the adapter, whose configuration decides what learns"
+        )
+    if learns_statistics(model):
+        raise ValueError(
+            "an adapter does not save statistics of batch normalisation: make the model with freeze_batch_norm=True"
+        )
+    if isinstance(model.subspaces, AttributeSubspaces):  # the module itself, not PEFT's wrapper of it
+        raise ValueError(
+            "with attribute_subspaces, name 'subspaces' in modules_to_save of the adapter's configuration: they are "
+            "fitted at the end of the training, and must be saved with the adapter"
+        )
 
 
 def _label_task(

@@ -19,6 +19,26 @@ _AT_LEAST = {
 }
 
 
+# arguments of transformers with which evaluations fail, or that the training would not follow
+_UNSUPPORTED = {
+    "batch_eval_metrics": (False, "the metrics of retrieval need all images of a split"),
+    "eval_do_concat_batches": (True, "the metrics of retrieval need all images of a split"),
+    "dataloader_in_order": (True, "groups and sets of values belong to the rows of a split in their order"),
+    "include_for_metrics": ([], "an evaluator gets predictions and labels"),
+    "train_sampling_strategy": ("random", "the order of the training images is that of the task"),
+    "label_smoothing_factor": (0.0, "it is for the cross-entropy of classes"),
+    "neftune_noise_alpha": (None, "it is for embeddings of tokens in models of text"),
+}
+
+
+def check_supported(args: TrainingArguments) -> None:
+    """Raises `ValueError` for an argument of transformers that trainings of this package cannot follow."""
+    for name, (supported, reason) in _UNSUPPORTED.items():
+        value = vars(args)[name]
+        if value != supported:
+            raise ValueError(f"{name} must be {supported}, got {value}: {reason}")
+
+
 def _option(default: Any, help: str, **settings: Any) -> Any:
     """A field with its text in `--help`; `settings` are those of `add_argument`."""
     return field(default=default, metadata={"help": help, **settings})
@@ -194,6 +214,7 @@ class CCATrainingArguments(TrainingArguments):
         if self.early_stopping_patience and not evaluates:
             raise ValueError("early_stopping_patience needs an evaluation: set eval_strategy to epoch or steps")
         super().__post_init__()
+        check_supported(self)
 
 
 def _hardware_has_bf16() -> bool:

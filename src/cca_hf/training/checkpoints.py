@@ -17,9 +17,13 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
 
 from cca_hf.models.whole_files import staged
+
+from .adapters import MERGE_FIRST, has_adapter, load_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,7 @@ class WholeCheckpointTrainer(Trainer):
     """A Trainer whose checkpoints are complete or absent, and never contain NaN."""
 
     publish: Callable[..., str] | None = None  # called by `push_to_hub`
+    resumed_from: Path | None = None  # the checkpoint from which the training continues
     _saving_checkpoint = False
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -59,7 +64,7 @@ class WholeCheckpointTrainer(Trainer):
                 # the Trainer has named the best checkpoint by the staging folder
                 self.state.best_model_checkpoint = str(run_dir / best)
                 if self.args.should_save:
-                    self.state.save_to_json(str(staged_checkpoint / "trainer_state.json"))
+                    self.state.save_to_json(str(staged_checkpoint / TRAINER_STATE_NAME))
         except (OSError, RuntimeError, SafetensorError) as error:
             # the message of torch does not mention the disk
             reason = f"the disk is full ({error})" if shutil.disk_usage(run_dir).free < _FULL else str(error)
@@ -86,10 +91,12 @@ class WholeCheckpointTrainer(Trainer):
         neither the training nor `save_model`.
 
         Raises:
-            ValueError: if the trainer was made without `publish`.
+            ValueError: if the trainer was made without `publish`, or the model has an adapter.
         """
         if self.publish is None:
             raise ValueError("to push, make the trainer with publish=cca_hf.push_model, or run 'cca push'")
+        if has_adapter(self.model):
+            raise ValueError(MERGE_FIRST)
         self.save_model()
         return self.publish(
             self.args.output_dir,
@@ -114,9 +121,38 @@ class WholeCheckpointTrainer(Trainer):
         else:
             self._load_weights(self.state.best_model_checkpoint)
 
+    def find_best_checkpoint(self) -> None:
+        """Updates the place of the best checkpoint in the state of a resumed training.
+
+        The state has its path at the time of the saving. The output folder may have been moved or copied since.
+        """
+        if self.resumed_from is None:
+            return
+        recorded = TrainerState.load_from_json(str(self.resumed_from / TRAINER_STATE_NAME)).best_model_checkpoint
+        if recorded is None:
+            return
+        output_dir, folder = Path(self.args.output_dir), self.resumed_from.parent
+        if output_dir.is_dir() and output_dir.samefile(folder):
+            folder = output_dir  # so that paths can be compared with those of new checkpoints
+        places = [folder / Path(recorded).name, Path(recorded)]
+        best = next((place for place in places if place.is_dir()), None)
+        self.state.best_model_checkpoint = None if best is None else str(best)
+        if best is None and self.args.load_best_model_at_end:
+            logger.warning(
+                "%s, the best checkpoint so far, is missing in %s: the best checkpoint is selected from the remaining "
+                "steps",
+                *(places[0].name, folder),
+            )
+            self.state.best_metric, self.state.best_global_step = None, None
+        elif best == places[0] and not Path(recorded).is_dir():
+            logger.warning("the output folder was moved: the best checkpoint so far is %s", best)
+
     def _load_weights(self, checkpoint: str) -> None:
         """Loads with `from_pretrained`, which converts old names of weights; the Trainer would skip them."""
         logger.info("loading weights from %s", checkpoint)
+        if has_adapter(self.model):
+            load_adapter(self.model, checkpoint)
+            return
         loaded, report = type(self.model).from_pretrained(checkpoint, output_loading_info=True)
         if report["missing_keys"]:
             raise ValueError(f"{checkpoint} has no weights for {', '.join(sorted(report['missing_keys']))}")
@@ -162,7 +198,7 @@ def last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
     _restore_replaced(Path(output_dir))
     for path in reversed([Path(each) for each in sort_checkpoints(str(output_dir))]):
         # a checkpoint of this package is always complete; a folder of another origin may not be
-        if (path / "trainer_state.json").is_file() and any(path.glob("*.safetensors*")):
+        if (path / TRAINER_STATE_NAME).is_file() and any(path.glob("*.safetensors*")):
             return path
     return None
 

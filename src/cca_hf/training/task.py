@@ -91,6 +91,12 @@ class OwnWeights(nn.Module):
         if self.optimizer is None:
             return
         path = Path(folder) / self.file_name
+        if not path.exists() and not any(Path(folder).glob("rng_state*.pth")):
+            raise ValueError(
+                f"{folder} contains the model alone, because it was saved with save_only_model: what the loss has "
+                "learned and the state of the optimizer are missing. Start a new training, without save_only_model if "
+                "it has to be resumed"
+            )
         if not path.exists():
             raise ValueError(f"{folder} was made without {self.absent}, or start anew")
         content = torch.load(path, map_location=next(self.parameters()).device, weights_only=True)

@@ -4,7 +4,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,11 +17,16 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from cca_hf.evaluation.results import Result
 
+from .adapters import ADAPTER_CONFIG, MERGE_FIRST, check_adapter, has_adapter
+from .arguments import check_supported
 from .checkpoints import TrainingFailedError, WholeCheckpointTrainer, last_checkpoint, remove_leftovers
 from .distributed import copy_from_first_process
 from .monitor import LossMonitor
 from .parameters import frozen, split_backbone_and_head, undecayed_parameters
 from .task import LossOutput, Task
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 _ALWAYS_SHOWN = ("epoch", "loss", "grad_norm", "learning_rate", "eval_runtime", "train_runtime")
 
@@ -35,7 +40,8 @@ class TaskTrainer(WholeCheckpointTrainer):
     bitwise the same weights as an undisturbed one.
 
     Args:
-        model: any model of transformers with an `image_processor`.
+        model: any model of transformers with an `image_processor`, also with an adapter of PEFT: a `PeftModel`, or
+            after `model.add_adapter(...)`.
         args: `TrainingArguments`; `learning_rate` is the rate of the backbone if there is a `head_learning_rate`.
         task: batches, loss and evaluator, see [`Task`].
         eval_dataset: what `evaluate` evaluates by default: a split's name, a data set, or a dictionary of either.
@@ -46,7 +52,8 @@ class TaskTrainer(WholeCheckpointTrainer):
         callbacks, optimizers: as in `Trainer`.
 
     Raises:
-        ValueError: if `args` request evaluations and there is no `eval_dataset`, or no evaluator.
+        ValueError: if `args` request evaluations and there is no `eval_dataset`, or no evaluator; for an adapter that
+            cannot be trained, see [`check_adapter`].
     """
 
     # the loss of a batch is a mean: the Trainer divides it by the steps of gradient accumulation
@@ -54,7 +61,7 @@ class TaskTrainer(WholeCheckpointTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: "PreTrainedModel | PeftModel",
         args: TrainingArguments,
         task: Task,
         *,
@@ -66,9 +73,21 @@ class TaskTrainer(WholeCheckpointTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
+        if has_adapter(model):
+            if args.push_to_hub:
+                raise ValueError(MERGE_FIRST)
+            check_adapter(model)
+        check_supported(args)
+        if args.auto_find_batch_size and task.batches.batch_sampler is not None:
+            raise ValueError(
+                "auto_find_batch_size cannot change the batches of this task: set per_device_train_batch_size, or "
+                "micro_batch_size, which needs less memory for the same batches"
+            )
         args, evaluator = copy.copy(args), task.evaluator
         args.remove_unused_columns = False  # the collator selects the columns
-        if evaluator is not None and args.metric_for_best_model in (None, "loss"):
+        # the Trainer would leave out the last images of an evaluation as well
+        self._drop_last_batch, args.dataloader_drop_last = args.dataloader_drop_last, False
+        if evaluator is not None and args.metric_for_best_model in (None, "loss", "eval_loss"):
             args.metric_for_best_model, args.greater_is_better = evaluator.primary_metric, True
         self.task = task
         self.loss = task.loss.to(args.device)
@@ -115,7 +134,17 @@ class TaskTrainer(WholeCheckpointTrainer):
         batches = self.task.batches
         order = {"batch_sampler": batches.batch_sampler}
         if batches.batch_sampler is None:
-            order = {"batch_size": self._train_batch_size, "sampler": RandomSampler(batches.dataset)}  # type: ignore[arg-type]
+            count = len(batches.dataset)  # type: ignore[arg-type]
+            if self._drop_last_batch and count < self._train_batch_size:
+                raise ValueError(
+                    f"dataloader_drop_last leaves no batch: {count} examples are fewer than a batch of "
+                    f"{self._train_batch_size}"
+                )
+            order = {
+                "batch_size": self._train_batch_size,
+                "sampler": RandomSampler(batches.dataset),  # type: ignore[arg-type]
+                "drop_last": self._drop_last_batch,
+            }
         loader = DataLoader(
             batches.dataset,
             collate_fn=batches.collator,
@@ -159,8 +188,10 @@ class TaskTrainer(WholeCheckpointTrainer):
             if last is None:
                 logger.warning("no checkpoint in %s yet: training starts at the beginning", self.args.output_dir)
             checkpoint = None if last is None else str(last)
+        self.resumed_from = None
         if isinstance(checkpoint, str):
-            self.check_checkpoint(Path(checkpoint))
+            self.resumed_from = Path(checkpoint)
+            self.check_checkpoint(self.resumed_from)
             self.loss.load(checkpoint)
         if self.args.should_save:
             remove_leftovers(self.args.output_dir)
@@ -170,8 +201,10 @@ class TaskTrainer(WholeCheckpointTrainer):
 
     def check_checkpoint(self, checkpoint: Path) -> None:
         """Raises `ValueError` if this training cannot resume from a checkpoint."""
-        if not (checkpoint / "config.json").is_file():
-            raise ValueError(f"{checkpoint} is not a checkpoint: it has no config.json")
+        name = ADAPTER_CONFIG if has_adapter(self.model) else "config.json"
+        if not (checkpoint / name).is_file():
+            what = "a checkpoint of an adapter" if name == ADAPTER_CONFIG else "a checkpoint"
+            raise ValueError(f"{checkpoint} is not {what}: it has no {name}")
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, with parameter groups of backbone and head."""
@@ -252,6 +285,9 @@ class StepTask(TrainerCallback):
 
     def __init__(self, trainer: TaskTrainer) -> None:
         self.trainer = trainer  # it may replace its accelerator
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.find_best_checkpoint()
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         batch_sampler = self.trainer.task.batches.batch_sampler

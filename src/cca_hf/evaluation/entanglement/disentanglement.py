@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from cca_hf.evaluation.arrays import check_finite, to_group_ids, to_ids, to_numbers
+from cca_hf.evaluation.arrays import check_finite, scaled, to_group_ids, to_ids, to_numbers
 from cca_hf.evaluation.text_table import format_table
 
 from .readers import make_folds, read_linear
@@ -85,10 +85,11 @@ def disentanglement(
         ImportError: if scikit-learn is missing.
     """
     count = len(tuple(attributes))
-    vectors = to_numbers("embeddings", embeddings).astype(np.float32)
+    vectors = to_numbers("embeddings", embeddings)
     if vectors.ndim != 3 or vectors.shape[1] != count:
         raise ValueError(f"embeddings must have shape (images, {count}, dim), got {vectors.shape}")
     check_finite("embeddings", vectors)
+    vectors = scaled(vectors, np.float32)
     ids = to_ids("labels", labels, (len(vectors), count), " = (images, attributes)")
     members = to_group_ids(groups, len(vectors))
     complete = (ids >= 0).all(axis=1)

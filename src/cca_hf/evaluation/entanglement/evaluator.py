@@ -27,7 +27,15 @@ from numpy.typing import ArrayLike, NDArray
 from transformers.utils.logging import tqdm
 
 from cca_hf.data.schema import AttributeDataset
-from cca_hf.evaluation.arrays import check_finite, check_positive, to_embeddings, to_group_ids, to_ids, to_numbers
+from cca_hf.evaluation.arrays import (
+    check_finite,
+    check_positive,
+    scaled,
+    to_embeddings,
+    to_group_ids,
+    to_ids,
+    to_numbers,
+)
 from cca_hf.evaluation.retrieval.evaluator import check_attributes, query_and_gallery
 from cca_hf.models.encoding import pixel_batches
 from cca_hf.models.images import ImageInput
@@ -187,6 +195,7 @@ class _Images(NamedTuple):
             raise ValueError(f"features must have shape ({count}, dim), got {unconditioned.shape}")
         check_finite("embeddings", vectors)
         check_finite("features", unconditioned)
+        vectors, unconditioned = scaled(vectors, np.float32), scaled(unconditioned, np.float32)
         return cls(vectors, ids, unconditioned, to_group_ids(groups, count))
 
     def at_most(self, count: int, seed: int) -> "_Images":

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from cca_hf.evaluation.arrays import BoolArray, FloatArray, IntArray
+from cca_hf.evaluation.arrays import BoolArray, FloatArray, IntArray, normalised
 
 # vectors (N, D), labels (N,), folds (N,), known (N,) or None -> guesses (N,); see `read_linear`
 Reader = Callable[[NDArray, IntArray, IntArray, IntArray | None], IntArray]
@@ -89,8 +89,7 @@ def read_linear(vectors: NDArray, labels: IntArray, folds: IntArray, known: IntA
 
 def read_neighbours(vectors: NDArray, labels: IntArray, folds: IntArray, known: IntArray | None = None) -> IntArray:
     """The values that the `NEIGHBOURS` nearest images by cosine vote for; as `read_linear`."""
-    rows = np.asarray(vectors, dtype=np.float32)
-    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    rows = normalised(vectors, np.float32)
     guesses = np.full(len(labels), -1)
     for fold in range(FOLDS):
         train, test = np.flatnonzero((labels >= 0) & (folds != fold)), np.flatnonzero((labels >= 0) & (folds == fold))

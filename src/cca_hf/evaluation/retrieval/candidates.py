@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cca_hf.evaluation.arrays import BoolArray, IntArray, check_finite, to_ids, to_numbers, to_numpy
+from cca_hf.evaluation.arrays import BoolArray, IntArray, check_finite, normalised, to_ids, to_numbers, to_numpy
 
 
 class Side(NamedTuple):
@@ -29,15 +29,13 @@ class Side(NamedTuple):
     @classmethod
     def of(cls, side: str, embeddings: object, labels: object, groups: object, shown: object, maybe: object) -> "Side":
         """Check the arrays and normalise the embeddings; `side` names them in error messages."""
-        vectors = to_numbers(f"{side} embeddings", embeddings).astype(np.float32)  # a copy, normalised in place below
+        vectors = to_numbers(f"{side} embeddings", embeddings)
         if vectors.ndim != 2:
             raise ValueError(f"{side} embeddings must have shape (images, dim), got {vectors.shape}")
         check_finite(f"{side} embeddings", vectors)
-        # Zero vectors stay zero: similar to nothing, tied with everything.
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         shape = (len(vectors),)
         return cls(
-            vectors,
+            normalised(vectors, np.float32),  # a zero vector is similar to nothing, and tied with everything
             to_ids(f"{side} labels", labels, shape, ", one for each embedding"),
             None if groups is None else to_ids(f"{side} groups", groups, shape, ", one for each embedding"),
             None if shown is None else _value_sets(f"{side} values", shown, len(vectors)),

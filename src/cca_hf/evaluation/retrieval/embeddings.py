@@ -42,6 +42,12 @@ class Gallery(NamedTuple):
         sets = {"all_values": data.value_sets(split, "all"), "maybe_values": data.value_sets(split, "maybe")}
         return cls(embeddings, labels, data.groups(split), **sets)
 
+    def rows(self, index: NDArray[np.int64]) -> "Gallery":
+        """Some of the images."""
+        sets = ({name: shown[index] for name, shown in each.items()} for each in (self.all_values, self.maybe_values))
+        groups = None if self.groups is None else np.asarray(self.groups)[index]
+        return Gallery(self.embeddings[index], self.labels[index], groups, *sets)
+
     def checked(self, side: str, attributes: Mapping[str, Sequence[str]]) -> "Gallery":
         """The same in numpy, with every shape and label checked; `side` goes before the names in messages."""
         embeddings = to_embeddings(f"{side}embeddings", self.embeddings, attributes)

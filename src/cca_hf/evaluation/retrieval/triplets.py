@@ -18,7 +18,15 @@ from numpy.typing import ArrayLike, NDArray
 from cca_hf.data.columns import ColumnPlace, integers, missing_message
 from cca_hf.data.schema import IMAGE_COLUMN
 from cca_hf.data.triplets import CONDITION_COLUMN, TRIPLET_COLUMNS, distinct_images, to_triplet_dataset
-from cca_hf.evaluation.arrays import IntArray, check_finite, check_positive, to_embeddings, to_numbers, to_numpy
+from cca_hf.evaluation.arrays import (
+    IntArray,
+    check_finite,
+    check_positive,
+    normalised,
+    to_embeddings,
+    to_numbers,
+    to_numpy,
+)
 from cca_hf.evaluation.results import Result, ResultCard
 from cca_hf.evaluation.text_table import Table, markdown_table, percent
 from cca_hf.models.modeling_cca import CCAModel
@@ -149,16 +157,11 @@ def triplet_accuracy(
 def _margins(vectors: NDArray, rows: IntArray, condition_ids: IntArray) -> NDArray[np.float64]:
     """(T,) sim(anchor, close) - sim(anchor, far), exactly 0 where close and far are copies."""
     anchor, close, far = (
-        _normalised(vectors[column] if vectors.ndim == 2 else vectors[column, condition_ids]) for column in rows.T
+        normalised(vectors[column] if vectors.ndim == 2 else vectors[column, condition_ids], np.float64)
+        for column in rows.T
     )
     # Subtract first: two sums may round differently, a difference of copies cannot.
     return np.einsum("td,td->t", anchor, close - far)
-
-
-def _normalised(vectors: NDArray) -> NDArray[np.float64]:
-    """In double precision; zero vectors stay zero: similar to nothing, tied with everything."""
-    vectors = vectors.astype(np.float64)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float64).tiny)
 
 
 def _check(vectors: NDArray, rows: NDArray, condition_ids: NDArray, names: Sequence[str]) -> None:
