@@ -7,7 +7,6 @@ it limits uploads and searches per visitor. A visitor is an IP address; for IPv6
 
 import asyncio
 import functools
-import ipaddress
 import json
 import os
 import re
@@ -19,6 +18,8 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cca_hf.hub.clients import client_of
 
 KEPT_SECONDS = 3600  # until an upload is deleted
 LOST = "The page does not have this image. Upload it again."
@@ -64,7 +65,7 @@ class VisitorGuard:
             return
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        visitor = _visitor(scope)
+        visitor = client_of(scope)
         body = await _body(scope, receive, self._most_bytes + _FORM)
         stored = await asyncio.to_thread(self._delete_old_files)
         if stored + len(body) > _MOST_STORED:
@@ -91,7 +92,7 @@ class VisitorGuard:
             self._uploads.update(dict.fromkeys(((visitor, path) for path in paths), time.monotonic()))
 
     async def _event(self, scope: Scope, receive: Receive, send: Send) -> None:
-        visitor = _visitor(scope)
+        visitor = client_of(scope)
         body = await _body(scope, receive, _MOST_EVENT)
         named: list[Any] = []
 
@@ -175,15 +176,6 @@ class _Refusal(Exception):
         if scope["path"].rstrip("/").endswith("/upload"):
             return PlainTextResponse(str(self), self.status)
         return JSONResponse({"detail": str(self)}, self.status)
-
-
-def _visitor(scope: Scope) -> str:
-    host = scope["client"][0] if scope.get("client") else ""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:  # a name, from a proxy or a Unix socket
-        return str(host)
-    return host if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
 
 
 async def _body(scope: Scope, receive: Receive, most: int) -> bytes:
