@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from cca_hf.cli.main import main
+from cca_hf.hub.connections import MOST_CONNECTIONS
 from cca_hf.hub.handler import Limits, RequestError
-from cca_hf.hub.server import EmbeddingServer, ServerSettings
+from cca_hf.hub.server import EmbeddingServer, ServerSettings, uvicorn_server
 from cca_hf.models.images import UnreadableImageError
 from cca_hf.runtimes.export import ExportedModel, export_model
 
@@ -94,7 +95,7 @@ def metric(client, name):
 
 def test_what_is_served(client, folder):
     told = client.get("/").json()
-    assert told["model"] == str(folder) and told["attributes"] == NAMES and told["dim"] == 16
+    assert told["model"] == folder.name and told["attributes"] == NAMES and told["dim"] == 16
     assert told["limits"]["max_body"] == MOST and told["limits"]["allow_urls"] is False
 
 
@@ -152,12 +153,31 @@ def send(**options):
             "not valid JSON",
         ),
         (
-            send(content=b"[" * 200_000, headers={"Content-Type": "application/json"}),
+            send(content=b"[" * 3_000, headers={"Content-Type": "application/json"}),
             400,
             "invalid_request",
             "not valid JSON",
         ),
+        (
+            send(content=b"[" + b"[[]]," * 50_000, headers={"Content-Type": "application/json"}),
+            413,
+            "too_large",
+            "the JSON has 150,001 brackets, commas and quotes; at most 3,500 are allowed",
+        ),
+        (
+            send(content=JPEG, headers=IMAGE, params={f"a{number}": "" for number in range(7_000)}),
+            400,
+            "unknown_parameter",
+            "unknown key 'a0'",
+        ),
+        (send(json={"inputs": "AB " * 90_000}), 422, "unreadable_picture", "135,000 bytes are not a complete image"),
         ({"method": "POST", "url": "/no"}, 404, "not_found", "there is no POST /no; use POST / or /embed"),
+        (
+            {"method": "GET", "url": "/health/", "headers": {"Host": "evil.example"}},
+            404,
+            "not_found",
+            "no GET /health/",
+        ),
         ({"method": "GET", "url": "/embed"}, 405, "method_not_allowed", "there is no GET /embed"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else str(value)[:30],
@@ -272,25 +292,31 @@ def test_too_much_at_a_time(model, monkeypatch):
 
     async def ask(server, client):
         held = Held(model, monkeypatch)
-        taken = [asyncio.create_task(client.post("/", json={"inputs": [TEXT] * n})) for n in (2, 1)]
+        taken = [asyncio.create_task(client.post("/", json={"inputs": [TEXT] * 2}))]
+        while server.batcher.waiting < 2:
+            await asyncio.sleep(0.01)
+        own = await client.post("/", json={"inputs": TEXT})
+        other = httpx.AsyncClient(transport=httpx.ASGITransport(server.app(), client=("192.0.2.7", 1)))
+        taken.append(asyncio.create_task(other.post("http://x/", json={"inputs": TEXT})))
         while server.batcher.waiting < 3:
             await asyncio.sleep(0.01)
-        refused = await client.post("/", json={"inputs": TEXT})
+        refused = await other.post("http://x/", json={"inputs": TEXT})
         bad = await client.post("/", json={"inputs": TEXT, "parameters": {"attribute": "x"}})
         held.let_go.set()
         done = [(await each).status_code for each in taken]
-        return refused, bad.status_code, done, (await client.post("/", json={"inputs": TEXT})).status_code
+        return own, refused, bad.status_code, done, (await client.post("/", json={"inputs": TEXT})).status_code
 
-    refused, bad, done, again = in_process(model, limits, settings, ask)
+    own, refused, bad, done, again = in_process(model, limits, settings, ask)
     assert (refused.status_code, refused.headers["retry-after"], refused.json()["error_type"]) == (503, "1", "busy")
     assert "3 images are waiting, and at most 3 may wait" in refused.json()["error"]
+    assert own.status_code == 503 and "2 images of this client are waiting, and at most 2 of" in own.json()["error"]
     assert (bad, done, again) == (400, [200, 200], 200)
     with pytest.raises(ValueError, match="max_waiting must be at least max_pictures, 32; got 3"):
         EmbeddingServer(model, "x", Limits(), settings)
 
 
 def test_bodies_are_bounded_together(model):
-    """Many clients that send slowly hold no more than eight of the largest bodies."""
+    """Clients that send slowly hold no more than eight of the largest bodies, and each of them no more than four."""
     settings = ServerSettings(max_body=1000)
 
     async def ask(server, client):
@@ -300,21 +326,32 @@ def test_bodies_are_bounded_together(model):
             yield bytes(900)
             await go_on.wait()
 
-        sent = [asyncio.create_task(client.post("/", content=slowly(), headers=IMAGE)) for _ in range(9)]
-        while server.metrics.registry.get_sample_value("cca_requests_total", {"status": "503"}) != 1:
-            await asyncio.sleep(0.01)
-        held = server.bytes_held
+        def sent_from(host):
+            one = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(local_address=host), timeout=300)
+            return asyncio.create_task(one.post(client.base_url, content=slowly(), headers=IMAGE))
+
+        sent = []
+        for host, refused in (("127.0.0.1", 1), ("127.0.0.2", 2), ("127.0.0.3", 3)):
+            sent += [sent_from(host) for _ in range(1 if refused == 3 else 5)]
+            while server.metrics.registry.get_sample_value("cca_requests_total", {"status": "503"}) != refused:
+                await asyncio.sleep(0.01)
+            while server.bytes_held != min(4 * refused, 8) * 900:
+                await asyncio.sleep(0.01)
         go_on.set()
-        return held, [(await each).status_code for each in sent], server.bytes_held
+        return [await each for each in sent], server.bytes_held, server.bytes_of
 
     # httpx's own transport would collect a body before it hands it on: asked over sockets, then
-    held, codes, left = over_sockets(model, Limits(), settings, ask)
-    assert held == 8 * 900 and left == 0
-    assert sorted(codes) == [422] * 8 + [503]
+    answers, left, left_of = over_sockets(model, Limits(), settings, ask)
+    assert left == 0 and not left_of
+    assert sorted(answer.status_code for answer in answers) == [422] * 8 + [503] * 3
+    messages = {answer.json()["error"] for answer in answers if answer.status_code == 503}
+    assert messages == {"requests of 4,500 bytes of this client are held; try again in a second",
+                        "requests of 8,100 bytes are being received; try again in a second"}  # fmt: skip
 
 
-def test_a_body_that_takes_too_long(model, monkeypatch):
-    monkeypatch.setattr("cca_hf.hub.server._BODY_SECONDS", 0.1)
+@pytest.mark.parametrize("limit", ["_BODY_SECONDS", "_STALL_SECONDS"])
+def test_a_body_that_takes_too_long(model, monkeypatch, limit):
+    monkeypatch.setattr(f"cca_hf.hub.server.{limit}", 0.1)
 
     async def ask(server, client):
         go_on = asyncio.Event()
@@ -332,20 +369,82 @@ def test_a_body_that_takes_too_long(model, monkeypatch):
     assert over_sockets(model, Limits(), ServerSettings(), ask) == ("too_slow", 0)
 
 
-def over_sockets(model, limits, settings, ask):
-    """As `in_process`, over HTTP."""
-    import uvicorn
+def test_silent_connections_make_room(server):
+    """Those that have waited longest for a request; then others still get answers."""
+    host, port = server.removeprefix("http://").split(":")
+    silent = [socket.create_connection((host, int(port))) for _ in range(MOST_CONNECTIONS + 40)]
+    try:
+        assert httpx.get(f"{server}/health", timeout=300).json() == {"status": "ok"}
+        assert httpx.post(server, content=JPEG, headers=IMAGE, timeout=300).status_code == 200
+        assert silent[0].recv(1) == b""
+    finally:
+        for each in silent:
+            each.close()
+
+
+def test_a_head_that_takes_too_long(model, monkeypatch):
+    """The first of a connection, and a later one."""
+    monkeypatch.setattr("cca_hf.hub.connections.HEAD_SECONDS", 0.2)
+
+    async def ask(server, client):
+        whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+        seen = []
+        for content in (b"", whole[:10], whole + whole[:10]):
+            reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+            writer.write(content)
+            seen.append(await reader.read())
+            writer.close()
+        return seen
+
+    silent, partly, later = over_sockets(model, Limits(), ServerSettings(), ask)
+    assert silent == partly == b"" and later.startswith(b"HTTP/1.1 200") and later.endswith(b'{"status":"ok"}')
+
+
+def test_what_waits_at_the_end_is_told_so(model, monkeypatch):
+    """When the time to stop is nearly over: 503 and not 500, for what is received, decoded or embedded."""
+    held = Held(model, monkeypatch)
+
+    async def ask(server, client):
+        held.let_go.clear()
+
+        async def slowly():
+            yield b"x"
+            await asyncio.sleep(300)
+
+        sent = [asyncio.create_task(client.post("/", json={"inputs": [TEXT] * 3}))]
+        sent.append(asyncio.create_task(client.post("/", content=picture_file(1, "PNG"), headers=IMAGE)))
+        while server.batcher.waiting < 4:
+            await asyncio.sleep(0.01)
+        sent.append(asyncio.create_task(client.post("/", content=slowly(), headers=IMAGE)))
+        while server.bytes_held < 1:
+            await asyncio.sleep(0.01)
+        return sent
+
+    held.let_go.set()
+    try:
+        sent = over_sockets(model, Limits(), ServerSettings(shutdown_seconds=1), ask, until_answered=True)
+    finally:
+        held.let_go.set()
+    assert [answer.status_code for answer in sent] == [503] * 3
+    assert {answer.json()["error"] for answer in sent} == {"the server is stopping; try again in a minute"}
+    assert sent[0].headers["retry-after"] == "60"
+
+
+def over_sockets(model, limits, settings, ask, *, until_answered=False):
+    """As `in_process`, over HTTP; `until_answered`: `ask` returns requests, which the end of the server answers."""
 
     async def run():
         server = EmbeddingServer(model, "cca-shoes", limits, settings)
-        process = uvicorn.Server(uvicorn.Config(server.app(), log_level="error"))
+        process = uvicorn_server(server)
         with socket.create_server(("127.0.0.1", 0)) as listening:
             serving = asyncio.create_task(process.serve([listening]))
             address = f"http://127.0.0.1:{listening.getsockname()[1]}"
             async with httpx.AsyncClient(base_url=address, timeout=300) as client:
                 result = await asyncio.wait_for(ask(server, client), 300)
-            process.should_exit = True
-            await serving
+                process.should_exit = True
+                if until_answered:
+                    result = await asyncio.gather(*result)
+                await serving
         return result
 
     return asyncio.run(run())

@@ -134,6 +134,25 @@ def test_the_table(store, capsys):
     assert capsys.readouterr().out.splitlines()[1].split() == ["item", "similarity", "shape", "colour", "price"]
 
 
+def test_ids_do_not_steer_the_terminal(checkpoint, tmp_path, capsys):
+    """Control characters of ids and names are printed as escapes, in tables, JSON and errors."""
+    model, place = CCAModel.from_pretrained(checkpoint), tmp_path / "index"
+    ids = ["one", "\x1b[2J\x9b1mtwo\x07"]
+    with AttributeIndex.create(place, model) as index:
+        index.add(ids, embeddings=torch.nn.functional.normalize(torch.ones(2, 2, model.config.hidden_size), dim=-1))
+    capsys.readouterr()
+    words = ["search", "--store", place, "--model", checkpoint, "--attribute", "colour", "--item"]
+    assert run(*words, "one") == 0
+    assert "\\u001b[2J\\u009b1mtwo\\u0007  1.000" in capsys.readouterr().out
+    assert run(*words, ids[1]) == 0
+    assert capsys.readouterr().out.startswith("item \\u001b[2J\\u009b1mtwo\\u0007, by colour\n")
+    assert run(*words, "one", "--json") == 0
+    printed = capsys.readouterr().out
+    assert "\x9b" not in printed and json.loads(printed)[0]["found"][0]["item_id"] == ids[1]
+    assert run(*words, "\x1b]0;title\x07") == 1
+    assert "\\u001b]0;title\\u0007" in capsys.readouterr().err
+
+
 def test_the_page_holds_the_pictures(store, tmp_path, capsys):
     page = tmp_path / "new" / "found.html"
     words = ["--store", store, "--item", 1003, "--attribute", "colour", "shape", "--top", 3, "--html", page]

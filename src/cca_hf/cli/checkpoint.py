@@ -80,7 +80,7 @@ def evaluate(
         metrics = {name: figure for result in results for name, figure in result.metrics().items()}
         print(json.dumps({name: None if math.isnan(each) else each for name, each in metrics.items()}, indent=2))
     else:
-        print("\n\n".join(result.table() for result in results))
+        print(options.printable("\n\n".join(result.table() for result in results)))
 
 
 def card(

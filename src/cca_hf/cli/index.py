@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from . import options
-from .options import Command, Group, UsageError, named_values, option, stdout_kept_clean, switch
+from .options import Command, Group, UsageError, named_values, option, printable, stdout_kept_clean, switch
 
 if TYPE_CHECKING:
     from cca_hf.search import Hit
@@ -166,10 +166,11 @@ def search(
             {"query": answer.query, "attribute": answer.attribute, "found": [hit._asdict() for hit in answer.hits]}
             for answer in answers
         ]
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(printable(json.dumps(found, indent=2, ensure_ascii=False)))
         return
     for answer in answers:
-        print(f"{answer.query}, by {answer.attribute}\n{_table(answer.hits, [*answer.attributes, *values])}\n")
+        table = _table(answer.hits, [*answer.attributes, *values])
+        print(printable(f"{answer.query}, by {answer.attribute}\n{table}\n"))
     if page is not None:
         print(f"page: {page}")
 

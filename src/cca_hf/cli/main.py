@@ -16,7 +16,7 @@ from .data import app as data_commands
 from .embed import embed, export
 from .index import app as index_commands
 from .index import search
-from .options import Command, UsageError
+from .options import Command, UsageError, printable
 from .serve import demo, serve
 from .train import Training, train
 
@@ -78,7 +78,7 @@ def _common(
 
 
 def _fail(source: str, message: str, code: int) -> int:
-    print(f"{source}: error: {' '.join(message.split())}", file=sys.stderr)
+    print(printable(f"{source}: error: {' '.join(message.split())}"), file=sys.stderr)
     return code
 
 

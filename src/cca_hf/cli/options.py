@@ -1,6 +1,7 @@
 """Shared by the commands of `cca`: the parsing of options, the options of several commands, and loading a model."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 from itertools import takewhile
@@ -12,6 +13,8 @@ from typer.core import TyperCommand, TyperGroup
 
 if TYPE_CHECKING:
     from cca_hf.models.encoding import ImageEncoder
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and line breaks
 
 # Recent versions of typer contain a copy of click; this is the right class with or without it.
 UsageError: Any = typer.BadParameter.__base__
@@ -139,6 +142,11 @@ def named_values(name_of_option: str, words: list[str] | None, form: str = "NAME
             raise UsageError(f"{name_of_option} takes {form}; got {word!r}")
         values[name] = value
     return values
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: control characters, which could move its cursor or change its title, as JSON escapes."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def load_encoder(name: str, device: str | None, precision: str = "auto") -> "ImageEncoder":

@@ -7,7 +7,8 @@ An image is base64 text, a `data:` URL or, if URLs are allowed, an http URL; in 
 is never read as a file name. `attribute` is a name or a list of names; the default is all attributes. A request that
 cannot be answered raises a `RequestError`, and the endpoint sends its message as {"error": message}.
 
-`cca serve` reads requests with the same classes. This file travels to the Hub alone and imports nothing of cca_hf.
+`cca serve` reads requests with the same classes, and decodes images in processes that load this file: therefore only
+the endpoint itself imports torch and transformers. This file travels to the Hub alone and imports nothing of cca_hf.
 """
 
 import base64
@@ -22,12 +23,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from http.client import HTTPException
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from urllib.parse import urljoin
 
-import torch
 from PIL import Image
-from transformers import AutoModel
+
+if TYPE_CHECKING:
+    import torch
 
 Readable: TypeAlias = bytes | Image.Image
 Answer: TypeAlias = dict[str, list[float]] | list[dict[str, list[float]]]
@@ -47,6 +49,7 @@ STATUS_OF = {  # kind of a RequestError -> HTTP status; only `cca serve` uses br
 }
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # for some other formats PIL starts other programs
 _MAX_SCANS = 64  # a JPEG has one or about ten; decoding a scan takes as long as decoding a whole image
+_BLANKS = b" \t\n\r\f\v"  # which base64 text may be wrapped with
 _DECIMALS = 8  # the precision of float32 in a vector of length 1; more digits would be noise, and half of the answer
 _PORTS = (80, 443)
 _MAX_REDIRECTS = 3
@@ -161,7 +164,7 @@ class RequestReader:
         if start and not start.lower().endswith(";base64"):
             raise RequestError("invalid_request", f"a data: URL must be in base64; got {start[:100]!r}")
         try:
-            return base64.b64decode("".join(encoded.split()), validate=True)
+            return base64.b64decode(encoded.encode("ascii").translate(None, _BLANKS), validate=True)
         except ValueError as error:
             raise RequestError("invalid_request", f"{self._expected()}; got {text[:40]!r}") from error
 
@@ -218,7 +221,7 @@ class Request(Sequence[Readable]):
         """The name of an image in error messages."""
         return f"inputs[{row}]" if self._is_list else "inputs"
 
-    def answer(self, rows: Sequence[torch.Tensor]) -> Answer:
+    def answer(self, rows: Sequence["torch.Tensor"]) -> Answer:
         """The answer to the request; `rows` has embeddings (attributes, dim) of each image."""
         rounded = (row.double().round(decimals=_DECIMALS).tolist() for row in rows)
         vectors = [dict(zip(self.attributes, row, strict=True)) for row in rounded]
@@ -229,6 +232,9 @@ class EndpointHandler:
     """The class that Inference Endpoints load from `handler.py`: created once, called for each request."""
 
     def __init__(self, path: str = "", limits: Limits | None = None):
+        import torch
+        from transformers import AutoModel
+
         model = AutoModel.from_pretrained(path, trust_remote_code=True)
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         self.model = model.to(accelerator or "cpu").eval()

@@ -16,17 +16,20 @@ import os
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 from cca_hf.models.encoding import ImageEncoder
 from cca_hf.models.images import UnreadableImageError
+from cca_hf.visualization.page import public_name
 
 from .batching import Batcher, BusyError
-from .handler import Limits, Request, RequestError, RequestReader, is_url
+from .clients import FairExecutor, client_of
+from .decoding import DecodingProcesses
+from .handler import Limits, Readable, Request, RequestError, RequestReader, is_url
 
 try:
     import prometheus_client as prometheus
@@ -37,15 +40,22 @@ try:
     from starlette.requests import Request as HTTPRequest
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
+
+    from .connections import MOST_CONNECTIONS, Connection
 except ImportError as error:
     raise ImportError(f'serving needs {error.name}: pip install "cca_hf[serve]"') from error
 
 _BODY_SECONDS = 60.0  # until a body must have arrived
+_STALL_SECONDS = 10.0  # in which a body may fall behind its rate
+_BODY_RATE = 20_000  # bytes per second
 _IDLE_SECONDS = 75  # until an idle connection is closed; load balancers expect more than their own 60
 _BODIES_AT_ONCE = 8  # bodies of the maximum size; many more if they are smaller
-_MOST_CONNECTIONS = 1024
+_MOST_MARKS = 100  # brackets, commas and quotes of JSON per image and per attribute; text in base64 has none
+_MARKS = (b"[", b"{", b",", b'"')
 _MOST_READERS = 8
 _FETCHERS = 16
+_PLAIN_JPEG = b"\xff\xd8\xff"
+_GRACE = 0.8  # the part of the time to stop in which requests are still answered
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _KINDS = {404: "not_found", 405: "method_not_allowed"}
 
@@ -61,7 +71,20 @@ class ServerSettings:
     max_batch: int = 32  # images in a forward pass
     max_waiting: int = 256  # images that have been accepted and not answered
     max_body: int = 20_000_000  # bytes of a request
-    shutdown_seconds: int = 30  # to answer the accepted requests when the server is stopped
+    shutdown_seconds: int = 30  # to end when the server is stopped; in 80 % of them it answers accepted requests
+
+
+class _Reader(RequestReader):
+    """Decodes JPEGs in the thread that reads them, where they take a bounded time, and other formats in a process."""
+
+    def __init__(self, attributes: list[str], limits: Limits):
+        super().__init__(attributes, limits)
+        self.processes = DecodingProcesses(limits)
+
+    def _open(self, content: bytes) -> Readable:
+        if content.startswith(_PLAIN_JPEG):
+            return super()._open(content)
+        return self.processes.decode(content)
 
 
 class EmbeddingServer:
@@ -72,35 +95,51 @@ class EmbeddingServer:
         if settings.max_waiting < least:
             raise ValueError(f"max_waiting must be at least max_pictures, {least}; got {settings.max_waiting}")
         self.settings = settings
-        self.reader = RequestReader(model.config.attributes, limits)
+        self.reader = _Reader(model.config.attributes, limits)
+        self.most_marks = _MOST_MARKS * (limits.max_pictures + len(model.config.attributes))
         self.model = model
         self.description = {
-            "model": name,
+            "model": public_name(name),
             "attributes": model.config.attributes,
             "dim": model.config.embedding_dim or model.config.hidden_size,
             "limits": {**asdict(limits), "max_body": settings.max_body},
         }
         self.bytes_held = 0
+        self.bytes_of: Counter[str] = Counter()  # client -> bytes that are held
+        self.answering: set[asyncio.Task[Any]] = set()
+        self.stopping = False
         self.metrics = _Metrics()
         readers = min(_MOST_READERS, os.cpu_count() or 1)
         if model.device.type == "cpu":
             readers = max(1, readers // 2)
-        self.batcher = Batcher(model, settings.max_batch, settings.max_waiting, readers, self.metrics.batch_done)
+        waiting = settings.max_waiting
+        per_client = max(limits.max_pictures, waiting // 2)
+        self.batcher = Batcher(model, settings.max_batch, waiting, per_client, readers, self.metrics.batch_done)
         self.metrics.waiting.set_function(lambda: self.batcher.waiting)
         # separate threads wait for other servers, so that images in requests are not delayed
-        self.fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch") if limits.allow_urls else None
+        self.fetchers = FairExecutor(_FETCHERS, "fetch") if limits.allow_urls else None
 
     def app(self) -> Starlette:
         """The ASGI application, for uvicorn or another server."""
         routes = [Route("/", self.describe), Route("/health", self.health), Route("/metrics", self.show_metrics)]
         routes += [Route(path, self.embed, methods=["POST"]) for path in ("/", "/embed")]
-        return Starlette(routes=routes, exception_handlers={HTTPException: _no_such_route}, lifespan=self._lifespan)
+        app = Starlette(routes=routes, exception_handlers={HTTPException: _no_such_route}, lifespan=self._lifespan)
+        app.router.redirect_slashes = False  # it would redirect to any host that a request names
+        return app
+
+    def give_up(self) -> None:
+        """Answers what is still waiting with 503, because the server must end."""
+        self.stopping = True
+        self.reader.processes.close()
+        for task in self.answering:
+            task.cancel()
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         yield
+        self.reader.processes.close()
         if self.fetchers is not None:
-            self.fetchers.shutdown(cancel_futures=True)
+            self.fetchers.close(0)
         await asyncio.to_thread(self.batcher.close)
 
     async def describe(self, request: HTTPRequest) -> Response:
@@ -116,6 +155,9 @@ class EmbeddingServer:
 
     async def embed(self, request: HTTPRequest) -> Response:
         started = time.perf_counter()
+        task = asyncio.current_task()
+        assert task is not None
+        self.answering.add(task)
         try:
             async with self._body(request) as body:
                 response = Response(await self._answer(request, body), media_type="application/json")
@@ -125,9 +167,17 @@ class EmbeddingServer:
         except BusyError as error:
             response = _error(503, "busy", f"{error}; try again in a second")
             response.headers["Retry-After"] = "1"
+        except asyncio.CancelledError:
+            if not self.stopping:
+                raise
+            task.uncancel()
+            response = _error(503, "busy", "the server is stopping; try again in a minute")
+            response.headers["Retry-After"] = "60"
         except Exception:
             logger.exception("an error occurred while answering a request")
             response = _error(500, "internal_error", "an error occurred in the server; see its log")
+        finally:
+            self.answering.discard(task)
         self.metrics.requests.labels(str(response.status_code)).inc()
         self.metrics.seconds.observe(time.perf_counter() - started)
         return response
@@ -136,7 +186,7 @@ class EmbeddingServer:
         request = await asyncio.to_thread(self._parse, http, body)
         ids = self.model.config.attribute_ids(request.attributes)
         from_urls = any(is_url(image) for image in request.images)
-        rows = await self.batcher.embed(request, ids, self.fetchers if from_urls else None)
+        rows = await self.batcher.embed(request, ids, client_of(http.scope), self.fetchers if from_urls else None)
         embeddings = []
         for place, row in enumerate(rows):
             if isinstance(row, UnreadableImageError):
@@ -147,9 +197,12 @@ class EmbeddingServer:
         return await asyncio.to_thread(lambda: json.dumps(request.answer(embeddings), allow_nan=False).encode())
 
     def _parse(self, http: HTTPRequest, body: bytes) -> Request:
-        parameters = {key: http.query_params.getlist(key) for key in http.query_params}
+        parameters: dict[str, list[str]] = {}
+        for key, value in http.query_params.multi_items():
+            parameters.setdefault(key, []).append(value)
         kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "application/json":
+            self._check_marks(body)
             try:
                 data = json.loads(body)
             except (ValueError, RecursionError) as error:
@@ -164,33 +217,68 @@ class EmbeddingServer:
         allowed = "application/json, image/... or application/octet-stream"
         raise RequestError("unsupported_media_type", f"Content-Type must be {allowed}; got {kind[:100]!r}")
 
+    def _check_marks(self, body: bytes) -> None:
+        """Refuses JSON that would become many objects, before they are made: a few bytes each, they take far more."""
+        marks = sum(body.count(mark) for mark in _MARKS)
+        if marks > self.most_marks:
+            allowed = f"at most {self.most_marks:,} are allowed"
+            raise RequestError("too_large", f"the JSON has {marks:,} brackets, commas and quotes; {allowed}")
+
     @contextlib.asynccontextmanager
     async def _body(self, request: HTTPRequest) -> AsyncIterator[bytes]:
         most = self.settings.max_body
         too_large = f"at most {most:,} bytes per request are allowed"
         if int(request.headers.get("content-length", 0)) > most:
             raise RequestError("too_large", too_large)
+        client, most_held = client_of(request.scope), _BODIES_AT_ONCE * most
         chunks, size = [], 0
+        now = asyncio.get_running_loop().time
+        until = now() + _BODY_SECONDS
         try:
             try:
-                async with asyncio.timeout(_BODY_SECONDS):
+                async with asyncio.timeout(_STALL_SECONDS) as timeout:
+                    deadline = now() + _STALL_SECONDS
                     async for chunk in request.stream():
                         size += len(chunk)
                         self.bytes_held += len(chunk)
+                        self.bytes_of[client] += len(chunk)
                         if size > most:
                             raise RequestError("too_large", too_large)
-                        if self.bytes_held > _BODIES_AT_ONCE * most:
+                        if self.bytes_held > most_held:
                             raise BusyError(f"requests of {self.bytes_held:,} bytes are being received")
+                        if self.bytes_of[client] > most_held // 2:
+                            raise BusyError(f"requests of {self.bytes_of[client]:,} bytes of this client are held")
                         chunks.append(chunk)
+                        deadline = min(deadline + len(chunk) / _BODY_RATE, now() + _STALL_SECONDS, until)
+                        timeout.reschedule(deadline)
             except ClientDisconnect as error:
                 raise RequestError("broken_off", "the connection closed before the end of the request") from error
             except TimeoutError as error:
-                raise RequestError("too_slow", f"the request was not complete after {_BODY_SECONDS:g} s") from error
+                rate = f"{_BODY_RATE:,} bytes per second"
+                message = f"the request stopped, or it arrived at less than {rate}, or it took {_BODY_SECONDS:g} s"
+                raise RequestError("too_slow", message) from error
             body = b"".join(chunks)
             chunks.clear()
             yield body
         finally:
             self.bytes_held -= size
+            self.bytes_of[client] -= size
+            if not self.bytes_of[client]:
+                del self.bytes_of[client]
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, whose last answers are 503 before its time to stop is over."""
+
+    def __init__(self, config: uvicorn.Config, server: EmbeddingServer):
+        super().__init__(config)
+        self._server = server
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        seconds = _GRACE * self._server.settings.shutdown_seconds
+        alarm = asyncio.get_running_loop().call_later(seconds, self._server.give_up)
+        await super().shutdown(sockets)
+        alarm.cancel()
 
 
 class _Metrics:
@@ -220,7 +308,23 @@ def serve(model: ImageEncoder, name: str, limits: Limits, settings: ServerSettin
         OSError: if the port is not free.
         ValueError: if `max_waiting` is below the number of images of a request.
     """
-    server = EmbeddingServer(model, name, limits, settings)
+    server = uvicorn_server(EmbeddingServer(model, name, limits, settings))
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    # uvicorn sends the signal to the process again when it has stopped; this handler lets the function return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        address = (settings.host, settings.port)
+        with socket.create_server(address, family=family, backlog=MOST_CONNECTIONS) as listening:
+            place = f"[{settings.host}]" if family == socket.AF_INET6 else settings.host
+            print(f"{name} is served at http://{place}:{listening.getsockname()[1]}", flush=True)
+            server.run([listening])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def uvicorn_server(server: EmbeddingServer) -> uvicorn.Server:
+    """The server that `serve` runs."""
+    settings = server.settings
     config = uvicorn.Config(
         server.app(),
         settings.host,
@@ -228,21 +332,11 @@ def serve(model: ImageEncoder, name: str, limits: Limits, settings: ServerSettin
         log_level="warning",
         access_log=False,
         server_header=False,
-        limit_concurrency=_MOST_CONNECTIONS,
+        http=Connection,
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # uvicorn sends the signal to the process again when it has stopped; this handler lets the function return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
-    try:
-        address = (settings.host, settings.port)
-        with socket.create_server(address, family=family, backlog=_MOST_CONNECTIONS) as listening:
-            place = f"[{settings.host}]" if family == socket.AF_INET6 else settings.host
-            print(f"{name} is served at http://{place}:{listening.getsockname()[1]}", flush=True)
-            uvicorn.Server(config).run([listening])
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return _Server(config, server)
 
 
 def _error(status: int, kind: str, message: str) -> Response:

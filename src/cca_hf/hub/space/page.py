@@ -17,10 +17,12 @@ from cca_hf.models.images import UnreadableImageError, load_image
 from cca_hf.visualization.page import templates
 
 from .lookup import Lookup, Query
+from .visitors import KEPT_SECONDS, LOST, VisitorGuard, private_upload_folder
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio reads it at import
 try:
     import gradio as gr
+    from starlette.middleware import Middleware
 except ImportError as error:
     raise ImportError('the Space needs Gradio: pip install "cca_hf[space]"') from error
 
@@ -28,6 +30,8 @@ TITLE = "Alike in which respect?"
 _EXAMPLES = 12
 _SHOWN = 1024  # pixels: the longer side of a query from the catalogue
 _SESSIONS = 1000  # stored in memory, about 100 kB for each session
+_MOST_WAITING = 32  # searches, which take about 10 s together; further ones are refused
+_SWEEP_SECONDS = 600  # between two deletions of old files
 _CHOSEN_AT_FIRST = 4
 _BEGIN = "Choose or upload an image."
 MOST_BYTES = 20 * 2**20
@@ -67,9 +71,10 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
         """The image box, the query, and the results."""
         if file is None:
             return gr.skip(), None, _HTML.hint(_BEGIN)
-        name = Path(file["orig_name"] or file["path"]).name
+        name = Path(file["orig_name"] or file["path"] or "").name
         try:
-            query = lookup.make_query(open_upload(file["path"], name), name=name)
+            path = _uploaded(file["path"] or "", image.GRADIO_CACHE)
+            query = lookup.make_query(open_upload(path, name), name=name)
         except UnreadableImageError as error:
             return None, None, _HTML.problem(str(error))
         return gr.skip(), query, search(query, *settings)
@@ -100,7 +105,9 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
 
     made_by = public_name(lookup.index.schema.checkpoint.name or "")
     on_load = _FILES.joinpath("select.js").read_text(encoding="utf-8")
-    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as page:
+    # Gradio deletes its files after an hour
+    files = (_SWEEP_SECONDS, KEPT_SECONDS)
+    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=files) as page:
         query, seed = gr.State(None), gr.State(0)
         head = _HTML.head(title, lookup.index.count(), attributes, made_by)
         gr.HTML(head, apply_default_css=False, elem_id="cca-head")
@@ -163,7 +170,18 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
             trigger_mode="always_last",  # of several changes in a row, only the last is computed
             **common,
         )
-    return page
+    return page.queue(max_size=_MOST_WAITING, api_open=False)
+
+
+def _uploaded(path: str, folder: str) -> Path:
+    """The file of an upload below Gradio's folder; UnreadableImageError for any other path, with the same message."""
+    try:
+        file = Path(path).resolve()
+        if file.is_relative_to(Path(folder).resolve()) and file.is_file():  # no link that leads out of it, no pipe
+            return file
+    except (OSError, ValueError):  # a path that no file can have
+        pass
+    raise UnreadableImageError(LOST)
 
 
 def open_upload(path: str | PathLike[str], name: str) -> Image.Image:
@@ -201,6 +219,8 @@ def launch_space(
 ) -> str:
     """Serves the page until the process is interrupted.
 
+    Visitors can name no files but their own uploads, which are deleted after an hour; see `visitors.py`.
+
     Args:
         host: the address to listen on. Default: `GRADIO_SERVER_NAME`, or this machine only.
         port: default: `GRADIO_SERVER_PORT`, or the first free port from 7860.
@@ -216,11 +236,16 @@ def launch_space(
     # Gradio's default grey has too little contrast on white
     grey, light = "*neutral_600", "*neutral_500"
     theme.set(body_text_color_subdued=grey, block_info_text_color=grey, input_placeholder_color=light)
+    guard: Any = VisitorGuard
+    middleware = Middleware(guard, folder=private_upload_folder(), most_bytes=MOST_BYTES)
+    if os.environ.get("SPACE_ID"):  # on the Hub, its proxy alone can reach the page, and tells the visitor's address
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")
     _, address, _ = make_space(lookup, title=title).launch(
         server_name=host,
         server_port=port,
         inbrowser=open_browser,
         prevent_thread_lock=not wait,
+        app_kwargs={"middleware": [middleware]},
         max_file_size=MOST_BYTES,
         state_session_capacity=_SESSIONS,
         ssr_mode=False,
