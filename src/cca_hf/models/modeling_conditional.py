@@ -370,11 +370,15 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
         return ConditionalModelOutput(output.embeddings, hidden_states, output.attentions)
 
     def has_fingerprint(self, fingerprint: str) -> bool:
-        # each hash reads all weights, so the second is computed only if the first differs
-        return fingerprint == self.fingerprint() or fingerprint == self._fingerprint_of_version_0_1()
+        # each hash reads all weights, so the next is computed only if the one before differs
+        return (
+            fingerprint == self.fingerprint()
+            or fingerprint == self._fingerprint_of_version_0_1()
+            or fingerprint == self._fingerprint_of_version_0_1(saved_names=True)
+        )
 
-    def _fingerprint_of_version_0_1(self) -> str:
-        digest = digest_of_weights(self)  # without the architecture
+    def _fingerprint_of_version_0_1(self, *, saved_names: bool = False) -> str:
+        digest = digest_of_weights(self, saved_names=saved_names)  # without the architecture
         described = {"attributes": self.config.attributes, "image_processor": self.image_processor.to_dict()}
         digest.update(json.dumps(described, sort_keys=True, default=str).encode())
         return digest.hexdigest()
