@@ -17,6 +17,8 @@ from huggingface_hub import CommitInfo, HfApi
 from torch import nn
 from transformers import BaseImageProcessor, Pipeline, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.integrations.accelerate import load_offloaded_parameter
 
 from .backbones import AutoImageProcessor, architecture_of, make_image_processor
 from .configuration_images import ImageModelConfig
@@ -167,13 +169,17 @@ class ImagePreTrainedModel(PreTrainedModel):
     def fingerprint(self) -> str:
         """A hash to store with embeddings: of the weights, the architecture, the attributes and the preprocessing.
 
-        Names of the backbone's weights and default settings are left out, because they change between versions of
-        transformers.
+        Versions of transformers name and fuse the weights of a backbone differently, and have other default settings.
+        So its weights are hashed as they are saved, without their names, and default settings are left out.
         """
-        weights = []
-        for name, tensor in self.state_dict().items():
+        weights, loaded = [], weights_of(self)
+        for name, tensor in loaded.items():
+            if "backbone." not in name:
+                weights.append(f"{name} {_hash_of(tensor)}")
+        for name, tensor in revert_weight_conversion(self, loaded).items():
             place, within_backbone, _ = name.partition("backbone.")
-            weights.append(f"{place}backbone {_hash_of(tensor)}" if within_backbone else f"{name} {_hash_of(tensor)}")
+            if within_backbone:
+                weights.append(f"{place}backbone {_hash_of(tensor)}")
         described = {
             "weights": sorted(weights),
             "config": _settings_of(self.config),
@@ -201,11 +207,21 @@ def _weights_like(names: Iterable[str]) -> list[str]:
     return patterns
 
 
-def digest_of_weights(module: nn.Module) -> Any:
-    """A SHA-256 digest, not finished, of all parameters and buffers in their order, with their names."""
+def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The state dict, with the weights that are offloaded to memory or disk."""
+    weights = model.state_dict()
+    return {name: load_offloaded_parameter(model, name) if w.is_meta else w for name, w in weights.items()}
+
+
+def digest_of_weights(model: PreTrainedModel, *, saved_names: bool = False) -> Any:
+    """A SHA-256 digest, not finished, of all parameters and buffers in their order, with their names.
+
+    `saved_names` are those in a checkpoint, which older versions of transformers gave to the modules too.
+    """
     digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    for name, tensor in weights_of(model).items():
+        saved = next(iter(revert_weight_conversion(model, {name: tensor}))) if saved_names else name
+        digest.update(f"{saved} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(_bytes_of(tensor))
     return digest
 
