@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cca_hf.models.cross_attention import CrossAttention, eager_attention_forward
+from cca_hf.models.cross_attention import CrossAttention
 
 QUERIES, TOKENS, WIDTH, HEADS = 3, 19, 32, 4
 
@@ -18,8 +18,10 @@ def textbook(module: CrossAttention, queries: torch.Tensor, tokens: torch.Tensor
         projection(states).unflatten(-1, (HEADS, WIDTH // HEADS)).transpose(1, 2)
         for projection, states in ((module.q_proj, queries), (module.k_proj, tokens), (module.v_proj, tokens))
     )
-    dropout = module.dropout if module.training else 0.0
-    attended, weights = eager_attention_forward(module, query, key, value, None, module.scaling, dropout)
+    scores = query @ key.transpose(2, 3) * module.scaling
+    weights = scores.softmax(-1, dtype=torch.float32).to(scores.dtype).transpose(1, 2).contiguous()  # (B, Q, heads, N)
+    dropped = torch.nn.functional.dropout(weights, p=module.dropout, training=module.training)
+    attended = (dropped.transpose(1, 2) @ value).transpose(1, 2)
     return module.o_proj(attended.flatten(2)), weights
 
 
@@ -119,7 +121,11 @@ def test_widths_and_masks_against_a_plain_loop(implementation, num_queries, kind
     assert output.shape == (2, num_queries, 7) and none is None
     torch.testing.assert_close(output, expected, atol=1e-6, rtol=1e-5)
     weights = module(queries, tokens, mask, attn_implementation=implementation, output_attentions=True)[1]
-    torch.testing.assert_close(weights.double(), expected_weights, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(weights.double(), expected_weights.transpose(1, 2), atol=1e-6, rtol=1e-5)
+    single_mask = None if mask is None else mask[..., -1:, :]
+    single, weights = module(queries[:, -1], tokens, single_mask, output_attentions=True)
+    torch.testing.assert_close(single, expected[:, -1], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(weights.double(), expected_weights[:, :, -1], atol=1e-6, rtol=1e-5)
     inputs = [queries, tokens, *module.parameters()]
     for ours, theirs in zip(
         torch.autograd.grad((output**3).sum(), inputs), torch.autograd.grad((expected**3).sum(), inputs), strict=True

@@ -158,6 +158,31 @@ def test_attention_weights_sum_to_one_whatever_the_implementation(any_model, pix
     torch.testing.assert_close(output.embeddings, plain, atol=1e-5, rtol=0)
 
 
+def test_hidden_states_and_attentions_are_part_of_the_computation(any_model, pixel_values):
+    """As in transformers: by argument and by configuration, and gradients reach them."""
+    native = any_model.networks[0].backbone if any_model.config.model_type == "cca_separate" else any_model.backbone
+    channels_last = pixel_values.contiguous(memory_format=torch.channels_last)
+    states = native(channels_last, output_hidden_states=True).hidden_states
+    any_model.config.output_hidden_states = True
+    for ids in (IDS, IDS[:, 0]):
+        plain = any_model(pixel_values, ids, output_hidden_states=False)
+        assert plain.keys() == {"embeddings"}
+        output = any_model(pixel_values, ids, output_attentions=True)
+        torch.testing.assert_close(output.embeddings, plain.embeddings, atol=1e-5, rtol=0)
+        as_tuple = any_model(pixel_values, ids, output_attentions=True, return_dict=False)
+        assert len(as_tuple) == 3 and torch.equal(as_tuple[2], output.attentions)
+        for state, expected in zip(output.hidden_states, states, strict=False):
+            torch.testing.assert_close(state, expected)
+        networks = 3 if any_model.config.model_type == "cca_separate" else 1
+        assert len(output.hidden_states) == networks * len(states)
+        wanted = [output.hidden_states[0]] + ([] if networks > 1 else [output.attentions])
+        gradients = torch.autograd.grad(output.embeddings[..., 0].sum(), wanted)
+        assert all(gradient.abs().max() > 0 for gradient in gradients)
+    assert output.attentions.requires_grad == (networks == 1)  # a joined model returns a copy
+    with pytest.raises(ValueError, match="hidden states need pixel_values"):
+        any_model(backbone_features=any_model.get_backbone_features(pixel_values), attribute_ids=IDS)
+
+
 def test_config_round_trip(any_model, tmp_path):
     any_model.config.save_pretrained(tmp_path)
     loaded = type(any_model.config).from_pretrained(tmp_path)

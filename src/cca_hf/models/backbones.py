@@ -17,7 +17,7 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 # transformers 5.17 has the same class at its top level only where torchvision is installed
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
-from transformers.utils import is_torchvision_available, logging
+from transformers.utils import ModelOutput, is_torchvision_available, logging
 
 from .configuration_images import fields_of, height_and_width
 
@@ -150,15 +150,15 @@ def interpolates_positions(backbone: PreTrainedModel) -> bool:
     return "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters
 
 
-def extract_features(
-    backbone: PreTrainedModel, pixel_values: torch.Tensor, feature_levels: Sequence[int] | None, interpolate: bool
-) -> list[torch.Tensor]:
-    """The hidden states of `feature_levels` (`None`: of all) and, last, the backbone's output.
+def run_backbone(
+    backbone: PreTrainedModel, pixel_values: torch.Tensor, interpolate: bool, output_hidden_states: bool = False
+) -> ModelOutput:
+    """The backbone's output for images of any size, with `last_hidden_state` and, if asked for, `hidden_states`.
 
-    Each is (batch, tokens, channels) or (batch, channels, height, width).
+    A state is (batch, tokens, channels) or (batch, channels, height, width).
     """
     config, size = backbone.config, tuple(pixel_values.shape[-2:])
-    arguments = {"output_hidden_states": True} if feature_levels is None or feature_levels else {}
+    arguments = {"output_hidden_states": True} if output_hidden_states else {}
     # transformers interpolates only square tables of positions; a backbone made for this size needs no interpolation
     if interpolate and size != height_and_width(config.image_size):
         arguments["interpolate_pos_encoding"] = True
@@ -167,9 +167,15 @@ def extract_features(
         # on a grid smaller than its windows, Swin would shrink the windows but not their tables of positions
         if -(-min(size) // last_stride) < config.window_size:
             arguments["always_partition"] = True
-    outputs = backbone(pixel_values, **arguments)
-    levels = range(len(outputs.hidden_states)) if feature_levels is None else feature_levels
-    return [*(outputs.hidden_states[level] for level in levels), outputs.last_hidden_state]
+    return backbone(pixel_values, **arguments)
+
+
+def extract_features(
+    backbone: PreTrainedModel, pixel_values: torch.Tensor, feature_levels: Sequence[int], interpolate: bool
+) -> list[torch.Tensor]:
+    """The hidden states of `feature_levels` and, last, the backbone's output."""
+    outputs = run_backbone(backbone, pixel_values, interpolate, output_hidden_states=bool(feature_levels))
+    return [*(outputs.hidden_states[level] for level in feature_levels), outputs.last_hidden_state]
 
 
 def parameters_of_levels(backbone: PreTrainedModel, config: PreTrainedConfig, num_levels: int) -> list[nn.Parameter]:
@@ -232,7 +238,8 @@ def describe_backbone(
     """
     native.eval()
     size = height_and_width(image_size)
-    *states, output = extract_features(native, _blank_image(native, size), None, interpolates_positions(native))
+    outputs = run_backbone(native, _blank_image(native, size), interpolates_positions(native), True)
+    states, output = outputs.hidden_states, outputs.last_hidden_state
     if output.ndim not in (3, 4):
         raise ValueError(
             f"{type(native).__name__} returns neither image tokens (batch, tokens, channels) nor a feature map "

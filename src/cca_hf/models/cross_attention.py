@@ -10,28 +10,6 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    scores = torch.matmul(query, key.transpose(2, 3))  # (B, heads, Q, N)
-    weights = _softmax(scores, attention_mask, scaling)
-    dropped = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(dropped, value).transpose(1, 2), weights  # (B, Q, heads, head_dim)
-
-
-def _softmax(scores: torch.Tensor, attention_mask: torch.Tensor | None, scaling: float) -> torch.Tensor:
-    scores = scores * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    return nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
-
-
 class CrossAttention(nn.Module):
     """softmax(q Wq (x Wk)^T / sqrt(d)) x Wv Wo, for queries q that attend to tokens x.
 
@@ -82,7 +60,7 @@ class CrossAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
-            query_states: (batch, queries, query_dim).
+            query_states: (batch, queries, query_dim), or (batch, query_dim) for one query.
             token_states: (batch, tokens, key_dim), projected to keys and values once for all queries.
             attention_mask: broadcastable to (batch, heads, queries, tokens). Booleans are `True` where a query may
                 attend to a token; other values are added to the scores. For `"eager"` and `"sdpa"` only.
@@ -91,53 +69,78 @@ class CrossAttention(nn.Module):
                 attention do not return any.
 
         Returns:
-            The attended values (batch, queries, output_dim); the weights (batch, heads, queries, tokens) or `None`.
+            The attended values (batch, queries, output_dim) or (batch, output_dim). The weights
+            (batch, queries, heads, tokens) or (batch, heads, tokens), or `None`; gradients reach them.
 
         Raises:
             ValueError: for an attention mask under another implementation.
         """
         implementation = "eager" if output_attentions else attn_implementation
-        query = self._split_heads(self.q_proj(query_states))  # (B, heads, Q, head_dim)
+        query = self._split_heads(self.q_proj(query_states))  # (B, [Q], heads, head_dim)
         if attention_mask is not None:
             if implementation not in ("eager", "sdpa"):
                 raise ValueError(f"attention_mask needs the attention 'eager' or 'sdpa'; got {implementation!r}")
             if attention_mask.dtype == torch.bool:  # not -inf: a fully masked row would become NaN
                 attention_mask = (~attention_mask).to(query.dtype) * torch.finfo(query.dtype).min
             attention_mask = attention_mask.to(query.dtype)
-        weights: torch.Tensor | None
+        weights: torch.Tensor | None = None
         # per token and channel, keys and values cost `inner_dim` products; without them it is queries * heads
+        num_queries = 1 if query_states.ndim == 2 else query_states.shape[1]
         plain = type(self.k_proj) is type(self.v_proj) is nn.Linear  # not quantised, and without an adapter
-        if implementation in ("eager", "sdpa") and plain and query.shape[2] < self.head_dim:
+        if implementation in ("eager", "sdpa") and plain and num_queries < self.head_dim:
             attended, weights = self._attend_without_keys(query, token_states, attention_mask)
         else:
-            attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-            key = self._split_heads(self.k_proj(token_states))  # (B, heads, N, head_dim)
-            value = self._split_heads(self.v_proj(token_states))  # (B, heads, N, head_dim)
-            dropout = self.dropout if self.training else 0.0
-            attended, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling)
-        output = self.o_proj(attended.flatten(2))  # (B, Q, heads, head_dim) -> (B, Q, output_dim)
+            key = self._split_heads(self.k_proj(token_states))  # (B, N, heads, head_dim)
+            value = self._split_heads(self.v_proj(token_states))  # (B, N, heads, head_dim)
+            if implementation == "eager":
+                attended, weights = self._attend_eagerly(query, key, value, attention_mask)
+            else:
+                states = (query[:, None] if query_states.ndim == 2 else query, key, value)
+                states = tuple(state.transpose(1, 2) for state in states)  # (B, heads, Q or N, head_dim)
+                attend = ALL_ATTENTION_FUNCTIONS[implementation]
+                dropout = self.dropout if self.training else 0.0
+                attended = attend(self, *states, attention_mask, dropout=dropout, scaling=self.scaling)[0]
+                attended = attended.reshape(query.shape)
+        output = self.o_proj(attended.flatten(-2))  # (B, [Q], heads, head_dim) -> (B, [Q], output_dim)
         return output, weights if output_attentions else None
+
+    def _attend_eagerly(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        weights = self._softmax(torch.einsum("b...hc,bnhc->b...hn", query, key), attention_mask)
+        return torch.einsum("b...hn,bnhc->b...hc", self._drop(weights), value), weights
 
     def _attend_without_keys(
         self, query: torch.Tensor, token_states: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `eager_attention_forward`, with its products in another order: (q Wk') x' for q (x Wk)'.
+        """As `_attend_eagerly`, with its products in another order: (q Wk') x' for q (x Wk)'.
 
         With few queries and many tokens it is cheaper to project the queries to the tokens' width than the reverse.
         """
-        heads = (self.num_heads, self.head_dim)
+        heads, queries_and_heads = (self.num_heads, self.head_dim), query.shape[1:-1]
         # einsum applies the weights of a head to the whole batch at once; matmul would copy them for every image
-        projected = torch.einsum("bhqc,hcd->bhqd", query, self.k_proj.weight.unflatten(0, heads))
-        scores = torch.matmul(projected.flatten(1, 2), token_states.transpose(1, 2)).unflatten(1, query.shape[1:3])
+        projected = torch.einsum("b...hc,hcd->b...hd", query, self.k_proj.weight.unflatten(0, heads))
+        scores = torch.matmul(projected.flatten(1, -2), token_states.transpose(1, 2)).unflatten(1, queries_and_heads)
         if self.k_proj.bias is not None:  # it changes no weight, but DDP needs every parameter to be used
-            scores = scores + torch.matmul(query, self.k_proj.bias.unflatten(0, heads)[..., None])
-        weights = _softmax(scores, attention_mask, self.scaling)
-        dropped = nn.functional.dropout(weights, p=self.dropout, training=self.training)
-        seen = torch.matmul(dropped.flatten(1, 2), token_states).unflatten(1, query.shape[1:3])  # (B, heads, Q, D)
-        attended = torch.einsum("bhqd,hcd->bhqc", seen, self.v_proj.weight.unflatten(0, heads))
+            scores = scores + torch.einsum("b...hc,hc->b...h", query, self.k_proj.bias.unflatten(0, heads))[..., None]
+        weights = self._softmax(scores, attention_mask)  # (B, [Q], heads, N)
+        dropped = self._drop(weights)
+        seen = torch.matmul(dropped.flatten(1, -2), token_states).unflatten(1, queries_and_heads)
+        attended = torch.einsum("b...hd,hcd->b...hc", seen, self.v_proj.weight.unflatten(0, heads))
         if self.v_proj.bias is not None:
-            attended = attended + dropped.sum(-1, keepdim=True) * self.v_proj.bias.unflatten(0, heads)[:, None]
-        return attended.transpose(1, 2), weights  # (B, Q, heads, head_dim), (B, heads, Q, N)
+            attended = attended + dropped.sum(-1, keepdim=True) * self.v_proj.bias.unflatten(0, heads)
+        return attended, weights
+
+    def _softmax(self, scores: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Scores (batch, [queries], heads, tokens) -> weights of the same shape."""
+        scores = scores * self.scaling
+        if attention_mask is not None:
+            mask = attention_mask[(None,) * (4 - attention_mask.ndim)].transpose(1, 2)  # (B, Q, heads, N)
+            scores = scores + (mask[:, 0] if scores.ndim == 3 else mask)
+        return nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
+
+    def _drop(self, weights: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(weights, p=self.dropout, training=self.training)
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        return states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        return states.unflatten(-1, (self.num_heads, self.head_dim))

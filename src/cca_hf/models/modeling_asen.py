@@ -35,11 +35,14 @@ class AttributeAwareAttention(GradientCheckpointingLayer):
         self.channel_excite = nn.Linear(dim, dim)
 
     def forward(self, conditions: torch.Tensor, image_tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """conditions (batch, k, D), image_tokens (batch, N, D) -> (batch, k, D), spatial weights (batch, k, N)."""
-        query = self.spatial_condition(conditions).tanh()
+        """conditions (batch, D) or (batch, k, D), image_tokens (batch, N, D) -> states of the shape of `conditions`;
+        spatial weights of one head, (batch, 1, N) or (batch, k, 1, N).
+        """
+        query = self.spatial_condition(conditions).tanh()[..., None, :]  # (B, [k], 1, D)
         keys = self.spatial_tokens(image_tokens).tanh()
-        weights = (query @ keys.transpose(1, 2) / keys.shape[-1] ** 0.5).softmax(dim=-1)  # (B, k, N)
-        pooled = weights @ image_tokens  # (B, k, D)
+        scores = torch.einsum("b...d,bnd->b...n", query, keys) / keys.shape[-1] ** 0.5
+        weights = scores.softmax(dim=-1)  # (B, [k], 1, N)
+        pooled = torch.einsum("b...n,bnd->b...d", weights, image_tokens).squeeze(-2)  # (B, [k], D)
         joined = torch.cat([pooled, self.channel_condition(conditions).relu()], dim=-1)  # (B, k, 2 D)
         gates = self.channel_excite(self.channel_squeeze(joined).relu()).sigmoid()
         return pooled * gates, weights
@@ -69,9 +72,9 @@ class ASENModel(CCAModel):
     def _embed_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        conditions = self.condition_embedding()[attribute_ids]  # (B, k, D)
+        conditions = self.condition_embedding()[attribute_ids]  # (B, D) or (B, k, D)
         states, weights = self.attention(conditions, image_tokens)
-        return self.projection(states), weights[:, None] if output_attentions else None  # one head
+        return self.projection(states), weights if output_attentions else None
 
 
 ASENModel.register_for_auto_class("AutoModel")

@@ -23,7 +23,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .backbones import (
     ImageTokens,
     describe_backbone,
-    extract_features,
     image_size_of,
     interpolates_positions,
     load_backbone_processor,
@@ -31,6 +30,7 @@ from .backbones import (
     native_config,
     parameters_of_levels,
     prepare_backbone,
+    run_backbone,
 )
 from .configuration_cca import CCAConfig, ConditionalLayerConfig
 from .configuration_images import fields_of
@@ -40,6 +40,7 @@ from .modeling_conditional import (
     CCAPreTrainedModel,
     ConditionalPreTrainedModel,
     ConditionEmbedding,
+    ImageFeatures,
     Vector,
     stack_texts,
 )
@@ -72,7 +73,9 @@ class ConditionalCrossAttentionLayer(GradientCheckpointingLayer):
     def forward(
         self, conditions: torch.Tensor, image_tokens: torch.Tensor, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """conditions (batch, k, D), image_tokens (batch, N, D) -> (batch, k, D), weights (batch, heads, k, N)."""
+        """conditions (batch, D) or (batch, k, D), image_tokens (batch, N, D) -> states of the shape of `conditions`;
+        attention weights (batch, heads, N) or (batch, k, heads, N), or None.
+        """
         attended, weights = self.attention(
             self.layernorm_before(conditions),
             self.layernorm_before(image_tokens),
@@ -81,7 +84,7 @@ class ConditionalCrossAttentionLayer(GradientCheckpointingLayer):
         )
         states = self.dropout(attended)
         if self.residual == "image":
-            states = states + image_tokens[:, :1]
+            states = states + (image_tokens[:, 0] if conditions.ndim == 2 else image_tokens[:, :1])
         elif self.residual == "condition":
             states = states + conditions
         return states + self.dropout(self.mlp(self.layernorm_after(states))), weights
@@ -264,18 +267,21 @@ class CCAModel(ConditionalPreTrainedModel):
     def project_features(self, backbone_features: Sequence[torch.Tensor]) -> torch.Tensor:
         return self.image_tokens(list(backbone_features))
 
-    def features_and_grids(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
+    def get_image_features(self, pixel_values: torch.Tensor, output_hidden_states: bool = False) -> ImageFeatures:
         # convolutions run up to 2.4 times faster on a CPU with channels last; a ViT's patch embedding does not care
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         levels = self.config.feature_levels
-        features = extract_features(self.backbone, pixel_values, levels, self.interpolates_positions)
+        with_states = output_hidden_states or len(levels) > 0
+        outputs = run_backbone(self.backbone, pixel_values, self.interpolates_positions, with_states)
+        features = [*(outputs.hidden_states[level] for level in levels), outputs.last_hidden_state]
         height, width = pixel_values.shape[-2:]
-        return self.image_tokens.flatten(features, (height, width))
+        cells, grids = self.image_tokens.flatten(features, (height, width))
+        return ImageFeatures(cells, grids, outputs.hidden_states if output_hidden_states else None)
 
     def _embed_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        conditions = self.condition_embedding()[attribute_ids]  # (B, k, D)
+        conditions = self.condition_embedding()[attribute_ids]  # (B, D) or (B, k, D)
         states, weights = self.conditional_layer(conditions, image_tokens, output_attentions)
         return self.projection(self.layernorm(states)), weights
 

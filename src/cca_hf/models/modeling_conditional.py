@@ -1,6 +1,6 @@
 """The base of all models that embed images by attribute: conditions, subspaces, `forward`, attention maps.
 
-A model implements `features_and_grids`, `project_features` and `_embed_tokens`.
+A model implements `get_image_features`, `project_features` and `_embed_tokens`.
 """
 
 import json
@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,12 +30,28 @@ class ConditionalModelOutput(ModelOutput):
     """
     Args:
         embeddings: (batch, dim) for `attribute_ids` of shape (batch,), (batch, k, dim) for (batch, k); L2-normalised.
+        hidden_states: those of the backbone, in its own shapes, with `output_hidden_states=True`.
         attentions: (batch, heads, tokens) or (batch, k, heads, tokens), the attention weights over the image tokens,
             with `output_attentions=True`.
     """
 
     embeddings: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: torch.Tensor | None = None
+
+
+class ImageFeatures(NamedTuple):
+    """What a backbone computes of a batch of images.
+
+    Args:
+        cells: (batch, cells, channels) of the output and then of the levels, from the last to the first.
+        grids: (height, width) of their grids, which follow the prefix tokens.
+        hidden_states: of the backbone, if they were asked for.
+    """
+
+    cells: list[torch.Tensor]
+    grids: list[tuple[int, int]]
+    hidden_states: tuple[torch.Tensor, ...] | None
 
 
 class ConditionEmbedding(nn.Module):
@@ -161,12 +178,12 @@ class AttributeSubspaces(nn.Module):
         self.offsets = torch.cat([self.offsets, torch.zeros_like(self.offsets[:1])])
 
     def forward(self, embeddings: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
-        """(batch, k, dim) under ids (batch, k) -> (batch, k, dim), not normalised; in float32."""
+        """(batch, dim) or (batch, k, dim) under ids (batch,) or (batch, k) -> the same, not normalised; in float32."""
         unit = nn.functional.normalize(embeddings.float(), dim=-1)
         # for all attributes, because gathering a matrix for each row would need far more memory
-        projected = torch.einsum("bkd,aed->bkae", unit, self.projections.float())
-        index = attribute_ids[..., None, None].expand(-1, -1, 1, projected.shape[-1])
-        return projected.gather(2, index)[:, :, 0] + self.offsets.float()[attribute_ids]
+        projected = torch.einsum("...d,aed->...ae", unit, self.projections.float())
+        index = attribute_ids[..., None, None].expand(*attribute_ids.shape, 1, projected.shape[-1])
+        return projected.gather(-2, index).squeeze(-2) + self.offsets.float()[attribute_ids]
 
 
 class ConditionalPreTrainedModel(ImagePreTrainedModel, ImageEncoder):
@@ -223,20 +240,15 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
         Returns:
             Rows of cells (batch, cells, channels), the backbone's output first, then earlier levels.
         """
-        return self.features_and_grids(pixel_values)[0]
+        return self.get_image_features(pixel_values).cells
 
-    def features_and_grids(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
-        """As [`get_backbone_features`], with the (height, width) of each grid that the cells come from."""
+    def get_image_features(self, pixel_values: torch.Tensor, output_hidden_states: bool = False) -> ImageFeatures:
+        """As [`get_backbone_features`], with the grids that the cells come from and, if asked for, hidden states."""
         raise NotImplementedError
 
     def project_features(self, backbone_features: Sequence[torch.Tensor]) -> torch.Tensor:
         """Compute the rest of [`get_image_tokens`]: (batch, tokens, hidden_size), from [`get_backbone_features`]."""
         raise NotImplementedError
-
-    def tokens_and_grids(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[tuple[int, int]]]:
-        """As [`get_image_tokens`], with the (height, width) of each grid that the tokens come from."""
-        features, grids = self.features_and_grids(pixel_values)
-        return self.project_features(features), grids
 
     def condition_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool = False
@@ -263,23 +275,21 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
                     f"attribute_ids must lie in 0..{allowed - 1}, the ids of {self.config.attributes}; "
                     f"got {lowest}..{highest}"
                 )
-        single = attribute_ids.ndim == 1
-        ids = attribute_ids[:, None] if single else attribute_ids
-        embeddings, weights = self._embed_tokens(image_tokens, ids, output_attentions)  # (B, k, dim), (B, heads, k, N)
+        embeddings, weights = self._embed_tokens(image_tokens, attribute_ids, output_attentions)
         if self.subspaces is not None:
             with torch.autocast(embeddings.device.type, enabled=False):
-                embeddings = self.subspaces(embeddings, ids)
+                embeddings = self.subspaces(embeddings, attribute_ids)
         # float32 under autocast, which the similarities of a loss need
         embeddings = nn.functional.normalize(embeddings.float(), dim=-1).to(self.dtype)
-        if weights is not None:
-            weights = weights.transpose(1, 2)  # (B, heads, k, N) -> (B, k, heads, N)
-            weights = weights[:, 0] if single else weights
-        return ConditionalModelOutput(embeddings=embeddings[:, 0] if single else embeddings, attentions=weights)
+        return ConditionalModelOutput(embeddings=embeddings, attentions=weights)
 
     def _embed_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Under ids (batch, k): embeddings (batch, k, dim) before normalisation, weights (batch, heads, k, tokens)."""
+        """Embeddings before normalisation, and the attention weights: in the shapes of [`ConditionalModelOutput`].
+
+        The embeddings are computed from the returned tensor of weights, so that gradients reach it.
+        """
         raise NotImplementedError
 
     def forward(
@@ -290,6 +300,7 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
         return_dict: bool | None = None,
         backbone_features: Sequence[torch.Tensor] | None = None,
         micro_batch_size: int | None = None,
+        output_hidden_states: bool | None = None,
     ) -> ConditionalModelOutput | tuple[torch.Tensor, ...]:
         """Embed images under conditions. The backbone runs once for all conditions of an image.
 
@@ -302,10 +313,12 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
             backbone_features: the result of [`get_backbone_features`], in place of `pixel_values`.
             micro_batch_size: in training, compute the activations of this many images at a time, and again in the
                 backward pass: the same gradients from less memory.
+            output_hidden_states: also return the hidden states of the backbone.
 
         Raises:
             ValueError: if the ids are missing, have another shape or are no ids of attributes; if both images and
-                features are given, or neither; for attentions in micro-batches, or a micro-batch size below 1.
+                features are given, or neither; for hidden states of features; for attentions or hidden states in
+                micro-batches, or a micro-batch size below 1.
         """
         if attribute_ids is None:
             raise ValueError(
@@ -314,15 +327,19 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
             )
         if output_attentions is None:
             output_attentions = bool(self.config.output_attentions)
+        if output_hidden_states is None:
+            output_hidden_states = bool(self.config.output_hidden_states)
         if return_dict is None:
             return_dict = self.config.return_dict
         if (pixel_values is None) == (backbone_features is None):
             raise ValueError("give either pixel_values or backbone_features, and not both")
+        if output_hidden_states and pixel_values is None:
+            raise ValueError("hidden states need pixel_values: the backbone does not run on backbone_features")
         inputs = [attribute_ids, *([pixel_values] if backbone_features is None else backbone_features)]
         if micro_batch_size is None or not torch.is_grad_enabled():
-            output = self._embed_inputs(backbone_features is None, output_attentions, *inputs)
-        elif output_attentions:
-            raise ValueError("micro_batch_size is for training on embeddings: it gives no attentions")
+            output = self._embed_inputs(backbone_features is None, output_attentions, output_hidden_states, *inputs)
+        elif output_attentions or output_hidden_states:
+            raise ValueError("micro_batch_size is for training on embeddings: it gives no attentions or hidden states")
         elif micro_batch_size < 1:
             raise ValueError(f"micro_batch_size must be at least 1, got {micro_batch_size}")
         else:
@@ -331,17 +348,26 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
             # https://arxiv.org/abs/2101.06983). PyTorch's activation checkpoints restore the random state and the
             # autocast of the first pass. The gradients are those of the whole batch, at the cost of another forward.
             parts = zip(*(tensor.split(micro_batch_size) for tensor in inputs), strict=True)
-            embed = partial(self._embed_inputs, backbone_features is None, False)
+            embed = partial(self._embed_inputs, backbone_features is None, False, False)
             embeddings = [checkpoint(embed, *part, use_reentrant=False).embeddings for part in parts]
             output = ConditionalModelOutput(embeddings=torch.cat(embeddings))
         return output if return_dict else output.to_tuple()
 
     def _embed_inputs(
-        self, are_images: bool, output_attentions: bool, attribute_ids: torch.Tensor, *inputs: torch.Tensor
+        self,
+        are_images: bool,
+        output_attentions: bool,
+        output_hidden_states: bool,
+        attribute_ids: torch.Tensor,
+        *inputs: torch.Tensor,
     ) -> ConditionalModelOutput:
-        # features may be stored in half precision
-        features = self.get_backbone_features(*inputs) if are_images else [part.to(self.dtype) for part in inputs]
-        return self.condition_tokens(self.project_features(features), attribute_ids, output_attentions)
+        hidden_states = None
+        if are_images:
+            cells, _, hidden_states = self.get_image_features(*inputs, output_hidden_states=output_hidden_states)
+        else:
+            cells = [part.to(self.dtype) for part in inputs]  # features may be stored in half precision
+        output = self.condition_tokens(self.project_features(cells), attribute_ids, output_attentions)
+        return ConditionalModelOutput(output.embeddings, hidden_states, output.attentions)
 
     def has_fingerprint(self, fingerprint: str) -> bool:
         # each hash reads all weights, so the second is computed only if the first differs
@@ -381,7 +407,8 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
 
     @torch.inference_mode()
     def _attend(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
-        tokens, grids = self.tokens_and_grids(pixel_values)
+        cells, grids, _ = self.get_image_features(pixel_values)
+        tokens = self.project_features(cells)
         weights = self.condition_tokens(tokens, attribute_ids, output_attentions=True).attentions
         assert weights is not None  # for the type checker: the field is optional
         # the tokens are: summary or prefix, the output's grid, then the grids of earlier levels (see ImageTokens)

@@ -41,12 +41,11 @@ class CSNModel(CCAModel):
     def _embed_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        # one query for all attributes: (B, 1, dim)
-        embedding, weights = super()._embed_tokens(image_tokens, attribute_ids[:, :1], output_attentions)
-        masks = self.condition_masks(attribute_ids).relu()  # (B, k, dim)
-        if weights is not None:
-            weights = weights.expand(-1, -1, attribute_ids.shape[1], -1)
-        return embedding * masks, weights
+        # the query is the same for all attributes; attentions are returned for each of them, with their own gradients
+        one_query = attribute_ids.ndim == 2 and not output_attentions
+        queries = attribute_ids[:, :1] if one_query else attribute_ids
+        embedding, weights = super()._embed_tokens(image_tokens, queries, output_attentions)
+        return embedding * self.condition_masks(attribute_ids).relu(), weights
 
 
 CSNModel.register_for_auto_class("AutoModel")

@@ -15,7 +15,7 @@ from .configuration_baselines import SeparateConfig
 from .configuration_cca import CCAConfig
 from .configuration_images import fields_of
 from .modeling_cca import CCAModel
-from .modeling_conditional import ConditionalPreTrainedModel
+from .modeling_conditional import ConditionalPreTrainedModel, ImageFeatures
 
 
 class SeparateModel(ConditionalPreTrainedModel):
@@ -69,10 +69,12 @@ class SeparateModel(ConditionalPreTrainedModel):
         joined.image_processor = networks[0].image_processor
         return joined.to(networks[0].dtype).eval()
 
-    def features_and_grids(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
-        """The features of the first network, then of the next; the grids of one."""
-        outputs = [network.features_and_grids(pixel_values) for network in self.networks]
-        return [feature for features, _ in outputs for feature in features], outputs[0][1]
+    def get_image_features(self, pixel_values: torch.Tensor, output_hidden_states: bool = False) -> ImageFeatures:
+        """The cells and hidden states of the first network, then of the next; the grids of one."""
+        outputs = [network.get_image_features(pixel_values, output_hidden_states) for network in self.networks]
+        cells = [part for features in outputs for part in features.cells]
+        states = tuple(state for features in outputs for state in features.hidden_states or ())
+        return ImageFeatures(cells, outputs[0].grids, states if output_hidden_states else None)
 
     def project_features(self, backbone_features: Sequence[torch.Tensor]) -> torch.Tensor:
         """(batch, attributes * tokens, hidden_size)"""
@@ -84,16 +86,18 @@ class SeparateModel(ConditionalPreTrainedModel):
     def _embed_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The attention weights are over the tokens of the attribute's network."""
-        only = attribute_ids.new_zeros(len(image_tokens), 1)
+        """The attention weights are over the tokens of the attribute's network, and a copy without gradients."""
+        batch = image_tokens.shape[0]  # not len(), which would be a constant in an exported graph
+        only = attribute_ids.new_zeros(batch)
         pairs = zip(self.networks, image_tokens.chunk(len(self.networks), dim=1), strict=True)
         outputs = [network._embed_tokens(part, only, output_attentions) for network, part in pairs]
-        rows = torch.arange(len(image_tokens), device=attribute_ids.device)[:, None]
-        embeddings = torch.cat([embedding for embedding, _ in outputs], dim=1)[rows, attribute_ids]  # (B, k, dim)
-        if not output_attentions:
-            return embeddings, None
-        weights = torch.cat([weight for _, weight in outputs], dim=2).transpose(1, 2)  # (B, A, heads, N)
-        return embeddings, weights[rows, attribute_ids].transpose(1, 2)
+        rows = torch.arange(batch, device=attribute_ids.device)
+        rows = rows if attribute_ids.ndim == 1 else rows[:, None]
+        embeddings = torch.stack([embedding for embedding, _ in outputs], dim=1)  # (B, A, dim)
+        weights = None
+        if output_attentions:
+            weights = torch.stack([weight for _, weight in outputs], dim=1)[rows, attribute_ids].detach()
+        return embeddings[rows, attribute_ids], weights
 
 
 def _shared(config: CCAConfig) -> dict[str, Any]:
