@@ -24,10 +24,10 @@ define environment
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help environment demo space test docs bench bench-quality lint format types lowest transformers-main build clean
+.PHONY: help environment demo space test docs bench bench-quality lint format types lowest transformers-tests transformers-main build clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/ready: $(SETUP_FILES)
 	$(call environment,$(VENV),-c constraints.txt,dev)
@@ -69,6 +69,9 @@ types: $(VENV)/ready ## Check the types of src (mypy)
 
 lowest: $(LOWEST)/ready ## Run the tests of models, data, training and evaluation on the lowest supported versions
 	$(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadscope $(LOWEST_TESTS)
+
+transformers-tests: $(VENV)/ready ## Run transformers' own common tests on our models (downloads them once)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) tests/transformers_common
 
 transformers-main: $(VENV)/ready ## Install the main branch of transformers over the environment (`make clean` undoes it)
 	$(VENV)/bin/python -m pip install --quiet --upgrade 'transformers @ git+https://github.com/huggingface/transformers'
