@@ -142,8 +142,9 @@ def warn_of_passed_over(folder: str | PathLike[str], found: FoundFiles) -> None:
 def passed_over_text(found: FoundFiles) -> str:
     """The numbers of the files that are not used, the reasons and the first names; "" if all are used."""
     reasons = [_counted(reason, paths) for reason, paths in found.passed_over.items()]
-    others = [(suffix, number) for suffix, number in found.suffixes.most_common() if suffix != ".md"]
+    others = [(suffix, number) for suffix, number in sorted(found.suffixes.items()) if suffix != ".md"]
     if others:
+        others.sort(key=lambda other: -other[1])
         shown = ", ".join(f"{suffix or 'without suffix'}: {number:,}" for suffix, number in others[:_SHOWN_SUFFIXES])
         more = ", ..." if len(others) > _SHOWN_SUFFIXES else ""
         reasons.append(f"{sum(number for _, number in others):,} of no image format that can be read ({shown}{more})")

@@ -52,10 +52,8 @@ def load_image_folder(folder: Path, found: FoundFiles) -> DatasetDict:
     label = _labels_of_metadata if found.metadata else _labels_of_folders
     tables = label(folder, found, split_of)
     warn_of_passed_over(folder, found)
-    order = {str(split): place for place, split in enumerate(SPLIT_KEYWORDS)}
-    return DatasetDict(
-        {split: _dataset(folder, tables[split], split) for split in sorted(tables, key=order.__getitem__)}
-    )
+    names = [str(split) for split in SPLIT_KEYWORDS if str(split) in tables]
+    return DatasetDict({split: _dataset(folder, tables[split], split) for split in names})
 
 
 def _dataset(folder: Path, table: pa.Table, split: str) -> Dataset:
@@ -72,7 +70,8 @@ def _dataset(folder: Path, table: pa.Table, split: str) -> Dataset:
         else:
             renamed[name] = feature
     table = table.rename_columns(list(renamed)).combine_chunks()
-    arguments: dict[str, Any] = {"table": table, "images": images, "folder": str(folder)}
+    # a tuple, since datasets would call the function once for each entry of a list
+    arguments: dict[str, Any] = {"table": table, "images": tuple(images), "folder": str(folder)}
     return Dataset.from_generator(_rows, Features(renamed), gen_kwargs=arguments, split=NamedSplit(split))
 
 

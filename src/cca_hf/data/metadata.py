@@ -73,8 +73,8 @@ def _read_csv(file: Path) -> pa.Table:
             for row in reader:
                 if any(row[len(names) :]):
                     raise ValueError(
-                        f"{file}, line {reader.line_num}: {len(row)} cells for {len(names)} columns; put quotes around "
-                        "a text that contains a comma"
+                        f"{file}, line {reader.line_num}: {len(row)} cells for {len(names)} columns; put quotes "
+                        "around a text that contains a comma"
                     )
                 if row:
                     rows.append(row)
@@ -196,9 +196,8 @@ def _with_equal_types(tables: Sequence[pa.Table]) -> list[pa.Table]:
         kinds = {table.schema.field(name).type for table in tables if name in table.column_names}
         kinds.discard(pa.null())
         if len(kinds) > 1 and not any(pa.types.is_nested(kind) for kind in kinds):
-            equal = [
-                _cast(table, name, _common_type(kinds)) if name in table.column_names else table for table in equal
-            ]
+            kind = _common_type(kinds)
+            equal = [_cast(table, name, kind) if name in table.column_names else table for table in equal]
     return equal
 
 

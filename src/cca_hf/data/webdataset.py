@@ -1,7 +1,7 @@
 """Loads WebDataset tars: consecutive members with the same key, the name up to its first dot, are a sample.
 
 `datasets` reads the columns off the first five samples of the first tar. It makes a column of every suffix, and fails
-on nulls in these samples. Here all samples are considered, and one image per sample is one column, whatever its suffix.
+on nulls in these samples. Here all samples count, and one image per sample is one column, whatever its suffix.
 """
 
 import json
@@ -53,8 +53,8 @@ def load_webdataset(tars: Mapping[str, Sequence[str]]) -> DatasetDict:
     columns, features = _columns_of([tar for of_split in tars.values() for tar in of_split])
     loaded = DatasetDict()
     for split, of_split in tars.items():
-        state = [(os.path.getsize(tar), os.stat(tar).st_mtime_ns) for tar in of_split]
-        arguments: dict[str, Any] = {"tars": list(of_split), "columns": columns, "features": features, "state": state}
+        state = tuple((os.path.getsize(tar), os.stat(tar).st_mtime_ns) for tar in of_split)
+        arguments: dict[str, Any] = {"tars": tuple(of_split), "columns": columns, "features": features, "state": state}
         loaded[split] = Dataset.from_generator(_rows, features, gen_kwargs=arguments, split=NamedSplit(split))
     return loaded
 
@@ -74,8 +74,9 @@ def _columns_of(tars: Sequence[str]) -> tuple[dict[str, str], Features]:
                 continue
             if member.column not in names.setdefault(member.kind, []):
                 names[member.kind].append(member.column)
-            if member.kind in _JSON:
-                for field, value in _content(member).items():
+            content = None if member.kind == _IMAGE else _content(member)
+            if isinstance(content, dict):
+                for field, value in content.items():
                     fields.setdefault(member.column, {}).setdefault(field, []).append(value)
     if unknown:
         shown = ", ".join(f"{suffix}: {count:,}" for suffix, count in unknown.most_common(6))
