@@ -352,7 +352,11 @@ def test_a_column_that_one_split_lacks(encode):
             "an attribute needs a ClassLabel",
         ),
         ({"colour": [0.5, 1.0]}, {}, "contains fractions; convert it to a few named ranges"),
-        ({"colour": ["red", "red"]}, {}, "needs at least two values; in the training images it has 'red'"),
+        (
+            {"colour": ["red", "red"]},
+            {},
+            r"needs at least two values; in the training images it has 'red'. Choose .*attributes=\[...\] or --attr",
+        ),
         ({"colour": [None, ""]}, {"colour": Value("string")}, "in the training images it has no value at all"),
         ({"colour": ["red", "blue"]}, {}, "all 2 values .* have one image .* Is it an identifier"),
     ],
