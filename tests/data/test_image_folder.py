@@ -283,7 +283,7 @@ def test_further_columns_of_paths_are_images_too(place):
     assert [image.filename for image in row["images"]] == [str(folder / "a" / "2.jpg"), str(folder / "a" / "3.jpg")]
 
 
-def test_found_files_of_a_catalogue(place):
+def test_found_files(place):
     folder = place("b/2.jpg", "a.b.jpg", "b/1.png.jpg")
     found = find_files(folder)
     assert found.images == ["a.b.jpg", "b/1.png.jpg", "b/2.jpg"] and not found.passed_over
