@@ -29,7 +29,7 @@ MAY_USE["cli"] = set(MAY_USE)
 REMOTE_CODE_MAY_IMPORT = {"torch", "transformers", "PIL", "numpy", "huggingface_hub", "safetensors"}
 REMOTE_CODE_MAY_IMPORT |= set(sys.stdlib_module_names)
 # To import under try/except, where transformers does not ask for it.
-REMOTE_CODE_MAY_TRY = {"simplejpeg", "sentence_transformers"}
+REMOTE_CODE_MAY_TRY = {"simplejpeg", "pillow_heif", "sentence_transformers"}
 
 FILES = sorted(SOURCE.rglob("*.py"))
 MODEL_FILES = sorted((SOURCE / "models").glob("*.py"))

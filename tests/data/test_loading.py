@@ -19,11 +19,11 @@ def dataset_of(encode, features=None, **columns):
     return Dataset.from_dict({"image": pictures, **columns}, features=kinds)
 
 
-def labels_of(encode, values, feature=None):
+def labels_of(encode, values, feature=None, name="colour"):
     """The labels and value names that one column gives, in a single split."""
-    source = dataset_of(encode, {} if feature is None else {"colour": feature}, colour=values)
-    data = load_attribute_dataset(source, ["colour"], make_splits=False)
-    return data.labels("train")[:, 0].tolist(), data.attributes["colour"]
+    source = dataset_of(encode, {} if feature is None else {name: feature}, **{name: values})
+    data = load_attribute_dataset(source, [name], make_splits=False)
+    return data.labels("train")[:, 0].tolist(), data.attributes[name]
 
 
 # ---- Labels ----
@@ -112,6 +112,82 @@ def test_another_image_column_is_renamed(encode):
         load_attribute_dataset(three, ["colour"])
     data = load_attribute_dataset(three, ["colour"], image_column="back", make_splits=False)
     assert data["train"].column_names == ["image", "colour", "photo"]
+
+
+# ---- One reading of a value ----
+
+
+def labels_of_splits(encode, train, test, **features):
+    """Value names, and the labels of both splits."""
+    source = DatasetDict(
+        train=dataset_of(encode, {"size": features["train"]} if "train" in features else {}, size=train),
+        test=dataset_of(encode, {"size": features["test"]} if "test" in features else {}, size=test),
+    )
+    data = load_attribute_dataset(source, ["size"], make_splits=False)
+    return data.attributes["size"], data.labels("train")[:, 0].tolist(), data.labels("test")[:, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "names", "train_labels", "test_labels"),
+    [
+        ([38, 9, 38], ["38", "9", "40"], ["9", "38", "40"], [1, 0, 1], [1, 0, 2]),
+        ([38, 9, 38], [38.0, None, 9.0], ["9", "38"], [1, 0, 1], [1, -1, 0]),
+        (["38", "9", "38"], [38.0, 9.0, None], ["9", "38"], [1, 0, 1], [1, 0, -1]),
+        (["38.0", "9", "9"], ["38", "9", "-1"], ["38", "9"], [0, 1, 1], [0, 1, -1]),
+        ([True, False, True], ["True", "false", "TRUE"], ["false", "true"], [1, 0, 1], [1, 0, 1]),
+        (["True", "False", "True"], ["True", "False", "?"], ["?", "False", "True"], [2, 1, 2], [2, 1, 0]),
+        (["007", "7", "7"], [7, 7, 7], ["007", "7"], [0, 1, 1], [1, 1, 1]),
+        (["10", "9", "9"], ["10", "9", "9"], ["10", "9"], [0, 1, 1], [0, 1, 1]),
+        (["1.50", "1.5", "1.5"], ["1.5", "1.50", None], ["1.5", "1.50"], [1, 0, 0], [0, 1, -1]),
+        ([2**53 + 1, 5, 5], [str(2**53 + 1), "5", "5"], ["5", str(2**53 + 1)], [1, 0, 0], [1, 0, 0]),
+    ],
+)
+def test_a_value_is_the_same_in_all_types(encode, train, test, names, train_labels, test_labels):
+    assert labels_of_splits(encode, train, test) == (names, train_labels, test_labels)
+
+
+def test_values_of_a_trained_model_are_found_in_other_types(encode):
+    source = dataset_of(encode, size=[38.0, 9.0, None, 9.0])
+    data = load_attribute_dataset(source, {"size": ["38", "9", "37"]}, make_splits=False)
+    assert data.labels("train")[:, 0].tolist() == [0, 1, -1, 1]
+    source = dataset_of(encode, new=["true", "False", "True", "true"])
+    data = load_attribute_dataset(source, {"new": ["True", "False", "true"]}, make_splits=False)  # names of 0.1
+    assert data.labels("train")[:, 0].tolist() == [2, 1, 0, 2]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), 1e300])
+def test_infinite_values_are_refused(encode, value):
+    with pytest.raises(ValueError, match="the column 'size' contains infinite or huge numbers"):
+        labels_of(encode, [1.0, 1.0, value, None], Value("float64"), "size")
+
+
+def test_similar_values_are_named(encode, caplog):
+    values = ["red", "red ", "Red", "dark  red", "dark red", "7", "007", "blue", "cafe\u0301", "caf\u00e9"]
+    with caplog.at_level(logging.WARNING):
+        _, names = labels_of(encode, values * 2)
+    assert len(names) == 10
+    (text,) = [message for message in caplog.messages if "differ only" in message]
+    assert text == (
+        "the attribute 'colour' has values that differ only in spaces, case or zeros; they stay different values: "
+        "'007', '7'; 'Red', 'red', 'red '; 'cafe\u0301', 'caf\u00e9'; 'dark  red', 'dark red'"
+    )
+
+
+def test_values_that_differ_in_more_are_not_named(encode, caplog):
+    labels_of(encode, ["red", "reddish", "1.5", "1.50", "10", "1"] * 2)
+    assert "differ only" not in caplog.text
+
+
+def test_groups_are_the_same_in_all_types(encode):
+    source = DatasetDict(
+        train=dataset_of(encode, colour=["a", "b"] * 2, item=[7, 8, 7, 9]),
+        test=dataset_of(encode, colour=["a", "b"] * 2, item=["7", "007", None, "9"]),
+        validation=dataset_of(encode, colour=["a", "b"] * 2, item=[None, 8.0, 1.5, 7.0]),
+    )
+    data = load_attribute_dataset(source, ["colour"], group_column="item", make_splits=False)
+    assert data.groups("train").tolist() == [0, 1, 0, 2]
+    assert data.groups("test").tolist() == [0, 3, -1, 2]
+    assert data.groups("validation").tolist() == [-1, 1, 4, 0]
 
 
 # ---- Splits and groups ----
@@ -276,7 +352,11 @@ def test_a_column_that_one_split_lacks(encode):
             "an attribute needs a ClassLabel",
         ),
         ({"colour": [0.5, 1.0]}, {}, "contains fractions; convert it to a few named ranges"),
-        ({"colour": ["red", "red"]}, {}, "needs at least two values; in the training images it has 'red'"),
+        (
+            {"colour": ["red", "red"]},
+            {},
+            r"needs at least two values; in the training images it has 'red'. Choose .*attributes=\[...\] or --attr",
+        ),
         ({"colour": [None, ""]}, {"colour": Value("string")}, "in the training images it has no value at all"),
         ({"colour": ["red", "blue"]}, {}, "all 2 values .* have one image .* Is it an identifier"),
     ],

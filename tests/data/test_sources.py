@@ -1,8 +1,11 @@
 """The same labelled pictures, written as every kind of source, come out as the same data set."""
 
+import io
+import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import datasets
@@ -13,6 +16,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image
 from packaging.version import Version
 
 from cca_hf.data.loading import load_attribute_dataset
+from cca_hf.data.sources import load_source
 from cca_hf.models.images import load_image
 
 ATTRIBUTES = ["colour", "size", "buttons"]
@@ -164,3 +168,90 @@ def test_from_the_hub(tmp_path, writers, splits, built, repository):
     assert lines[1] == str(VALUES)
     assert lines[2].startswith("FileNotFoundError: 'me/boots' is no local folder")
     assert lines[3] == "revision v2 asked for"
+
+
+# ---- WebDataset ----
+
+
+def write_members(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path.parent
+
+
+def test_webdataset_images_of_several_suffixes_are_one_column(tmp_path, encode):
+    """Every suffix became a column, of which one was used: 20 of 60 images."""
+    members = {}
+    for row in range(60):
+        members[f"{row:03d}.{('jpg', 'JPG', 'jpeg')[row % 3]}"] = encode(row, "red")
+        members[f"{row:03d}.{('json', 'JSON')[row % 2]}"] = json.dumps({"colour": "c" + str(row % 2)}).encode()
+    data = load_attribute_dataset(write_members(tmp_path / "shoes" / "train.tar", members), ["colour"])
+    assert {split: len(data[split]) for split in data.splits} == {"train": 48, "validation": 6, "test": 6}
+    whole = load_source(tmp_path / "shoes", None, None)["train"]
+    assert whole.column_names == ["image", "json", "__key__", "__url__"]
+    assert [row["colour"] for row in whole["json"]] == ["c0", "c1"] * 30
+    for row in (0, 1, 2, 59):
+        assert np.array_equal(np.asarray(whole[row]["image"]), load_image(encode(row, "red")))
+
+
+def test_webdataset_column_keeps_the_name_of_its_suffix(tmp_path, encode):
+    members = {f"{row}.{suffix}": encode(row, "red") for row in range(4) for suffix in ("jpg", "seg.png")}
+    splits = load_source(write_members(tmp_path / "shoes" / "train.tar", members), None, None)
+    assert splits["train"].column_names == ["jpg", "seg.png", "__key__", "__url__"]  # two images in a sample
+
+
+@pytest.mark.parametrize("name", ["IMG.{:04d}", "shoe-{:d}.5", "a/v1.0/x{:d}.final", "Dr. Martens {:d}"])
+def test_webdataset_names_with_dots(name, tmp_path, encode):
+    """Names with dots became a hundred columns."""
+    members = {}
+    for row in range(20):
+        members[name.format(row) + ".jpg"] = encode(row, "red")
+        members[name.format(row) + ".json"] = json.dumps({"row": row}).encode()
+    train = load_source(write_members(tmp_path / "shoes" / "train.tar", members), None, None)["train"]
+    image, labels, *_ = train.column_names
+    assert train.num_rows == 20 and len(train.column_names) == 4
+    assert [row["row"] for row in train[labels]] == list(range(20))
+    assert np.array_equal(np.asarray(train[7][image]), load_image(encode(7, "red")))
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"1.jpg": b"", "1.txt": "grün".encode("latin-1")}, "train.tar: the member '1.txt' is not encoded in UTF-8"),
+        ({"1.jpg": b"", "1.json": b'{"colour": '}, "train.tar: the member '1.json' contains no JSON"),
+        ({"1.jpg": b"", "1.json": b"[1]"}, r"train.tar: the member '1.json' must be a JSON object .*; got \[1\]"),
+        ({"1.jpg": b"", "1.cls": b"red"}, "train.tar: the member '1.cls' contains no integer"),
+    ],
+)
+def test_webdataset_members_that_cannot_be_read_are_named(members, message, tmp_path):
+    folder = write_members(tmp_path / "shoes" / "train.tar", members)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_source(folder, None, None)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.7])
+def test_webdataset_that_is_cut_off(kept, tmp_path, encode):
+    members = {f"{row}.jpg": encode(row, "red") for row in range(8)}
+    folder = write_members(tmp_path / "shoes" / "train.tar", members)
+    tar = folder / "train.tar"
+    tar.write_bytes(tar.read_bytes()[: int(kept * 8 * 1536)])
+    with pytest.raises(ValueError, match=r"train.tar is damaged or cut off after the member '\d.jpg': unexpected end"):
+        load_source(folder, None, None)
+
+
+def test_webdataset_whose_names_are_not_utf8(tmp_path, encode):
+    name = os.fsdecode(b"caf\xe9")
+    path = tmp_path / "shoes" / "train.tar"
+    path.parent.mkdir()
+    with tarfile.open(path, "w", encoding="utf-8", errors="surrogateescape") as tar:
+        for suffix, content in {"jpg": encode(0, "red"), "cls": b"1"}.items():
+            info = tarfile.TarInfo(f"{name}.{suffix}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    train = load_source(tmp_path / "shoes", None, None)["train"]
+    assert train["__key__"][:] == ["caf\\xe9"] and train["cls"][:] == [1]

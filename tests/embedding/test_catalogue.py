@@ -61,6 +61,21 @@ def test_folder(tmp_path):
         Catalogue.from_folder(tmp_path / "empty")
 
 
+def test_folder_as_people_have_it(tmp_path, caplog):
+    """Files that Pillow cannot decode ended the run, and linked folders were passed over without a word."""
+    shop, elsewhere = tmp_path / "shop", tmp_path / "elsewhere"
+    for place in (shop / "a", shop / "__MACOSX", elsewhere):
+        place.mkdir(parents=True)
+    for path in (shop / "a" / "1.png", shop / "a" / "._1.png", shop / "__MACOSX" / "1.png", elsewhere / "2.png"):
+        picture(0).save(path)
+    for name in ("a.pdf", "b.h5", "c.mpg", "d.eps"):
+        (shop / name).write_bytes(b"no image")
+    (shop / "linked").symlink_to(elsewhere)
+    catalogue = Catalogue.from_folder(shop)
+    assert catalogue.ids.to_pylist() == ["a/1.png", "linked/2.png"]
+    assert "1 hidden (a/._1.png)" in caplog.text and "4 of no image format that can be read" in caplog.text
+
+
 def test_dataset(shop, tmp_path):
     catalogue = Catalogue.from_dataset(shop, image_column="photo", id_column="sku", columns=["price", "colour", "sku"])
     assert len(catalogue) == 6

@@ -455,6 +455,26 @@ def test_a_picture_with_an_address_is_named_and_not_copied(lookup, tmp_path):
         assert copy.schema.checkpoint.name == "model"
 
 
+def test_values_of_number_and_boolean_columns_are_offered(lookup, tmp_path, monkeypatch):
+    """They are searched for under the names of the model's values, 38 for 38.0."""
+    model = lookup.model
+    first, second = lookup.attributes[:2]
+    monkeypatch.setattr(model.config, "attribute_values", {first: ["38", "9"], second: ["false", "true"]})
+    rows = np.asarray(model.encode([PILImage.new("RGB", (48, 48), colour) for colour in ("red", "blue", "lime")]))
+    kinds = {"picture": "text", first: "number", second: "boolean"}
+    cells = {"picture": [None] * 3, first: [38.0, 9.0, None], second: [True, False, False]}
+    with AttributeIndex.create(tmp_path / "index", model, columns=kinds) as index:
+        index.add(["a", "b", "c"], embeddings=rows, columns=cells)
+        shown = Lookup(model, index)
+        assert shown.values == {first: ["38", "9"], second: ["false", "true"]}
+        query = shown.make_query(PILImage.new("RGB", (48, 48), "lime"))
+        (wish,) = shown.find(query, [], instead={first: "38"}, top=3)
+        (best,) = [found for found in wish.found if found.alike]
+        assert (wish.title, best.item_id, best.value) == (f"{first} 38", "a", "38")
+        (wish,) = shown.find(query, [], instead={second: "false"}, top=3)
+        assert {found.item_id: found.alike for found in wish.found} == {"a": False, "b": True, "c": True}
+
+
 def test_an_index_that_cannot_be_shown_is_refused(lookup, tmp_path):
     with AttributeIndex.create(tmp_path / "index", lookup.model) as index:
         with pytest.raises(ValueError, match="has no column 'picture' with the paths or URLs of its images"):

@@ -81,6 +81,24 @@ def test_refusals(model, pictures, tmp_path):
         model.encode([pictures[0], tmp_path / "bad.jpg"])
 
 
+def test_what_is_no_list_of_images(model, pictures, tmp_path):
+    """They ended with "object of type 'generator' has no len()"."""
+    pictures[0].save(tmp_path / "a.png")
+    for images, what in (
+        (iter(pictures), "list_iterator, pass list"),
+        ({"a.png"}, "set, pass list"),
+        (None, "NoneType$"),
+    ):
+        with pytest.raises(TypeError, match=f"images must be an image or a list of images; got {what}"):
+            model.encode(images)
+        with pytest.raises(TypeError, match=f"a list of images; got {what}"):
+            model.encode_batches(images)
+    with open(tmp_path / "a.png", "rb") as file, pytest.raises(TypeError, match="got an open file, pass its path or"):
+        model.encode(file)
+    with pytest.raises(TypeError, match="got dict_values, pass list"):
+        model.encode({"a": pictures[0]}.values())
+
+
 def test_attention_maps_of_several_levels_lie_on_the_finest_grid(attributes, pictures):
     from transformers import MobileNetV2Config
 

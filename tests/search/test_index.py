@@ -144,6 +144,35 @@ def test_a_value_is_a_query(index, catalogue):
     assert everything == equally
 
 
+@pytest.mark.parametrize(
+    ("kind", "stored", "name"),
+    [
+        ("number", [38.0, 9.5, None, 38.0], "38"),
+        ("number", [9.5, 38.0, 38.0, 9.5], "9.5"),
+        ("integer", [38, 9, None, 38], "38"),
+        ("integer", [-1, 9, 38, 9], "9"),
+        ("boolean", [True, False, None, True], "true"),
+        ("boolean", [True, False, False, True], "TRUE"),
+        ("text", ["038", "38", None, "038"], "038"),
+    ],
+)
+def test_a_value_is_called_as_in_the_model(kind, stored, name, location):
+    """A column of numbers or booleans knows the values of its attribute by their names, "38" for 38.0."""
+    schema = IndexSchema(("size",), 4, {"size": kind}, CHECKPOINT)
+    rows = np.eye(4, dtype=np.float32)[:, None]
+    value = {"38": 38, "9": 9, "9.5": 9.5, "true": True, "TRUE": True}.get(name, name)
+    wanted = [row for row, cell in enumerate(stored) if cell == value]
+    assert len(wanted) == 2
+    with AttributeIndex.create_from_schema(location, schema) as index:
+        index.add(list("abcd"), embeddings=rows, columns={"size": stored})
+        expected = rows[wanted, 0].sum(axis=0) / np.sqrt(2)
+        np.testing.assert_allclose(index.centroid("size", name), expected, atol=1e-6)
+        np.testing.assert_allclose(index.centroid("size", value), expected, atol=1e-6)
+        assert {hit.item_id for hit in index.search(values={"size": name}, top=2)} == {"abcd"[row] for row in wanted}
+        with pytest.raises(ValueError, match="'other'"):
+            index.centroid("size", "other")
+
+
 def test_adding_again_changes_nothing_and_over_it_changes_that(small_index, few):
     index = small_index
     before = index.search(embedding=few.embeddings[0], attribute="colour", top=30)

@@ -1,9 +1,13 @@
 """Converts attribute columns of any type to integer labels with named values.
 
+A value is read in the same way from all types and splits: 1, 1.0 and "1" are one value, and so are True and "true".
+
 Only the label columns are read, through Arrow: images are neither loaded nor decoded.
 """
 
 import difflib
+import logging
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -13,7 +17,12 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 
+from .values import same_value
+
+logger = logging.getLogger(__name__)
+
 ValueSetKind: TypeAlias = Literal["all", "maybe"]
+_SHOWN_GROUPS = 5
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,8 @@ def integers(column: pa.ChunkedArray) -> np.ndarray:
 def group_codes(splits: Mapping[str, datasets.Dataset], group_column: str) -> dict[str, np.ndarray]:
     """split -> int64 codes, equal for equal values in all splits, and -1 for missing values."""
     columns = [ColumnPlace(group_column).read(dataset) for dataset in splits.values()]
+    if len({column.type for column in columns if len(column)}) > 1:
+        columns = [_as_texts(column) for column in columns]
     codes, _ = _codes(pa.chunked_array([chunk for column in columns for chunk in column.chunks]))
     return dict(zip(splits, np.split(codes, np.cumsum([len(column) for column in columns])[:-1]), strict=True))
 
@@ -89,7 +100,8 @@ def encode_labels(
     """Converts the columns of one attribute (split -> column) to ids and value names.
 
     A `ClassLabel` keeps its names. Other columns get `values`, or else the sorted values of all splits (integers by
-    size). None, -1, NaN and blank strings mean "not labelled" and become -1.
+    size). None, -1, NaN and blank strings mean "not labelled" and become -1. A warning shows names that differ only in
+    spaces, case or zeros.
 
     Returns:
         split -> int64 ids of shape (images,), and the value names in id order.
@@ -98,24 +110,58 @@ def encode_labels(
     if values is None:
         vocabularies = [feature.names for feature in features.values() if isinstance(feature, datasets.ClassLabel)]
         if len(vocabularies) == len(features) and all(names == vocabularies[0] for names in vocabularies):
+            _warn_of_similar_names(name, vocabularies[0])
             return {split: codes for split, (codes, _) in encoded.items()}, list(vocabularies[0])
-        found = {value for _, split_values in encoded.values() for value in split_values if value is not None}
-        try:
-            values = [str(value) for value in sorted(found)]
-        except TypeError:  # strings in one split, integers in another
-            values = sorted(map(str, found))
+        values = _value_names({value for _, found in encoded.values() for value in found if value is not None})
+        _warn_of_similar_names(name, values)
     ids = {value: index for index, value in enumerate(values)}
+    ids_of_same = {same_value(value): index for value, index in reversed(ids.items())}
     labels = {}
     for split, (codes, split_values) in encoded.items():
-        used = [split_values[code] for code in np.unique(codes[codes >= 0]).tolist()]
-        unknown = [str(value) for value in used if value is not None and str(value) not in ids]
+        # the last entry is for the code -1
+        table = np.array([_id_of(value, ids, ids_of_same) for value in (*split_values, None)])
+        used = np.unique(codes[codes >= 0]).tolist()
+        unknown = [str(split_values[code]) for code in used if table[code] < 0 and split_values[code] is not None]
         if unknown:
             shown = missing_message(f"value of the attribute {name!r} called", unknown[:5], values)
             raise ValueError(f"split {split!r} contains {len(unknown)} unexpected value(s): {shown}")
-        # the last entry is for the code -1
-        table = np.array([-1 if value is None else ids.get(str(value), -1) for value in (*split_values, None)])
         labels[split] = table[codes]
     return labels, list(values)
+
+
+def _is_blank(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _id_of(value: str | int | None, ids: Mapping[str, int], ids_of_same: Mapping[str | int, int]) -> int:
+    return -1 if value is None else ids.get(str(value), ids_of_same.get(same_value(value), -1))
+
+
+def _value_names(found: Iterable[str | int]) -> list[str]:
+    """One name for each value, sorted. A value that is spelled in one way keeps this spelling."""
+    found = list(found)
+    spellings: dict[str | int, set[str]] = {}
+    for value in found:
+        spellings.setdefault(same_value(value), set()).add(str(value))
+    names = {value: min(texts) if len(texts) == 1 else str(value) for value, texts in spellings.items()}
+    numbers = [value for value in names if isinstance(value, int)]
+    if len(numbers) == len(names) and any(isinstance(value, int) for value in found):
+        return [names[value] for value in sorted(numbers)]
+    return sorted(names.values())
+
+
+def _warn_of_similar_names(attribute: str, names: Sequence[str]) -> None:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        groups.setdefault(plain.lstrip("0") if plain.isdigit() else plain, []).append(name)
+    similar = [", ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+    if similar:
+        more = f"; and {len(similar) - _SHOWN_GROUPS:,} more" if len(similar) > _SHOWN_GROUPS else ""
+        text = (
+            "the attribute %r has values that differ only in spaces, case or zeros; they stay different values: %s%s"
+        )
+        logger.warning(text, attribute, "; ".join(similar[:_SHOWN_GROUPS]), more)
 
 
 def read_value_sets(
@@ -160,6 +206,8 @@ def _encode(name: str, column: pa.ChunkedArray, feature: object) -> tuple[np.nda
         # integers with missing values are floats in a CSV file
         numbers = column.to_numpy()
         holes = np.isnan(numbers)
+        if not np.all(np.abs(numbers[~holes]) < 2.0**63):
+            raise ValueError(f"the column {name!r} contains infinite or huge numbers; empty or correct these cells")
         if not np.all(numbers[~holes] == np.round(numbers[~holes])):
             raise ValueError(f"the column {name!r} contains fractions; convert it to a few named ranges first")
         column = pa.chunked_array([pa.array(np.where(holes, -1, numbers).astype(np.int64))])
@@ -168,9 +216,14 @@ def _encode(name: str, column: pa.ChunkedArray, feature: object) -> tuple[np.nda
     elif pa.types.is_null(kind):
         column = column.cast(pa.string())
     codes, values = _codes(column)
-    return codes, [
-        None if value == -1 or (isinstance(value, str) and not value.strip()) else value for value in values
-    ]
+    return codes, [None if _is_blank(value) or same_value(value) == -1 else value for value in values]
+
+
+def _as_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column with one text for one value, so that columns of other types can be compared with it."""
+    codes, values = _codes(column)
+    texts = pa.array([None if _is_blank(value) else str(same_value(value)) for value in values], pa.string())
+    return pa.chunked_array([texts.take(pa.array(codes, mask=codes < 0))])
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list]:

@@ -22,6 +22,7 @@ HELD_OUT = ("validation", "test")
 _SHARE = 0.1
 _OTHER_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 _SHOWN_VALUES = 5
+_CHOOSE = "Choose the attributes with attributes=[...] or --attributes"
 
 
 def load_attribute_dataset(
@@ -43,11 +44,12 @@ def load_attribute_dataset(
 
     Args:
         source: an id on the Hub; a local folder of parquet files, of images with `metadata.csv` (`.jsonl`,
-            `.parquet`), or of WebDataset tars; the output of `save_to_disk`; or a `Dataset` or `DatasetDict`.
+            `.parquet`) or with one folder for each value, or of WebDataset tars; the output of `save_to_disk`; or a
+            `Dataset` or `DatasetDict`.
         attributes: the attribute columns: `ClassLabel`, strings, integers or booleans; None, -1 and blank strings mean
-            "not labelled". Fields of a struct column, such as the `json` of a WebDataset, can be named like columns.
-            A mapping also sets the names of the values and their order, as in a trained model. Default: all
-            `ClassLabel` columns.
+            "not labelled". A value is the same in all types: 1, 1.0 and "1", or True and "true". Fields of a struct
+            column, such as the `json` of a WebDataset, can be named like columns. A mapping also sets the names of the
+            values and their order, as in a trained model. Default: all `ClassLabel` columns.
         group_column: column with the groups of near copies, such as an item number.
         image_column: default: `image`, or the only image column.
         image_root: folder of the images, if the source contains annotations only; the column `file_name` contains
@@ -125,7 +127,7 @@ def _attribute_names(
         candidates = [
             name for name, place in places.items() if is_label_feature(place.feature(features)) and name[:2] != "__"
         ]
-        raise ValueError(f"{problem}; these columns could be attributes: {', '.join(candidates) or 'none'}")
+        raise ValueError(f"{problem}; these columns could be attributes: {', '.join(candidates) or 'none'}. {_CHOOSE}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"attributes contains more than once: {', '.join(twice)}")
@@ -186,11 +188,13 @@ def _check_labels(data: AttributeDataset) -> None:
         counts = np.bincount(labels[labels >= 0], minlength=len(names))
         if (counts > 0).sum() < 2:
             shown = ", ".join(repr(names[value]) for value in np.flatnonzero(counts).tolist()) or "no value at all"
-            raise ValueError(f"the attribute {attribute!r} needs at least two values; in {where} it has {shown}")
+            raise ValueError(
+                f"the attribute {attribute!r} needs at least two values; in {where} it has {shown}. {_CHOOSE}"
+            )
         if counts.max() < 2:
             raise ValueError(
                 f"all {(counts > 0).sum()} values of the attribute {attribute!r} have one image in {where}: "
-                "nothing can be learned or retrieved. Is it an identifier or free text?"
+                f"nothing can be learned or retrieved. Is it an identifier or free text? {_CHOOSE}"
             )
     lines = []
     for split, of_split in data.summary().splits.items():

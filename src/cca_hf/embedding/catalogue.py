@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 from datasets import Dataset, DatasetDict, Features, Image
-from PIL import Image as PILImage
 
 from cca_hf.data.columns import ColumnPlace, missing_message
+from cca_hf.data.image_files import find_files, image_suffixes, passed_over_text, warn_of_passed_over
 from cca_hf.data.sources import load_source
 
 ITEM_ID = "item_id"
@@ -36,21 +36,20 @@ class Catalogue:
     def from_folder(cls, folder: str | PathLike[str]) -> "Catalogue":
         """All images in a folder and its subfolders, recognised by suffix. Ids are paths relative to the folder.
 
+        Links are followed, hidden files are left out, and a warning counts the files that are no images.
+
         Raises:
             FileNotFoundError: if the folder does not exist, or contains no image.
         """
         root = Path(folder)
         if not root.is_dir():
             raise FileNotFoundError(f"there is no folder {root}")
-        suffixes = PILImage.registered_extensions()
-        names = sorted(
-            Path(parent, name).relative_to(root).as_posix()
-            for parent, _, files in os.walk(root)
-            for name in files
-            if os.path.splitext(name)[1].lower() in suffixes
-        )
+        found = find_files(root)
+        names = found.images
         if not names:
-            raise FileNotFoundError(f"there is no image in {root}; known suffixes are {' '.join(sorted(suffixes))}")
+            passed_over = passed_over_text(found) or f"known suffixes are {' '.join(sorted(image_suffixes()))}"
+            raise FileNotFoundError(f"there is no image in {root}; {passed_over}")
+        warn_of_passed_over(root, found)
         paths = [str(root / name) for name in names]
         dataset = Dataset.from_dict({_IMAGE: paths}, features=Features({_IMAGE: Image(decode=False)}))
         return cls(dataset, pa.array(names))

@@ -6,8 +6,9 @@ accelerator the result of a batch is fetched after the next batch has been start
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set, Sized, ValuesView
 from concurrent.futures import Future, ThreadPoolExecutor
+from io import IOBase
 from os import PathLike
 from threading import Lock
 from typing import Any, Literal, NamedTuple, Self
@@ -120,7 +121,8 @@ class ImageEncoder:
             An [`ImageBatch`] for every `batch_size` images, with `values` (images, attributes, dim) on the CPU.
         """
         ids = self.config.attribute_ids(attributes)  # here, so that a wrong name raises at once
-        return self._encode_batches(pixel_batches(self, images, batch_size, num_workers, on_unreadable), ids)
+        sequence = as_sequence(images)
+        return self._encode_batches(pixel_batches(self, sequence, batch_size, num_workers, on_unreadable), ids)
 
     def embed_pixels(self, pixel_values: torch.Tensor, attribute_ids: Sequence[int]) -> torch.Tensor:
         """As [`encode`], for images that have been read already, as in a server.
@@ -239,9 +241,18 @@ def _finite(embeddings: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
 
 
 def as_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:
-    """A list of the image if it is a single one; a column of a data set is returned as it is, and read lazily."""
+    """A list of the image if it is a single one; a column of a data set is returned as it is, and read lazily.
+
+    Raises:
+        TypeError: for an open file, and for what has no order or length, such as a generator.
+    """
     if isinstance(images, (str, PathLike, bytes, dict, Image.Image)):
         return [images]
     if isinstance(images, np.ndarray):
         return list(images) if images.ndim == 4 else [images]
+    if isinstance(images, IOBase):
+        raise TypeError("images must be an image or a list of images; got an open file, pass its path or file.read()")
+    if not isinstance(images, Sized) or isinstance(images, Set | ValuesView):
+        hint = ", pass list(images)" if isinstance(images, Iterable) else ""
+        raise TypeError(f"images must be an image or a list of images; got {type(images).__name__}{hint}")
     return images

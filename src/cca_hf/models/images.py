@@ -23,6 +23,12 @@ try:
     import simplejpeg
 except ImportError:
     simplejpeg = None
+try:
+    import pillow_heif
+except ImportError:
+    pass
+else:
+    pillow_heif.register_heif_opener()
 
 ImageInput: TypeAlias = str | PathLike | bytes | dict | Image.Image | np.ndarray
 

@@ -74,20 +74,11 @@ def search_index(
             spaces = [(mixture, list(weights), {"weights": weights})]
         else:
             spaces = [(name, [name], {"attribute": name}) for name in attributes or index.schema.attributes]
-        typed = {name: _typed(text, index.schema.columns.get(name)) for name, text in values.items()} or None
         for query, image, item, arguments in queries:
             for name, mixed, space in spaces:
-                hits = index.search(**arguments, **space, top=top, where=where, values=typed)
+                hits = index.search(**arguments, **space, top=top, where=where, values=values or None)
                 answers.append(Answer(query, name, mixed, hits, image, item))
     return answers
-
-
-def _typed(text: str, kind: str | None) -> str | int | bool:
-    if kind == "integer" and text.lstrip("-").isdigit():
-        return int(text)
-    if kind == "boolean" and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    return text
 
 
 def write_answers(answers: Sequence[Answer], path: Path, *, store: str, where: str | None = None) -> Path:

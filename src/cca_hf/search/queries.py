@@ -14,7 +14,9 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from .conditions import AnyOf, Condition, check, unknown
+from cca_hf.data.values import same_value, value_name
+
+from .conditions import AnyOf, ColumnType, Condition, check, unknown
 from .schema import ITEM_ID, SIMILARITY, IndexSchema, Vectors, vectors_of
 from .store import VectorStore
 
@@ -95,16 +97,31 @@ def centroid_of(store: VectorStore, attribute: str, value: Value) -> Vectors:
     column = schema.vector_column(attribute)
     if attribute not in schema.columns:
         raise ValueError(f"the index has no column {attribute!r} with the items' labels, so it knows no values of it")
-    condition = check(AnyOf(attribute, (value,)), schema.filterable)
+    condition = check(AnyOf(attribute, (_stored(value, schema.columns[attribute]),)), schema.filterable)
     total = np.zeros(schema.dim)
     for table in store.scan(condition, (), [attribute]):
         total += vectors_of(table, column).sum(axis=0, dtype=np.float64)
     length = np.linalg.norm(total)
     if not length:
         columns = [table.column(attribute).unique().to_pylist() for table in store.scan(None, [attribute], ())]
-        values = {str(stored) for column in columns for stored in column if stored is not None}
+        values = {value_name(stored) for column in columns for stored in column if stored is not None}
         raise ValueError(f"the index has {unknown(f'item whose {attribute} is', value, values)}")
     return (total / length).astype(np.float32)
+
+
+def _stored(value: Value, kind: ColumnType) -> str | int | float | bool:
+    """A value of a column of this type from its name, such as the "38" of a model for 38.0."""
+    if not isinstance(value, str) or kind == "text":
+        return value
+    same = same_value(value)
+    if kind == "boolean" and str(same).lower() in ("true", "false"):
+        return str(same).lower() == "true"
+    if kind in ("integer", "number") and isinstance(same, int):
+        return same
+    try:
+        return float(value) if kind == "number" else value
+    except ValueError:
+        return value
 
 
 def nearest_to_mixture(

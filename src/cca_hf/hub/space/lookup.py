@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cca_hf.data.values import same_value, value_name
 from cca_hf.models.images import UnreadableImageError, load_image
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.search import AttributeIndex, Hit
@@ -82,7 +83,7 @@ class Lookup:
     def values(self) -> dict[str, list[str]]:
         """Attribute -> values to search for, for attributes with known values and a column in the index."""
         known = self.model.config.attribute_values or {}
-        labelled = [name for name in self.attributes if self.index.schema.columns.get(name) == "text"]
+        labelled = [name for name in self.attributes if name in self.index.schema.columns]
         return {name: list(known[name]) for name in labelled if known.get(name)}
 
     @property
@@ -103,7 +104,8 @@ class Lookup:
         values: dict[str, str] = {}
         if item_id is not None:
             (hit,) = self.index.get([item_id])
-            values = {name: str(hit.columns[name]) for name in self.attributes if hit.columns.get(name) is not None}
+            known = {name: hit.columns.get(name) for name in self.attributes}
+            values = {name: value_name(value) for name, value in known.items() if value is not None}
         embeddings = np.asarray(self.model.encode([image], self.attributes, show_progress=False))[0]
         overlays = attention_overlays(self.model, image, self.attributes, size=_ATTENTION)
         attention = {attribute: data_uri(overlay, _ATTENTION) for attribute, overlay in overlays.items()}
@@ -156,10 +158,12 @@ class Lookup:
     def _found(self, hit: Hit, attribute: str, wanted: str) -> Found:
         known = {name: value for name, value in hit.columns.items() if name != IMAGE_REFERENCE and value is not None}
         words = ", ".join([f"item {hit.item_id}", *(f"{name} {value}" for name, value in known.items())])
-        value = str(known.get(attribute, ""))
+        value = value_name(known.get(attribute, ""))
         reference = hit.columns.get(IMAGE_REFERENCE)
         image = None if reference is None else self._thumbnail(str(reference))
-        return Found(hit.item_id, image, words, hit.similarity, value, bool(value) and value == wanted)
+        return Found(
+            hit.item_id, image, words, hit.similarity, value, bool(value) and same_value(value) == same_value(wanted)
+        )
 
     def _make_thumbnail(self, reference: str) -> str | None:
         try:

@@ -50,7 +50,11 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
     """The page; `launch_space` serves it."""
     attributes = lookup.attributes
     targets = {f"{name}: {value}": (name, value) for name, values in lookup.values.items() for value in values}
-    filters = [f"{name} != {values[0]!r}" for name, values in lookup.values.items() if name.isidentifier()]
+    filters = [
+        f"{name} != {values[0]!r}"
+        for name, values in lookup.values.items()
+        if name.isidentifier() and lookup.filters[name] == "text"
+    ]
     example = next(iter(filters), "item_id != '1'")
 
     def search(query: Query | None, chosen: list[str], wanted: list[str], where: str | None) -> str:
