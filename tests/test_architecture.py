@@ -22,7 +22,7 @@ MAY_USE = {
     "visualization": {"models", "data", "evaluation"},
     "training": {"models", "data", "evaluation"},
     "recipes": {"models", "data", "evaluation", "search", "visualization", "training"},
-    "hub": {"models", "data", "evaluation", "visualization", "search", "training", "recipes"},
+    "hub": {"models", "data", "evaluation", "embedding", "visualization", "search", "training", "recipes"},
 }
 MAY_USE["cli"] = set(MAY_USE)
 # What travels to the Hub must load where only these are installed; transformers itself needs the last two.

@@ -77,7 +77,7 @@ def write_model_card(
     draw_training(folder, folder / "training.png")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     model_class = MODEL_MAPPING[type(config)]
-    run = RunRecord.load(folder) if (folder / FILE_NAME).exists() else None
+    run = RunRecord.load(folder) if (folder / FILE_NAME).is_file() else None
     results = read_results(folder, baselines)
     name = model_id or folder.resolve().name
     one_space = type(config) is CCAConfig and config.condition_embedding == "none"
@@ -108,7 +108,8 @@ def write_model_card(
 def read_results(folder: Path, baselines: Mapping[str, EvaluationResult] | None = None) -> list[StoredResult]:
     """The results beside a checkpoint, the one on the test split first; see `write_model_card` for errors."""
     found: list[StoredResult] = []
-    for path in sorted(folder.glob("*.json"), key=lambda path: (path.name != _TEST_RESULT, path.name)):
+    files = [path for path in folder.glob("*.json") if path.is_file()]  # a pipe would be waited for
+    for path in sorted(files, key=lambda path: (path.name != _TEST_RESULT, path.name)):
         content = json.loads(path.read_text(encoding="utf-8"))
         if path.name == _TEST_RESULT and baselines:
             result = EvaluationResult.from_dict(content)
@@ -126,7 +127,7 @@ def read_results(folder: Path, baselines: Mapping[str, EvaluationResult] | None 
 def draw_training(folder: Path, image: Path) -> None:
     """Draw the curves of a training's output folder, if it has a history and matplotlib is installed."""
     state = folder / "trainer_state.json"
-    if not state.exists():
+    if not state.is_file():
         return
     try:
         figure = plot_curves(json.loads(state.read_text(encoding="utf-8"))["log_history"])
