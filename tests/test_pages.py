@@ -64,3 +64,16 @@ def test_losses(world: Path) -> None:
             weights.append(sum(weight.numel() for weight in trainer.loss.parameters()))
     assert weights == [0, (4 + 3 + 2) * 16]
     assert torch.load(next((world / "my-proxies").glob("checkpoint-*/attribute_losses.pt")), weights_only=True)
+
+
+def test_adapters(world: Path) -> None:
+    (ran,) = run_page("docs/recipe.md", world)
+    assert ran.heading == "Adapters"
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= {
+        path.name for path in (world / "lora-run").iterdir()
+    }
+    from cca_hf import CCAModel
+
+    images = [world / "query.jpg"]
+    expected = ran.names["trainer"].unwrapped_model().eval().encode(images)
+    assert CCAModel.from_pretrained(world / "lora-merged").encode(images) == pytest.approx(expected, abs=1e-4)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cca_hf.data.values import same_value, value_name
 
 from .conditions import AnyOf, ColumnType, Condition, check, unknown
-from .schema import ITEM_ID, SIMILARITY, IndexSchema, Vectors, vectors_of
+from .schema import ITEM_ID, SIMILARITY, IndexSchema, Vectors, lengths_of, vectors_of
 from .store import VectorStore
 
 _FIRST_LIST = 512
@@ -73,10 +73,10 @@ def targets_of(schema: IndexSchema, embeddings: NDArray, attributes: Sequence[st
     vectors = embeddings.astype(np.float32, copy=False)
     places = [schema.attributes.index(name) for name in attributes]
     vectors = vectors[:, None] if vectors.ndim == 2 else vectors[:, places]
-    lengths = np.linalg.norm(vectors, axis=2, keepdims=True)
+    lengths = lengths_of(vectors)
     if not np.all(np.isfinite(lengths) & (lengths > 0)):
         raise ValueError("an embedding must be finite and not zero")
-    return dict(zip(attributes, (vectors / lengths).swapaxes(0, 1), strict=True))
+    return dict(zip(attributes, (vectors / lengths).astype(np.float32).swapaxes(0, 1), strict=True))
 
 
 def rows_of(store: VectorStore, items: list[str], columns: Sequence[str], attributes: Sequence[str]) -> pa.Table:

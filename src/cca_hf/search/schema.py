@@ -197,7 +197,7 @@ def _vectors(schema: IndexSchema, embeddings: NDArray, names: list[str]) -> Vect
             f"{', '.join(schema.attributes)}; got {embeddings.shape}"
         )
     vectors = embeddings.astype(np.float32, copy=False)
-    lengths = np.linalg.norm(vectors, axis=2, keepdims=True)
+    lengths = lengths_of(vectors)
     wrong = np.argwhere(~(np.isfinite(lengths[:, :, 0]) & (lengths[:, :, 0] > 0)))
     if len(wrong):
         row, place = wrong[0].tolist()
@@ -205,7 +205,12 @@ def _vectors(schema: IndexSchema, embeddings: NDArray, names: list[str]) -> Vect
             f"the embedding of {names[row]!r} for {schema.attributes[place]!r} is zero or not finite, as are "
             f"{len(wrong) - 1} others"
         )
-    return vectors / lengths
+    return (vectors / lengths).astype(np.float32)
+
+
+def lengths_of(vectors: Vectors) -> NDArray[np.float64]:
+    """(..., 1) of (..., dim), in float64, because squares of float32 numbers may be infinite or 0 in float32."""
+    return np.sqrt(np.einsum("...d,...d->...", vectors, vectors, dtype=np.float64))[..., None]
 
 
 def vectors_of(table: pa.Table, column: str) -> Vectors:
