@@ -130,6 +130,11 @@ class ImagePreTrainedModel(PreTrainedModel):
         settings["commit_message"] = commit_message or "Upload model"
         return hub.upload_folder(repo_id=repo_id, folder_path=Path(working_dir), **settings)
 
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go. accelerate moves those of a layer with offloaded weights, which are on the meta device."""
+        return next((weights.device for weights in self.parameters() if not weights.is_meta), torch.device("cpu"))
+
     @cached_property
     def image_processor(self) -> BaseImageProcessor:
         """The checkpoint's image processor, or the default one of a model that was made from a configuration."""
