@@ -74,9 +74,11 @@ class ImageTokens(nn.Module):
     def forward(self, flattened: list[torch.Tensor]) -> torch.Tensor:
         """Project and concatenate the result of `flatten`: tokens (batch, 1 + ..., hidden_size), the summary first."""
         if not self.is_identity:
+            levels = torch.arange(len(flattened) - 1, -1, -1, device=flattened[0].device)
+            embeddings = self.level_embeddings(levels)  # by a call: the weights may be offloaded or have an adapter
             flattened = [
-                self.layernorms[level](self.projections[level](cells)) + self.level_embeddings.weight[level]
-                for level, cells in zip(range(len(flattened) - 1, -1, -1), flattened, strict=True)
+                self.layernorms[-1 - place](self.projections[-1 - place](cells)) + embeddings[place]
+                for place, cells in enumerate(flattened)
             ]
         if self.num_prefix_tokens == 0:
             flattened = [flattened[0].mean(dim=1, keepdim=True), *flattened]

@@ -10,6 +10,16 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
+def _is_its_weights(layer: nn.Module) -> bool:
+    """Whether a call of the layer is x W' + b and no more: W may then be read beside the layer.
+
+    Adapters, quantisation and parametrisations replace the layer; hooks of PyTorch, FSDP and DeepSpeed are listed in
+    it; accelerate, which offloads weights, replaces its `forward`.
+    """
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    return type(layer) is nn.Linear and not hooked
+
+
 class CrossAttention(nn.Module):
     """softmax(q Wq (x Wk)^T / sqrt(d)) x Wv Wo, for queries q that attend to tokens x.
 
@@ -86,8 +96,8 @@ class CrossAttention(nn.Module):
         weights: torch.Tensor | None = None
         # per token and channel, keys and values cost `inner_dim` products; without them it is queries * heads
         num_queries = 1 if query_states.ndim == 2 else query_states.shape[1]
-        plain = type(self.k_proj) is type(self.v_proj) is nn.Linear  # not quantised, and without an adapter
-        if implementation in ("eager", "sdpa") and plain and num_queries < self.head_dim:
+        without_keys = num_queries < self.head_dim and _is_its_weights(self.k_proj) and _is_its_weights(self.v_proj)
+        if implementation in ("eager", "sdpa") and without_keys:
             attended, weights = self._attend_without_keys(query, token_states, attention_mask)
         else:
             key = self._split_heads(self.k_proj(token_states))  # (B, N, heads, head_dim)

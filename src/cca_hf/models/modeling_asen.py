@@ -53,6 +53,7 @@ class ASENModel(CCAModel):
 
     config_class = ASENConfig
     config: ASENConfig
+    _no_split_modules = ["ImageTokens", "ConditionEmbedding", "AttributeAwareAttention"]
     takes_last_layer = False  # it has no transformer layer that could replace the last one
 
     display_name = "ASEN"
@@ -72,7 +73,7 @@ class ASENModel(CCAModel):
     def _embed_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        conditions = self.condition_embedding()[attribute_ids]  # (B, D) or (B, k, D)
+        conditions = self.condition_embedding(attribute_ids)  # (B, D) or (B, k, D)
         states, weights = self.attention(conditions, image_tokens)
         return self.projection(states), weights if output_attentions else None
 

@@ -106,7 +106,7 @@ class CCAModel(ConditionalPreTrainedModel):
 
     config_class = CCAConfig
     config: CCAConfig
-    _no_split_modules = ["ConditionalCrossAttentionLayer"]
+    _no_split_modules = ["ImageTokens", "ConditionEmbedding", "ConditionalCrossAttentionLayer"]
     takes_last_layer = True  # the conditional layer replaces the last layer of a ViT
 
     display_name = "CCA"
@@ -281,7 +281,7 @@ class CCAModel(ConditionalPreTrainedModel):
     def _embed_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        conditions = self.condition_embedding()[attribute_ids]  # (B, D) or (B, k, D)
+        conditions = self.condition_embedding(attribute_ids)  # (B, D) or (B, k, D)
         states, weights = self.conditional_layer(conditions, image_tokens, output_attentions)
         return self.projection(self.layernorm(states)), weights
 

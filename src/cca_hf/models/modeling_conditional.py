@@ -82,15 +82,21 @@ class ConditionEmbedding(nn.Module):
         elif self.kind == "text":
             init.zeros_(self.texts)
 
-    def forward(self) -> torch.Tensor:
-        """The table of all conditions, (num_conditions, hidden_size)."""
+    def forward(self, attribute_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Ids (...), all conditions by default -> (..., hidden_size).
+
+        The weights are not read beside their modules, which may be offloaded or have adapters.
+        """
+        if attribute_ids is None:
+            device = self.texts.device if self.kind == "text" else self.table.weight.device
+            attribute_ids = torch.arange(self.num_conditions, device=device)
         if self.kind == "text":
-            return self.projection(self.texts)
+            return self.projection(self.texts[attribute_ids])
         if self.kind == "one_hot":
-            return self.table.weight + self.bias  # row c of the table is W onehot(c)
+            return self.table(attribute_ids) + self.bias  # row c of the table is W onehot(c)
         if self.kind == "lookup":
-            return self.table.weight.relu()
-        return self.table.weight.expand(self.num_conditions, -1)
+            return self.table(attribute_ids).relu()
+        return self.table(torch.zeros_like(attribute_ids))
 
     def append_text(self, name: str, text_embedding: Vector) -> None:
         """Add a condition.

@@ -45,7 +45,8 @@ class CSNModel(CCAModel):
         one_query = attribute_ids.ndim == 2 and not output_attentions
         queries = attribute_ids[:, :1] if one_query else attribute_ids
         embedding, weights = super()._embed_tokens(image_tokens, queries, output_attentions)
-        return embedding * self.condition_masks(attribute_ids).relu(), weights
+        masks = self.condition_masks(attribute_ids).relu()
+        return embedding * masks.to(embedding.device), weights  # a device map may separate the two
 
 
 CSNModel.register_for_auto_class("AutoModel")

@@ -150,6 +150,11 @@ class ImagePreTrainedModel(PreTrainedModel):
         names = {"allow_patterns": list(CHECKPOINT_FILES), "ignore_patterns": [".*", "*/*"]}
         return hub.upload_folder(repo_id=repo_id, folder_path=Path(working_dir), **names, **settings)
 
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go. accelerate moves those of a layer with offloaded weights, which are on the meta device."""
+        return next((weights.device for weights in self.parameters() if not weights.is_meta), torch.device("cpu"))
+
     @cached_property
     def image_processor(self) -> BaseImageProcessor:
         """The checkpoint's image processor, or the default one of a model that was made from a configuration."""

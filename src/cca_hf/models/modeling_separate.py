@@ -23,7 +23,6 @@ class SeparateModel(ConditionalPreTrainedModel):
 
     config_class = SeparateConfig
     config: SeparateConfig
-    _no_split_modules = CCAModel._no_split_modules
     networks: Any  # a ModuleList of `CCAModel`
 
     display_name = "one network per attribute"
@@ -38,6 +37,8 @@ class SeparateModel(ConditionalPreTrainedModel):
             single.attribute_subspaces = False  # the joined model applies them
         self.networks = nn.ModuleList(map(CCAModel, configs))
         self.post_init()
+        for network in self.networks:  # transformers collects these from children, and not through a ModuleList
+            self._no_split_modules |= network._no_split_modules
 
     @classmethod
     def join(cls, networks: Sequence[CCAModel]) -> "SeparateModel":
