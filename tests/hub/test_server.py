@@ -415,8 +415,9 @@ def test_what_waits_at_the_end_is_told_so(model, monkeypatch):
         sent.append(asyncio.create_task(client.post("/", content=picture_file(1, "PNG"), headers=IMAGE)))
         while server.batcher.waiting < 4:
             await asyncio.sleep(0.01)
+        held_before = server.bytes_held
         sent.append(asyncio.create_task(client.post("/", content=slowly(), headers=IMAGE)))
-        while server.bytes_held < 1:
+        while server.bytes_held == held_before:
             await asyncio.sleep(0.01)
         return sent
 

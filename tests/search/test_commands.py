@@ -143,7 +143,7 @@ def test_ids_do_not_steer_the_terminal(checkpoint, tmp_path, capsys):
     capsys.readouterr()
     words = ["search", "--store", place, "--model", checkpoint, "--attribute", "colour", "--item"]
     assert run(*words, "one") == 0
-    assert "\\u001b[2J\\u009b1mtwo\\u0007  1.000" in capsys.readouterr().out
+    assert "\\u001b[2J\\u009b1mtwo\\u0007       1.000" in capsys.readouterr().out
     assert run(*words, ids[1]) == 0
     assert capsys.readouterr().out.startswith("item \\u001b[2J\\u009b1mtwo\\u0007, by colour\n")
     assert run(*words, "one", "--json") == 0

@@ -38,6 +38,8 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         self._waits_since = time.monotonic()
         super().on_response_complete()
+        if self.conn.trailing_data[0] and not self._is_answering():  # a part of the next head came with this request
+            self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel()

@@ -17,7 +17,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -77,7 +77,7 @@ class ServerSettings:
 class _Reader(RequestReader):
     """Decodes JPEGs in the thread that reads them, where they take a bounded time, and other formats in a process."""
 
-    def __init__(self, attributes: list[str], limits: Limits):
+    def __init__(self, attributes: Sequence[str], limits: Limits):
         super().__init__(attributes, limits)
         self.processes = DecodingProcesses(limits)
 
