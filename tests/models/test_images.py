@@ -162,7 +162,7 @@ def test_an_error_without_a_text_is_named_by_its_kind(monkeypatch):
     def broken(image):
         raise struct.error
 
-    monkeypatch.setattr("PIL.ImageOps.exif_transpose", broken)
+    monkeypatch.setattr(Image.Image, "load", broken)
     with pytest.raises(UnreadableImageError, match="an image of type Image cannot be read as an image: error"):
         load_image(Image.new("RGB", (4, 4)))
 
