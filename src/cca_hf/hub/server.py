@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from cca_hf.models import images
 from cca_hf.models.encoding import ImageEncoder
 from cca_hf.models.images import UnreadableImageError
 
@@ -72,7 +73,7 @@ class EmbeddingServer:
         if settings.max_waiting < least:
             raise ValueError(f"max_waiting must be at least max_pictures, {least}; got {settings.max_waiting}")
         self.settings = settings
-        self.reader = RequestReader(model.config.attributes, limits)
+        self.reader = RequestReader(model.config.attributes, limits, images)
         self.model = model
         self.description = {
             "model": name,

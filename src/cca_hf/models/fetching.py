@@ -266,8 +266,9 @@ def _ask(parts: SplitResult, route: _Route, limits: _Limits, max_bytes: int) -> 
             if route.proxy.username is not None:
                 headers["Proxy-Authorization"] = _credentials(route.proxy)
         if parts.scheme == "https":
+            context = _tls()
             connected.settimeout(limits.left())
-            connected = _tls().wrap_socket(connected, server_hostname=_host(parts))
+            connected = context.wrap_socket(connected, server_hostname=_host(parts))
         connection = HTTPConnection(_host(parts), _port(parts))
         connection.sock = _TimedSocket(connected, limits)
         connection.request("GET", f"{target}?{parts.query}" if parts.query else target, headers=headers)

@@ -74,7 +74,7 @@ def check_scans(content: bytes, pixels: int) -> None:
 
 
 def check_directory(file: BinaryIO, start: int, size: int) -> None:
-    """Checks the entries of the directories of a TIFF file, or of the TIFF structure in EXIF, as far as Pillow reads it.
+    """Checks the entries of the directories of a TIFF file, or of the TIFF structure in EXIF, that Pillow reads.
 
     Entries that do not overlap are together not larger than the file; some overlap is tolerated.
 
@@ -90,7 +90,8 @@ def check_directory(file: BinaryIO, start: int, size: int) -> None:
         (f"{order}Q", f"{order}HHQQ", 8) if is_big else (f"{order}H", f"{order}HHLL", 4)
     )
     count_size, entry_size = struct.calcsize(count_format), struct.calcsize(entry_format)
-    most, total, seen = 2 * size + 65_536, 0, set()
+    seen: set[int] = set()
+    most, total = 2 * size + 65_536, 0
     waiting = [struct.unpack_from(f"{order}{'Q' if is_big else 'L'}", head, inline)[0]]
     while waiting:
         offset = waiting.pop()

@@ -65,8 +65,8 @@ def load_image(image: ImageInput) -> Image.Image:
     `Image.convert("RGB")` alone would ignore the EXIF orientation of phones, clip the 16-bit greys of scanners to
     white, and show the hidden colour of transparent pixels, mostly black. EXIF that cannot be read is ignored.
 
-    Greys of more than 8 bits are scaled if their range is known: 16 bits, or 12 in a TIFF that says so; 32-bit integers
-    in [0, 255] or [0, 65535], as 8 or 16 bits; floats in [0, 1]. Others are refused.
+    Greys of more than 8 bits are scaled if their range is known: 16 bits, or 12 in a TIFF that says so; 32-bit
+    integers in [0, 255] or [0, 65535], as 8 or 16 bits; floats in [0, 1]. Others are refused.
 
     Args:
         image: a path, a URL (`http://`, `https://` or `data:`), encoded bytes, the `{"bytes", "path"}` of an undecoded
