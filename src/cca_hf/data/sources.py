@@ -11,12 +11,29 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from datasets.packaged_modules.webdataset.webdataset import WebDataset, base_plus_ext
 
+from .containment import check_named_files
+
 _JSON = ("json", "jsn")
 _INTEGERS = ("cls", "cls2", "index", "inx", "id")
 _TEXT = ("txt", "text", "transcript")
 
 
 def load_source(
+    source: str | PathLike[str] | Dataset | DatasetDict, config_name: str | None, revision: str | None
+) -> DatasetDict:
+    """The splits of a source; see `load_attribute_dataset`.
+
+    Raises:
+        ValueError: if the data names files outside its folder as images; see `containment.py`.
+    """
+    splits = _load(source, config_name, revision)
+    if not isinstance(source, Dataset | DatasetDict):
+        folder = Path(source).expanduser()
+        check_named_files(splits, folder if folder.is_dir() else None, ["image"])
+    return splits
+
+
+def _load(
     source: str | PathLike[str] | Dataset | DatasetDict, config_name: str | None, revision: str | None
 ) -> DatasetDict:
     if isinstance(source, DatasetDict):

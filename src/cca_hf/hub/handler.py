@@ -18,7 +18,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from types import ModuleType
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -92,13 +91,13 @@ class RequestReader:
 
     Args:
         attributes: of the model.
-        images: the module `images` of the model's code, which fetches URLs and checks the headers of files.
+        images: the module `images` of the model's code, which has `check_header`, `fetch` and `FetchError`.
     """
 
-    def __init__(self, attributes: Sequence[str], limits: Limits, images: ModuleType):
+    def __init__(self, attributes: Sequence[str], limits: Limits, images: Any):
         self.attributes = list(attributes)
         self.limits = limits
-        self._images: Any = images
+        self._images = images
         Image.init()
         self.formats = [name for name in _FORMATS if name in Image.OPEN]
 
@@ -201,9 +200,8 @@ class RequestReader:
         scans = content.count(b"\xff\xda")
         allowed_scans = min(_MAX_SCANS, _MAX_DECODED * self.limits.max_pixels // (image.width * image.height))
         if scans > allowed_scans:
-            size = f"{image.width} x {image.height} pixels"
-            message = f"a JPEG of {size} with {scans:,} scans; at most {allowed_scans} are allowed"
-            raise RequestError("too_large", message)
+            allowed = f"at most {allowed_scans} are allowed at {image.width} x {image.height} pixels"
+            raise RequestError("too_large", f"a JPEG with {scans:,} scans; {allowed}")
         return content
 
     def _check_size(self, image: Image.Image) -> None:
