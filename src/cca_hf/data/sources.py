@@ -19,15 +19,22 @@ _TEXT = ("txt", "text", "transcript")
 
 
 def load_source(
-    source: str | PathLike[str] | Dataset | DatasetDict, config_name: str | None, revision: str | None
+    source: str | PathLike[str] | Dataset | DatasetDict,
+    config_name: str | None,
+    revision: str | None,
+    *,
+    reads_images: bool = True,
 ) -> DatasetDict:
     """The splits of a source; see `load_attribute_dataset`.
+
+    Args:
+        reads_images: whether the images will be read from where the data says.
 
     Raises:
         ValueError: if the data names files outside its folder as images; see `containment.py`.
     """
     splits = _load(source, config_name, revision)
-    if not isinstance(source, Dataset | DatasetDict):
+    if reads_images and not isinstance(source, Dataset | DatasetDict):
         folder = Path(source).expanduser()
         check_named_files(splits, folder if folder.is_dir() else None, ["image"])
     return splits
