@@ -23,7 +23,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from cca_hf.models.fetching import FetchError, fetch
 from cca_hf.models.image_headers import check_header
-from cca_hf.models.images import TRUST_DATA, UnreadableImageError, load_image, trusts_data
+from cca_hf.models.images import TRUST_DATA, load_image, trusts_data
 from cca_hf.models.whole_files import write_text
 
 from .annotations import read_lines
@@ -145,8 +145,12 @@ def shrink(content: bytes, size: int) -> bytes:
             if image.width * image.height > _MAX_PIXELS:
                 raise DeadLinkError(f"too large: {given[0]} x {given[1]} pixels")
             upright = load_image(image)
-            as_it_is = image.format == "JPEG" and image.mode == "RGB"
-            as_it_is &= image.getexif().get(ExifTags.Base.Orientation, 1) == 1 and min(given) <= size
+            as_it_is = (
+                image.format == "JPEG"
+                and image.mode == "RGB"
+                and min(given) <= size
+                and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            )
     except UnidentifiedImageError as error:
         raise DeadLinkError("no image") from error
     except DeadLinkError:
