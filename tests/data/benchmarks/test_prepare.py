@@ -59,9 +59,7 @@ def test_read_back(benchmark, tmp_path, with_images, monkeypatch):
             else:
                 assert picture == told == {"bytes": None, "path": os.path.abspath(told["path"])}
     if not with_images:  # the paths lead to another folder
-        with pytest.raises(
-            ValueError, match=r"names the file '.*', which is not in .*, set CCA_TRUST_DATA=1, or name"
-        ):
+        with pytest.raises(ValueError, match="names the file '.*', which is not in .*CCA_TRUST_DATA=1, or"):
             load_attribute_dataset(output)
         monkeypatch.setenv("CCA_TRUST_DATA", "1")
     data = load_attribute_dataset(output)
@@ -186,9 +184,7 @@ def test_split_files_name_files_of_the_benchmark(tmp_path, name, monkeypatch):
     (tmp_path / "root").mkdir()
     (tmp_path / "secret.jpg").write_bytes(b"secret")
     annotations = Annotations(["a.jpg", name], [[(0, 0)], [(0, 1)]])
-    with pytest.raises(
-        ValueError, match=f"the file name '{name}' leads out of .*root; if you trust the data, set CCA_"
-    ):
+    with pytest.raises(ValueError, match=f"'{name}' leads out of .*root; if you trust the data, set CCA_TRUST_DATA=1"):
         to_dataset(annotations, {"shape": ["round", "long"]}, tmp_path / "root")
     monkeypatch.setenv("CCA_TRUST_DATA", "1")
     assert to_dataset(annotations, {"shape": ["round", "long"]}, tmp_path / "root")[1]["file_name"] == name
