@@ -16,6 +16,7 @@ from PIL import Image, ImageFile
 
 from cca_hf.hub import handler as module
 from cca_hf.hub.handler import EndpointHandler, Limits, RequestError, RequestReader
+from cca_hf.models import images
 
 from .served import ATTRIBUTES, bomb, picture_file, save_checkpoint
 
@@ -143,7 +144,7 @@ def test_a_bomb_is_not_decoded(monkeypatch):
     content = bomb()
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(RequestError, match="6000 x 6000"):
-        RequestReader(NAMES, Limits()).read(content)
+        RequestReader(NAMES, Limits(), images).read(content)
 
 
 def test_text_is_no_name_of_a_file(handler, tmp_path, monkeypatch):
@@ -161,7 +162,7 @@ def test_a_file_is_what_was_checked():
     with Image.open(io.BytesIO(polyglot)) as image:
         assert (image.format, image.size) == ("IM", (9000, 9000))
     with pytest.raises(RequestError, match="not a complete image"):
-        RequestReader(NAMES, Limits()).read(polyglot)
+        RequestReader(NAMES, Limits(), images).read(polyglot)
 
 
 def test_limits_of_the_environment():
@@ -174,13 +175,6 @@ def test_limits_of_the_environment():
             Limits.from_environment({"CCA_MAX_BYTES": text})
     with pytest.raises(ValueError, match="must be at least 1"):
         Limits(max_pictures=0)
-
-
-def test_fetching_needs_urllib3(monkeypatch):
-    monkeypatch.setitem(sys.modules, "urllib3", None)
-    RequestReader(NAMES, Limits())
-    with pytest.raises(ImportError, match=r'pip install "cca_hf\[download\]"'):
-        RequestReader(NAMES, Limits(allow_urls=True))
 
 
 AS_AN_ENDPOINT = """

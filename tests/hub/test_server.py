@@ -477,11 +477,11 @@ def test_pictures_by_address(model, monkeypatch):
     """Fetched by threads of their own, beside which pictures that are here already are answered."""
     let_go, want = threading.Event(), model.encode(JPEG)[0]
 
-    def fetch(url, limits):
+    def fetch(url, **limits):
         assert url == "https://example.com/shoe.jpg" and let_go.wait(300)
         return JPEG
 
-    monkeypatch.setattr("cca_hf.hub.handler.fetch_image", fetch)
+    monkeypatch.setattr("cca_hf.models.images.fetch", fetch)
 
     async def ask(server, client):
         address = {"inputs": ["https://example.com/shoe.jpg"] * 8}

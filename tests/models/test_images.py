@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import socket
 import struct
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image, features
 
 from cca_hf import UnreadableImageError
-from cca_hf.models.images import load_image
+from cca_hf.models.images import decode_image, load_image
 
 
 @pytest.fixture
@@ -39,6 +40,74 @@ def test_sixteen_bit_greys_are_scaled_not_clipped(tmp_path, suffix):
     path = tmp_path / f"sixteen.{suffix}"
     Image.fromarray(sixteen).save(path)
     np.testing.assert_allclose(pixels(load_image(path))[0, :, 0], np.arange(256), atol=1)
+
+
+def tiff(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "TIFF")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["float in [0, 1]", "integers in [0, 255]", "integers in [0, 65535]", "12 bits"])
+def test_greys_whose_range_is_known(kind):
+    levels = np.tile(np.arange(256), (4, 1))
+    if kind == "12 bits":
+        rows = np.tile(np.linspace(0, 4095, 256).astype(np.uint16), (4, 1))
+        packed = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in rows.reshape(-1, 2).tolist())
+        tags = [(256, 3, 256), (257, 3, 4), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 122), (278, 3, 4)]
+        tags.append((279, 4, len(packed)))
+        table = b"".join(struct.pack("<HHLL", tag, size, 1, value) for tag, size, value in tags)
+        content = b"II*\0" + struct.pack("<LH", 8, len(tags)) + table + bytes(4) + bytes(12) + packed
+    elif kind == "float in [0, 1]":
+        content = tiff((levels / 255).astype(np.float32))
+    else:
+        content = tiff((levels * (257 if "65535" in kind else 1)).astype(np.int32))
+    np.testing.assert_allclose(pixels(load_image(content))[0, :, 0], np.arange(256), atol=1)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.float32([[0, 65535]]), r"floats must be in \[0, 1\]; got \[0, 65535\]"),
+        (np.float32([[0, np.nan]]), r"floats must be in \[0, 1\]; got \[nan, nan\]"),
+        (np.int32([[0, 2**31 - 1]]), r"integers must be in \[0, 255\] or \[0, 65535\]; got \[0, 2147483647\]"),
+        (np.int32([[-5, 5]]), r"integers must be in .*; got \[-5, 5\]"),
+    ],
+)
+def test_greys_whose_range_is_not_known(values, reason):
+    content = tiff(values)
+    with pytest.raises(UnreadableImageError, match=f"an image of {len(content)} bytes cannot be read .*{reason}"):
+        load_image(content)
+
+
+def exif(orientation: int, resolution: tuple[int, int]) -> bytes:
+    entries = struct.pack("<HHLHH", 0x0112, 3, 1, orientation, 0) + struct.pack("<HHLL", 0x011A, 10, 1, 38)
+    return b"Exif\0\0II*\0" + struct.pack("<LH", 8, 2) + entries + bytes(4) + struct.pack("<ll", *resolution)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_note_that_cannot_be_read_is_no_note(gradient, kind):
+    """A resolution of -1/0, which Pillow cannot write back, and EXIF that is none."""
+    for note, size in ((exif(6, (-1, 0)), (20, 40)), (b"Exif\0\0rubbish, rubbish", (40, 20))):
+        file = io.BytesIO()
+        gradient.save(file, kind, exif=note)
+        loaded = load_image(file.getvalue())
+        assert loaded.size == size
+        assert load_image(loaded).size == size  # it does not turn again
+
+
+def test_an_image_in_memory_is_not_changed(gradient):
+    loaded = load_image(gradient)
+    loaded.paste("red", (0, 0, 40, 20))
+    assert gradient.getpixel((0, 0)) == (0, 0, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with a name")
+def test_a_pipe_is_no_file(tmp_path):
+    """Opening it would wait for its other end."""
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(UnreadableImageError, match="a.jpg' cannot be read as an image: it is not a file"):
+        decode_image(tmp_path / "a.jpg")
 
 
 def test_one_bit_images(tmp_path):
@@ -162,7 +231,7 @@ def test_an_error_without_a_text_is_named_by_its_kind(monkeypatch):
     def broken(image):
         raise struct.error
 
-    monkeypatch.setattr("PIL.ImageOps.exif_transpose", broken)
+    monkeypatch.setattr(Image.Image, "load", broken)
     with pytest.raises(UnreadableImageError, match="an image of type Image cannot be read as an image: error"):
         load_image(Image.new("RGB", (4, 4)))
 

@@ -14,7 +14,10 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, Image
 
+from cca_hf.models.images import TRUST_DATA, trusts_data
+
 from .columns import ColumnPlace, check_names
+from .containment import is_inside
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +85,16 @@ def with_images_of(splits: Mapping[str, Dataset], image_column: str, image_root:
 
 
 def image_cell(root: Path, name: str) -> dict[str, str | None] | None:
-    """The absolute path of a file that is not empty, as the cell of an image column; None if there is none."""
+    """The absolute path of a file that is not empty, as the cell of an image column; None if there is none.
+
+    Raises:
+        ValueError: if the name, which comes from data, leads out of `root`.
+    """
     path = os.path.abspath(os.path.join(root, name))
+    if not trusts_data() and not is_inside(path, [os.path.join(os.path.abspath(root), "")]):
+        raise ValueError(
+            f"the file name {name[:200]!r} leads out of {root}. If you trust the data, set {TRUST_DATA}=1"
+        )
     try:
         status = os.stat(path)
     except (OSError, ValueError):  # ValueError: a null character in the name

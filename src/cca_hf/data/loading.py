@@ -53,7 +53,8 @@ def load_attribute_dataset(
         group_column: column with the groups of near copies, such as an item number.
         image_column: default: `image`, or the only image column.
         image_root: folder of the images, if the source contains annotations only; the column `file_name` contains
-            their paths in it. Default: their folder when `cca data prepare --annotations-only` ran.
+            their paths in it. Default: the paths in the image column, which must lie in the folder of the data set
+            unless `CCA_TRUST_DATA=1` is set; see [`Your own data`](docs/your_own_data.md).
         config_name: the configuration, if a repository on the Hub has several.
         revision: branch, tag or commit on the Hub.
         make_splits: whether to cut a missing validation or test split, each a tenth, from the training images. Splits
@@ -64,7 +65,7 @@ def load_attribute_dataset(
         ValueError: if a column is missing or contains no labels, a split is empty, or an attribute cannot be learned.
         FileNotFoundError: if `source` is neither a local folder nor on the Hub.
     """
-    splits = with_usual_names(load_source(source, config_name, revision))
+    splits = with_usual_names(load_source(source, config_name, revision, reads_images=image_root is None))
     image_column = _find_image_column(splits, image_column)
     if image_root is not None:
         splits = with_images_of(splits, image_column, image_root)

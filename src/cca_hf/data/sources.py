@@ -9,11 +9,34 @@ from datasets import Dataset, DatasetDict
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from huggingface_hub import DatasetCard
 
+from .containment import check_named_files
 from .image_folder import find_image_folder, load_image_folder
 from .webdataset import load_webdataset
 
 
 def load_source(
+    source: str | PathLike[str] | Dataset | DatasetDict,
+    config_name: str | None,
+    revision: str | None,
+    *,
+    reads_images: bool = True,
+) -> DatasetDict:
+    """The splits of a source; see `load_attribute_dataset`.
+
+    Args:
+        reads_images: whether the images will be read from where the data says.
+
+    Raises:
+        ValueError: if the data names files outside its folder as images; see `containment.py`.
+    """
+    splits = _load(source, config_name, revision)
+    if reads_images and not isinstance(source, Dataset | DatasetDict):
+        folder = Path(source).expanduser()
+        check_named_files(splits, folder if folder.is_dir() else None, ["image"])
+    return splits
+
+
+def _load(
     source: str | PathLike[str] | Dataset | DatasetDict, config_name: str | None, revision: str | None
 ) -> DatasetDict:
     if isinstance(source, DatasetDict):

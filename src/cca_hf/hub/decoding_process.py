@@ -8,6 +8,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from PIL import Image
@@ -16,8 +17,11 @@ _ORIENTATION = 0x0112
 
 
 def main() -> None:
-    handler = runpy.run_path(str(Path(__file__).with_name("handler.py")))
-    reader = handler["RequestReader"]([], handler["Limits"](**json.loads(sys.argv[1])))
+    hub = Path(__file__).parent
+    handler = runpy.run_path(str(hub / "handler.py"))
+    # the part of the model's code that reads headers imports no torch; URLs are fetched in the server
+    images = SimpleNamespace(**runpy.run_path(str(hub.parent / "models" / "image_headers.py")))
+    reader = handler["RequestReader"]([], handler["Limits"](**json.loads(sys.argv[1])), images)
     source, target = sys.stdin.buffer, sys.stdout.buffer
     while length := source.read(8):
         content = source.read(int.from_bytes(length, "big"))

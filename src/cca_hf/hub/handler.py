@@ -8,23 +8,18 @@ is never read as a file name. `attribute` is a name or a list of names; the defa
 cannot be answered raises a `RequestError`, and the endpoint sends its message as {"error": message}.
 
 `cca serve` reads requests with the same classes, and decodes images in processes that load this file: therefore only
-the endpoint itself imports torch and transformers. This file travels to the Hub alone and imports nothing of cca_hf.
+the endpoint itself imports torch and transformers. This file imports nothing of cca_hf: what it shares with the model's
+code, it takes from the modules that were loaded with the model.
 """
 
 import base64
-import contextlib
+import importlib
 import io
-import ipaddress
 import os
-import socket
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
-from urllib.parse import urljoin
 
 from PIL import Image
 
@@ -48,14 +43,13 @@ STATUS_OF = {  # kind of a RequestError -> HTTP status; only `cca serve` uses br
     "unreachable_url": 422,
 }
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # for some other formats PIL starts other programs
+_MAX_SIDE = 65_535  # pixels, the most in a JPEG: a row takes time of its own, whatever its length
 _MAX_SCANS = 64  # a JPEG has one or about ten; decoding a scan takes as long as decoding a whole image
 _BLANKS = b" \t\n\r\f\v"  # which base64 text may be wrapped with
+_MAX_DECODED = 16  # times `max_pixels`, in all scans of a JPEG together
+_NO_HOST = "the URL gives no image: its host must be public, and answer in time"
+_KIND_OF_PART = {"url": "url_not_allowed", "size": "too_large"}  # of a URL that cannot be fetched
 _DECIMALS = 8  # the precision of float32 in a vector of length 1; more digits would be noise, and half of the answer
-_PORTS = (80, 443)
-_MAX_REDIRECTS = 3
-_HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "cca_hf"}
-_GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
-_CLOUD_SERVICES = (ipaddress.ip_network("168.63.129.16"), ipaddress.ip_network("192.0.0.0/24"))  # Azure's, Oracle's
 
 
 class RequestError(ValueError):
@@ -96,15 +90,19 @@ class Limits:
 
 
 class RequestReader:
-    """Reads the requests of clients for a model with these attributes."""
+    """Reads the requests of clients for a model.
 
-    def __init__(self, attributes: Sequence[str], limits: Limits):
+    Args:
+        attributes: of the model.
+        images: the module `images` of the model's code, which has `check_header`, `fetch` and `FetchError`.
+    """
+
+    def __init__(self, attributes: Sequence[str], limits: Limits, images: Any):
         self.attributes = list(attributes)
         self.limits = limits
+        self._images = images
         Image.init()
         self.formats = [name for name in _FORMATS if name in Image.OPEN]
-        if limits.allow_urls:
-            _import_urllib3()  # a missing package is an error now, not at the first URL
 
     def parse(self, data: Any) -> "Request":
         """Checks the form of a request, whose images are read later; RequestError if it is not valid."""
@@ -159,7 +157,7 @@ class RequestReader:
         if is_url(text):
             if not self.limits.allow_urls:
                 raise RequestError("url_not_allowed", f"URLs are not allowed here: {self._expected()}")
-            return fetch_image(text, self.limits)
+            return self._fetch(text)
         start, _, encoded = text.partition(",") if text[:5].lower() == "data:" else ("", "", text)
         if start and not start.lower().endswith(";base64"):
             raise RequestError("invalid_request", f"a data: URL must be in base64; got {start[:100]!r}")
@@ -168,12 +166,29 @@ class RequestReader:
         except ValueError as error:
             raise RequestError("invalid_request", f"{self._expected()}; got {text[:40]!r}") from error
 
+    def _fetch(self, url: str) -> bytes:
+        limits = self.limits
+        try:
+            return cast(
+                bytes,
+                self._images.fetch(url, seconds=limits.url_seconds, max_bytes=limits.max_bytes, for_strangers=True),
+            )
+        except self._images.FetchError as error:
+            # one message for all hosts, so that nobody learns which names exist in the network of this machine
+            message = _NO_HOST if error.part in ("private", "host") else f"the URL gives no image: {error}"
+            raise RequestError(_KIND_OF_PART.get(error.part, "unreachable_url"), message) from error
+
     def _open(self, content: bytes) -> Readable:
         if len(content) > self.limits.max_bytes:
             allowed = f"at most {self.limits.max_bytes:,} bytes per image are allowed"
             raise RequestError("too_large", f"a file of {len(content):,} bytes; {allowed}")
+        file = io.BytesIO(content)
         try:
-            image = Image.open(io.BytesIO(content), formats=self.formats)
+            self._images.check_header(file)
+        except ValueError as error:
+            raise RequestError("too_large", str(error)) from error
+        try:
+            image = Image.open(file, formats=self.formats)
             self._check_size(image)
             if image.format not in ("JPEG", "MPO"):
                 image.load()  # in these formats only; `Image.open` of the bytes might recognise another one
@@ -186,13 +201,18 @@ class RequestReader:
             message = f"{len(content):,} bytes are not a complete image in a supported format"
             raise RequestError("unreadable_picture", f"{message} ({', '.join(self.formats)})") from error
         scans = content.count(b"\xff\xda")
-        if scans > _MAX_SCANS:
-            raise RequestError("too_large", f"a JPEG with {scans:,} scans; at most {_MAX_SCANS} are allowed")
+        allowed_scans = min(_MAX_SCANS, _MAX_DECODED * self.limits.max_pixels // (image.width * image.height))
+        if scans > allowed_scans:
+            allowed = f"at most {allowed_scans} are allowed at {image.width} x {image.height} pixels"
+            raise RequestError("too_large", f"a JPEG with {scans:,} scans; {allowed}")
         return content
 
     def _check_size(self, image: Image.Image) -> None:
         if image.width * image.height > self.limits.max_pixels:
             allowed = f"at most {self.limits.max_pixels:,} are allowed"
+            raise RequestError("too_large", f"an image of {image.width} x {image.height} pixels; {allowed}")
+        if max(image.size) > _MAX_SIDE:
+            allowed = f"at most {_MAX_SIDE:,} a side are allowed"
             raise RequestError("too_large", f"an image of {image.width} x {image.height} pixels; {allowed}")
 
     def _expected(self) -> str:
@@ -238,7 +258,9 @@ class EndpointHandler:
         model = AutoModel.from_pretrained(path, trust_remote_code=True)
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         self.model = model.to(accelerator or "cpu").eval()
-        self.reader = RequestReader(model.config.attributes, Limits.from_environment() if limits is None else limits)
+        limits = Limits.from_environment() if limits is None else limits
+        images = importlib.import_module(".images", type(model).__module__.rpartition(".")[0])
+        self.reader = RequestReader(model.config.attributes, limits, images)
 
     def __call__(self, data: Any) -> Answer:
         """Computes the L2-normalised embeddings of the images by attribute, as a list if the request has a list.
@@ -255,108 +277,9 @@ class EndpointHandler:
         return request.answer(rows)
 
 
-# ---- Images from URLs ----
-
-
 def is_url(image: Any) -> bool:
     """Whether an image is given as an http URL."""
     return isinstance(image, str) and image.strip()[:8].lower().startswith(("http://", "https://"))
-
-
-def fetch_image(url: str, limits: Limits) -> bytes:
-    """The content at a URL on a public host.
-
-    Every address of the host is checked, again after each redirect, and the connection goes to the checked address.
-    So a name that resolves differently a moment later has no effect.
-
-    Raises:
-        RequestError: if the host is not public, does not answer in time, or sends too many bytes.
-    """
-    until = time.monotonic() + limits.url_seconds
-    for _ in range(_MAX_REDIRECTS + 1):
-        answer = _request(url, until, limits)
-        if isinstance(answer, bytes):
-            return answer
-        url = urljoin(url, answer)
-    raise RequestError("unreachable_url", f"the URL redirects more than {_MAX_REDIRECTS} times")
-
-
-def public_addresses(host: str, port: int) -> list[str]:
-    """The IP addresses of a host, all of them public."""
-    try:
-        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise RequestError("unreachable_url", f"the host {host[:100]!r} does not exist") from error
-    addresses = [str(info[4][0]) for info in infos]
-    if not addresses or not all(is_public(address) for address in addresses):
-        raise RequestError("url_not_allowed", f"the host {host[:100]!r} is not public")
-    return addresses
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address belongs to a host on the public internet."""
-    parsed = ipaddress.ip_address(address)
-    if isinstance(parsed, ipaddress.IPv6Address):  # without an IPv4 address inside, which might be any
-        return parsed in _GLOBAL_IPV6 and parsed.is_global and parsed.sixtofour is None and parsed.teredo is None
-    return parsed.is_global and not parsed.is_multicast and not any(parsed in network for network in _CLOUD_SERVICES)
-
-
-def _request(url: str, until: float, limits: Limits) -> bytes | str:
-    """The content at a URL, or the URL that it redirects to."""
-    urllib3 = _import_urllib3()
-    try:
-        parts = urllib3.util.parse_url(url)
-    except urllib3.exceptions.LocationParseError as error:
-        raise RequestError("url_not_allowed", f"{url[:100]!r} is not a URL") from error
-    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme or "")
-    if parts.scheme not in ("http", "https") or not parts.host or parts.auth is not None or port not in _PORTS:
-        allowed = "http or https on port 80 or 443, without a password"
-        raise RequestError("url_not_allowed", f"a URL must be {allowed}; got {url[:100]!r}")
-    host = parts.host.strip("[]")
-    address = public_addresses(host, port)[0]
-    left = max(until - time.monotonic(), 0.001)
-    if parts.scheme == "https":  # to the checked address, with the certificate of the name
-        connection = urllib3.connection.HTTPSConnection(address, port, timeout=left, server_hostname=host)
-    else:
-        connection = urllib3.connection.HTTPConnection(address, port, timeout=left)
-    alarm = threading.Timer(left, _hang_up, [connection])  # the timeout is per read, and a slow host may need many
-    alarm.start()
-    try:
-        headers = {**_HEADERS, "Host": parts.netloc}
-        connection.request("GET", parts.request_uri, headers=headers, preload_content=False, decode_content=False)
-        response = connection.getresponse()
-        if location := response.get_redirect_location():
-            return str(location)
-        if response.status != 200:
-            raise RequestError("unreachable_url", f"the URL answered with HTTP status {response.status}")
-        content = bytearray()
-        while time.monotonic() <= until and (chunk := response.read1(65_536)):
-            content += chunk
-            if len(content) > limits.max_bytes:
-                raise RequestError("too_large", f"the file at the URL has more than {limits.max_bytes:,} bytes")
-        if time.monotonic() > until:  # checked again: a closed connection looks like the end of the content
-            raise RequestError("unreachable_url", f"the image was not complete after {limits.url_seconds:g} s")
-        return bytes(content)
-    except (urllib3.exceptions.HTTPError, HTTPException, OSError) as error:
-        raise RequestError("unreachable_url", f"no answer from the URL: {type(error).__name__}") from error
-    finally:
-        alarm.cancel()
-        connection.close()
-
-
-def _hang_up(connection: Any) -> None:
-    with contextlib.suppress(OSError, AttributeError):  # it is not connected yet, or no longer
-        connection.sock.shutdown(socket.SHUT_RDWR)
-
-
-def _import_urllib3() -> Any:
-    try:
-        import urllib3
-        import urllib3.connection
-    except ImportError as error:
-        install = 'pip install "cca_hf[download]", or add urllib3 to the requirements.txt of the repository'
-        raise ImportError(f"fetching images from URLs needs urllib3: {install}") from error
-    return urllib3
 
 
 def _refuse_unknown(given: Mapping[Any, Any], known: tuple[str, ...], where: str) -> None:

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from cca_hf.models import images
 from cca_hf.models.encoding import ImageEncoder
 from cca_hf.models.images import UnreadableImageError
 from cca_hf.visualization.page import public_name
@@ -78,7 +79,7 @@ class _Reader(RequestReader):
     """Decodes JPEGs in the thread that reads them, where they take a bounded time, and other formats in a process."""
 
     def __init__(self, attributes: Sequence[str], limits: Limits):
-        super().__init__(attributes, limits)
+        super().__init__(attributes, limits, images)
         self.processes = DecodingProcesses(limits)
 
     def _open(self, content: bytes) -> Readable:

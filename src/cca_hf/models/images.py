@@ -9,15 +9,19 @@ installed. The resizing is that of transformers' torchvision backend: a value di
 import base64
 import io
 import math
+import os
+import stat
 from functools import cached_property
 from os import PathLike, fspath
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile
 from transformers import BaseImageProcessor
-from transformers.image_utils import load_image as load_image_from_url
+
+from .fetching import FetchError, fetch, is_url
+from .image_headers import check_exif, check_header, check_scans, check_sides
 
 try:
     import simplejpeg
@@ -32,7 +36,21 @@ else:
 
 ImageInput: TypeAlias = str | PathLike | bytes | dict | Image.Image | np.ndarray
 
-_SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+TRUST_DATA = "CCA_TRUST_DATA"  # the environment variable that allows data what the user may do himself
+_TRANSPOSE = {  # EXIF orientation -> what turns the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_NOTES_OF_ORIENTATION = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+_SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
+_SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # some versions of Pillow read their 16-bit greys as 32-bit integers
+_MOST_RESIZED = 100_000_000  # pixels of a resized image, also when only one side is resized
+_BITS_PER_SAMPLE = 258  # tag of a TIFF
 _JPEG_START = b"\xff\xd8\xff"
 # A JPEG with one of these may have an orientation, which PIL reads.
 _ORIENTATION_MARKS = (b"Exif\x00\x00", b"tiff:Orientation")
@@ -43,28 +61,49 @@ class UnreadableImageError(ValueError):
     """An image that cannot be decoded; the message names the image and the reason."""
 
 
+def trusts_data() -> bool:
+    """Whether URLs and file names in data may lead anywhere: `CCA_TRUST_DATA=1`."""
+    return os.environ.get(TRUST_DATA, "0") not in ("", "0")
+
+
 def load_image(image: ImageInput) -> Image.Image:
     """Decode an image to upright 8-bit RGB.
 
     `Image.convert("RGB")` alone would ignore the EXIF orientation of phones, clip the 16-bit greys of scanners to
-    white, and show the hidden colour of transparent pixels, mostly black.
+    white, and show the hidden colour of transparent pixels, mostly black. EXIF that cannot be read is ignored.
+
+    Greys of more than 8 bits are scaled if their range is known: 16 bits, or 12 in a TIFF that says so; 32-bit
+    integers in [0, 255] or [0, 65535], as 8 or 16 bits; floats in [0, 1]. Others are refused.
 
     Args:
         image: a path, a URL (`http://`, `https://` or `data:`), encoded bytes, the `{"bytes", "path"}` of an undecoded
             `datasets.Image`, a PIL image, or an array of shape (height, width) or (height, width, 1 | 3 | 4): `uint8`,
-            `uint16`, or floats in [0, 1].
+            `uint16`, or floats in [0, 1]. A URL may lead to any host if it is given as text, and to public hosts if it
+            is the "path" of a dict, which comes from data; see `CCA_TRUST_DATA` in `docs/your_own_data.md`.
 
     Raises:
-        UnreadableImageError: if the image is missing, truncated, not an image, or an array of another kind.
+        UnreadableImageError: if the image is missing, truncated, not an image, an array or greys of another kind, or
+            if decoding it would take far more memory or time than its size explains.
     """
     try:
-        return _to_rgb(_open(_source(image)))
-    except UnreadableImageError:
-        raise
-    # A broken file or a dead server can raise anything: Pillow's decoders struct.error, RuntimeError, EOFError and
-    # others, the HTTP client errors that are no OSError.
+        source = _source(image)
+        if isinstance(source, (bytes, str, PathLike)):
+            with _open(source, from_data=isinstance(image, dict)) as file:
+                check_header(file)
+                opened = Image.open(file)
+                check_sides(*opened.size)
+                if opened.format in ("JPEG", "MPO"):
+                    file.seek(0)
+                    check_scans(file.read(), opened.width * opened.height)
+                return _to_rgb(opened)
+        given = _from_memory(source)
+        loaded = _to_rgb(given)
+        return loaded.copy() if loaded is given else loaded
+    except UnreadableImageError as error:
+        raise UnreadableImageError(f"{_name(image)} cannot be read as an image: {error}") from error
+    # A broken file can raise anything: Pillow's decoders struct.error, RuntimeError, EOFError and others.
     except Exception as error:
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(f"{_name(image)} cannot be read as an image: {reason}") from error
 
 
@@ -114,14 +153,42 @@ class ImageReader:
         Raises:
             UnreadableImageError: if the image cannot be read; see `load_image`.
         """
-        return self.resize(decode_image(image))
+        levels = decode_image(image)
+        try:
+            return self.resize(levels)
+        except UnreadableImageError as error:
+            raise UnreadableImageError(f"{_name(image)} cannot be resized: {error}") from error
 
     def resize(self, levels: np.ndarray) -> torch.Tensor:
-        """The second half of `read`: decoded levels (height, width, 3) -> (3, height, width)."""
+        """The second half of `read`: decoded levels (height, width, 3) -> (3, height, width).
+
+        Raises:
+            UnreadableImageError: if the image is so long that the image processor would need gigabytes for it.
+        """
+        height, width = levels.shape[:2]
         if not self.resizes_only:
+            self._check_shape(height, width)
             return self.image_processor(Image.fromarray(levels), return_tensors="pt")["pixel_values"][0]
         pixels = torch.from_numpy(levels).permute(2, 0, 1)[None]  # (1, 3, h, w), channels last in memory
-        return torch.nn.functional.interpolate(pixels, self._size, mode=str(self._mode), antialias=True)[0]
+        if height * self._size[1] > max(height * width, _MOST_RESIZED):
+            # torch changes the width first: 1 x 25,000,000 pixels would be 224 x 25,000,000 in between
+            pixels = self._interpolate(pixels, [self._size[0], width])
+        return self._interpolate(pixels, self._size)[0]
+
+    def _interpolate(self, pixels: torch.Tensor, size: list[int]) -> torch.Tensor:
+        return torch.nn.functional.interpolate(pixels, size, mode=str(self._mode), antialias=True)
+
+    def _check_shape(self, height: int, width: int) -> None:
+        size = self.image_processor.to_dict().get("size") or {}
+        edge = size.get("shortest_edge")
+        if edge is None or "longest_edge" in size:
+            resized = height * (size.get("width") or 0)  # as torch, PIL changes the width first
+        else:
+            resized = edge * edge * max(height, width) // min(height, width)
+        if resized > _MOST_RESIZED:
+            raise UnreadableImageError(
+                f"{width} x {height} pixels are too long for this image processor, which would need {resized:,} pixels"
+            )
 
     def scale(self, batch: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """A stack of what `read` returned, (batch, 3, height, width) -> `pixel_values` on the device."""
@@ -160,6 +227,7 @@ def decode_plain_jpeg(image: ImageInput) -> np.ndarray | None:
         too_large = Image.MAX_IMAGE_PIXELS is not None and height * width > Image.MAX_IMAGE_PIXELS
         if too_large or colours not in ("YCbCr", "Gray"):  # CMYK is for printing
             return None
+        check_scans(encoded, height * width)
         return simplejpeg.decode_jpeg(encoded, "RGB")
     except ValueError:
         return None
@@ -181,27 +249,45 @@ def _jpeg_bytes(image: ImageInput) -> bytes | None:
     if not isinstance(image, (str, PathLike)) or "://" in (path := fspath(image)) or path.startswith("data:"):
         return None
     try:
-        with open(path, "rb") as file:
+        with _open_file(path) as file:
             start = file.read(len(_JPEG_START))
             return start + file.read() if start == _JPEG_START else None
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 
-def _open(image: ImageInput) -> Image.Image:
+def _open(image: bytes | str | PathLike, *, from_data: bool) -> BinaryIO:
+    if isinstance(image, bytes):
+        return io.BytesIO(image)
+    text = fspath(image)
+    if is_url(text):
+        return io.BytesIO(_fetch(text, private_hosts=not from_data or trusts_data()))
+    if text.startswith("data:image/"):
+        return io.BytesIO(base64.b64decode(text.partition(",")[2]))
+    return _open_file(text)
+
+
+def _fetch(url: str, *, private_hosts: bool) -> bytes:
+    try:
+        return fetch(url, private_hosts=private_hosts)
+    except FetchError as error:
+        if error.part != "private" or private_hosts:
+            raise
+        hint = f"data may refer to public hosts only, unless {TRUST_DATA}=1 is set"
+        raise UnreadableImageError(f"{error}; {hint}") from error
+
+
+def _open_file(path: str) -> BinaryIO:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its other end
+        raise UnreadableImageError("it is not a file")
+    return open(path, "rb")
+
+
+def _from_memory(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, np.ndarray):
         return _from_array(image)
-    if isinstance(image, bytes):
-        return Image.open(io.BytesIO(image))
-    if isinstance(image, (str, PathLike)):
-        path = fspath(image)
-        if path.startswith(("http://", "https://")):
-            return load_image_from_url(path, timeout=30.0)
-        if path.startswith("data:image/"):
-            return Image.open(io.BytesIO(base64.b64decode(path.partition(",")[2])))
-        return Image.open(path)
     raise UnreadableImageError(
         f"an image can be a path, a URL, bytes, a PIL image or an array; got {type(image).__name__}"
     )
@@ -227,16 +313,49 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode in _SIXTEEN_BIT_MODES:
-        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) // 257).astype(np.uint8))
+    # PIL decodes at first use, so that a truncated file raises here
+    image.load()
+    turn = _turn(image)
+    if image.mode in (*_SIXTEEN_BIT_MODES, "I", "F"):
+        image = _eight_bit_grey(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(background, image)
-    # PIL decodes at first use, so that a truncated file raises here or in `convert`
-    image.load()
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    if turn is not None:
+        image = image.transpose(turn)
+        for note in _NOTES_OF_ORIENTATION:
+            image.info.pop(note, None)
+    return image
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What turns the image upright, by its EXIF or XMP. A note that cannot be read is no note."""
+    try:
+        if "exif" in image.info:
+            check_exif(image.info["exif"])
+        elif "Raw profile type exif" in image.info:  # hexadecimal, in a PNG
+            check_exif(bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:])))
+        return _TRANSPOSE.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow raises errors of many types
+        return None
+
+
+def _eight_bit_grey(image: Any) -> Image.Image:
+    values = np.asarray(image)
+    if image.mode == "F":
+        return _from_array(values)
+    low, high = int(values.min()), int(values.max())
+    most = 65535
+    if image.format == "TIFF" and image.tag_v2.get(_BITS_PER_SAMPLE) == (12,):
+        most = 4095
+    elif image.mode == "I" and image.format not in _SIXTEEN_BIT_FORMATS and high <= 255:
+        most = 255
+    if low < 0 or high > most:
+        raise UnreadableImageError(f"integers must be in [0, 255] or [0, 65535]; got [{low}, {high}]")
+    return Image.fromarray((values.astype(np.uint32) * 255 // most).astype(np.uint8))
 
 
 def _name(image: ImageInput) -> str:

@@ -33,7 +33,7 @@ class ImageFinder:
         """The input of `load_image` for a reference."""
         place = _IN_DATASET.match(text)
         if place is None:
-            return text
+            return {"bytes": None, "path": text}  # not as text, since it comes from data
         source, split, row = place["source"], place["split"], int(place["row"])
         images = self._images(source, split)
         if images is None or row >= len(images):

@@ -39,7 +39,7 @@ def benchmark(tmp_path, add_pictures) -> Benchmark:
 
 
 @pytest.mark.parametrize("with_images", [True, False])
-def test_read_back(benchmark, tmp_path, with_images):
+def test_read_back(benchmark, tmp_path, with_images, monkeypatch):
     output = tmp_path / "new" / "prepared"
     coverage = prepare_benchmark(benchmark, output, with_images=with_images)
     assert coverage["train"] == Coverage(30, 30) and coverage["test_query"] == Coverage(8, 12)
@@ -58,6 +58,10 @@ def test_read_back(benchmark, tmp_path, with_images):
                 assert picture == {"bytes": Path(told["path"]).read_bytes(), "path": Path(told["path"]).name}
             else:
                 assert picture == told == {"bytes": None, "path": os.path.abspath(told["path"])}
+    if not with_images:  # the paths lead to another folder
+        with pytest.raises(ValueError, match="names the file '.*', which is not in .*CCA_TRUST_DATA=1, or"):
+            load_attribute_dataset(output)
+        monkeypatch.setenv("CCA_TRUST_DATA", "1")
     data = load_attribute_dataset(output)
     assert data.attributes == ATTRIBUTES and data.coverage["test_gallery"] == Coverage(8, 12)
     assert data["train"].features["shape_maybe"] == List(ClassLabel(names=ATTRIBUTES["shape"]))
@@ -164,6 +168,26 @@ def test_whole_or_not_at_all(benchmark, tmp_path):
     prepare_benchmark(benchmark, tmp_path / "prepared")
     assert not (tmp_path / "prepared.unfinished").exists()
     assert load_attribute_dataset(tmp_path / "prepared").coverage["test_query"] == Coverage(8, 12)
+
+
+def test_a_folder_of_the_user_is_not_removed(benchmark, tmp_path):
+    mine = tmp_path / "prepared.unfinished"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="prepared.unfinished exists, and is not an unfinished data set"):
+        prepare_benchmark(benchmark, tmp_path / "prepared")
+    assert (mine / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", "a/../../secret.jpg"])
+def test_split_files_name_files_of_the_benchmark(tmp_path, name, monkeypatch):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    annotations = Annotations(["a.jpg", name], [[(0, 0)], [(0, 1)]])
+    with pytest.raises(ValueError, match=f"'{name}' leads out of .*root; if you trust the data, set CCA_TRUST_DATA=1"):
+        to_dataset(annotations, {"shape": ["round", "long"]}, tmp_path / "root")
+    monkeypatch.setenv("CCA_TRUST_DATA", "1")
+    assert to_dataset(annotations, {"shape": ["round", "long"]}, tmp_path / "root")[1]["file_name"] == name
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Downloads a long list of images with many dead links, such as DARN's: "<folder>/<name> <url>" per line.
 
 Images are resized and saved as `pic/<folder>/<name>.jpg`. An interrupted run can be resumed: existing images and known
-dead links are not requested again. `dead_links.tsv` lists the dead links and the reasons.
+dead links are not requested again. `dead_links.tsv` lists the dead links and the reasons. A list is data: its links
+lead to public hosts only, unless `CCA_TRUST_DATA=1` is set.
 
 img2dataset 1.47 does not fit: it numbers its files, resumes only whole shards, has no deadline per image and ignores
 EXIF rotation.
@@ -16,21 +17,19 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from datasets.utils import tqdm
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from cca_hf.models.images import UnreadableImageError, load_image
+from cca_hf.models.fetching import FetchError, fetch
+from cca_hf.models.image_headers import check_header
+from cca_hf.models.images import TRUST_DATA, load_image, trusts_data
 from cca_hf.models.whole_files import write_text
 
 from .annotations import read_lines
 
-if TYPE_CHECKING:
-    from urllib3 import BaseHTTPResponse, PoolManager
-
 DEAD_LINKS = "dead_links.tsv"
-_HEADERS = {"User-Agent": "Mozilla/5.0 (compatible; cca_hf)", "Accept": "image/*,*/*;q=0.5"}
+_PAUSE = 0.5  # seconds before the second retry; doubled for each further one
 _MAX_BYTES = 64_000_000
 _MAX_PIXELS = 64_000_000  # in memory, after a JPEG was decoded to a fraction of its size
 
@@ -84,11 +83,9 @@ def download_images(
         retry_dead: whether to request the dead links of earlier runs again.
 
     Raises:
-        ImportError: without urllib3.
         ValueError: if a line of the list has a wrong format; names the line.
     """
     settings = settings or DownloadSettings()
-    pool = _connection_pool(settings)
     listed = read_url_list(urls)
     present = {name for name in listed if (file := _target(output, name)).is_file() and file.stat().st_size}
     missing = {name: url for name, url in listed.items() if name not in present}
@@ -107,7 +104,7 @@ def download_images(
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `shrink` refuses these images
-        for name, reason in _fetch_all(pool, wanted, output, settings):
+        for name, reason in _fetch_all(wanted, output, settings):
             if reason is None:
                 saved += 1
             else:
@@ -141,17 +138,24 @@ def shrink(content: bytes, size: int) -> bytes:
         DeadLinkError: if the content is no image, incomplete, or too large.
     """
     try:
+        check_header(io.BytesIO(content))
         with Image.open(io.BytesIO(content)) as image:
             given = image.size
             image.draft("RGB", (size, size))  # decodes a large JPEG to a half, a quarter or an eighth
             if image.width * image.height > _MAX_PIXELS:
                 raise DeadLinkError(f"too large: {given[0]} x {given[1]} pixels")
             upright = load_image(image)
-            as_it_is = image.format == "JPEG" and image.mode == "RGB"
-            as_it_is &= image.getexif().get(ExifTags.Base.Orientation, 1) == 1 and min(given) <= size
+            as_it_is = (
+                image.format == "JPEG"
+                and image.mode == "RGB"
+                and min(given) <= size
+                and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            )
     except UnidentifiedImageError as error:
         raise DeadLinkError("no image") from error
-    except (UnreadableImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except DeadLinkError:
+        raise
+    except Exception as error:  # Pillow raises errors of many types for broken files
         raise DeadLinkError(f"broken image: {error.__cause__ or error}") from error
     if as_it_is:
         return content
@@ -165,26 +169,7 @@ def shrink(content: bytes, size: int) -> bytes:
 # ---- The links ----
 
 
-def _connection_pool(settings: DownloadSettings) -> "PoolManager":
-    try:
-        from urllib3 import PoolManager, Retry, Timeout
-    except ImportError as error:
-        raise ImportError('downloading needs urllib3: pip install "cca_hf[download]"') from error
-    retry = Retry(
-        settings.retries,
-        redirect=5,
-        status_forcelist=(429, 500, 502, 503, 504),
-        backoff_factor=0.5,
-        respect_retry_after_header=False,  # may be an hour
-        raise_on_status=False,
-    )
-    timeout = Timeout(connect=settings.timeout, read=settings.timeout)
-    return PoolManager(200, headers=_HEADERS, retries=retry, timeout=timeout, maxsize=settings.workers)
-
-
-def _fetch_all(
-    pool: "PoolManager", wanted: dict[str, str], output: Path, settings: DownloadSettings
-) -> Iterator[tuple[str, str | None]]:
+def _fetch_all(wanted: dict[str, str], output: Path, settings: DownloadSettings) -> Iterator[tuple[str, str | None]]:
     """(name, reason for a dead link or None), in the order of completion."""
     executor = ThreadPoolExecutor(settings.workers, thread_name_prefix="fetch")
     pending: dict[Future[str | None], str] = {}
@@ -192,7 +177,7 @@ def _fetch_all(
     try:
         while True:
             for name, url in islice(links, 4 * settings.workers - len(pending)):
-                pending[executor.submit(_fetch, pool, url, _target(output, name), settings)] = name
+                pending[executor.submit(_fetch, url, _target(output, name), settings)] = name
             if not pending:
                 return
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -201,9 +186,9 @@ def _fetch_all(
         executor.shutdown(cancel_futures=True)
 
 
-def _fetch(pool: "PoolManager", url: str, target: Path, settings: DownloadSettings) -> str | None:
+def _fetch(url: str, target: Path, settings: DownloadSettings) -> str | None:
     try:
-        content = shrink(_content(pool, url, settings), settings.size)
+        content = shrink(_content(url, settings), settings.size)
     except DeadLinkError as error:
         return " ".join(str(error).split())
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -213,37 +198,23 @@ def _fetch(pool: "PoolManager", url: str, target: Path, settings: DownloadSettin
     return None
 
 
-def _content(pool: "PoolManager", url: str, settings: DownloadSettings) -> bytes:
-    from urllib3.exceptions import HTTPError, MaxRetryError
-
-    retries_left = settings.retries
-    while True:
+def _content(url: str, settings: DownloadSettings) -> bytes:
+    for retry in range(settings.retries + 1):
+        if retry > 1:
+            time.sleep(_PAUSE * 2 ** (retry - 1))
         try:
-            response = pool.request("GET", url, preload_content=False)
-        except (HTTPError, ValueError) as error:  # after the retries of urllib3
-            cause = error.reason if isinstance(error, MaxRetryError) and error.reason is not None else error
-            raise DeadLinkError(f"no answer: {type(cause).__name__}") from error
-        with response:
-            if response.status != 200:
-                raise DeadLinkError(f"HTTP {response.status}")
-            try:
-                return _body(response, settings.deadline)
-            except HTTPError as error:  # urllib3 does not retry once the body has begun
-                if not retries_left:
-                    raise DeadLinkError(f"broke off: {type(error).__name__}") from error
-        retries_left -= 1
-
-
-def _body(response: "BaseHTTPResponse", deadline: float) -> bytes:
-    until = time.monotonic() + deadline
-    content = bytearray()
-    while chunk := response.read1(65_536):  # returns any data at once, so that the deadline also stops a slow server
-        content += chunk
-        if len(content) > _MAX_BYTES:
-            raise DeadLinkError(f"too large: more than {_MAX_BYTES:,} bytes")
-        if time.monotonic() > until:
-            raise DeadLinkError(f"too slow: not complete after {deadline:g} s")
-    return bytes(content)
+            return fetch(
+                url,
+                seconds=settings.deadline,
+                idle_seconds=settings.timeout,
+                max_bytes=_MAX_BYTES,
+                private_hosts=trusts_data(),
+            )
+        except FetchError as error:
+            if not error.temporary or retry == settings.retries:
+                hint = f"; set {TRUST_DATA}=1 if you trust the list" if error.part == "private" else ""
+                raise DeadLinkError(f"{error}{hint}") from error
+    raise AssertionError("the last try returns or raises")
 
 
 def _target(output: Path, name: str) -> Path:

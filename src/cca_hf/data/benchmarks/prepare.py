@@ -22,6 +22,7 @@ from cca_hf.models.whole_files import check_new
 from .annotations import Benchmark
 
 TRIPLETS_CONFIG = "triplets"
+_MARKER = ".unfinished-data-set"  # in a folder that may be removed
 
 
 def prepare_benchmark(
@@ -36,7 +37,7 @@ def prepare_benchmark(
         split -> number of images present and listed.
 
     Raises:
-        FileExistsError: if `output` is not empty.
+        FileExistsError: if `output` is not empty, or `<output>.unfinished` is there and was not left by this function.
         FileNotFoundError: if all images are missing.
     """
     check_new(output)
@@ -52,8 +53,7 @@ def prepare_benchmark(
             f"{benchmark.source}"
         )
     output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f"{output.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = _new_unfinished(output)
     mark = secrets.token_hex(4)
     for split, dataset in benchmark.splits.items():
         folder = unfinished / "data"
@@ -61,10 +61,23 @@ def prepare_benchmark(
     for split, dataset in (benchmark.triplets or DatasetDict()).items():
         write_split(dataset, unfinished / TRIPLETS_CONFIG, split, with_images=False, mark=mark)
     (unfinished / "README.md").write_text(_readme(benchmark, coverage, mark, with_images), encoding="utf-8")
+    (unfinished / _MARKER).unlink()
     if output.exists():
         output.rmdir()
     unfinished.rename(output)
     return coverage
+
+
+def _new_unfinished(output: Path) -> Path:
+    """The empty folder beside `output` that becomes `output` at the end; one that was left unfinished is removed."""
+    unfinished = output.with_name(f"{output.name}.unfinished")
+    if (unfinished / _MARKER).is_file():
+        shutil.rmtree(unfinished)
+    elif unfinished.exists():
+        raise FileExistsError(f"{unfinished} exists, and is not an unfinished data set: rename or remove it")
+    unfinished.mkdir()
+    (unfinished / _MARKER).touch()
+    return unfinished
 
 
 def _readme(benchmark: Benchmark, coverage: dict[str, Coverage], mark: str, with_images: bool) -> str:
