@@ -3,11 +3,13 @@
 A model implements `features_and_grids`, `project_features` and `_embed_tokens`.
 """
 
+import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import numpy as np
 import torch
@@ -346,6 +348,15 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
     def has_fingerprint(self, fingerprint: str) -> bool:
         # each hash reads all weights, so the second is computed only if the first differs
         return fingerprint == self.fingerprint() or fingerprint == self._fingerprint_of_version_0_1()
+
+    def shares_space(self, fingerprint: str) -> bool:
+        if self.has_fingerprint(fingerprint):
+            return True
+        others = {torch.float32, torch.bfloat16, torch.float16} - {self.dtype}
+        return any(copy.deepcopy(self).to(dtype).has_fingerprint(fingerprint) for dtype in others)
+
+    def in_precision(self, precision: str) -> Self:
+        return self if precision == "auto" else self.to(getattr(torch, precision))
 
     def _fingerprint_of_version_0_1(self) -> str:
         digest = digest_of_weights(self)  # without the architecture
