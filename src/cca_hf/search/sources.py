@@ -329,7 +329,8 @@ def _as_stored(table: pa.Table, features: Features) -> pa.Table:
         elif name != ITEM_ID and pa.types.is_timestamp(column.type):
             table = table.set_column(place, name, _times(column))
         elif name != ITEM_ID and pa.types.is_decimal(column.type):
-            table = table.set_column(place, name, column.cast(pa.float64()))
+            exact = column.cast(pa.string()).cast(pa.float64())  # Arrow's own cast makes 19.990000000000002 of 19.99
+            table = table.set_column(place, name, exact)
     return table
 
 

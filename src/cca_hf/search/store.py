@@ -140,7 +140,7 @@ def copy_index(
                     f"{original.location} has {expected} items and {copy.location} {copied}: the source was changed "
                     "during the copy; delete the target and copy again"
                 )
-            copy.optimize()
             copy.set_sources(original.sources)
+            copy.optimize()
             copy.set_note("")
             return copied
