@@ -82,7 +82,9 @@ class EmbeddingJob:
         ids = model.config.attribute_ids(settings.attributes)
         earlier = model_of(folder)
         manifest = Manifest(
-            model=earlier if earlier is not None and model.has_fingerprint(earlier) else model.fingerprint(),
+            model=earlier
+            if earlier is not None and model.has_fingerprint(earlier)
+            else model.checkpoint_fingerprint(),
             attributes=[model.config.attributes[place] for place in ids],
             dim=model.config.embedding_dim or model.config.hidden_size,
             dtype=settings.dtype,
