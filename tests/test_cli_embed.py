@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset, Image
@@ -102,6 +103,34 @@ def test_unreadable_pictures(checkpoint, catalogue, tmp_path, capsys):
     assert list(json.loads(capsys.readouterr().out)["unreadable"]) == ["3.png"]
 
 
+def test_no_image_can_be_read(checkpoint, tmp_path, capsys):
+    """A row without an image, and images as base64: named by row and id, and without their content."""
+    text = "iVBORw0KGgo" + "A" * 5000
+    (tmp_path / "shoes").mkdir()
+    Dataset.from_dict({"image": [text, text, None], "sku": ["a", "b", "c"]}).to_parquet(
+        tmp_path / "shoes/test.parquet"
+    )
+    command = ["embed", "--model", str(checkpoint), "--dataset", str(tmp_path / "shoes"), "--id_column", "sku"]
+    command += ["--output_dir", str(tmp_path / "out"), "--shard_size", "1", "--batch_size", "1"]
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert "error: row 0, item a: " in said and "AAAA" not in said
+    assert main([*command, "--on_unreadable", "skip"]) == 0
+    unreadable = json.loads(capsys.readouterr().out)["unreadable"]
+    assert list(unreadable) == ["a", "b", "c"] and unreadable["c"] == "there is no image in this row"
+    assert all(pq.read_table(path).num_rows == 0 for path in (tmp_path / "out").glob("embeddings-*"))
+    assert len(list((tmp_path / "out").glob("embeddings-*"))) == 3
+
+
+def test_an_error_names_the_row_of_the_catalogue(checkpoint, catalogue, tmp_path, capsys):
+    """Not the row among those that were left to do."""
+    (catalogue / "7.png").write_bytes(b"no picture")
+    command = ["embed", "--model", str(checkpoint), "--images", str(catalogue), "--output_dir", str(tmp_path / "out")]
+    for _ in range(2):
+        assert main([*command, "--shard_size", "2", "--batch_size", "2"]) == 1
+        assert "error: row 7, item 7.png: " in capsys.readouterr().err
+
+
 def test_two_processes_share_the_work(checkpoint, catalogue, tmp_path):
     out = tmp_path / "out"
     command = ["-m", "cca_hf.cli.main", "embed", "--model", checkpoint, "--images", catalogue, "--output_dir", out]
@@ -126,6 +155,16 @@ def test_an_exported_model(checkpoint, catalogue, tmp_path, capsys):
     assert main(embed) == 0
     want = CCAModel.from_pretrained(checkpoint).encode(sorted(catalogue.iterdir()), "shape")
     np.testing.assert_allclose(rows(out)["embedding_shape"][:], want[:, 0], atol=1e-5)
+    # its embeddings are in the space of the checkpoint, which searches them
+    store = tmp_path / "shapes.index"
+    assert main(["index", "--embeddings", str(out), "--model", str(exported), "--store", str(store)]) == 0
+    query = ["search", "--store", str(store), "--image", str(catalogue / "3.png"), "--top", "1", "--json"]
+    for name in (checkpoint, exported):
+        capsys.readouterr()
+        assert main([*query, "--model", str(name)]) == 0
+        assert '"item_id": "3.png"' in capsys.readouterr().out
+    assert main([*query, "--model", str(exported), "--precision", "bfloat16"]) == 1
+    assert "in the precision that it was exported in" in capsys.readouterr().err
     assert main([*embed, "--device", "cuda"]) == 1
     assert "runs on the CPU" in capsys.readouterr().err
 
@@ -136,6 +175,7 @@ def test_an_exported_model(checkpoint, catalogue, tmp_path, capsys):
         ([], "give either --images or --dataset"),
         (["--images", "a", "--dataset", "b"], "give either --images or --dataset"),
         (["--images", "a", "--columns", "price"], "are for a --dataset"),
+        (["--images", "a", "--image_column", "photo"], "are for a --dataset"),
         (["--images", "nowhere"], "there is no folder nowhere"),
     ],
 )

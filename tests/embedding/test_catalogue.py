@@ -107,8 +107,10 @@ def test_refusals(shop):
     assert len(Catalogue.from_dataset(splits, split="test", image_column="photo")) == 6
     with pytest.raises(ValueError, match="'tset'.*'test'"):
         Catalogue.from_dataset(splits, split="tset", image_column="photo")
-    with pytest.raises(ValueError, match="'image'"):
-        Catalogue.from_dataset(shop)
+    with pytest.raises(ValueError, match="no image column 'image'"):
+        Catalogue.from_dataset(shop, image_column="image")
+    with pytest.raises(ValueError, match=r"found no image column; .* Columns: sku, price, colour"):
+        Catalogue.from_dataset(shop.remove_columns("photo"))
     with pytest.raises(ValueError, match="ids must be unique; 'colour' contains 0 more than once"):
         Catalogue.from_dataset(shop, image_column="photo", id_column="colour")
     with pytest.raises(ValueError, match="'photo' cannot be kept"):

@@ -1,8 +1,14 @@
 """`cca index` and `cca search`, from pictures to a page, as they are typed."""
 
+import datetime
+import decimal
+import io
 import json
+import logging
+import shlex
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -290,6 +296,276 @@ def test_a_checkpoint_that_did_not_make_the_index(store, shoes, checkpoint, tmp_
     PILImage.new("RGB", (32, 32)).save(tmp_path / "query.png")
     assert run("search", "--store", store, "--model", tmp_path / "other", "--image", tmp_path / "query.png") == 1
     assert "they cannot be compared with embeddings of" in capsys.readouterr().err
+
+
+def an_image(level: int) -> bytes:
+    buffer = io.BytesIO()
+    PILImage.new("RGB", (32, 32), (level, 30, 200 - level)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def written(folder: Path, **splits: dict) -> Path:
+    """A data set of parquet files, with four images in each split unless it has its own."""
+    folder.mkdir(parents=True)
+    for number, (split, columns) in enumerate(splits.items()):
+        images = [an_image(40 * number + 10 * row) for row in range(4)]
+        Dataset.from_dict({"image": images, **columns}).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+def errors(capsys) -> str:
+    return capsys.readouterr().err
+
+
+def test_rows_that_hold_no_image_are_named_or_skipped(checkpoint, tmp_path, capsys):
+    """Paths as text, a path to nothing, and no path."""
+    PILImage.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    paths = [str(tmp_path / "a.png"), None, str(tmp_path / "none.png"), str(tmp_path / "a.png")]
+    data = written(tmp_path / "data", test={"image": paths, "sku": ["a", "b", "c", "d"]})
+    store = tmp_path / "index"
+    words = ["index", "--model", checkpoint, "--dataset", data, "--id_column", "sku", "--store", store]
+    assert run(*words) == 1
+    assert "error: row 1, item b: there is no image in this row\n" in errors(capsys)
+    assert run(*words, "--on_unreadable", "skip", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["items"] == 2 and shown["unreadable"].keys() == {"b", "c"}
+    assert "none.png cannot be read as an image" in shown["unreadable"]["c"].replace("'", "")
+    assert run(*words, "--on_unreadable", "skip") == 0
+    assert "2 images cannot be read and were skipped, such as b: there is no image" in capsys.readouterr().out
+    with AttributeIndex.open(store) as index:
+        assert [hit.columns["picture"] for hit in index.get(["a", "d"])] == [paths[0]] * 2
+
+
+def test_the_image_column_is_found_or_named_also_by_the_page(checkpoint, tmp_path, capsys):
+    images = Dataset.from_dict(
+        {"mask": [an_image(200)] * 2, "photo": [an_image(0), an_image(90)], "shape": ["a", "b"]},
+        features=Features(mask=Image(), photo=Image(), shape=Value("string")),
+    )
+    (tmp_path / "two").mkdir()
+    images.to_parquet(tmp_path / "two" / "test.parquet")
+    (tmp_path / "one").mkdir()
+    images.remove_columns("mask").to_parquet(tmp_path / "one" / "test.parquet")
+    for name, words in (("one", []), ("two", ["--image_column", "photo"])):
+        store = tmp_path / f"{name}.index"
+        assert run("index", "--model", checkpoint, "--dataset", tmp_path / name, "--store", store, *words) == 0
+        page = tmp_path / f"{name}.html"
+        assert run("search", "--store", store, "--item", 0, "--attribute", "shape", "--html", page) == 0
+    # the images of the page are those of the column
+    shown = [(tmp_path / f"{name}.html").read_text().split('src="data:')[1:] for name in ("one", "two")]
+    assert len(shown[0]) == 2 and [text.split('"')[0] for text in shown[0]] == [
+        text.split('"')[0] for text in shown[1]
+    ]
+    assert run("index", "--model", checkpoint, "--dataset", tmp_path / "two", "--store", tmp_path / "index") == 1
+    assert "found several image columns (mask, photo); choose one with image_column" in errors(capsys)
+
+
+def test_columns_that_do_not_fit_are_left_out_with_a_warning(checkpoint, tmp_path, capsys, caplog):
+    odd = {
+        "_id": [1],
+        "price.eur": [1.5],
+        "__index_level_0__": [0],
+        "similarity": [0.5],
+        "picture": ["p"],
+        "item_id": ["i"],
+        "embedding_colour": ["e"],
+        "tags": [["t"]],
+        "nothing": [None],
+        "query_index": [1],
+    }
+    good = {"colour": ["red"], "price": [decimal.Decimal("19.99")], "day": [datetime.date(2024, 1, 31)],
+            "at": [datetime.datetime(2024, 1, 31, 12, 30, 5, 250_000)]}  # fmt: skip
+    columns = {name: values * 4 for name, values in {**odd, **good}.items()}
+    data = written(tmp_path / "data", test=columns)
+    store = tmp_path / "index"
+    words = ["index", "--model", checkpoint, "--dataset", data, "--store", store]
+    with caplog.at_level(logging.WARNING):
+        assert run(*words) == 0
+    (warning,) = [record.getMessage() for record in caplog.records if "not stored" in record.getMessage()]
+    bad_name = '(a name has no leading _ and none of . ` " [ ] \\)'
+    used = "(an index uses this name itself)"
+    assert warning == (
+        f"these columns are not stored: _id {bad_name}, price.eur {bad_name}, __index_level_0__ {bad_name}, "
+        f"similarity {used}, picture (the index stores the path or URL of the image under this name), "
+        f"item_id {used}, embedding_colour (the index stores embeddings under this name), "
+        "tags (it contains lists, not text, numbers or booleans), "
+        f"nothing (it contains values of type null, not text, numbers or booleans), query_index {used}"
+    )
+    with AttributeIndex.open(store) as index:
+        text = dict.fromkeys(["picture", "colour", "day", "at"], "text")
+        assert index.schema.columns == {**text, "price": "number"}
+        (hit,) = index.get(["2"])
+        stored = {"colour": "red", "price": 19.99, "day": "2024-01-31", "at": "2024-01-31T12:30:05"}
+        assert hit.columns == {"picture": f"{data}::test::2", **stored}
+        assert index.count("price == 19.99 and day == '2024-01-31'") == 4
+    capsys.readouterr()
+    for name, reason in (
+        ("_id", "a name has no leading _"),
+        ("tags", "it contains lists"),
+        ("item_id", "an index uses"),
+    ):
+        assert run(*words, "--columns", "price", name) == 1
+        assert f"an index cannot store the column {name!r}: {reason}" in errors(capsys)
+    # the id column is stored as the id, without a word
+    caplog.clear()
+    assert run(*words[:-1], tmp_path / "other", "--id_column", "_id") == 1
+    assert "ids must be unique; '_id' contains 1 more than once" in errors(capsys)
+
+
+def test_columns_that_the_index_does_not_have(checkpoint, tmp_path, capsys, caplog):
+    """A second data set has one more column, and one of another type: only --columns makes this an error."""
+    first = written(tmp_path / "first", test={"price": [1.5] * 4, "year": [1, 2, 3, 4]})
+    second = written(tmp_path / "second", test={"price": [1, 2, 3, 4], "year": ["a"] * 4, "size": [1] * 4})
+    store = tmp_path / "index"
+    words = ["index", "--model", checkpoint, "--store", store]
+    assert run(*words, "--dataset", first) == 0
+    words += ["--dataset", second, "--id_prefix", "test-"]
+    with caplog.at_level(logging.WARNING):
+        assert run(*words) == 0
+    expected = "year (it is text, in the index integer), size (the index has no such column)"
+    assert f"these columns are not stored: {expected}" in [record.getMessage() for record in caplog.records]
+    with AttributeIndex.open(store) as index:
+        assert [hit.columns["price"] for hit in index.get(["test-2", "2"])] == [3.0, 1.5]
+        assert [hit.columns["year"] for hit in index.get(["test-2", "2"])] == [None, 3]
+    capsys.readouterr()
+    assert run(*words, "--split", "test", "--id_prefix", "test-", "--columns", "price", "size") == 1
+    assert "has other columns; choose with --columns among picture (text), price (number), year (integer)" in errors(
+        capsys
+    )
+
+
+@pytest.mark.parametrize("engine", ["lance", "qdrant"])
+def test_a_second_split_replaces_nothing_by_accident(engine, checkpoint, tmp_path, capsys, caplog):
+    data = written(tmp_path / "data", train={"shape": ["train"] * 4}, test={"shape": ["test"] * 4})
+    store = str(tmp_path / "index") if engine == "lance" else f"qdrant-local:{tmp_path}/qdrant/shoes"
+    words = ["index", "--model", checkpoint, "--dataset", data, "--store", store]
+
+    def counts() -> tuple[int, int]:
+        with AttributeIndex.open(store) as index:
+            return index.count("shape == 'train'"), index.count("shape == 'test'")
+
+    assert run(*words, "--split", "train") == 0
+    capsys.readouterr()
+    assert run(*words, "--split", "test") == 1
+    assert (
+        f"error: 4 of 4 items of {data}::test have the ids of items from {data}::train, which they would replace in "
+        f"the index at {store}. Give them other ids with --id_prefix, or with another --id_column, or replace the "
+        "items with --replace\n"
+    ) in errors(capsys)
+    assert counts() == (4, 0)
+    for again in ([], ["--only_new"]):  # the same command goes on
+        assert run(*words, "--split", "train", *again) == 0
+    assert counts() == (4, 0)
+    with caplog.at_level(logging.WARNING):
+        assert run(*words, "--split", "test", "--only_new") == 0
+    assert f"4 of 4 items of {data}::test have the ids of items from {data}::train, and are skipped" in caplog.text
+    assert counts() == (4, 0)
+
+
+def test_several_splits_and_folders_in_one_index(checkpoint, tmp_path, capsys):
+    data = written(tmp_path / "data", train={"shape": ["train"] * 4}, test={"shape": ["test"] * 4})
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(an_image(len(name)))
+    store = tmp_path / "index"
+    words = ["index", "--model", checkpoint, "--store", store]
+    assert run(*words, "--dataset", data, "--split", "train") == 0
+    assert run(*words, "--dataset", data, "--split", "test", "--id_prefix", "test-") == 0
+    assert run(*words, "--images", tmp_path / "one") == 0
+    capsys.readouterr()
+    assert run(*words, "--images", tmp_path / "two") == 1
+    assert (
+        f"1 of 1 items of {tmp_path}/two have the ids of items from {data}::train, {data}::test, {tmp_path}/one, "
+        in (errors(capsys))
+    )
+    # an index that was moved remembers its sources too
+    assert run("index", "move", store, tmp_path / "moved") == 0
+    assert run("index", "--model", checkpoint, "--store", tmp_path / "moved", "--images", tmp_path / "two") == 1
+    assert run(*words, "--images", tmp_path / "two", "--replace") == 0
+    with AttributeIndex.open(store) as index:
+        assert index.count() == 9 and {hit.item_id for hit in index.get(["0", "test-0", "a.png"])} == {
+            "0", "test-0", "a.png"
+        }  # fmt: skip
+        assert index.get(["a.png"])[0].columns["picture"] == str(tmp_path / "two" / "a.png")
+
+
+def test_embeddings_of_two_splits(checkpoint, tmp_path, capsys):
+    data = written(tmp_path / "data", train={}, test={})
+    for split in ("train", "test"):
+        assert (
+            run("embed", "--model", checkpoint, "--dataset", data, "--split", split, "--output_dir", tmp_path / split)
+            == 0
+        )
+    store = tmp_path / "index"
+    words = ["index", "--model", checkpoint, "--store", store, "--embeddings"]
+    assert run(*words, tmp_path / "train") == 0 and run(*words, tmp_path / "train") == 0
+    capsys.readouterr()
+    assert run(*words, tmp_path / "test") == 1
+    assert f"4 of 4 items of {tmp_path}/test have the ids of items from {tmp_path}/train" in errors(capsys)
+    assert run(*words, tmp_path / "test", "--id_prefix", "test-") == 0
+    with AttributeIndex.open(store) as index:
+        assert index.count() == 8
+
+
+def test_a_web_dataset(checkpoint, tmp_path, capsys):
+    """The fields of its json are columns, for `cca index` and for `cca embed`."""
+    (tmp_path / "data").mkdir()
+    with tarfile.open(tmp_path / "data" / "test-0.tar", "w") as tar:
+        for row in range(4):
+            described = json.dumps({"colour": COLOURS[row % 2], "sku": f"sku {row}"}).encode()
+            for suffix, content in (("png", an_image(40 * row)), ("json", described)):
+                info = tarfile.TarInfo(f"{row}.{suffix}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    words = ["--model", checkpoint, "--dataset", tmp_path / "data", "--id_column", "sku"]
+    assert run("embed", *words, "--columns", "colour", "--output_dir", tmp_path / "embeddings") == 0
+    assert run("index", *words, "--store", tmp_path / "one") == 0
+    embedded = ["--embeddings", tmp_path / "embeddings", "--model", checkpoint]
+    assert run("index", *embedded, "--store", tmp_path / "other") == 0
+    for place in ("one", "other"):
+        (red,) = found(capsys, "--store", tmp_path / place, "--value", "colour=red", "--where", "colour == 'red'")
+        assert {hit["item_id"] for hit in red["found"]} == {"sku 1", "sku 3"}
+
+
+@pytest.mark.parametrize("made", ["images", "embeddings"])
+def test_an_index_made_in_another_precision(made, checkpoint, tmp_path, capsys):
+    """bfloat16 does not make it another space: the checkpoint searches it, and the reverse."""
+    data, store = written(tmp_path / "data", test={}), tmp_path / "index"
+    (tmp_path / "query.png").write_bytes(an_image(20))
+    halved, words = ["--precision", "bfloat16"], ["--model", checkpoint, "--dataset", data]
+    if made == "images":
+        assert run("index", *words, *halved, "--store", store) == 0
+    else:
+        assert run("embed", *words, *halved, "--output_dir", tmp_path / "out") == 0
+        assert run("index", "--embeddings", tmp_path / "out", "--model", checkpoint, "--store", store) == 0
+    for precision in ([], halved, ["--precision", "float16"]):
+        query = ["--store", store, "--image", tmp_path / "query.png", "--attribute", "colour", "--top", 4]
+        (result,) = found(capsys, *query, *precision)
+        assert len(result["found"]) == 4 and result["found"][0]["similarity"] == pytest.approx(1, abs=0.01)
+    assert run("index", *words, "--store", store, "--replace") == 0  # in float32
+
+
+def test_a_converted_model_and_an_index(store, checkpoint):
+    model = CCAModel.from_pretrained(checkpoint, dtype="bfloat16")
+    with pytest.raises(ValueError, match="If the model was converted, open the index first and convert it then"):
+        AttributeIndex.open(store, model)
+    model = CCAModel.from_pretrained(checkpoint)
+    with AttributeIndex.open(store, model) as index:
+        model.to(torch.bfloat16)
+        assert index.search(image=an_image(200), attribute="colour", top=1)[0].similarity > 0.9
+
+
+@pytest.mark.parametrize("item", ["it's a file", "--x"])
+def test_the_next_command_works_as_printed(item, checkpoint, tmp_path, capsys):
+    """Also for an index that does not name its model."""
+    data = written(tmp_path / "my data", test={"sku": [item, "b", "c", "d"]})
+    out, store = tmp_path / "out", tmp_path / "my index"
+    assert run("embed", "--model", checkpoint, "--dataset", data, "--id_column", "sku", "--output_dir", out) == 0
+    capsys.readouterr()
+    assert run("index", "--store", store, "--embeddings", out) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
+    command = shlex.split(line.removeprefix("next: "))
+    assert command[0] == "cca" and run(*command[1:]) == 0
+    assert f"item {item}, by colour" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [["index"], ["index", "move"], ["search"]])

@@ -16,7 +16,7 @@ def embed(
     images: Path | None = options.IMAGES,
     dataset: str | None = options.OPTIONAL_DATASET,
     split: str | None = options.SPLIT,
-    image_column: str = option("image", "NAME", "Column of the data set with the images."),
+    image_column: str | None = options.IMAGE_COLUMN,
     id_column: str | None = options.ID_COLUMN,
     columns: list[str] | None = option(None, "NAME ...", "Columns of the data set to store next to the embeddings."),
     attributes: list[str] | None = options.ATTRIBUTES,
@@ -29,9 +29,7 @@ def embed(
     ),
     shard_size: int = option(4096, "NUMBER", "Images in a file, a multiple of --batch_size.", min=1),
     num_workers: int | None = options.NUM_WORKERS,
-    on_unreadable: Literal["error", "skip"] = option(
-        "error", None, "Stop at an image that cannot be read, or skip the image."
-    ),
+    on_unreadable: options.OnUnreadable = options.ON_UNREADABLE,
     device: str | None = options.DEVICE,
     engine: Literal["loop", "ray"] = option(
         "loop", None, "loop encodes in this process, ray in workers on this machine or on a Ray cluster."
@@ -59,8 +57,10 @@ def embed(
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if (images is None) == (dataset is None):
         raise UsageError("give either --images or --dataset")
-    if images is not None and (split or id_column or columns):
-        raise UsageError("--split, --id_column and --columns are for a --dataset; image files have none")
+    if images is not None and (split or image_column or id_column or columns):
+        raise UsageError(
+            "--split, --image_column, --id_column and --columns are for a --dataset; image files have none"
+        )
     if engine == "loop" and ray_workers is not None:
         raise UsageError("--ray_workers is for --engine ray")
     if engine == "ray" and several:

@@ -1,6 +1,7 @@
 """`cca index` and `cca search`: images or embeddings into a search index, and items that are similar to a query."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,24 +30,35 @@ def index(
     dataset: str | None = options.OPTIONAL_DATASET,
     embeddings: Path | None = option(None, "FOLDER", "Output folder of 'cca embed'. The images are not read again."),
     split: str | None = options.SPLIT,
+    image_column: str | None = options.IMAGE_COLUMN,
     id_column: str | None = options.ID_COLUMN,
-    columns: list[str] | None = option(None, "NAME ...", "Columns to store, for filters and results. Default: all."),
+    id_prefix: str = option("", "TEXT", "Text before each id, such as test-, to index several splits or folders."),
+    columns: list[str] | None = option(
+        None, "NAME ...", "Columns to store, for filters and results. Default: all that an index can store."
+    ),
+    on_unreadable: options.OnUnreadable = options.ON_UNREADABLE,
     only_new: bool = switch(
         "only_new", "Skip items that the index already contains, to resume after an interruption."
     ),
+    replace: bool = switch(
+        "replace", "Replace items of another folder or split that have the same ids, instead of an error."
+    ),
     batch_size: int = options.batch_size(32),
+    precision: options.Precision = options.PRECISION,
     device: str | None = options.DEVICE,
     as_json: bool = options.JSON,
 ) -> None:
-    """Add images or embeddings to an index. Existing items with the same id are replaced.
+    """Add images or embeddings to an index. The same command again replaces its items.
 
     Give one of --images, --dataset and --embeddings. A column with the name of an attribute enables
-    'cca search --value colour=red', which needs no image.
+    'cca search --value colour=red', which needs no image. The ids of images are their paths in the folder, or the
+    numbers of their rows unless --id_column is given.
 
     \b
     Examples:
       cca index --model me/cca-shoes --images catalogue/ --store shoes.index
       cca index --model out --dataset me/shoes --split test --id_column sku --store shoes.index
+      cca index --model out --dataset me/shoes --split train --id_prefix train- --store shoes.index
       cca index --embeddings embeddings --model out --store http://localhost:6333/shoes
     """
     if context.invoked_subcommand is not None:
@@ -57,31 +69,58 @@ def index(
         raise UsageError("give one of --images, --dataset and --embeddings")
     if model is None and embeddings is None:
         raise UsageError("--images and --dataset need the --model that encodes them")
-    if dataset is None and (split or id_column):
-        raise UsageError("--split and --id_column are for a --dataset")
+    if dataset is None and (split or image_column or id_column):
+        raise UsageError("--split, --image_column and --id_column are for a --dataset")
+    if embeddings is not None and (on_unreadable != "error" or precision != "auto"):
+        raise UsageError("--on_unreadable and --precision are for images; the --embeddings are computed already")
     with stdout_kept_clean():
-        from cca_hf.embedding.catalogue import Catalogue
         from cca_hf.search.sources import EmbeddedSource, ImageSource, ItemSource, fill_index
 
         source: ItemSource
+        unreadable: dict[str, str] = {}
         name = "" if model is None else options.resolved(model)
-        reading: dict[str, Any] = {"columns": columns, "batch_size": batch_size}
         if embeddings is not None:
             source = EmbeddedSource(embeddings, name, columns=columns)
-        elif images is not None:
-            catalogue = Catalogue.from_folder(images.resolve())
-            source = ImageSource(catalogue, options.load_encoder(name, device), name, **reading)
         else:
-            encoder, place = options.load_encoder(name, device), dataset or ""
-            source = ImageSource.from_dataset(place, encoder, name, split=split, id_column=id_column, **reading)
-        items, schema = fill_index(store, source, only_new=only_new)
+            encoder = options.load_encoder_of_index(name, device, precision)
+            reading: dict[str, Any] = {
+                "columns": columns,
+                "batch_size": batch_size,
+                "on_unreadable": on_unreadable,
+                "precision": precision,
+            }
+            if images is not None:
+                source = ImageSource.from_folder(images, encoder, name, **reading)
+            else:
+                reading |= {"split": split, "image_column": image_column, "id_column": id_column}
+                source = ImageSource.from_dataset(dataset or "", encoder, name, **reading)
+            unreadable = source.unreadable
+        items, schema = fill_index(store, source, only_new=only_new, replace=replace, id_prefix=id_prefix)
+        example = _any_item(store)
     if as_json:
         contents = {"store": store, "items": items, "attributes": list(schema.attributes), "columns": schema.columns}
-        print(json.dumps({**contents, "made_by": str(schema.checkpoint)}, indent=2, ensure_ascii=False))
+        contents |= {"made_by": str(schema.checkpoint), "unreadable": unreadable}
+        print(json.dumps(contents, indent=2, ensure_ascii=False))
         return
     print(f"{store}: {items:,} items, each with one embedding for {', '.join(schema.attributes)}")
+    if unreadable:
+        item, reason = next(iter(unreadable.items()))
+        print(f"{len(unreadable):,} images cannot be read and were skipped, such as {item}: {reason}")
     print(f"columns to filter by: {', '.join(schema.columns) or 'none'}")
-    print(f"next: cca search --store {store} --image FILE --attribute {schema.attributes[0]}")
+    if example is not None:
+        item = [f"--item={example}"] if example.startswith("--") else ["--item", example]
+        words = ["cca", "search", "--store", store, *item, "--attribute", schema.attributes[0]]
+        print(f"next: {shlex.join(words)}")
+
+
+def _any_item(store: str) -> str | None:
+    """The id of one item; None for an empty index."""
+    from cca_hf.search import AttributeIndex
+    from cca_hf.search.schema import ITEM_ID
+
+    with AttributeIndex.open(store) as index:
+        ids = (table.column(ITEM_ID)[0].as_py() for table in index.tables() if len(table))
+        return next(ids, None)
 
 
 @app.command(cls=Command)
@@ -122,6 +161,7 @@ def search(
     html: Path | None = option(None, "FILE", "Write a page with the images of the items."),
     as_json: bool = options.JSON,
     model: str | None = options.MODEL_OF_INDEX,
+    precision: options.Precision = options.PRECISION,
     device: str | None = options.DEVICE,
 ) -> None:
     """Find the items that are most similar to an image, an item or a value, under one attribute or several.
@@ -149,9 +189,13 @@ def search(
     with stdout_kept_clean():
         from cca_hf.recipes.index_search import search_index, write_answers
 
+        encoder = None
+        if image:
+            encoder = options.load_encoder_of_index(model or options.model_of_index(store), device, precision)
         answers = search_index(
             store,
-            encoder=options.load_encoder(model or options.model_of_index(store), device) if image else None,
+            encoder=encoder,
+            precision=precision,
             images=image or (),
             items=item or (),
             values=values,

@@ -110,9 +110,14 @@ ID_COLUMN = option(None, "NAME", "Column with the unique id of each image. Defau
 GROUP_COLUMN = option(
     None, "NAME", "Column with one value for all images of an item. These do not count as neighbours of each other."
 )
+IMAGE_COLUMN = option(
+    None, "NAME", "Column of the data set with the images. Default: image, or the only image column."
+)
+ON_UNREADABLE = option("error", None, "Stop at an image that cannot be read, or skip the image.")
 NUM_WORKERS = option(None, "NUMBER", "Number of threads that read images.", min=0)
 DEVICE = option(None, "NAME", "cpu, cuda, cuda:1, mps, ... Default: the accelerator, if there is one.")
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+OnUnreadable: TypeAlias = Literal["error", "skip"]
 PRECISION = option("auto", None, "Number type of the computation. auto means the type of the checkpoint.")
 JSON = switch("json", "Print JSON instead of text.")
 REPO = option(..., "ID", "Repository on the Hub, such as me/shoes.")
@@ -159,6 +164,13 @@ def load_encoder(name: str, device: str | None, precision: str = "auto") -> "Ima
     if device not in (None, "cpu") or precision not in ("auto", "float32"):
         raise ValueError(f"{name} is an exported model: it runs on the CPU, in the precision that it was exported in")
     return ExportedModel.from_pretrained(name)
+
+
+def load_encoder_of_index(name: str, device: str | None, precision: str) -> "ImageEncoder":
+    """As [`load_encoder`], but a checkpoint keeps its precision, in which an index compares the weights."""
+    from cca_hf.runtimes.export import is_exported
+
+    return load_encoder(name, device, precision if is_exported(name) else "auto")
 
 
 def resolved(name: str) -> str:

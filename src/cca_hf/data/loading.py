@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features
 
 from .columns import ColumnPlace, check_names, column_places, encode_labels, group_codes, is_label_feature
 from .coverage import leave_out_missing, with_images_of
-from .schema import IMAGE_COLUMN, AttributeDataset
+from .image_column import IMAGE_COLUMN, find_image_column, with_undecoded_images
+from .schema import AttributeDataset
 from .sources import load_source
 
 logger = logging.getLogger(__name__)
@@ -66,9 +67,10 @@ def load_attribute_dataset(
         FileNotFoundError: if `source` is neither a local folder nor on the Hub.
     """
     splits = with_usual_names(load_source(source, config_name, revision, reads_images=image_root is None))
-    image_column = _find_image_column(splits, image_column)
+    image_column = find_image_column(splits, image_column)
     if image_root is not None:
         splits = with_images_of(splits, image_column, image_root)
+    splits = DatasetDict({split: with_undecoded_images(rows, image_column) for split, rows in splits.items()})
     splits, coverage = leave_out_missing(splits, image_column)
     names = _attribute_names(splits, attributes, image_column)
     if group_column is not None:
@@ -98,20 +100,6 @@ def _features(splits: DatasetDict) -> Features:
 def _check_present(kind: str, names: Sequence[str], splits: DatasetDict) -> None:
     for split, dataset in splits.items():
         check_names(kind, names, column_places(dataset.features), f"in the split {split!r}: ")
-
-
-def _find_image_column(splits: DatasetDict, image_column: str | None) -> str:
-    features = _features(splits)
-    if image_column is not None:
-        check_names("image column", [image_column], features)
-        return image_column
-    if IMAGE_COLUMN in features:
-        return IMAGE_COLUMN
-    images = [column for column, feature in features.items() if isinstance(feature, Image)]
-    if len(images) != 1:
-        found = f"several image columns ({', '.join(images)})" if images else "no image column"
-        raise ValueError(f"found {found}; choose one with image_column. Columns: {', '.join(features) or 'none'}")
-    return images[0]
 
 
 def _attribute_names(
@@ -152,7 +140,6 @@ def _to_schema(
                     "remove it"
                 )
             dataset = dataset.rename_column(image_column, IMAGE_COLUMN)
-        dataset = dataset.cast_column(IMAGE_COLUMN, Image(decode=False))
         if groups is not None and groups not in dataset.column_names:
             dataset = dataset.add_column(groups, places[split][groups].read(dataset).to_pylist())
         result[split] = dataset

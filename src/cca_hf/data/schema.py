@@ -14,10 +14,10 @@ from cca_hf.models.images import UnreadableImageError, load_image
 
 from .columns import ColumnPlace, ValueSetKind, group_codes, integers, missing_message, read_value_sets
 from .coverage import Coverage
+from .image_column import IMAGE_COLUMN
 
 logger = logging.getLogger(__name__)
 
-IMAGE_COLUMN = "image"
 _SHOWN_IMAGES = 5
 
 

@@ -12,8 +12,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datase
 
 from .columns import ColumnPlace, check_names, encode_labels, missing_message
 from .coverage import FILE_NAME_COLUMN, rows_with_image
+from .image_column import IMAGE_COLUMN, with_undecoded_images
 from .loading import with_usual_names
-from .schema import IMAGE_COLUMN
 from .sources import load_source
 
 CONDITION_COLUMN = "condition"
@@ -44,7 +44,7 @@ def to_triplet_dataset(dataset: Dataset, attributes: Sequence[str] | None = None
     if (conditions < 0).any():
         raise ValueError(f"{(conditions < 0).sum()} of {len(conditions)} triplets have no condition")
     for column in TRIPLET_COLUMNS:
-        dataset = dataset.cast_column(column, Image(decode=False))
+        dataset = with_undecoded_images(dataset, column)
     dataset = dataset.remove_columns(CONDITION_COLUMN)
     return dataset.add_column(CONDITION_COLUMN, conditions, feature=ClassLabel(names=names))
 
@@ -76,7 +76,7 @@ def load_triplets(
         context = "the triplets contain file names, and the default configuration must contain the images: "
         check_names("column", columns, images.column_names, context)
         parts.append(images.select_columns(columns))
-    return triplets, concatenate_datasets(parts).cast_column(IMAGE_COLUMN, Image(decode=False))
+    return triplets, with_undecoded_images(concatenate_datasets(parts), IMAGE_COLUMN)
 
 
 def distinct_images(triplets: Dataset, images: Dataset | None = None) -> tuple[Dataset, np.ndarray]:

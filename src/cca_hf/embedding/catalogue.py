@@ -11,12 +11,12 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 from datasets import Dataset, DatasetDict, Features, Image
 
-from cca_hf.data.columns import ColumnPlace, missing_message
+from cca_hf.data.columns import ColumnPlace, column_places, missing_message
+from cca_hf.data.image_column import IMAGE_COLUMN, find_image_column, with_undecoded_images
 from cca_hf.data.image_files import find_files, image_suffixes, passed_over_text, warn_of_passed_over
 from cca_hf.data.sources import load_source
 
 ITEM_ID = "item_id"
-_IMAGE = "image"
 _ROWS_AT_ONCE = 1024
 
 
@@ -51,7 +51,7 @@ class Catalogue:
             raise FileNotFoundError(f"there is no image in {root}; {passed_over}")
         warn_of_passed_over(root, found)
         paths = [str(root / name) for name in names]
-        dataset = Dataset.from_dict({_IMAGE: paths}, features=Features({_IMAGE: Image(decode=False)}))
+        dataset = Dataset.from_dict({IMAGE_COLUMN: paths}, features=Features({IMAGE_COLUMN: Image(decode=False)}))
         return cls(dataset, pa.array(names))
 
     @classmethod
@@ -60,7 +60,7 @@ class Catalogue:
         source: str | PathLike[str] | Dataset | DatasetDict,
         *,
         split: str | None = None,
-        image_column: str = _IMAGE,
+        image_column: str | None = None,
         id_column: str | None = None,
         columns: Sequence[str] = (),
         config_name: str | None = None,
@@ -71,11 +71,13 @@ class Catalogue:
         Args:
             source: as in `load_attribute_dataset`.
             split: may be left out if the data set has one split.
+            image_column: default: `image`, or the only image column. For its forms see `data/image_column.py`.
             id_column: a column of unique ids. Default: the numbers of the rows.
-            columns: columns to keep with the embeddings.
+            columns: columns to keep with the embeddings. Fields of a struct column, such as the `json` of a
+                WebDataset, can be named like columns, as in `load_attribute_dataset`.
 
         Raises:
-            ValueError: if a split or column is missing, or ids are not unique.
+            ValueError: if a split or column is missing, ids are not unique, or the image column contains no images.
         """
         splits = load_source(source, config_name, revision)
         if split is None and len(splits) > 1:
@@ -84,39 +86,50 @@ class Catalogue:
         if split not in splits:
             raise ValueError(missing_message("split", [split], splits))
         dataset = splits[split].with_format(None)
-        wanted = [image_column, *([id_column] if id_column else []), *columns]
-        missing = [name for name in wanted if name not in dataset.column_names]
+        image_column = find_image_column({split: dataset}, image_column)
+        places = column_places(dataset.features)
+        missing = [name for name in [*([id_column] if id_column else []), *columns] if name not in places]
         if missing:
-            raise ValueError(missing_message("column", missing, dataset.column_names))
-        taken = [name for name in columns if name in (image_column, _IMAGE, ITEM_ID)]
+            raise ValueError(missing_message("column", missing, places))
+        taken = [name for name in columns if name in (image_column, IMAGE_COLUMN, ITEM_ID)]
         if taken:
             raise ValueError(f"the column {taken[0]!r} cannot be kept: the output uses this name itself")
         if id_column is None:
             ids = pa.array(range(dataset.num_rows))
         else:
-            ids = ColumnPlace(id_column).read(dataset).combine_chunks()
+            ids = places[id_column].read(dataset).combine_chunks()
         if ids.null_count or pc.count_distinct(ids).as_py() != len(ids):
             counts = ids.value_counts().to_pylist()
             repeated = next(entry["values"] for entry in counts if entry["counts"] > 1 or entry["values"] is None)
             raise ValueError(f"ids must be unique; {id_column!r} contains {repeated!r} more than once")
-        dataset = dataset.select_columns([image_column, *columns])
-        if image_column != _IMAGE:
-            dataset = dataset.rename_column(image_column, _IMAGE)
-        return cls(dataset.cast_column(_IMAGE, Image(decode=False)), ids)
+        kept = dataset.select_columns([image_column, *(name for name in columns if places[name].field is None)])
+        for name in columns:
+            if places[name].field is not None:
+                values = places[name].read(dataset).to_pylist()
+                kept = kept.add_column(name, values, feature=places[name].feature(dataset.features))
+        if image_column != IMAGE_COLUMN:
+            kept = kept.rename_column(image_column, IMAGE_COLUMN)
+        return cls(with_undecoded_images(kept, IMAGE_COLUMN).select_columns([IMAGE_COLUMN, *columns]), ids)
 
     def __len__(self) -> int:
         return self.dataset.num_rows
 
     @property
     def images(self) -> Sequence[dict]:
-        """The undecoded images, read from disk one by one."""
-        return self.dataset.select_columns([_IMAGE])[_IMAGE]
+        """The undecoded images, read from disk one by one; None for a row without an image."""
+        return self.dataset.select_columns([IMAGE_COLUMN])[IMAGE_COLUMN]
 
     @property
     def features(self) -> Features:
         """The features of the columns that `rows` returns."""
         ids = Features.from_arrow_schema(pa.schema([(ITEM_ID, self.ids.type)]))
         return Features({**ids, **{name: self.dataset.features[name] for name in self._kept}})
+
+    def paths(self, start: int, stop: int) -> list[str | None]:
+        """The path or URL of each image; None for an image whose bytes are in the data set, or that is missing."""
+        images = self.dataset.select_columns([IMAGE_COLUMN]).with_format("arrow")[start:stop][IMAGE_COLUMN]
+        has_bytes = pc.is_valid(pc.struct_field(images, "bytes"))
+        return pc.if_else(has_bytes, None, pc.struct_field(images, "path")).to_pylist()
 
     def rows(self, start: int, stop: int) -> pa.Table:
         """The ids and the kept columns."""
@@ -130,10 +143,10 @@ class Catalogue:
         """A hash of the ids and of the sizes of the images in bytes."""
         digest = hashlib.sha256()
         last = len(self) if stop is None else stop
-        table = self.dataset.select_columns([_IMAGE]).with_format("arrow")
+        table = self.dataset.select_columns([IMAGE_COLUMN]).with_format("arrow")
         for first in range(start, last, _ROWS_AT_ONCE):
             end = min(first + _ROWS_AT_ONCE, last)
-            images = table[first:end][_IMAGE]
+            images = table[first:end][IMAGE_COLUMN]
             sizes = pc.binary_length(pc.struct_field(images, "bytes")).to_pylist()
             paths = pc.struct_field(images, "path").to_pylist()
             for item, size, path in zip(self.ids[first:end].to_pylist(), sizes, paths, strict=True):
@@ -142,7 +155,7 @@ class Catalogue:
 
     @property
     def _kept(self) -> list[str]:
-        return [name for name in self.dataset.column_names if name != _IMAGE]
+        return [name for name in self.dataset.column_names if name != IMAGE_COLUMN]
 
 
 def _size_of_file(path: str | None) -> int:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
 from transformers.utils import logging
 
 from cca_hf.models.encoding import ImageEncoder
-from cca_hf.models.images import ImageInput
+from cca_hf.models.images import ImageInput, UnreadableImageError
 
 from .catalogue import ITEM_ID, Catalogue
 from .shards import DTYPES, DType, Manifest, features_of, model_of, read_note, write_shard
@@ -40,6 +41,8 @@ class EmbeddingSettings:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}; got {self.dtype!r}")
+        if self.on_unreadable not in ("error", "skip"):
+            raise ValueError(f"on_unreadable must be 'error' or 'skip'; got {self.on_unreadable!r}")
         for name in ("shard_size", "batch_size"):
             if vars(self)[name] is not None and vars(self)[name] < 1:
                 raise ValueError(f"{name} must be at least 1; got {vars(self)[name]}")
@@ -79,7 +82,9 @@ class EmbeddingJob:
         ids = model.config.attribute_ids(settings.attributes)
         earlier = model_of(folder)
         manifest = Manifest(
-            model=earlier if earlier is not None and model.has_fingerprint(earlier) else model.fingerprint(),
+            model=earlier
+            if earlier is not None and model.has_fingerprint(earlier)
+            else model.checkpoint_fingerprint(),
             attributes=[model.config.attributes[place] for place in ids],
             dim=model.config.embedding_dim or model.config.hidden_size,
             dtype=settings.dtype,
@@ -135,7 +140,7 @@ class EmbeddingJob:
             manifest.attributes,
             batch_size=batch_size,
             num_workers=self.settings.num_workers,
-            on_unreadable=self.settings.on_unreadable,
+            on_unreadable="skip",  # errors are raised here, by the row of the catalogue
         )
         made = before = 0  # shards, and images in them
         overtaken = False
@@ -153,13 +158,17 @@ class EmbeddingJob:
                     rows += [row - before for row in batch.rows]
                     vectors.append(batch.values.numpy())
                     unreadable |= {row - before: str(error) for row, error in batch.unreadable.items()}
+                    if unreadable and self.settings.on_unreadable == "error":
+                        row, reason = next(iter(unreadable.items()))
+                        item = self.catalogue.ids[start + row]
+                        raise UnreadableImageError(f"row {start + row}, item {item}: {reason}")
                     yield len(batch.rows) + len(batch.unreadable)
                 made, before = made + 1, before + stop - start
-                items = self.catalogue.rows(start, stop)
+                items, kept = self.catalogue.rows(start, stop), pa.array(rows, pa.int64())
                 reasons = {str(items[ITEM_ID][row]): reason for row, reason in unreadable.items()}
                 note = {"made_from": self.catalogue.fingerprint(start, stop), "unreadable": reasons}
                 overtaken = writing is not None and not writing.result()
-                content = items.take(rows), np.concatenate(vectors), manifest.attributes, features, note
+                content = items.take(kept), np.concatenate(vectors), manifest.attributes, features, note
                 writing = writer.submit(write_shard, self.path_of(shard), *content)
             if writing is not None:
                 writing.result()

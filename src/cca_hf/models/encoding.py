@@ -51,6 +51,21 @@ class ImageEncoder:
         """Whether embeddings that were stored under `fingerprint` were computed by this model."""
         return fingerprint == self.fingerprint()
 
+    def checkpoint_fingerprint(self) -> str:
+        """The fingerprint of the checkpoint that this encoder was made from, to store with an index."""
+        return self.fingerprint()
+
+    def shares_space(self, fingerprint: str) -> bool:
+        """Whether embeddings that were stored under `fingerprint` can be compared with those of this encoder.
+
+        They can if the weights are the same, also in another precision.
+        """
+        return self.has_fingerprint(fingerprint)
+
+    def in_precision(self, precision: str) -> Self:
+        """This object, converted to a number type such as "bfloat16"; "auto" changes nothing."""
+        return self
+
     def in_eval_mode(self) -> Self:
         """This object, or a copy of a model that is in training mode."""
         return self

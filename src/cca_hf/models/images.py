@@ -235,6 +235,8 @@ def decode_plain_jpeg(image: ImageInput) -> np.ndarray | None:
 
 def _source(image: ImageInput) -> ImageInput:
     """The bytes or the path in an undecoded `datasets.Image`; another image as it is."""
+    if image is None:  # a row of a data set without an image
+        raise UnreadableImageError("there is no image in this row")
     if not isinstance(image, dict):
         return image
     source = image["bytes"] if image.get("bytes") is not None else image.get("path")

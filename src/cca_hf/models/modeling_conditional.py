@@ -3,12 +3,13 @@
 A model implements `get_image_features`, `project_features` and `_embed_tokens`.
 """
 
+import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -382,6 +383,15 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
             or fingerprint == self._fingerprint_of_version_0_1()
             or fingerprint == self._fingerprint_of_version_0_1(saved_names=True)
         )
+
+    def shares_space(self, fingerprint: str) -> bool:
+        if self.has_fingerprint(fingerprint):
+            return True
+        others = {torch.float32, torch.bfloat16, torch.float16} - {self.dtype}
+        return any(copy.deepcopy(self).to(dtype).has_fingerprint(fingerprint) for dtype in others)
+
+    def in_precision(self, precision: str) -> Self:
+        return self if precision == "auto" else self.to(getattr(torch, precision))
 
     def _fingerprint_of_version_0_1(self, *, saved_names: bool = False) -> str:
         digest = digest_of_weights(self, saved_names=saved_names)  # without the architecture

@@ -29,6 +29,7 @@ def search_index(
     store: str,
     *,
     encoder: "ImageEncoder | None" = None,
+    precision: str = "auto",
     images: Sequence[str] = (),
     items: Sequence[str] = (),
     values: Mapping[str, str] | None = None,
@@ -43,6 +44,8 @@ def search_index(
 
     Args:
         encoder: encodes the `images`.
+        precision: number type in which a model computes, such as "bfloat16"; "auto" does not change it. The model is
+            converted when the index has accepted it.
         images, items: the queries; without them the `values` are the only query.
         values: attribute -> value to search for, instead of the value of the query.
         attributes: default: all of the index.
@@ -57,7 +60,7 @@ def search_index(
     with AttributeIndex.open(store, encoder) as index:
         queries: list[tuple[str, str | None, str | None, dict[str, Any]]]  # name, image, item, arguments of the search
         if images and encoder is not None:
-            embeddings = encoder.encode(list(images), list(index.schema.attributes))
+            embeddings = encoder.in_precision(precision).encode(list(images), list(index.schema.attributes))
             queries = [
                 (f"{Path(image).name}{but}", image, None, {"embedding": embedding})
                 for image, embedding in zip(images, embeddings, strict=True)

@@ -171,6 +171,12 @@ class ExportedModel(ImageEncoder):
         """A hash of the graph, its attributes and the image processor."""
         return self.description["fingerprint"]
 
+    def checkpoint_fingerprint(self) -> str:
+        return self.description["made_from"]
+
+    def shares_space(self, fingerprint: str) -> bool:
+        return fingerprint in (self.description["fingerprint"], self.description["made_from"])
+
 
 def is_exported(folder: str | PathLike[str]) -> bool:
     """Whether a local folder contains an exported model."""

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from cca_hf.models.images import ImageInput
 
 IMAGE_REFERENCE = "picture"  # the column; the name is part of the format of an index
-_IN_DATASET = re.compile(r"^(?P<source>.+)::(?P<split>[\w.-]+)::(?P<row>\d+)$")
+_IN_DATASET = re.compile(r"^(?P<source>.+)::(?P<split>[\w.-]+)::(?P<row>\d+)(::(?P<column>.+))?$")
 
 
-def reference(source: str, split: str, row: int) -> str:
-    """The reference to an image in a data set."""
-    return f"{source}::{split}::{row}"
+def reference(source: str, split: str, row: int, column: str | None = None) -> str:
+    """The reference to an image in a data set; `column` if the image column must be named."""
+    return f"{source}::{split}::{row}" + ("" if column is None else f"::{column}")
 
 
 class ImageFinder:
@@ -35,7 +35,7 @@ class ImageFinder:
         if place is None:
             return {"bytes": None, "path": text}  # not as text, since it comes from data
         source, split, row = place["source"], place["split"], int(place["row"])
-        images = self._images(source, split)
+        images = self._images(source, split, place["column"])
         if images is None or row >= len(images):
             raise ValueError(
                 f"the data set {source} has no row {row} in split {split!r}: it is not the indexed data set"
@@ -43,10 +43,9 @@ class ImageFinder:
         (column,) = images.column_names
         return images[row][column]
 
-    def _open(self, source: str, split: str) -> "Dataset | None":
+    def _open(self, source: str, split: str, column: str | None) -> "Dataset | None":
         """The image column of a split, undecoded."""
-        from datasets import Image
-
+        from cca_hf.data.image_column import find_image_column, with_undecoded_images
         from cca_hf.data.sources import load_source
 
         if source not in self._datasets:
@@ -54,10 +53,11 @@ class ImageFinder:
         dataset = self._datasets[source].get(split)
         if dataset is None:
             return None
-        column = next((name for name, feature in dataset.features.items() if isinstance(feature, Image)), None)
-        if column is None:
-            raise ValueError(f"the data set {source} has no image column: it is not the indexed data set")
-        return dataset.select_columns([column]).cast_column(column, Image(decode=False))
+        try:
+            column = find_image_column({split: dataset}, column)
+        except ValueError as error:
+            raise ValueError(f"{source} is not the indexed data set: {error}") from error
+        return with_undecoded_images(dataset.select_columns([column]), column)
 
 
 def is_elsewhere(text: str) -> bool:

@@ -105,12 +105,14 @@ class AttributeIndex:
                 raise ValueError(f"the index at {store.location} is not complete: {store.note}")
             stored = store.schema.checkpoint
             model, given = (None, checkpoint) if isinstance(checkpoint, CheckpointId) else (checkpoint, None)
-            if model is not None and not model.has_fingerprint(stored.fingerprint):
+            if model is not None and not model.shares_space(stored.fingerprint):
                 given = CheckpointId(model.config.name_or_path, model.fingerprint())
             if given is not None and given.fingerprint != stored.fingerprint:
+                converted = model is not None and str(model.dtype) != "torch.float32"
                 raise ValueError(
                     f"the index at {store.location} contains embeddings of {stored}; they cannot be compared with "
                     f"embeddings of {given}"
+                    + (". If the model was converted, open the index first and convert it then" if converted else "")
                 )
         except BaseException:
             store.close()
@@ -121,6 +123,16 @@ class AttributeIndex:
     def schema(self) -> IndexSchema:
         """Attributes, columns, width of an embedding, and the checkpoint that computed the embeddings."""
         return self._store.schema
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The folders and splits whose items `cca index` has added."""
+        return self._store.sources
+
+    def remember_source(self, name: str) -> None:
+        """Adds a name to `sources`."""
+        self._check_writable()
+        self._store.set_sources([*self.sources, name])
 
     def __enter__(self) -> "AttributeIndex":
         return self

@@ -7,6 +7,7 @@ In a bucket LanceDB refuses conflicting writes.
 
 import contextlib
 import errno
+import json
 import os
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from .schema import ITEM_ID, SIMILARITY, IndexLockedError, IndexSchema, NoIndexE
 _TABLE = "items"
 _KEY = b"cca_hf.index"
 _NOTE = "cca_hf.note"
+_SOURCES = "cca_hf.sources"
 _LOCK = ".writer.lock"
 _GRAPH = b"cca_hf.graph"
 _NEIGHBOURS = 16  # in the graph
@@ -69,7 +71,9 @@ class LanceStore:
         self._table = table
         stored = _run(table.schema())
         self.schema = IndexSchema.from_json(stored.metadata[_KEY])
-        self.note = ((stored.field(ITEM_ID).metadata or {}).get(_NOTE.encode()) or b"").decode()
+        kept = stored.field(ITEM_ID).metadata or {}
+        self.note = (kept.get(_NOTE.encode()) or b"").decode()
+        self.sources = tuple(json.loads(kept.get(_SOURCES.encode()) or b"[]"))
         self._written = pa.schema([stored.field(name) for name in self.schema.arrow().names])
         self._exact = stored.metadata[_GRAPH] == b"exact"
         self._queries = LanceQueries(_run(table.uri()), settings.storage_options, is_exact=self._exact)
@@ -119,9 +123,16 @@ class LanceStore:
         return f" (version {_run(self._table.version())})"
 
     def set_note(self, note: str) -> None:
-        with _failures(self.location):
-            _run(self._table.update_field_metadata({"path": ITEM_ID, "metadata": {_NOTE: note or None}}))
+        self._keep(_NOTE, note or None)
         self.note = note
+
+    def set_sources(self, sources: Sequence[str]) -> None:
+        self._keep(_SOURCES, json.dumps(sources))
+        self.sources = tuple(sources)
+
+    def _keep(self, key: str, text: str | None) -> None:
+        with _failures(self.location):
+            _run(self._table.update_field_metadata({"path": ITEM_ID, "metadata": {key: text}}))
 
     def upsert(self, items: pa.Table) -> None:
         merge = self._table.merge_insert(ITEM_ID).when_matched_update_all().when_not_matched_insert_all()

@@ -23,6 +23,7 @@ from .schema import ITEM_ID, SIMILARITY, IndexLockedError, IndexSchema, NoIndexE
 LOCAL = "qdrant-local:"
 _KEY = "cca_hf.index"
 _NOTE = "cca_hf.note"
+_SOURCES = "cca_hf.sources"
 # The server takes UUIDs or numbers as point ids: the UUID is derived from the item id.
 _NAMESPACE = uuid.UUID("5f2f7f7c-6d0e-5b0b-9a9d-0f3c2f1f8a11")
 _FLOATS_A_REQUEST = 1_000_000
@@ -71,6 +72,7 @@ class QdrantStore:
             raise NoIndexError(f"the collection at {location} was not written by cca_hf")
         self.schema = IndexSchema.from_json(kept[_KEY])
         self.note: str = kept.get(_NOTE, "")
+        self.sources = tuple(kept.get(_SOURCES, ()))
 
     @classmethod
     def create(cls, location: str, schema: IndexSchema, settings: QdrantSettings) -> "QdrantStore":
@@ -121,6 +123,11 @@ class QdrantStore:
         with _failures(self.location):
             self._client.update_collection(self._collection, metadata={_NOTE: note})
         self.note = note
+
+    def set_sources(self, sources: Sequence[str]) -> None:
+        with _failures(self.location):
+            self._client.update_collection(self._collection, metadata={_SOURCES: list(sources)})
+        self.sources = tuple(sources)
 
     def upsert(self, items: pa.Table) -> None:
         from qdrant_client import models

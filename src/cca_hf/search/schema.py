@@ -21,9 +21,24 @@ Vectors: TypeAlias = NDArray[np.float32]
 
 ITEM_ID = "item_id"
 SIMILARITY = "similarity"
+_QUERY_INDEX = "query_index"  # a column of LanceDB's answers
 _VECTOR = "embedding_"
 _FORMAT = 1  # changes when the layout of the stored data changes
 _ARROW = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
+
+
+def vector_column(attribute: str) -> str:
+    """The name of the column with the embeddings of an attribute."""
+    return _VECTOR + re.sub(r"\W", "_", attribute)
+
+
+def reason_against_name(name: str) -> str | None:
+    """Why no column of an index can have this name; None if one can."""
+    if name in (ITEM_ID, SIMILARITY, _QUERY_INDEX):
+        return "an index uses this name itself"
+    if not name or re.search(r'[.`"\[\]\\]|^_', name):
+        return 'a name has no leading _ and none of . ` " [ ] \\'
+    return None
 
 
 class IndexLockedError(RuntimeError):
@@ -66,14 +81,14 @@ class IndexSchema:
                 raise ValueError(
                     f"the column {name!r} cannot be {kind!r}; types are {', '.join(get_args(ColumnType))}"
                 )
-            if not name or re.search(r'[.`"\[\]\\]|^_', name) or name in (SIMILARITY, "query_index"):
-                raise ValueError(f'a column cannot be called {name!r}: rename it (no leading _, none of . ` " [ ] \\)')
+            if (reason := reason_against_name(name)) is not None:
+                raise ValueError(f"a column cannot be called {name!r}: {reason}; rename it")
 
     def vector_column(self, attribute: str) -> str:
         """The name of the column with the embeddings of an attribute."""
         if attribute not in self.attributes:
             raise ValueError(f"the index has {unknown('attribute', attribute, self.attributes)}")
-        return _VECTOR + re.sub(r"\W", "_", attribute)
+        return vector_column(attribute)
 
     def arrow(self, columns: Sequence[str] | None = None, attributes: Sequence[str] | None = None) -> pa.Schema:
         """The Arrow schema of items: `item_id`, the columns and an fp32 vector per attribute (default: all)."""
@@ -90,7 +105,9 @@ class IndexSchema:
     def of_model(cls, model: "ImageEncoder", name: str, columns: Mapping[str, ColumnType]) -> "IndexSchema":
         """The schema for the embeddings of `model`, which can be loaded again from `name`."""
         dim = model.config.embedding_dim or model.config.hidden_size
-        return cls(tuple(model.config.attributes), dim, dict(columns), CheckpointId(name, model.fingerprint()))
+        return cls(
+            tuple(model.config.attributes), dim, dict(columns), CheckpointId(name, model.checkpoint_fingerprint())
+        )
 
     @property
     def filterable(self) -> dict[str, ColumnType]:

@@ -1,31 +1,40 @@
 """The sources of `cca index`: a catalogue of images, or embeddings of `cca embed`; and an index filled from them."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 import pyarrow.dataset as pads  # type: ignore[import-untyped]
-from datasets import ClassLabel, DatasetDict, Features
+from datasets import ClassLabel, DatasetDict, Features, Image, LargeList, List
 from numpy.typing import NDArray
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from cca_hf.data.columns import missing_message
+from cca_hf.data.columns import column_places, missing_message
+from cca_hf.data.image_column import find_image_column
+from cca_hf.data.sources import load_source
 from cca_hf.embedding.catalogue import Catalogue
 from cca_hf.embedding.shards import MANIFEST, Manifest, check_shard, column_of
 from cca_hf.models.encoding import ImageEncoder
+from cca_hf.models.images import UnreadableImageError
 
 from .conditions import ColumnType
 from .images import IMAGE_REFERENCE, reference
 from .index import AttributeIndex
-from .schema import ITEM_ID, CheckpointId, IndexSchema, NoIndexError
+from .schema import ITEM_ID, CheckpointId, IndexSchema, NoIndexError, reason_against_name, vector_column
+
+logger = logging.getLogger(__name__)
 
 _ITEMS_AT_ONCE = 1024
-# ids and columns of some items, and a function that computes the embeddings (rows, attributes, dim) of given rows
-ItemBatch: TypeAlias = tuple[pa.Table, Callable[[Sequence[int]], NDArray]]
+_SHOWN_SOURCES = 3
+# ids and columns of some items, and a function that computes the embeddings (rows, attributes, dim) of given rows, and
+# returns the rows that it could embed
+ItemBatch: TypeAlias = tuple[pa.Table, Callable[[list[int]], tuple[list[int], NDArray]]]
 
 
 class ImageSource:
@@ -33,8 +42,14 @@ class ImageSource:
 
     Args:
         name: id or folder of the model, to load it again.
+        place: the folder, or the data set and the split. An index remembers it, so that two places cannot replace the
+            items of each other by accident; "" for a place without a name.
         dataset_name: id or folder of the data set, to load it again; "" for a folder of images.
+        image_column: the column of the data set, unless it is found without a name.
         columns: columns to store; by default all that an index can store.
+        on_unreadable: "skip" leaves out images that cannot be read; `unreadable` then has a reason for each item.
+        precision: the number type in which the model computes, such as "bfloat16"; "auto" does not change it. The
+            model is converted when the index has accepted it.
     """
 
     def __init__(
@@ -43,17 +58,37 @@ class ImageSource:
         encoder: ImageEncoder,
         name: str,
         *,
+        place: str = "",
         dataset_name: str = "",
         split: str = "",
+        image_column: str | None = None,
         columns: Sequence[str] | None = None,
         batch_size: int = 32,
+        on_unreadable: Literal["error", "skip"] = "error",
+        precision: str = "auto",
     ) -> None:
+        if on_unreadable not in ("error", "skip"):
+            raise ValueError(f"on_unreadable must be 'error' or 'skip'; got {on_unreadable!r}")
         self.catalogue = catalogue
         self.encoder = encoder
-        self.dataset_name, self.split = dataset_name, split
+        self.place = place
+        self.dataset_name, self.split, self.image_column = dataset_name, split, image_column
         self.batch_size = batch_size
-        types = _stored_types(catalogue.features, columns)
+        self.on_unreadable = on_unreadable
+        self.precision = precision
+        self.unreadable: dict[str, str] = {}  # item id -> reason
+        features = Features({name: kind for name, kind in catalogue.features.items() if name != ITEM_ID})
+        types, self.left_out = _stored_types(features, columns, encoder.config.attributes)
         self.schema = IndexSchema.of_model(encoder, name, {IMAGE_REFERENCE: "text", **types})
+        self.columns_were_named = columns is not None
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | PathLike[str], encoder: ImageEncoder, name: str, **settings: Any
+    ) -> "ImageSource":
+        """The images in a folder and its subfolders; see `Catalogue.from_folder`, and the class for `settings`."""
+        root = Path(folder).resolve()
+        return cls(Catalogue.from_folder(root), encoder, name, place=str(root), **settings)
 
     @classmethod
     def from_dataset(
@@ -63,48 +98,87 @@ class ImageSource:
         name: str,
         *,
         split: str | None = None,
+        image_column: str | None = None,
         id_column: str | None = None,
         columns: Sequence[str] | None = None,
-        batch_size: int = 32,
+        **settings: Any,
     ) -> "ImageSource":
-        """A split of a data set on the Hub or in a folder; see `Catalogue.from_dataset`."""
-        from cca_hf.data.sources import load_source
-
+        """A split of a data set on the Hub or in a folder; see `Catalogue.from_dataset`, for `settings` the class."""
         splits: DatasetDict = load_source(source, None, None)
         if split is None and len(splits) == 1:
             (split,) = splits
-        carried = columns
-        if carried is None and split in splits:
-            types = _column_types(splits[split].features)
-            carried = [name for name, kind in types.items() if kind and name not in (id_column, IMAGE_REFERENCE)]
-        catalogue = Catalogue.from_dataset(splits, split=split, id_column=id_column, columns=carried or ())
-        place = str(Path(source).resolve()) if Path(source).exists() else source
-        return cls(
-            catalogue, encoder, name, dataset_name=place, split=split or "", columns=columns, batch_size=batch_size
+        carried, left_out = columns or (), {}
+        if split in splits:
+            features = splits[split].features
+            others = {column: place.feature(features) for column, place in column_places(features).items()}
+            for taken in (find_image_column({split: splits[split]}, image_column), id_column):
+                others.pop(taken, None)
+            others = {column: feature for column, feature in others.items() if not isinstance(feature, dict)}
+            types, left_out = _stored_types(Features(others), columns, encoder.config.attributes)
+            carried = list(types)
+        catalogue = Catalogue.from_dataset(
+            splits, split=split, image_column=image_column, id_column=id_column, columns=carried
         )
+        place = str(Path(source).resolve()) if Path(source).exists() else source
+        made = cls(
+            catalogue,
+            encoder,
+            name,
+            place=f"{place}::{split}",
+            dataset_name=place,
+            split=split or "",
+            image_column=image_column,
+            columns=columns,
+            **settings,
+        )
+        made.left_out = left_out
+        return made
 
     def __len__(self) -> int:
         return len(self.catalogue)
 
-    def batches(self) -> Iterator[ItemBatch]:
+    def item_ids(self) -> Iterator[list[str]]:
+        """All ids, in parts."""
+        for start in range(0, len(self), _ITEMS_AT_ONCE):
+            yield [str(item) for item in self.catalogue.ids[start : start + _ITEMS_AT_ONCE].to_pylist()]
+
+    def batches(self, columns: Sequence[str]) -> Iterator[ItemBatch]:
+        self.encoder = self.encoder.in_precision(self.precision)
         images = self.catalogue.images
         for start in range(0, len(self), _ITEMS_AT_ONCE):
             stop = min(start + _ITEMS_AT_ONCE, len(self))
-            rows = _with_names(self.catalogue.rows(start, stop), self.catalogue.features)
+            items = _as_stored(self.catalogue.rows(start, stop), self.catalogue.features)
 
-            def embed(wanted: Sequence[int], start: int = start) -> NDArray:
-                batch, attributes = [images[start + row] for row in wanted], list(self.schema.attributes)
-                encoded = self.encoder.encode(batch, attributes, batch_size=self.batch_size, show_progress=False)
-                return np.asarray(encoded)
+            def embed(wanted: list[int], start: int = start) -> tuple[list[int], NDArray]:
+                return self._embed(images, start, wanted)
 
-            kept = rows.select([ITEM_ID, *(name for name in self.schema.columns if name != IMAGE_REFERENCE)])
-            references = pa.array([self._reference(images[row], row) for row in range(start, stop)], pa.string())
-            yield kept.append_column(IMAGE_REFERENCE, references), embed
+            references = pa.array(self._references(start, stop), pa.string())
+            yield items.append_column(IMAGE_REFERENCE, references).select([ITEM_ID, *columns]), embed
 
-    def _reference(self, image: dict, row: int) -> str | None:
-        if image["bytes"] is None:
-            return image["path"]
-        return reference(self.dataset_name, self.split, row) if self.dataset_name else None
+    def _embed(self, images: Sequence[dict], start: int, wanted: Sequence[int]) -> tuple[list[int], NDArray]:
+        batch, attributes = [images[start + row] for row in wanted], list(self.schema.attributes)
+        rows: list[int] = []
+        vectors = [np.empty((0, len(attributes), self.schema.dim), np.float32)]
+        for part in self.encoder.encode_batches(batch, attributes, batch_size=self.batch_size, on_unreadable="skip"):
+            for place, error in part.unreadable.items():
+                row = start + wanted[place]
+                item = str(self.catalogue.ids[row])
+                if self.on_unreadable == "error":
+                    raise UnreadableImageError(f"row {row}, item {item}: {error}")
+                self.unreadable[item] = str(error)
+            rows += [wanted[place] for place in part.rows]
+            vectors.append(part.values.numpy())
+        return rows, np.concatenate(vectors)
+
+    def _references(self, start: int, stop: int) -> list[str | None]:
+        paths = self.catalogue.paths(start, stop)
+        if not self.dataset_name:
+            return paths
+        rows = range(start, stop)
+        return [
+            reference(self.dataset_name, self.split, row, self.image_column) if path is None else path
+            for row, path in zip(rows, paths, strict=True)
+        ]
 
 
 class EmbeddedSource:
@@ -123,26 +197,34 @@ class EmbeddedSource:
         self._dataset = pads.dataset(files)
         self._features = Features.from_arrow_schema(self._dataset.schema)
         self._vectors = [column_of(attribute) for attribute in manifest.attributes]
-        types = _stored_types(Features({name: self._features[name] for name in manifest.columns}), columns)
+        self.place = str(folder.resolve())
+        features = Features({name: self._features[name] for name in manifest.columns})
+        types, self.left_out = _stored_types(features, columns, manifest.attributes)
+        self.columns_were_named = columns is not None
         checkpoint = CheckpointId(name, manifest.model)
         self.schema = IndexSchema(tuple(manifest.attributes), manifest.dim, types, checkpoint)
 
     def __len__(self) -> int:
         return self._dataset.count_rows()
 
-    def batches(self) -> Iterator[ItemBatch]:
-        wanted = [ITEM_ID, *self.schema.columns, *self._vectors]
+    def item_ids(self) -> Iterator[list[str]]:
+        """All ids, in parts."""
+        for batch in self._dataset.to_batches(columns=[ITEM_ID], batch_size=_ITEMS_AT_ONCE):
+            yield [str(item) for item in batch.column(ITEM_ID).to_pylist()]
+
+    def batches(self, columns: Sequence[str]) -> Iterator[ItemBatch]:
+        wanted = [ITEM_ID, *columns, *self._vectors]
         for batch in self._checked_batches(wanted):
             if not len(batch):
                 continue
-            table = _with_names(pa.Table.from_batches([batch]), self._features)
+            table = _as_stored(pa.Table.from_batches([batch]), self._features)
 
-            def embed(rows: Sequence[int], table: pa.Table = table) -> NDArray:
-                columns = table.select(self._vectors).take(list(rows)).columns
-                vectors = [column.combine_chunks().flatten().to_numpy().reshape(len(rows), -1) for column in columns]
-                return np.stack(vectors, axis=1).astype(np.float32)
+            def embed(rows: list[int], table: pa.Table = table) -> tuple[list[int], NDArray]:
+                taken = table.select(self._vectors).take(rows).columns
+                vectors = [column.combine_chunks().flatten().to_numpy().reshape(len(rows), -1) for column in taken]
+                return rows, np.stack(vectors, axis=1).astype(np.float32)
 
-            yield table.select([ITEM_ID, *self.schema.columns]), embed
+            yield table.select([ITEM_ID, *columns]), embed
 
     def _checked_batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         for file in self._files:
@@ -155,17 +237,27 @@ class EmbeddedSource:
 ItemSource: TypeAlias = ImageSource | EmbeddedSource
 
 
-def fill_index(store: str, source: ItemSource, *, only_new: bool = False) -> tuple[int, IndexSchema]:
+def fill_index(
+    store: str, source: ItemSource, *, only_new: bool = False, replace: bool = False, id_prefix: str = ""
+) -> tuple[int, IndexSchema]:
     """Adds the items of `source`. Items in the index are replaced, or kept if `only_new`.
 
-    Returns the number of items in the index, and its schema. A progress bar is shown.
+    Returns the number of items in the index, and its schema. A progress bar is shown. If the caller of the source has
+    not named the columns, a warning names those that are not stored.
+
+    Args:
+        replace: whether the items may replace those of another folder or split, which have the same ids.
+        id_prefix: text before each id of the source.
 
     Raises:
-        ValueError: if the index has other attributes, another width, other columns or another model.
+        ValueError: if the index has other attributes, another width, other columns or another model, or items of
+            another source with the same ids. Nothing is written then.
+        UnreadableImageError: for an image that cannot be read. The items before it are in the index.
     """
     wanted = source.schema
+    checkpoint = source.encoder if isinstance(source, ImageSource) else wanted.checkpoint
     try:
-        index = AttributeIndex.open(store, wanted.checkpoint, writable=True)
+        index = AttributeIndex.open(store, checkpoint, writable=True)
     except NoIndexError:
         index = AttributeIndex.create_from_schema(store, wanted)
     with index:
@@ -175,60 +267,127 @@ def fill_index(store: str, source: ItemSource, *, only_new: bool = False) -> tup
                 f"the index at {store} has {stored.dim} dimensions for {', '.join(stored.attributes)}, but the source "
                 f"has {wanted.dim} for {', '.join(wanted.attributes)}"
             )
-        if not wanted.columns.items() <= stored.columns.items():
-            known = ", ".join(f"{name} ({kind})" for name, kind in stored.columns.items())
-            raise ValueError(f"the index at {store} has other columns; choose with --columns among {known or 'none'}")
+        columns, left_out = _shared_columns(store, source, stored)
+        if left_out:
+            shown = ", ".join(f"{name} ({reason})" for name, reason in left_out.items())
+            logger.warning("these columns are not stored: %s", shown)
+        _check_other_sources(index, store, source, id_prefix, only_new=only_new, replace=replace)
         with tqdm(total=len(source), desc="Indexing", unit="item") as progress:
-            for items, embed in source.batches():
-                item_ids = [str(item) for item in items.column(ITEM_ID).to_pylist()]
+            for items, embed in source.batches(columns):
+                item_ids = [f"{id_prefix}{item}" for item in items.column(ITEM_ID).to_pylist()]
                 known_ids = index.ids_among(item_ids) if only_new else set()
-                rows = [row for row, item in enumerate(item_ids) if item not in known_ids]
+                missing = [row for row, item in enumerate(item_ids) if item not in known_ids]
+                rows, embeddings = embed(missing) if missing else ([], np.empty(0))
                 if rows:
                     ids = [item_ids[row] for row in rows]
-                    index.add(ids, embeddings=embed(rows), columns=items.drop_columns([ITEM_ID]).take(rows))
+                    index.add(ids, embeddings=embeddings, columns=items.drop_columns([ITEM_ID]).take(rows))
                 progress.update(len(item_ids))
             progress.set_description("Building the index")
             index.optimize()
         return index.count(), index.schema
 
 
-def _with_names(table: pa.Table, features: Features) -> pa.Table:
-    """The table with names of `ClassLabel` values instead of their ids; -1 becomes missing."""
-    for name in table.column_names:
-        feature = features.get(name)
+def _shared_columns(store: str, source: ItemSource, stored: IndexSchema) -> tuple[list[str], dict[str, str]]:
+    """The columns of the source that the index stores, and the others with the reasons."""
+    columns, left_out = [], dict(source.left_out)
+    for name, kind in source.schema.columns.items():
+        there = stored.columns.get(name)
+        if there == kind or (there == "number" and kind == "integer"):
+            columns.append(name)
+        else:
+            left_out[name] = "the index has no such column" if there is None else f"it is {kind}, in the index {there}"
+    asked_for = set(source.schema.columns) - {IMAGE_REFERENCE} if source.columns_were_named else set()
+    if asked_for.intersection(left_out):
+        known = ", ".join(f"{name} ({kind})" for name, kind in stored.columns.items())
+        raise ValueError(f"the index at {store} has other columns; choose with --columns among {known or 'none'}")
+    return columns, left_out
+
+
+def _check_other_sources(
+    index: AttributeIndex, store: str, source: ItemSource, id_prefix: str, *, only_new: bool, replace: bool
+) -> None:
+    """Remembers a new source, unless its ids are those of items of other sources."""
+    if not source.place or source.place in index.sources:
+        return
+    if index.sources and not replace:
+        known = 0
+        for ids in source.item_ids():
+            known += len(index.ids_among([f"{id_prefix}{item}" for item in ids]))
+        others = ", ".join(index.sources[:_SHOWN_SOURCES]) + (", ..." if len(index.sources) > _SHOWN_SOURCES else "")
+        counted = f"{known:,} of {len(source):,} items of {source.place} have the ids of items from {others}"
+        if known and not only_new:
+            raise ValueError(
+                f"{counted}, which they would replace in the index at {store}. Give them other ids with --id_prefix, "
+                "or with another --id_column, or replace the items with --replace"
+            )
+        if known:
+            logger.warning("%s, and are skipped", counted)
+    index.remember_source(source.place)
+
+
+def _as_stored(table: pa.Table, features: Features) -> pa.Table:
+    """The table with names instead of the ids of `ClassLabel` (-1 becomes missing), and with dates as text."""
+    for place, name in enumerate(table.column_names):
+        feature, column = features.get(name), table.column(name)
         if isinstance(feature, ClassLabel):
-            labels = pc.if_else(pc.less(table.column(name), 0), None, table.column(name))
-            texts = pc.take(pa.array(feature.names, pa.string()), labels)
-            table = table.set_column(table.column_names.index(name), name, texts)
+            labels = pc.if_else(pc.less(column, 0), None, column)
+            table = table.set_column(place, name, pc.take(pa.array(feature.names, pa.string()), labels))
+        elif name != ITEM_ID and pa.types.is_date(column.type):
+            table = table.set_column(place, name, column.cast(pa.date32()).cast(pa.string()))
+        elif name != ITEM_ID and pa.types.is_timestamp(column.type):
+            table = table.set_column(place, name, _times(column))
+        elif name != ITEM_ID and pa.types.is_decimal(column.type):
+            exact = column.cast(pa.string()).cast(pa.float64())  # Arrow's own cast makes 19.990000000000002 of 19.99
+            table = table.set_column(place, name, exact)
     return table
 
 
-def _stored_types(features: Features, columns: Sequence[str] | None) -> dict[str, ColumnType]:
-    """The types of the `columns` of an index; by default of all that it can store."""
-    types = _column_types(features)
-    storable = {name: kind for name, kind in types.items() if kind}
-    for name in columns or ():
+def _times(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """ISO 8601 in seconds: 2024-01-31T12:00:00, in UTC with a Z at the end if the column has a time zone."""
+    utc = column.cast(pa.timestamp("s"), safe=False)
+    return pc.strftime(utc, format="%Y-%m-%dT%H:%M:%S" + ("Z" if column.type.tz else ""))
+
+
+def _stored_types(
+    features: Features, columns: Sequence[str] | None, attributes: Sequence[str]
+) -> tuple[dict[str, ColumnType], dict[str, str]]:
+    """The types of the `columns` of an index, by default of all that it can store; and the others with the reasons."""
+    types: dict[str, ColumnType] = {}
+    left_out: dict[str, str] = {}
+    for field in features.arrow_schema:
+        kind = "text" if isinstance(features[field.name], ClassLabel) else _type_of(field.type)
+        reason = _reason_against(field.name, features[field.name], kind, attributes)
+        if reason is not None:
+            left_out[field.name] = reason
+        elif kind is not None:
+            types[field.name] = kind
+    if columns is None:
+        return types, left_out
+    for name in columns:
+        if name in left_out:
+            raise ValueError(f"an index cannot store the column {name!r}: {left_out[name]}")
         if name not in types:
-            raise ValueError(missing_message("column", [name], storable))
-        if name not in storable:
-            raise ValueError(f"an index cannot store the column {name!r}: it contains no text, numbers or booleans")
-    return storable if columns is None else {name: storable[name] for name in columns}
+            raise ValueError(missing_message("column", [name], types))
+    return {name: types[name] for name in columns}, {}
 
 
-def _column_types(features: Features) -> dict[str, ColumnType | None]:
-    """The types of the columns besides the id; None for a column that an index cannot store."""
-    return {
-        field.name: "text" if isinstance(features[field.name], ClassLabel) else _type_of(field.type)
-        for field in features.arrow_schema
-        if field.name != ITEM_ID
-    }
+def _reason_against(name: str, feature: object, kind: ColumnType | None, attributes: Sequence[str]) -> str | None:
+    if name == IMAGE_REFERENCE:
+        return "the index stores the path or URL of the image under this name"
+    if name in map(vector_column, attributes):
+        return "the index stores embeddings under this name"
+    if kind is None:
+        shown = {List: "lists", LargeList: "lists", dict: "several fields", Image: "images"}.get(type(feature))
+        return f"it contains {shown or f'values of type {feature.dtype}'}, not text, numbers or booleans"  # type: ignore[attr-defined]
+    return reason_against_name(name)
 
 
 def _type_of(kind: pa.DataType) -> ColumnType | None:
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    types = pa.types
+    if any(test(kind) for test in (types.is_string, types.is_large_string, types.is_date, types.is_timestamp)):
         return "text"
-    if pa.types.is_boolean(kind):
+    if types.is_boolean(kind):
         return "boolean"
-    if pa.types.is_integer(kind):
+    if types.is_integer(kind):
         return "integer"
-    return "number" if pa.types.is_floating(kind) else None
+    return "number" if types.is_floating(kind) or types.is_decimal(kind) else None

@@ -27,6 +27,7 @@ class VectorStore(Protocol):
     location: str
     schema: IndexSchema
     note: str  # describes an unfinished copy; "" for a complete index
+    sources: tuple[str, ...]  # the folders and splits whose items were added by `cca index`
     read_up_to: int  # scanning this many items takes about as long as a few searches
 
     @property
@@ -34,6 +35,8 @@ class VectorStore(Protocol):
         """Changes with each write; empty if the engine has no versions."""
 
     def set_note(self, note: str) -> None: ...
+
+    def set_sources(self, sources: Sequence[str]) -> None: ...
 
     def upsert(self, items: pa.Table) -> None:
         """Writes items and replaces those with the same id: all of the table or, if the engine can, nothing."""
@@ -137,6 +140,7 @@ def copy_index(
                     f"{original.location} has {expected} items and {copy.location} {copied}: the source was changed "
                     "during the copy; delete the target and copy again"
                 )
+            copy.set_sources(original.sources)
             copy.optimize()
             copy.set_note("")
             return copied
