@@ -33,7 +33,10 @@ def common_tests() -> types.ModuleType:
     package = types.ModuleType(PACKAGE)
     package.__path__ = [str(folder / "tests")]
     sys.modules[PACKAGE] = package
-    for module, name in (("exporters.test_export", "ExportTesterMixin"), ("generation.test_utils", "GenerationTesterMixin")):
+    for module, name in (
+        ("exporters.test_export", "ExportTesterMixin"),
+        ("generation.test_utils", "GenerationTesterMixin"),
+    ):
         absent = types.ModuleType(f"{PACKAGE}.{module}")
         setattr(absent, name, type(name, (), {}))
         sys.modules[f"{PACKAGE}.{module.partition('.')[0]}"] = types.ModuleType(module.partition(".")[0])

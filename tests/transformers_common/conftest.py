@@ -13,7 +13,14 @@ import transformers
 
 from .exceptions import FAILS, SKIPS, SKIPS_WITHOUT, VERSION
 
-MARKERS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "slow", "torch_compile_test")
+MARKERS = (
+    "accelerate_tests",
+    "flash_attn_test",
+    "flash_attn_3_test",
+    "flash_attn_4_test",
+    "slow",
+    "torch_compile_test",
+)
 AS_LISTED = pytest.StashKey[bool]()  # of a test that failed or was skipped, or of which a subtest did
 SAME_VERSION = transformers.__version__ == VERSION
 

@@ -11,7 +11,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 from datasets import Dataset, DatasetDict, Features, Image
 
-from cca_hf.data.columns import ColumnPlace, column_places, missing_message
+from cca_hf.data.columns import column_places, missing_message
 from cca_hf.data.image_column import IMAGE_COLUMN, find_image_column, with_undecoded_images
 from cca_hf.data.image_files import find_files, image_suffixes, passed_over_text, warn_of_passed_over
 from cca_hf.data.sources import load_source
