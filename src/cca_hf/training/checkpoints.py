@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
 
 from cca_hf.models.whole_files import staged
@@ -39,6 +39,7 @@ class TrainingFailedError(RuntimeError):
 class WholeCheckpointTrainer(Trainer):
     """A Trainer whose checkpoints are complete or absent, and never contain NaN."""
 
+    args: TrainingArguments
     publish: Callable[..., str] | None = None  # called by `push_to_hub`
     _saving_checkpoint = False
 
