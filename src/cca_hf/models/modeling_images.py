@@ -147,8 +147,8 @@ class ImagePreTrainedModel(PreTrainedModel):
             hub.create_branch(repo_id, branch=revision, exist_ok=True)
         settings["delete_patterns"] = _weights_like(path.name for path in Path(working_dir).iterdir())
         settings["commit_message"] = commit_message or "Upload model"
-        names = {"allow_patterns": list(CHECKPOINT_FILES), "ignore_patterns": [".*", "*/*"]}
-        return hub.upload_folder(repo_id=repo_id, folder_path=Path(working_dir), **names, **settings)
+        settings |= {"allow_patterns": list(CHECKPOINT_FILES), "ignore_patterns": [".*", "*/*"]}
+        return hub.upload_folder(repo_id=repo_id, folder_path=Path(working_dir), **settings)
 
     @property
     def device(self) -> torch.device:

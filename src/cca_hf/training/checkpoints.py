@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
@@ -43,6 +43,7 @@ class TrainingFailedError(RuntimeError):
 class WholeCheckpointTrainer(Trainer):
     """A Trainer whose checkpoints are complete or absent, and never contain NaN."""
 
+    args: TrainingArguments
     publish: Callable[..., str] | None = None  # called by `push_to_hub`
     resumed_from: Path | None = None  # the checkpoint from which the training continues
     _saving_checkpoint = False
