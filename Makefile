@@ -24,7 +24,8 @@ define environment
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help environment demo space test docs bench bench-quality lint format types lowest transformers-tests transformers-main build clean
+.PHONY: help environment demo space test fuzz docs bench bench-quality lint format types lowest transformers-tests
+.PHONY: transformers-main build clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,8 +44,11 @@ demo: $(VENV)/ready ## Train a small CCA on drawn shapes, evaluate it, write dem
 space: $(VENV)/ready ## Search drawn shapes in the browser, with the model of `make demo` (trained first if missing)
 	$(VENV)/bin/cca demo
 
-test: $(VENV)/ready ## Run all tests
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadscope
+test: $(VENV)/ready ## Run all tests but those of `make fuzz`
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadscope --ignore tests/fuzz
+
+fuzz: $(VENV)/ready ## Compare filters, rankings and batches of random inputs with naive references (a minute)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadscope tests/fuzz
 
 docs: $(VENV)/ready ## Build the documentation site, site/index.html, including the API reference
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet

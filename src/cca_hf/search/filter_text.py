@@ -54,10 +54,9 @@ class _Reader:
         try:
             tree = ast.parse(self.text, mode="eval")
         except SyntaxError as error:
-            place = f" at character {self.place(error.lineno or 1, (error.offset or 1) - 1)}"
-            raise ValueError(
-                f"cannot parse the filter {_shown(self.text)} ({error.msg}{place}); {_ALLOWED}"
-            ) from error
+            offset = error.offset or len(self.text) + 1  # 0 if the end of the text is missing
+            why = f"{error.msg} at character {self.place(error.lineno or 1, offset - 1)}"
+            raise ValueError(f"cannot parse the filter {_shown(self.text)} ({why}); {_ALLOWED}") from error
         except (RecursionError, MemoryError) as error:  # Python's parser stops at some thousand levels
             many = _PREFIXES.search(self.text)
             place = f" at character {self.start + many.end()}" if many else ""

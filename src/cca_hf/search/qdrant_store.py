@@ -161,6 +161,8 @@ class QdrantStore:
     ) -> list[pa.Table]:
         from qdrant_client import models
 
+        if count > self.read_up_to:
+            count = max(1, min(count, self.count(None)))  # the server reserves memory for `count` items
         rescored = models.QuantizationSearchParams(rescore=True, oversampling=2.0)
         parameters = models.SearchParams(hnsw_ef=max(_SEARCH_EFFORT, count), quantization=rescored)
         requests = [
