@@ -6,6 +6,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file
 from transformers.integrations import peft as integration
 
+from cca_hf.models.loading import load_model
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.recipes.attribute_trainer import CCATrainer
 
@@ -93,6 +94,8 @@ def test_checkpoints_with_and_without_an_adapter_are_not_mixed_up(base, make_arg
     checkpoint = str(tmp_path / "out" / "checkpoint-1")
     with pytest.raises(ValueError, match="is not a checkpoint: it has no config.json"):
         CCATrainer(base(), make_args(), shapes).train(checkpoint)
+    with pytest.raises(ValueError, match="checkpoint-1 is an adapter without its base model: load both with PEFT"):
+        load_model(checkpoint)
     with pytest.raises(ValueError, match="is not a checkpoint of an adapter: it has no adapter_config.json"):
         CCATrainer(with_peft(base()), make_args(), shapes).train(str(tmp_path / "base"))
     other = get_peft_model(base(), LoraConfig(**LORA | {"target_modules": ["q_proj", "v_proj", "o_proj"]}))

@@ -37,6 +37,11 @@ def load_model(
         model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
     except OSError as error:
         raise OSError(f"{name!r} is not a folder here, and could not be loaded from the Hub: {error}") from error
+    if model_type is None and (Path(name) / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{name} is an adapter without its base model: load both with PEFT, and save the merged model "
+            "(PeftModel.from_pretrained(base_model, adapter).merge_and_unload())"
+        )
     if model_type not in CONFIG_MAPPING or not issubclass(CONFIG_MAPPING[model_type], ImageModelConfig):
         raise ValueError(
             f"{name} is a checkpoint of type {model_type!r}, not of CCA; 'cca train --backbone {name}' trains a CCA "

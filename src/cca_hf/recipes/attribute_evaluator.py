@@ -77,12 +77,13 @@ class AttributeEvaluator:
         Raises:
             ValueError: if there is no image, or none with a label.
         """
-        labels = np.concatenate([part.labels.numpy() for part in _parts(images)])
+        parts = _parts(images)
+        labels = np.concatenate([part.labels.numpy() for part in parts])
+        if not len(parts[0]):
+            raise ValueError(f"the split {parts[0].split!r} is empty: there is nothing to evaluate")
         queries, gallery = _sides(images, np.ones((len(labels), 1), dtype=np.float32), labels)
-        if not len(queries.labels):
-            raise ValueError(f"the split {_parts(images)[0].split!r} is empty: there is nothing to evaluate")
-        rows = np.unique((queries.labels >= 0).argmax(axis=0))
-        return list(self._evaluate(images, queries.rows(rows), gallery).metrics())
+        first = (labels[: len(parts[0])] >= 0).argmax(axis=0)  # the first labelled query of each attribute
+        return list(self._evaluate(images, queries.rows(np.unique(first)), gallery).metrics())
 
     def _evaluate(self, images: Dataset[Any], queries: Gallery, gallery: Gallery | None) -> EvaluationResult:
         parts = _parts(images)
@@ -91,13 +92,14 @@ class AttributeEvaluator:
 
 def _parts(images: Dataset[Any]) -> list[AttributeImages]:
     """The queries, and the gallery if there is one."""
-    parts = [images.queries, images.gallery] if isinstance(images, QueriesAndGallery) else [images]
-    for part in parts:
+    parts: list[AttributeImages] = []
+    for part in (images.queries, images.gallery) if isinstance(images, QueriesAndGallery) else (images,):
         if not isinstance(part, AttributeImages):
             raise TypeError(
                 "retrieval is evaluated on a split's name, a datasets.Dataset, AttributeImages or QueriesAndGallery; "
                 f"got {type(part).__name__}"
             )
+        parts.append(part)
     return parts
 
 

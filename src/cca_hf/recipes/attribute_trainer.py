@@ -143,10 +143,12 @@ class CCATrainer(TaskTrainer):
             optimizers=optimizers,
         )
         if self.args.eval_strategy != "no":
-            self._check_metric(task.evaluator)
+            self._check_metric()
 
-    def _check_metric(self, evaluator: AttributeEvaluator) -> None:
+    def _check_metric(self) -> None:
         """Raises `ValueError` if the evaluations during the training will not have `metric_for_best_model`."""
+        evaluator = self.evaluator
+        assert isinstance(evaluator, AttributeEvaluator)  # every task of this trainer has one
         images = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
         names = [
             f"{name}_{metric}" if name else metric
