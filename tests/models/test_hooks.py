@@ -12,7 +12,7 @@ from transformers import AutoModel
 
 from cca_hf.models.cross_attention import CrossAttention
 
-from .conftest import ATTRIBUTES, MODELS, build, tiny_backbone
+from .conftest import ATTRIBUTES, build, tiny_backbone
 
 IDS = torch.tensor([[0, 1, 2], [2, 2, 0]])
 KINDS = [("cca", "vit", "text"), ("cca", "mobilenet_v2", "lookup"), ("csn", "swin", None)]

@@ -4,10 +4,13 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
+from os import PathLike
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.dynamic_module_utils import custom_object_save
 
 # Keywords of `PreTrainedConfig` that are not fields.
 _COMMON_KEYWORDS = {"attn_implementation", "auto_map", "custom_pipelines", "experts_implementation", "model_type"}
@@ -52,6 +55,15 @@ class ImageModelConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     freeze_batch_norm: bool = True
     image_size: int | list[int] | tuple[int, int] = 224
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._auto_class = None  # a subclass has to be registered itself before its code is saved with checkpoints
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        save_code_of_base(self, save_directory, self)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.transformers_version is None:  # not read from a file, which may have fields of another version
@@ -185,6 +197,16 @@ class AttributeConfig(ImageModelConfig):
         copied.attributes = list(attributes)
         copied.attribute_values = {name: values[name] for name in attributes if name in values}
         return copied
+
+
+def save_code_of_base(saved: Any, folder: str | PathLike[str], config: PreTrainedConfig) -> None:
+    """For a configuration or model of a class that is not registered, save the code of its nearest registered base.
+
+    transformers would save the module of the class itself, which may import files that cannot travel.
+    """
+    registered = next((base for base in type(saved).__mro__ if vars(base).get("_auto_class") is not None), None)
+    if registered is not None and registered is not type(saved):
+        custom_object_save(registered.__new__(registered), folder, config=config)
 
 
 def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
