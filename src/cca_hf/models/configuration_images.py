@@ -16,6 +16,12 @@ from transformers.dynamic_module_utils import custom_object_save
 _COMMON_KEYWORDS = {"attn_implementation", "auto_map", "custom_pipelines", "experts_implementation", "model_type"}
 _COMMON_KEYWORDS |= {"name_or_path", "num_labels", "output_attentions", "quantization_config", "torch_dtype"}
 
+# Limits far above those of any published vision model (ViT-22B has 48 layers, 24,576 wide).
+_LARGEST_NUMBERS = {"image_size": 16_384, "rope_theta": 10**9}
+_LARGEST_NUMBER = 100_000
+_MOST_LAYERS = 1_000
+_MOST_WEIGHTS = 10**11
+
 
 @strict
 class ImageModelConfig(PreTrainedConfig):
@@ -75,6 +81,8 @@ class ImageModelConfig(PreTrainedConfig):
             self.backbone_config = CONFIG_MAPPING[backbone.pop("model_type", "vit")](**backbone)
         if not self.feature_channels:
             self.feature_channels = [self.hidden_size]
+        check_sizes(self.backbone_config)
+        check_sizes(self)
         super().__post_init__(**kwargs)
 
     def _default_backbone(self, kwargs: dict[str, Any]) -> PreTrainedConfig:
@@ -197,6 +205,27 @@ class AttributeConfig(ImageModelConfig):
         copied.attributes = list(attributes)
         copied.attribute_values = {name: values[name] for name in attributes if name in values}
         return copied
+
+
+def check_sizes(config: PreTrainedConfig) -> None:
+    """Refuse absurd sizes, as in a damaged configuration, which would take all memory of the machine.
+
+    Raises:
+        ValueError: for a number above the limit of its field, or widths and layers that are too many together.
+    """
+    widest = layers = 1
+    for name, value in vars(config).items():
+        numbers = [n for n in (value if isinstance(value, (list, tuple)) else [value]) if type(n) in (int, float)]
+        limit = _MOST_LAYERS if "layers" in name or name == "depths" else _LARGEST_NUMBERS.get(name, _LARGEST_NUMBER)
+        for number in numbers:
+            if not abs(number) <= limit:  # NaN too
+                raise ValueError(f"{name} of a {config.model_type!r} model must be at most {limit:,}; got {number}")
+        if limit == _MOST_LAYERS:
+            layers = max(layers, sum(map(int, numbers)))
+        elif name != "image_size":
+            widest = max(widest, *(abs(number) for number in numbers if type(number) is int), 1)
+    if layers * widest**2 > _MOST_WEIGHTS:
+        raise ValueError(f"a {config.model_type!r} model with {layers:,} layers up to {widest:,} wide is too large")
 
 
 def save_code_of_base(saved: Any, folder: str | PathLike[str], config: PreTrainedConfig) -> None:
