@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModel, CLIPConfig, ViTConfig
 
 from cca_hf import CCAConfig, CCAModel
 from cca_hf.models.configuration_baselines import ASENConfig, CSNConfig
+from cca_hf.models.loading import load_model
 from cca_hf.models.modeling_csn import CSNModel
 
 from .conftest import TINY
@@ -108,3 +109,40 @@ def test_a_checkpoint_of_cca_is_refused_by_a_baseline(tmp_path):
     CCAConfig(attributes=["a"]).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="checkpoint of type 'cca', and CSNModel loads"):
         CSNModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("hidden_size", 10**12, "hidden_size of a 'cca' model must be at most 100,000; got 1000000000000"),
+        ("embedding_dim", 10**12, "embedding_dim of a 'cca' model must be at most 100,000; got 1000000000000"),
+        ("image_size", [32, 10**9], "image_size of a 'cca' model must be at most 16,384; got 1000000000"),
+        ("backbone.image_size", 10**9, "image_size of a 'vit' model must be at most 16,384; got 1000000000"),
+        (
+            "backbone.num_hidden_layers",
+            10**7,
+            "num_hidden_layers of a 'vit' model must be at most 1,000; got 10000000",
+        ),
+        ("backbone.intermediate_size", 90_000, "a 'vit' model with 900 layers up to 90,000 wide is too large"),
+    ],
+)
+def test_absurd_sizes_are_refused_before_memory_is_allocated(model, tmp_path, field, value, message):
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    backbone, _, name = field.rpartition(".")
+    (config["backbone_config"] if backbone else config)[name] = value
+    if message.endswith("large"):
+        config["backbone_config"]["num_hidden_layers"] = 900
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for load in (CCAModel.from_pretrained, AutoModel.from_pretrained, load_model):
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path)
+
+
+def test_a_backbone_of_absurd_size_is_refused(tmp_path):
+    backbone = ViTConfig(hidden_size=10**12)
+    with pytest.raises(ValueError, match="hidden_size of a 'vit' model must be at most 100,000"):
+        CCAModel.from_backbone(backbone, ["colour"])
+    backbone.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="hidden_size of a 'vit' model must be at most 100,000"):
+        CCAModel.from_backbone(tmp_path, ["colour"])

@@ -183,6 +183,16 @@ def test_hidden_states_and_attentions_are_part_of_the_computation(any_model, pix
         any_model(backbone_features=any_model.get_backbone_features(pixel_values), attribute_ids=IDS)
 
 
+def test_input_embeddings_are_those_of_the_backbone():
+    model = build("cca", tiny_backbone("vit"))
+    assert model.get_input_embeddings() is model.backbone.embeddings.patch_embeddings
+    joined = build("separate", tiny_backbone("vit"))
+    model.enable_input_require_grads()
+    assert joined.get_input_embeddings() is joined.networks[0].backbone.embeddings.patch_embeddings
+    with pytest.raises(NotImplementedError, match="MobileNetV2Model"):  # as transformers' own
+        build("csn", tiny_backbone("mobilenet_v2")).get_input_embeddings()
+
+
 def test_config_round_trip(any_model, tmp_path):
     any_model.config.save_pretrained(tmp_path)
     loaded = type(any_model.config).from_pretrained(tmp_path)

@@ -40,6 +40,8 @@ def test_unknown_names_are_refused(extract, pictures):
         extract(pictures[0], atribute="colour")
     with pytest.raises(ValueError, match="Did you mean 'colour'"):
         extract(pictures[0], attribute="colours")
+    with pytest.raises(ValueError, match="attributes is empty: name at least one, or leave it out for all"):
+        extract(pictures[0], attribute=[])
 
 
 def test_without_remote_code(model, pictures, tmp_path):

@@ -1,6 +1,8 @@
 """Saving over a good checkpoint: whole, or not at all."""
 
 import errno
+import importlib
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModel
 
 from cca_hf import CCAConfig, CCAModel
 
@@ -122,3 +125,39 @@ def test_a_model_made_from_a_configuration_has_the_default_processor(model, tmp_
     model.save_pretrained(tmp_path)
     config = CCAConfig.from_pretrained(tmp_path)
     assert list(CCAModel(config).image_processor.image_mean) == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("module", ["shop.models.mine", "__main__"])
+def test_a_subclass_is_saved_with_the_code_of_its_base(module, model, pictures, tmp_path, monkeypatch):
+    """Its own module may import files that cannot travel, or be a notebook. Registered, it is saved itself."""
+    (tmp_path / "shop/models").mkdir(parents=True)
+    (tmp_path / "shop/names.py").write_text("NAME = 'shoes'")
+    source = "from ..names import NAME\nfrom cca_hf import CCAConfig, CCAModel\n"
+    source += "class ShopConfig(CCAConfig):\n    pass\nclass Shop(CCAModel):\n    config_class = ShopConfig\n"
+    (tmp_path / "shop/models/mine.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    shop = importlib.import_module("shop.models.mine")
+    monkeypatch.setattr(shop.Shop, "__module__", module)
+    monkeypatch.setattr(shop.ShopConfig, "__module__", module)
+    made = shop.Shop(shop.ShopConfig(**model.config.to_dict())).eval()
+    made.load_state_dict(model.state_dict())
+    made.save_pretrained(tmp_path / "saved")
+    model.save_pretrained(tmp_path / "plain")
+    names = [{path.name for path in (tmp_path / folder).iterdir()} for folder in ("saved", "plain")]
+    assert names[0] == names[1] and "modeling_cca.py" in names[0]
+    configs = [json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("saved", "plain")]
+    assert configs[0]["auto_map"] == configs[1]["auto_map"]
+    loaded = AutoModel.from_pretrained(tmp_path / "saved", trust_remote_code=True)
+    np.testing.assert_array_equal(loaded.encode(pictures), model.encode(pictures))
+    assert shop.Shop.from_pretrained(tmp_path / "saved").encode(pictures).shape == (5, 3, 32)
+
+
+def test_a_registered_subclass_is_saved_with_its_code(model, tmp_path, monkeypatch):
+    (tmp_path / "registered_shop.py").write_text("from cca_hf import CCAModel\nclass Shop(CCAModel):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    shop = importlib.import_module("registered_shop")
+    shop.Shop.register_for_auto_class("AutoModel")
+    shop.Shop(model.config).save_pretrained(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved/config.json").read_text())
+    assert config["auto_map"]["AutoModel"] == "registered_shop.Shop"
+    assert (tmp_path / "saved/registered_shop.py").is_file()

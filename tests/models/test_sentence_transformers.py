@@ -62,6 +62,16 @@ def test_settings_of_texts(sentence_model, pictures):
         sentence_model[0].preprocess(pictures, max_length=8)
 
 
+def test_inputs_as_mappings(sentence_model, model, pictures):
+    """As sentence-transformers and mteb pass an image to a model of several modalities."""
+    expected = model.encode(pictures, "colour")[:, 0]
+    mappings = [{"image": picture} for picture in pictures]
+    np.testing.assert_allclose(sentence_model.encode(mappings, attribute="colour"), expected, atol=1e-6)
+    np.testing.assert_allclose(sentence_model.encode(mappings[0], attribute="colour"), expected[0], atol=1e-6)
+    with pytest.raises(ValueError, match="knows no 'text' beside 'image'"):
+        sentence_model[0].preprocess([{"image": pictures[0], "text": "a shoe"}])
+
+
 def test_similarity_and_search(sentence_model, model, pictures):
     embeddings = sentence_model.encode(pictures, attribute="shape", convert_to_tensor=True)
     similar = sentence_model.similarity(embeddings, embeddings).numpy()
@@ -101,3 +111,15 @@ def test_saved_by_sentence_transformers(sentence_model, model, pictures, tmp_pat
     loaded = CCAModel.from_pretrained(tmp_path / "again")
     np.testing.assert_allclose(loaded.encode(pictures, "colour")[:, 0], expected, atol=1e-6)
     assert again[0].get_embedding_dimension() == len(expected[0])
+
+
+def test_the_attribute_that_was_set_is_saved(checkpoint, model, pictures, tmp_path):
+    expected = {name: model.encode(pictures, name)[:, 0] for name in model.config.attributes}
+    options = {"trust_remote_code": True, "device": "cpu"}
+    first = SentenceTransformer(str(checkpoint), model_kwargs={"attribute": "shape"}, **options)
+    first.save_pretrained(str(tmp_path / "again"))
+    again = SentenceTransformer(str(tmp_path / "again"), **options)
+    np.testing.assert_allclose(again.encode(pictures), expected["shape"], atol=1e-6)
+    np.testing.assert_allclose(again.encode(pictures, attribute="colour"), expected["colour"], atol=1e-6)
+    other = SentenceTransformer(str(tmp_path / "again"), model_kwargs={"attribute": "heel height"}, **options)
+    np.testing.assert_allclose(other.encode(pictures), expected["heel height"], atol=1e-6)

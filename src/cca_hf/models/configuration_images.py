@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
+from os import PathLike
 from pathlib import Path, PureWindowsPath
 from typing import Any, ClassVar, Self
 
@@ -11,10 +12,17 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.dynamic_module_utils import custom_object_save
 
 # Keywords of `PreTrainedConfig` that are not fields.
 _COMMON_KEYWORDS = {"attn_implementation", "auto_map", "custom_pipelines", "experts_implementation", "model_type"}
 _COMMON_KEYWORDS |= {"name_or_path", "num_labels", "output_attentions", "quantization_config", "torch_dtype"}
+
+# Limits far above those of any published vision model (ViT-22B has 48 layers, 24,576 wide).
+_LARGEST_NUMBERS = {"image_size": 16_384, "rope_theta": 10**9}
+_LARGEST_NUMBER = 100_000
+_MOST_LAYERS = 1_000
+_MOST_WEIGHTS = 10**11
 
 
 @strict
@@ -56,6 +64,15 @@ class ImageModelConfig(PreTrainedConfig):
     freeze_batch_norm: bool = True
     image_size: int | list[int] | tuple[int, int] = 224
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._auto_class = None  # a subclass has to be registered itself before its code is saved with checkpoints
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        save_code_of_base(self, save_directory, self)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     def __post_init__(self, **kwargs: Any) -> None:
         if self.transformers_version is None:  # not read from a file, which may have fields of another version
             self.refuse_unknown_fields(kwargs, with_backbone=self.backbone_config is None)
@@ -66,6 +83,8 @@ class ImageModelConfig(PreTrainedConfig):
             self.backbone_config = CONFIG_MAPPING[backbone.pop("model_type", "vit")](**backbone)
         if not self.feature_channels:
             self.feature_channels = [self.hidden_size]
+        check_sizes(self.backbone_config)
+        check_sizes(self)
         super().__post_init__(**kwargs)
 
     def _default_backbone(self, kwargs: dict[str, Any]) -> PreTrainedConfig:
@@ -196,6 +215,37 @@ class AttributeConfig(ImageModelConfig):
         copied.attributes = list(attributes)
         copied.attribute_values = {name: values[name] for name in attributes if name in values}
         return copied
+
+
+def check_sizes(config: PreTrainedConfig) -> None:
+    """Refuse absurd sizes, as in a damaged configuration, which would take all memory of the machine.
+
+    Raises:
+        ValueError: for a number above the limit of its field, or widths and layers that are too many together.
+    """
+    widest = layers = 1
+    for name, value in vars(config).items():
+        numbers = [n for n in (value if isinstance(value, (list, tuple)) else [value]) if type(n) in (int, float)]
+        limit = _MOST_LAYERS if "layers" in name or name == "depths" else _LARGEST_NUMBERS.get(name, _LARGEST_NUMBER)
+        for number in numbers:
+            if not abs(number) <= limit:  # NaN too
+                raise ValueError(f"{name} of a {config.model_type!r} model must be at most {limit:,}; got {number}")
+        if limit == _MOST_LAYERS:
+            layers = max(layers, sum(map(int, numbers)))
+        elif name != "image_size":
+            widest = max(widest, *(abs(number) for number in numbers if type(number) is int), 1)
+    if layers * widest**2 > _MOST_WEIGHTS:
+        raise ValueError(f"a {config.model_type!r} model with {layers:,} layers up to {widest:,} wide is too large")
+
+
+def save_code_of_base(saved: Any, folder: str | PathLike[str], config: PreTrainedConfig) -> None:
+    """For a configuration or model of a class that is not registered, save the code of its nearest registered base.
+
+    transformers would save the module of the class itself, which may import files that cannot travel.
+    """
+    registered = next((base for base in type(saved).__mro__ if vars(base).get("_auto_class") is not None), None)
+    if registered is not None and registered is not type(saved):
+        custom_object_save(registered.__new__(registered), folder, config=config)
 
 
 def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:

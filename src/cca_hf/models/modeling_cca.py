@@ -33,7 +33,7 @@ from .backbones import (
     run_backbone,
 )
 from .configuration_cca import CCAConfig, ConditionalLayerConfig
-from .configuration_images import fields_of
+from .configuration_images import check_sizes, fields_of
 from .cross_attention import CrossAttention
 from .modeling_conditional import (
     CCAModelOutput,
@@ -185,12 +185,14 @@ class CCAModel(ConditionalPreTrainedModel):
         texts = None if text_embeddings is None else stack_texts(list(attributes), text_embeddings)
         name = image_processor = None
         if isinstance(backbone, PreTrainedConfig):
+            check_sizes(native_config(copy.deepcopy(backbone)))
             native = AutoModel.from_config(native_config(copy.deepcopy(backbone)))
         else:
             name = fspath(backbone)
             hub_kwargs: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
             hub_kwargs |= {"local_files_only": local_files_only, "trust_remote_code": False}
             backbone_config = native_config(AutoConfig.from_pretrained(name, **hub_kwargs))
+            check_sizes(backbone_config)
             native = AutoModel.from_pretrained(name, config=backbone_config, dtype=dtype, **hub_kwargs)
             image_processor = load_backbone_processor(name, hub_kwargs)
 

@@ -21,7 +21,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations.accelerate import load_offloaded_parameter
 
 from .backbones import AutoImageProcessor, architecture_of, make_image_processor
-from .configuration_images import ImageModelConfig
+from .configuration_images import ImageModelConfig, save_code_of_base
 from .images import ImageReader
 from .whole_files import CHECKSUMS, staged, write_checksums, write_json
 
@@ -76,6 +76,17 @@ class ImagePreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._auto_class = None  # a subclass has to be registered itself before its code is saved with checkpoints
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Those of the backbone; raises NotImplementedError if it has none."""
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.set_input_embeddings(value)
+
     @classmethod
     def usage_example(cls, model_id: str, config: Any) -> str:
         """A snippet of Markdown for the model card that loads the model and applies it to images."""
@@ -107,6 +118,9 @@ class ImagePreTrainedModel(PreTrainedModel):
     ) -> None:
         """As [`PreTrainedModel.save_pretrained`]; also saves the image processor, and the code for pipelines.
 
+        The code that is saved for a subclass is that of its base in this package, unless the subclass is registered
+        with `register_for_auto_class` too.
+
         The checkpoint is written whole or not at all: a full disk leaves an earlier one in `save_directory` unchanged.
         Weight files of the earlier checkpoint are deleted.
 
@@ -123,6 +137,7 @@ class ImagePreTrainedModel(PreTrainedModel):
             return super().save_pretrained(save_directory, is_main_process=False, **kwargs)
         kwargs.setdefault("repo_id", Path(save_directory).name)  # for push_to_hub, whose default is the staging folder
         with staged(save_directory) as folder:
+            save_code_of_base(self, folder, self.config)
             self.image_processor.save_pretrained(folder)
             if self.sentence_transformers_class is not None:
                 # without it sentence-transformers would take the mean of the backbone's hidden states

@@ -70,6 +70,13 @@ class SeparateModel(ConditionalPreTrainedModel):
         joined.image_processor = networks[0].image_processor
         return joined.to(networks[0].dtype).eval()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Those of the first network; the other networks have their own."""
+        return self.networks[0].get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.networks[0].set_input_embeddings(value)
+
     def get_image_features(self, pixel_values: torch.Tensor, output_hidden_states: bool = False) -> ImageFeatures:
         """The cells and hidden states of the first network, then of the next; the grids of one."""
         outputs = [network.get_image_features(pixel_values, output_hidden_states) for network in self.networks]

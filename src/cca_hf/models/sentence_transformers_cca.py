@@ -4,12 +4,13 @@
     embeddings = model.encode(images, attribute="colour")
 
 sentence-transformers returns one vector for one input, so each call names one attribute. Code that calls `encode`
-itself, such as an evaluator, cannot name one: `model_kwargs={"attribute": "colour"}` sets a default at loading.
+itself, such as an evaluator, cannot name one: `model_kwargs={"attribute": "colour"}` sets a default at loading, which
+is saved with the model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import AutoModel, PreTrainedModel
@@ -28,6 +29,8 @@ class CCAInputModule(InputModule):
 
     forward_kwargs = {"attribute"}
     save_in_root = True
+    config_file_name = "sentence_transformers_cca.json"
+    config_keys: ClassVar[list[str]] = ["attribute"]
 
     def __init__(self, model: PreTrainedModel, attribute: str | None = None) -> None:
         """`attribute` is the default for calls without one."""
@@ -60,7 +63,10 @@ class CCAInputModule(InputModule):
         names = ("trust_remote_code", "token", "revision", "local_files_only")
         loading = {name: others[name] for name in names if name in others}
         loading |= {"cache_dir": cache_folder, **(model_kwargs or {})}
-        attribute = loading.pop("attribute", None)
+        places = ("token", "revision", "local_files_only")
+        hub_kwargs = {name: others[name] for name in places if name in others}
+        saved = cls.load_config(model_name_or_path, cache_folder=cache_folder, **hub_kwargs)
+        attribute = loading.pop("attribute", saved.get("attribute"))
         return cls(AutoModel.from_pretrained(model_name_or_path, **loading), attribute)
 
     @property
@@ -75,7 +81,7 @@ class CCAInputModule(InputModule):
 
     def preprocess(
         self,
-        inputs: Sequence[ImageInput],
+        inputs: Sequence[ImageInput | Mapping[str, ImageInput]],
         prompt: str | None = None,
         attribute: str | None = None,
         task: str | None = None,
@@ -84,18 +90,19 @@ class CCAInputModule(InputModule):
         """Read images: paths, URLs, PIL images or arrays -> `pixel_values` (batch, 3, height, width).
 
         Args:
+            inputs: images, or mappings `{"image": image}` as sentence-transformers and mteb pass them.
             attribute: not used here; `encode` passes it to this method as well as to `forward`.
             task: "query" or "document", which are embedded alike.
 
         Raises:
-            ValueError: for a prompt or other settings, which need a text.
+            ValueError: for a prompt or other settings, which need a text; for a mapping with something else.
             UnreadableImageError: for an input that is not an image.
         """
         if prompt or unknown:
             given = ", ".join(sorted([*unknown, *(["prompt"] if prompt else [])]))
             raise ValueError(f"this model embeds images under an attribute and knows no {given}; it knows `attribute`")
         reader = ImageReader(self.model.image_processor)
-        pixels = torch.stack([reader.read(image) for image in inputs])
+        pixels = torch.stack([reader.read(_image_of(given)) for given in inputs])
         return {"pixel_values": reader.scale(pixels, torch.device("cpu"), self.model.dtype)}
 
     tokenize = preprocess  # its name before version 6
@@ -117,5 +124,15 @@ class CCAInputModule(InputModule):
         return {**features, "sentence_embedding": self.model(pixel_values, attribute_ids=ids).embeddings}
 
     def save(self, output_path: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """The whole checkpoint, as `CCAModel.save_pretrained`; always safetensors."""
+        """The whole checkpoint, as `CCAModel.save_pretrained`, and the default attribute; always safetensors."""
         self.model.save_pretrained(output_path)
+        self.save_config(str(output_path))
+
+
+def _image_of(given: ImageInput | Mapping[str, ImageInput]) -> ImageInput:
+    if not isinstance(given, Mapping) or "image" not in given:
+        return given
+    if len(given) > 1:
+        others = ", ".join(sorted(map(repr, set(given) - {"image"})))
+        raise ValueError(f"this model embeds images under an attribute and knows no {others} beside 'image'")
+    return given["image"]
