@@ -6,6 +6,7 @@ import logging
 import os
 
 import pytest
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from cca_hf.data.image_files import find_files, image_suffixes
@@ -37,12 +38,11 @@ def write_csv(file, rows, encoding="utf-8", delimiter=","):
 
 
 def paths_of(folder, dataset):
-    return [os.path.relpath(image["path"], folder) for image in load_attribute_images(dataset)]
+    return [os.path.relpath(image["path"], folder) for image in images_of(dataset)]
 
 
-def load_attribute_images(dataset):
-    from datasets import Image as ImageFeature
-
+def images_of(dataset):
+    """The undecoded images."""
     return dataset.cast_column("image", ImageFeature(decode=False))["image"]
 
 
@@ -133,7 +133,7 @@ def test_heic(place):
     heif.save(folder / "red" / "3.HEIC", quality=90)
     data = load_source(folder, None, None)["train"]
     assert paths_of(folder, data) == ["blue/2.jpg", "red/1.jpg", "red/3.HEIC"]
-    red, green, blue = load_image(load_attribute_images(data)[2]).getpixel((8, 8))
+    red, green, blue = load_image(images_of(data)[2]).getpixel((8, 8))
     assert abs(red - 200) < 12 and abs(green - 20) < 12 and abs(blue - 20) < 12
 
 
@@ -256,6 +256,18 @@ def test_metadata_that_cannot_be_read_is_named(place, content, message):
     assert str(folder / "metadata.csv") in str(caught.value)
 
 
+def test_metadata_without_rows(tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,colour\n")
+    with pytest.raises(ValueError, match=f"the metadata files in {tmp_path} contain no rows"):
+        load_source(tmp_path, None, None)
+
+
+def test_words_for_nothing_in_other_tables_are_values(tmp_path):
+    (tmp_path / "train.csv").write_text("file_name,colour,size\n1.jpg,NA,1\n2.jpg,,\n3.jpg,None,3\n")
+    train = load_source(tmp_path, None, None)["train"]
+    assert train["colour"][:] == ["NA", None, "None"] and train["size"][:] == [1, None, 3]
+
+
 def test_json_lines_that_cannot_be_read_are_named(place):
     folder = place("1.jpg")
     (folder / "metadata.jsonl").write_text('{"file_name": "1.jpg"}\n{"file_name": \n')
@@ -278,7 +290,7 @@ def test_further_columns_of_paths_are_images_too(place):
     rows = [{"file_name": "1.jpg", "back_file_name": "2.jpg", "file_names": ["2.jpg", "3.jpg"]}]
     (folder / "a" / "metadata.jsonl").write_text(json.dumps(rows[0]))
     row = load_source(folder, None, None)["train"][0]
-    assert {name: str(value) for name, value in row.items() if name != "images"}.keys() == {"image", "back"}
+    assert row.keys() == {"image", "back", "images"}
     assert row["back"].filename == str(folder / "a" / "2.jpg")
     assert [image.filename for image in row["images"]] == [str(folder / "a" / "2.jpg"), str(folder / "a" / "3.jpg")]
 

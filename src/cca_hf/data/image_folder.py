@@ -51,6 +51,8 @@ def load_image_folder(folder: Path, found: FoundFiles) -> DatasetDict:
     split_of = _split_rule(found)
     label = _labels_of_metadata if found.metadata else _labels_of_folders
     tables = label(folder, found, split_of)
+    if not tables:
+        raise ValueError(f"the metadata files in {folder} contain no rows")
     warn_of_passed_over(folder, found)
     names = [str(split) for split in SPLIT_KEYWORDS if str(split) in tables]
     return DatasetDict({split: _dataset(folder, tables[split], split) for split in names})

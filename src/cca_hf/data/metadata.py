@@ -8,7 +8,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -182,7 +182,12 @@ def _type_of(texts: set[str]) -> pa.DataType:
 def _parsed(table: pa.Table, name: str, kind: pa.DataType) -> pa.Table:
     if pa.types.is_string(kind):
         return table
-    parse = {pa.int64(): int, pa.float64(): float, pa.bool_(): _BOOLEANS.__getitem__}[kind]
+    parsers: dict[pa.DataType, Callable[[str], object]] = {
+        pa.int64(): int,
+        pa.float64(): float,
+        pa.bool_(): _BOOLEANS.__getitem__,
+    }
+    parse = parsers[kind]
     coded = table[name].combine_chunks().dictionary_encode()
     values = pa.array([parse(text) for text in coded.dictionary.to_pylist()], kind)
     column = values.take(coded.indices)

@@ -81,7 +81,9 @@ def _load_folder(path: Path, config_name: str | None) -> DatasetDict:
     builder = datasets.load_dataset_builder(str(path), config_name)
     if builder.name == "webdataset":
         return load_webdataset({str(split): list(tars) for split, tars in builder.config.data_files.items()})
-    return datasets.load_dataset(str(path), config_name)
+    # words such as NA are values, as in metadata.csv
+    settings = {"keep_default_na": False, "na_values": [""]} if builder.name == "csv" else {}
+    return datasets.load_dataset(str(path), config_name, **settings)
 
 
 def _declares_configurations(path: Path) -> bool:

@@ -36,6 +36,7 @@ class Member(NamedTuple):
     key: str
     column: str  # what follows the key: `jpg`, `seg.png`
     kind: str  # `image`, or its last suffix: `json`
+    path: str  # of the tar
     tar: tarfile.TarFile
     info: tarfile.TarInfo
 
@@ -119,7 +120,7 @@ def _rows(
             column = columns.get(member.column)
             if column is not None:
                 row[column] = _as_declared(_content(member), features[column])
-        yield {**row, "__key__": _readable(first.key), "__url__": str(first.tar.name)}
+        yield {**row, "__key__": _readable(first.key), "__url__": first.path}
 
 
 def _as_declared(content: Any, feature: object) -> object:
@@ -139,7 +140,7 @@ def _samples(tars: Sequence[str]) -> Iterator[list[Member]]:
         last = ""
         try:
             with tarfile.open(path) as tar:
-                for _, group in groupby(_members(tar), key=lambda member: member.key):
+                for _, group in groupby(_members(path, tar), key=lambda member: member.key):
                     for sample in _split_at_last_dots(list(group)):
                         last = sample[-1].info.name
                         _check_no_duplicates(path, sample)
@@ -149,14 +150,14 @@ def _samples(tars: Sequence[str]) -> Iterator[list[Member]]:
             raise ValueError(f"{path} is damaged or cut off {place}: {error}; copy the file again") from error
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[Member]:
+def _members(path: str, tar: tarfile.TarFile) -> Iterator[Member]:
     suffixes = image_suffixes()
     for info in tar:
         key, column = base_plus_ext(info.name) if info.isfile() else (None, None)
         if key is None or column is None:
             continue
         suffix = column.rsplit(".", 1)[-1].lower()
-        yield Member(key, column, _IMAGE if f".{suffix}" in suffixes else suffix, tar, info)
+        yield Member(key, column, _IMAGE if f".{suffix}" in suffixes else suffix, path, tar, info)
 
 
 def _split_at_last_dots(group: list[Member]) -> list[list[Member]]:
@@ -182,7 +183,7 @@ def _content(member: Member) -> Any:
     content = member.read()
     if member.kind == _IMAGE:
         return {"bytes": content, "path": _readable(os.path.basename(member.info.name))}
-    place = f"{member.tar.name}: the member {_readable(member.info.name)!r}"
+    place = f"{member.path}: the member {_readable(member.info.name)!r}"
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
