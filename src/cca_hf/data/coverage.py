@@ -93,7 +93,7 @@ def image_cell(root: Path, name: str) -> dict[str, str | None] | None:
     path = os.path.abspath(os.path.join(root, name))
     if not trusts_data() and not is_inside(path, [os.path.join(os.path.abspath(root), "")]):
         raise ValueError(
-            f"the file name {name[:200]!r} leads out of {root}. If you trust the data, set {TRUST_DATA}=1"
+            f"the file name {name[:200]!r} leads out of {root}; if you trust the data, set {TRUST_DATA}=1"
         )
     try:
         status = os.stat(path)

@@ -22,7 +22,7 @@ from urllib.request import getproxies, proxy_bypass
 try:
     import certifi  # for a Python without the certificates of the system
 except ImportError:
-    certifi = None
+    certifi = None  # type: ignore[assignment]
 
 _PORTS = {"http": 80, "https": 443}
 _MAX_REDIRECTS = 5

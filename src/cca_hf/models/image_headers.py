@@ -6,6 +6,7 @@ all refer to the same 480 kB ask for 19 GB. No check here refuses a file whose n
 
 import io
 import struct
+from collections.abc import Iterator
 from typing import BinaryIO
 
 from PIL import Image
@@ -26,6 +27,8 @@ _DIRECTORY_TAGS = (34665, 34853, 40965)  # further directories, which Pillow rea
 _STRIP_TAGS = (273, 324)  # places of the strips, or tiles, of a TIFF
 _SIZE_OF_TYPE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 _SCAN, _END, _APP1, _APP2 = 0xDA, 0xD9, 0xE1, 0xE2
+_SEQUENTIAL = (0xC0, 0xC1)
+_FRAMES = (*_SEQUENTIAL, 0xC2, 0xC3, 0xC9, 0xCA, 0xCB)
 _WITHOUT_LENGTH = (0x01, 0xD8, 0xD9, *range(0xD0, 0xD8))
 
 
@@ -138,34 +141,58 @@ def _check_all_directories(content: bytes) -> None:
             place = content.find(start, place + 1)
 
 
-def _check_jpeg(content: bytes) -> None:
-    position, junk, exif = 2, 0, bytearray()
+def jpeg_header(content: bytes) -> tuple[bytes, bool]:
+    """What lies before the first scan of a JPEG, and whether this scan is certainly the only one.
+
+    Raises:
+        ValueError: if there are too many segments, or bytes between them.
+    """
+    frame, components = 0, 0
+    for kind, start, _ in _jpeg_segments(content):
+        if kind in _FRAMES:
+            frame, components = kind, content[start + 5] if start + 5 < len(content) else 0
+        if kind == _SCAN:
+            in_scan = content[start] if start < len(content) else 0
+            return content[:start], frame in _SEQUENTIAL and in_scan == components
+    return content, False
+
+
+def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+    """(kind, start, end) of the segments up to the first scan, found as Pillow finds them."""
+    position, junk = 2, 0
     for _ in range(_MOST_SEGMENTS):
         marker = content.find(b"\xff", position)
         junk += marker - position
-        if marker < 0 or junk > _MOST_JUNK_BYTES:
+        if marker < 0 or marker + 1 >= len(content) or junk > _MOST_JUNK_BYTES:
             break
-        position = marker + 1
-        kind = content[position] if position < len(content) else _END
+        kind = content[marker + 1]
         if kind in (0x00, 0xFF):  # padding
             junk += 1
+            position = marker + 1
             continue
-        position += 1
-        if kind in (_SCAN, _END):
-            break
+        position = marker + 2
+        if kind == _END:
+            return
         if kind in _WITHOUT_LENGTH:
             continue
-        length = int.from_bytes(content[position : position + 2], "big")
-        segment = content[position + 2 : position + length]
-        position += max(length, 2)
-        if kind == _APP1 and segment.startswith(_EXIF):
-            exif += segment[len(_EXIF) :]
-        if kind == _APP2 and segment.startswith(b"MPF\0"):
-            check_directory(io.BytesIO(segment[4:]), 0, len(segment) - 4)
+        end = position + max(int.from_bytes(content[position : position + 2], "big"), 2)
+        yield kind, position + 2, end
+        if kind == _SCAN:
+            return
+        position = end
     else:
         raise ValueError(f"a JPEG with more than {_MOST_SEGMENTS:,} segments before its first scan")
     if junk > _MOST_JUNK_BYTES:
         raise ValueError(f"a JPEG with more than {_MOST_JUNK_BYTES:,} bytes between its segments")
+
+
+def _check_jpeg(content: bytes) -> None:
+    exif = bytearray()
+    for kind, start, end in _jpeg_segments(content):
+        if kind == _APP1 and content.startswith(_EXIF, start):
+            exif += content[start + len(_EXIF) : end]
+        if kind == _APP2 and content.startswith(b"MPF\0", start):
+            check_directory(io.BytesIO(content[start + 4 : end]), 0, end - start - 4)
     check_exif(bytes(exif))
 
 

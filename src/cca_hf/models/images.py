@@ -21,7 +21,7 @@ from PIL import ExifTags, Image, ImageFile
 from transformers import BaseImageProcessor
 
 from .fetching import FetchError, fetch, is_url
-from .image_headers import check_exif, check_header, check_scans, check_sides
+from .image_headers import check_exif, check_header, check_scans, check_sides, jpeg_header
 
 try:
     import simplejpeg
@@ -220,14 +220,18 @@ def decode_plain_jpeg(image: ImageInput) -> np.ndarray | None:
     if simplejpeg is None:
         return None
     encoded = _jpeg_bytes(_source(image))
-    if encoded is None or any(mark in encoded for mark in _ORIENTATION_MARKS):
+    if encoded is None:
         return None
     try:
+        header, has_one_scan = jpeg_header(encoded)
+        if any(mark in header for mark in _ORIENTATION_MARKS):
+            return None
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
         too_large = Image.MAX_IMAGE_PIXELS is not None and height * width > Image.MAX_IMAGE_PIXELS
         if too_large or colours not in ("YCbCr", "Gray"):  # CMYK is for printing
             return None
-        check_scans(encoded, height * width)
+        if not has_one_scan:
+            check_scans(encoded, height * width)
         return simplejpeg.decode_jpeg(encoded, "RGB")
     except ValueError:
         return None
