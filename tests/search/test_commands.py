@@ -344,17 +344,19 @@ def test_the_image_column_is_found_or_named_also_by_the_page(checkpoint, tmp_pat
     (tmp_path / "two").mkdir()
     images.to_parquet(tmp_path / "two" / "test.parquet")
     (tmp_path / "one").mkdir()
-    images.remove_columns("mask").to_parquet(tmp_path / "one" / "test.parquet")
-    for name, words in (("one", []), ("two", ["--image_column", "photo"])):
+    images.rename_column("mask", "image").to_parquet(tmp_path / "one" / "test.parquet")
+    (tmp_path / "only").mkdir()
+    images.remove_columns("mask").to_parquet(tmp_path / "only" / "test.parquet")
+    named = ["--image_column", "photo"]
+    for name, words in (("one", named), ("two", named), ("only", [])):
         store = tmp_path / f"{name}.index"
         assert run("index", "--model", checkpoint, "--dataset", tmp_path / name, "--store", store, *words) == 0
         page = tmp_path / f"{name}.html"
         assert run("search", "--store", store, "--item", 0, "--attribute", "shape", "--html", page) == 0
     # the images of the page are those of the column
-    shown = [(tmp_path / f"{name}.html").read_text().split('src="data:')[1:] for name in ("one", "two")]
-    assert len(shown[0]) == 2 and [text.split('"')[0] for text in shown[0]] == [
-        text.split('"')[0] for text in shown[1]
-    ]
+    pages = [(tmp_path / f"{name}.html").read_text().split('src="data:')[1:] for name in ("one", "two", "only")]
+    shown = [[text.split('"')[0] for text in images] for images in pages]
+    assert len(shown[0]) == 2 and shown[0] == shown[1] == shown[2]
     assert run("index", "--model", checkpoint, "--dataset", tmp_path / "two", "--store", tmp_path / "index") == 1
     assert "found several image columns (mask, photo); choose one with image_column" in errors(capsys)
 
@@ -371,9 +373,16 @@ def test_columns_that_do_not_fit_are_left_out_with_a_warning(checkpoint, tmp_pat
         "tags": [["t"]],
         "nothing": [None],
         "query_index": [1],
+        "hash": [2**63],
     }
-    good = {"colour": ["red"], "price": [decimal.Decimal("19.99")], "day": [datetime.date(2024, 1, 31)],
-            "at": [datetime.datetime(2024, 1, 31, 12, 30, 5, 250_000)]}  # fmt: skip
+    zone = datetime.timezone(datetime.timedelta(hours=2))
+    good = {
+        "colour": ["red"],
+        "price": [decimal.Decimal("19.99")],
+        "day": [datetime.date(2024, 1, 31)],
+        "at": [datetime.datetime(1960, 1, 31, 12, 30, 5, 750_000)],
+        "there": [datetime.datetime(2024, 1, 31, 12, tzinfo=zone)],
+    }
     columns = {name: values * 4 for name, values in {**odd, **good}.items()}
     data = written(tmp_path / "data", test=columns)
     store = tmp_path / "index"
@@ -388,13 +397,15 @@ def test_columns_that_do_not_fit_are_left_out_with_a_warning(checkpoint, tmp_pat
         f"similarity {used}, picture (the index stores the path or URL of the image under this name), "
         f"item_id {used}, embedding_colour (the index stores embeddings under this name), "
         "tags (it contains lists, not text, numbers or booleans), "
-        f"nothing (it contains values of type null, not text, numbers or booleans), query_index {used}"
+        f"nothing (it contains values of type null, not text, numbers or booleans), query_index {used}, "
+        "hash (it contains integers beyond 63 bits)"
     )
     with AttributeIndex.open(store) as index:
-        text = dict.fromkeys(["picture", "colour", "day", "at"], "text")
+        text = dict.fromkeys(["picture", "colour", "day", "at", "there"], "text")
         assert index.schema.columns == {**text, "price": "number"}
         (hit,) = index.get(["2"])
-        stored = {"colour": "red", "price": 19.99, "day": "2024-01-31", "at": "2024-01-31T12:30:05"}
+        stored = {"colour": "red", "price": 19.99, "day": "2024-01-31", "at": "1960-01-31T12:30:05"}
+        stored["there"] = "2024-01-31T10:00:00Z"
         assert hit.columns == {"picture": f"{data}::test::2", **stored}
         assert index.count("price == 19.99 and day == '2024-01-31'") == 4
     capsys.readouterr()
@@ -405,10 +416,6 @@ def test_columns_that_do_not_fit_are_left_out_with_a_warning(checkpoint, tmp_pat
     ):
         assert run(*words, "--columns", "price", name) == 1
         assert f"an index cannot store the column {name!r}: {reason}" in errors(capsys)
-    # the id column is stored as the id, without a word
-    caplog.clear()
-    assert run(*words[:-1], tmp_path / "other", "--id_column", "_id") == 1
-    assert "ids must be unique; '_id' contains 1 more than once" in errors(capsys)
 
 
 def test_columns_that_the_index_does_not_have(checkpoint, tmp_path, capsys, caplog):

@@ -108,8 +108,8 @@ def index(
         print(f"{len(unreadable):,} images cannot be read and were skipped, such as {item}: {reason}")
     print(f"columns to filter by: {', '.join(schema.columns) or 'none'}")
     if example is not None:
-        item = [f"--item={example}"] if example.startswith("--") else ["--item", example]
-        words = ["cca", "search", "--store", store, *item, "--attribute", schema.attributes[0]]
+        query = [f"--item={example}"] if example.startswith("--") else ["--item", example]
+        words = ["cca", "search", "--store", store, *query, "--attribute", schema.attributes[0]]
         print(f"next: {shlex.join(words)}")
 
 

@@ -15,8 +15,8 @@ from datasets import ClassLabel, DatasetDict, Features, Image, LargeList, List
 from numpy.typing import NDArray
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from cca_hf.data.columns import column_places, missing_message
-from cca_hf.data.image_column import find_image_column
+from cca_hf.data.columns import ColumnPlace, column_places, missing_message
+from cca_hf.data.image_column import IMAGE_COLUMN, find_image_column
 from cca_hf.data.sources import load_source
 from cca_hf.embedding.catalogue import Catalogue
 from cca_hf.embedding.shards import MANIFEST, Manifest, check_shard, column_of
@@ -78,7 +78,10 @@ class ImageSource:
         self.precision = precision
         self.unreadable: dict[str, str] = {}  # item id -> reason
         features = Features({name: kind for name, kind in catalogue.features.items() if name != ITEM_ID})
-        types, self.left_out = _stored_types(features, columns, encoder.config.attributes)
+        places = {column: ColumnPlace(column) for column in features}
+        types, self.left_out = _stored_types(
+            features, columns, encoder.config.attributes, lambda column: places[column].read(catalogue.dataset)
+        )
         self.schema = IndexSchema.of_model(encoder, name, {IMAGE_REFERENCE: "text", **types})
         self.columns_were_named = columns is not None
 
@@ -107,14 +110,21 @@ class ImageSource:
         splits: DatasetDict = load_source(source, None, None)
         if split is None and len(splits) == 1:
             (split,) = splits
-        carried, left_out = columns or (), {}
-        if split in splits:
-            features = splits[split].features
-            others = {column: place.feature(features) for column, place in column_places(features).items()}
-            for taken in (find_image_column({split: splits[split]}, image_column), id_column):
-                others.pop(taken, None)
-            others = {column: feature for column, feature in others.items() if not isinstance(feature, dict)}
-            types, left_out = _stored_types(Features(others), columns, encoder.config.attributes)
+        carried: Sequence[str] = columns or ()
+        left_out: dict[str, str] = {}
+        if split is not None and split in splits:
+            dataset = splits[split]
+            images = find_image_column({split: dataset}, image_column)
+            places = {
+                column: place
+                for column, place in column_places(dataset.features).items()
+                if place.column != images and column != id_column
+            }
+            features = {column: place.feature(dataset.features) for column, place in places.items()}
+            features = {column: feature for column, feature in features.items() if not isinstance(feature, dict)}
+            types, left_out = _stored_types(
+                Features(features), columns, encoder.config.attributes, lambda column: places[column].read(dataset)
+            )
             carried = list(types)
         catalogue = Catalogue.from_dataset(
             splits, split=split, image_column=image_column, id_column=id_column, columns=carried
@@ -199,7 +209,9 @@ class EmbeddedSource:
         self._vectors = [column_of(attribute) for attribute in manifest.attributes]
         self.place = str(folder.resolve())
         features = Features({name: self._features[name] for name in manifest.columns})
-        types, self.left_out = _stored_types(features, columns, manifest.attributes)
+        types, self.left_out = _stored_types(
+            features, columns, manifest.attributes, lambda name: self._dataset.to_table(columns=[name]).column(name)
+        )
         self.columns_were_named = columns is not None
         checkpoint = CheckpointId(name, manifest.model)
         self.schema = IndexSchema(tuple(manifest.attributes), manifest.dim, types, checkpoint)
@@ -344,19 +356,28 @@ def _as_stored(table: pa.Table, features: Features) -> pa.Table:
 
 def _times(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """ISO 8601 in seconds: 2024-01-31T12:00:00, in UTC with a Z at the end if the column has a time zone."""
-    utc = column.cast(pa.timestamp("s"), safe=False)
+    utc = pc.floor_temporal(column.cast(pa.timestamp(column.type.unit)), unit="second").cast(pa.timestamp("s"))
     return pc.strftime(utc, format="%Y-%m-%dT%H:%M:%S" + ("Z" if column.type.tz else ""))
 
 
 def _stored_types(
-    features: Features, columns: Sequence[str] | None, attributes: Sequence[str]
+    features: Features,
+    columns: Sequence[str] | None,
+    attributes: Sequence[str],
+    read: Callable[[str], pa.ChunkedArray],
 ) -> tuple[dict[str, ColumnType], dict[str, str]]:
-    """The types of the `columns` of an index, by default of all that it can store; and the others with the reasons."""
+    """The types of the `columns` of an index, by default of all that it can store; and the others with the reasons.
+
+    `read` returns the values of a column. It is called only if the type does not tell whether they fit.
+    """
     types: dict[str, ColumnType] = {}
     left_out: dict[str, str] = {}
     for field in features.arrow_schema:
         kind = "text" if isinstance(features[field.name], ClassLabel) else _type_of(field.type)
         reason = _reason_against(field.name, features[field.name], kind, attributes)
+        if reason is None and pa.types.is_uint64(field.type):
+            largest = pc.max(read(field.name)).as_py()
+            reason = "it contains integers beyond 63 bits" if largest is not None and largest >= 2**63 else None
         if reason is not None:
             left_out[field.name] = reason
         elif kind is not None:
@@ -374,6 +395,8 @@ def _stored_types(
 def _reason_against(name: str, feature: object, kind: ColumnType | None, attributes: Sequence[str]) -> str | None:
     if name == IMAGE_REFERENCE:
         return "the index stores the path or URL of the image under this name"
+    if name == IMAGE_COLUMN:
+        return "the images have this name"
     if name in map(vector_column, attributes):
         return "the index stores embeddings under this name"
     if kind is None:
