@@ -44,8 +44,8 @@ demo: $(VENV)/ready ## Train a small CCA on drawn shapes, evaluate it, write dem
 space: $(VENV)/ready ## Search drawn shapes in the browser, with the model of `make demo` (trained first if missing)
 	$(VENV)/bin/cca demo
 
-test: $(VENV)/ready ## Run all tests but those of `make fuzz`
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadscope --ignore tests/fuzz
+test: $(VENV)/ready ## Run all tests
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadscope
 
 fuzz: $(VENV)/ready ## Compare filters, rankings and batches of random inputs with naive references (a minute)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadscope tests/fuzz

@@ -23,9 +23,9 @@ from functools import partial
 from typing import Any
 
 from cca_hf.models import images
+from cca_hf.models.configuration_images import public_name
 from cca_hf.models.encoding import ImageEncoder
 from cca_hf.models.images import UnreadableImageError
-from cca_hf.visualization.page import public_name
 
 from .batching import Batcher, BusyError
 from .clients import FairExecutor, client_of

@@ -269,7 +269,7 @@ class CCAModel(ConditionalPreTrainedModel):
     def project_features(self, backbone_features: Sequence[torch.Tensor]) -> torch.Tensor:
         return self.image_tokens(list(backbone_features))
 
-    def get_image_features(self, pixel_values: torch.Tensor, output_hidden_states: bool = False) -> ImageFeatures:
+    def get_backbone_outputs(self, pixel_values: torch.Tensor, output_hidden_states: bool = False) -> ImageFeatures:
         # convolutions run up to 2.4 times faster on a CPU with channels last; a ViT's patch embedding does not care
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         levels = self.config.feature_levels

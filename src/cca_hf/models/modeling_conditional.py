@@ -1,6 +1,6 @@
 """The base of all models that embed images by attribute: conditions, subspaces, `forward`, attention maps.
 
-A model implements `get_image_features`, `project_features` and `_embed_tokens`.
+A model implements `get_backbone_outputs`, `project_features` and `_embed_tokens`.
 """
 
 import copy
@@ -247,9 +247,9 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
         Returns:
             Rows of cells (batch, cells, channels), the backbone's output first, then earlier levels.
         """
-        return self.get_image_features(pixel_values).cells
+        return self.get_backbone_outputs(pixel_values).cells
 
-    def get_image_features(self, pixel_values: torch.Tensor, output_hidden_states: bool = False) -> ImageFeatures:
+    def get_backbone_outputs(self, pixel_values: torch.Tensor, output_hidden_states: bool = False) -> ImageFeatures:
         """As [`get_backbone_features`], with the grids that the cells come from and, if asked for, hidden states."""
         raise NotImplementedError
 
@@ -370,7 +370,7 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
     ) -> ConditionalModelOutput:
         hidden_states = None
         if are_images:
-            cells, _, hidden_states = self.get_image_features(*inputs, output_hidden_states=output_hidden_states)
+            cells, _, hidden_states = self.get_backbone_outputs(*inputs, output_hidden_states=output_hidden_states)
         else:
             cells = [part.to(self.dtype) for part in inputs]  # features may be stored in half precision
         output = self.condition_tokens(self.project_features(cells), attribute_ids, output_attentions)
@@ -427,7 +427,7 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
 
     @torch.inference_mode()
     def _attend(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
-        cells, grids, _ = self.get_image_features(pixel_values)
+        cells, grids, _ = self.get_backbone_outputs(pixel_values)
         tokens = self.project_features(cells)
         weights = self.condition_tokens(tokens, attribute_ids, output_attentions=True).attentions
         assert weights is not None  # for the type checker: the field is optional

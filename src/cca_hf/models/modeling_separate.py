@@ -77,9 +77,9 @@ class SeparateModel(ConditionalPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.networks[0].set_input_embeddings(value)
 
-    def get_image_features(self, pixel_values: torch.Tensor, output_hidden_states: bool = False) -> ImageFeatures:
+    def get_backbone_outputs(self, pixel_values: torch.Tensor, output_hidden_states: bool = False) -> ImageFeatures:
         """The cells and hidden states of the first network, then of the next; the grids of one."""
-        outputs = [network.get_image_features(pixel_values, output_hidden_states) for network in self.networks]
+        outputs = [network.get_backbone_outputs(pixel_values, output_hidden_states) for network in self.networks]
         cells = [part for features in outputs for part in features.cells]
         states = tuple(state for features in outputs for state in features.hidden_states or ())
         return ImageFeatures(cells, outputs[0].grids, states if output_hidden_states else None)
