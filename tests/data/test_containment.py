@@ -6,10 +6,11 @@ import os
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, List, Value
 from datasets.exceptions import DatasetGenerationError
 
 from cca_hf.data.loading import load_attribute_dataset
+from cca_hf.embedding.catalogue import Catalogue
 
 
 @pytest.fixture
@@ -50,6 +51,29 @@ def test_a_path_out_of_the_folder(folders, name, feature, monkeypatch):
     assert str(error.value).startswith(told)
     monkeypatch.setenv("CCA_TRUST_DATA", "1")
     assert load(data)["train"][3]["image"]["path"] == path
+
+
+@pytest.mark.parametrize(
+    ("feature", "cell"),
+    [
+        (Value("string"), lambda path: path),
+        (List(Value("string")), lambda path: [path]),
+        ({"path": Value("string")}, lambda path: {"path": path}),
+        ({"bytes": Value("binary"), "path": Value("string")}, lambda path: {"bytes": None, "path": path}),
+    ],
+    ids=["text", "list", "path", "bytes and path"],
+)
+def test_any_column_that_holds_the_images(folders, feature, cell):
+    path, inside = str(folders / "private" / "x.png"), str(folders / "shoes" / "data" / "0.png")
+    schema = Features(photo=feature, colour=Value("string")).arrow_schema
+    cells = [cell(inside), cell(inside), cell(inside), cell(path)]
+    (folders / "shoes" / "data").mkdir()
+    table = pa.table([cells, ["red", "red", "blue", "blue"]], schema=schema)
+    pq.write_table(table, folders / "shoes" / "data" / "train.parquet")
+    with pytest.raises(ValueError, match=f"the column 'photo' of the split 'train' names the file '{path}'"):
+        load_attribute_dataset(folders / "shoes" / "data", ["colour"], image_column="photo", make_splits=False)
+    with pytest.raises(ValueError, match=f"the column 'photo' of the split 'train' names the file '{path}'"):
+        Catalogue.from_dataset(folders / "shoes" / "data", image_column="photo")
 
 
 def test_what_is_in_the_folder(folders):

@@ -89,7 +89,7 @@ class WithAttributeIds:
 
 
 class WithTuple:
-    """The adapter for a test that takes a gradient with respect to `attentions[0]`; ours is one tensor, of one layer."""
+    """The adapter for a test of the gradient of `attentions[0]`: ours is one tensor, of one layer."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = super().forward(*args, **kwargs)  # type: ignore[misc]

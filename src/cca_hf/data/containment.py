@@ -20,8 +20,8 @@ from cca_hf.models.images import TRUST_DATA, trusts_data
 _LONGEST_PATH = 4096  # longer texts are images in base64
 
 
-def check_named_files(splits: dict[str, Dataset], folder: Path | None, columns: Sequence[str] = ()) -> None:
-    """Checks the paths in all columns of type `datasets.Image`, and in text `columns`.
+def check_named_files(splits: dict[str, Dataset], folder: Path | None, image_column: str) -> None:
+    """Checks the paths in all columns of type `datasets.Image`, and in the `image_column`, whatever its type.
 
     Args:
         folder: of the data set; None for a data set from the Hub.
@@ -37,9 +37,9 @@ def check_named_files(splits: dict[str, Dataset], folder: Path | None, columns: 
     roots = [os.path.join(place, "") for place in map(str, places)]
     for split, dataset in splits.items():
         for column, feature in dataset.features.items():
-            if not isinstance(feature, Image) and (column not in columns or not _is_text(dataset, column)):
+            if not isinstance(feature, Image) and column != image_column:
                 continue
-            for path in _other_paths(dataset, column, roots):
+            for path in _other_paths(dataset.data.column(column), roots):
                 if os.path.lexists(path) and not is_inside(path, roots):
                     raise ValueError(
                         f"the column {column!r} of the split {split!r} names the file {path[:200]!r}, which is not in "
@@ -53,17 +53,9 @@ def is_inside(path: str, roots: Sequence[str]) -> bool:
     return os.path.abspath(path).startswith(tuple(roots))
 
 
-def _is_text(dataset: Dataset, column: str) -> bool:
-    kind = dataset.data.column(column).type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _other_paths(dataset: Dataset, column: str, roots: Sequence[str]) -> list[str]:
+def _other_paths(images: pa.ChunkedArray, roots: Sequence[str]) -> list[str]:
     """The distinct paths that are read and do not begin with one of the folders. Reads no image."""
-    paths = dataset.data.column(column)
-    if not _is_text(dataset, column):
-        content = pc.struct_field(paths, "bytes")
-        paths = pc.filter(pc.struct_field(paths, "path"), content.is_null())
+    paths = _paths(images)
     paths = pc.drop_null(paths)
     elsewhere = pc.less(pc.binary_length(paths), _LONGEST_PATH)
     elsewhere = pc.and_(elsewhere, pc.invert(pc.match_substring_regex(paths, r"^(https?://|data:)")))
@@ -73,3 +65,15 @@ def _other_paths(dataset: Dataset, column: str, roots: Sequence[str]) -> list[st
         inside = pc.or_(inside, pc.starts_with(paths, root))
     inside = pc.and_not(inside, pc.match_substring(paths, ".."))
     return list(pc.unique(pc.filter(paths, pc.invert(inside))).to_pylist())
+
+
+def _paths(images: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The texts in a column of texts, of `{"bytes", "path"}`, or of lists of these; without paths beside bytes."""
+    while pa.types.is_list(images.type) or pa.types.is_large_list(images.type):
+        images = pc.list_flatten(images)
+    if pa.types.is_struct(images.type):
+        fields = {field.name for field in images.type}
+        paths = pc.struct_field(images, "path") if "path" in fields else pa.chunked_array([], pa.string())
+        images = pc.filter(paths, pc.struct_field(images, "bytes").is_null()) if "bytes" in fields else paths
+    is_text = pa.types.is_string(images.type) or pa.types.is_large_string(images.type)
+    return images if is_text else pa.chunked_array([], pa.string())

@@ -66,7 +66,8 @@ def load_attribute_dataset(
         ValueError: if a column is missing or contains no labels, a split is empty, or an attribute cannot be learned.
         FileNotFoundError: if `source` is neither a local folder nor on the Hub.
     """
-    splits = with_usual_names(load_source(source, config_name, revision, reads_images=image_root is None))
+    loaded = load_source(source, config_name, revision, image_column=image_column, reads_images=image_root is None)
+    splits = with_usual_names(loaded)
     image_column = find_image_column(splits, image_column)
     if image_root is not None:
         splits = with_images_of(splits, image_column, image_root)

@@ -10,6 +10,7 @@ from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from huggingface_hub import DatasetCard
 
 from .containment import check_named_files
+from .image_column import IMAGE_COLUMN
 from .image_folder import find_image_folder, load_image_folder
 from .webdataset import load_webdataset
 
@@ -19,6 +20,7 @@ def load_source(
     config_name: str | None,
     revision: str | None,
     *,
+    image_column: str | None = None,
     reads_images: bool = True,
 ) -> DatasetDict:
     """The splits of a source; see `load_attribute_dataset`.
@@ -32,7 +34,7 @@ def load_source(
     splits = _load(source, config_name, revision)
     if reads_images and not isinstance(source, Dataset | DatasetDict):
         folder = Path(source).expanduser()
-        check_named_files(splits, folder if folder.is_dir() else None, ["image"])
+        check_named_files(splits, folder if folder.is_dir() else None, image_column or IMAGE_COLUMN)
     return splits
 
 

@@ -79,7 +79,7 @@ class Catalogue:
         Raises:
             ValueError: if a split or column is missing, ids are not unique, or the image column contains no images.
         """
-        splits = load_source(source, config_name, revision)
+        splits = load_source(source, config_name, revision, image_column=image_column)
         if split is None and len(splits) > 1:
             raise ValueError(f"the data set has several splits; choose one of {', '.join(splits)}")
         split = split or next(iter(splits))

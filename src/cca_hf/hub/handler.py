@@ -8,8 +8,8 @@ is never read as a file name. `attribute` is a name or a list of names; the defa
 cannot be answered raises a `RequestError`, and the endpoint sends its message as {"error": message}.
 
 `cca serve` reads requests with the same classes, and decodes images in processes that load this file: therefore only
-the endpoint itself imports torch and transformers. This file imports nothing of cca_hf: what it shares with the model's
-code, it takes from the modules that were loaded with the model.
+the endpoint itself imports torch and transformers. This file imports nothing of cca_hf. It takes what it shares with
+the model's code from the modules that were loaded with the model.
 """
 
 import base64

@@ -107,7 +107,7 @@ class ImageSource:
         **settings: Any,
     ) -> "ImageSource":
         """A split of a data set on the Hub or in a folder; see `Catalogue.from_dataset`, for `settings` the class."""
-        splits: DatasetDict = load_source(source, None, None)
+        splits: DatasetDict = load_source(source, None, None, image_column=image_column)
         if split is None and len(splits) == 1:
             (split,) = splits
         carried: Sequence[str] = columns or ()
