@@ -187,7 +187,7 @@ def test_split_files_name_files_of_the_benchmark(tmp_path, name, monkeypatch):
     with pytest.raises(ValueError, match=f"'{name}' leads out of .*root; if you trust the data, set CCA_TRUST_DATA=1"):
         to_dataset(annotations, {"shape": ["round", "long"]}, tmp_path / "root")
     monkeypatch.setenv("CCA_TRUST_DATA", "1")
-    assert to_dataset(annotations, {"shape": ["round", "long"]}, tmp_path / "root")[1]["file_name"] == name
+    assert to_dataset(annotations, {"shape": ["round", "long"]}, tmp_path / "root")["file_name"][1] == name
 
 
 @pytest.mark.parametrize(
