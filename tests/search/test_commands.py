@@ -11,6 +11,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
@@ -373,7 +374,6 @@ def test_columns_that_do_not_fit_are_left_out_with_a_warning(checkpoint, tmp_pat
         "tags": [["t"]],
         "nothing": [None],
         "query_index": [1],
-        "hash": [2**63],
     }
     zone = datetime.timezone(datetime.timedelta(hours=2))
     good = {
@@ -384,6 +384,7 @@ def test_columns_that_do_not_fit_are_left_out_with_a_warning(checkpoint, tmp_pat
         "there": [datetime.datetime(2024, 1, 31, 12, tzinfo=zone)],
     }
     columns = {name: values * 4 for name, values in {**odd, **good}.items()}
+    columns["hash"] = pa.array([2**63] * 4, pa.uint64())
     data = written(tmp_path / "data", test=columns)
     store = tmp_path / "index"
     words = ["index", "--model", checkpoint, "--dataset", data, "--store", store]
