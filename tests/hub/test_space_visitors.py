@@ -125,6 +125,7 @@ def test_no_file_but_an_upload_is_opened(visitor: Visitor, tmp_path: Path) -> No
     assert visitor.http.post("/gradio_api/queue/join", content=twice).status_code == 403
 
 
+@pytest.mark.usefixtures("address")  # which names the folder of the uploads
 def test_without_the_guard_a_page_opens_uploads_alone(lookup: Lookup, tmp_path: Path) -> None:
     """`make_space` in another app has no guard: its own check refuses all other paths, with one message."""
     (tmp_path / "private.png").write_bytes(png())
