@@ -110,8 +110,9 @@ class _Reader:
         self.refuse(node)
 
     def value(self, node: ast.expr) -> object:
-        is_negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
-        match node.operand if is_negative else node:
+        constant = node.operand if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) else node
+        is_negative = constant is not node
+        match constant:
             case ast.Constant(str() | bool() | None as value) if not is_negative:
                 return value
             case ast.Constant(int() | float() as value) if not isinstance(value, bool):
