@@ -12,7 +12,11 @@ from transformers import MobileNetV2Config, ViTConfig
 from cca_hf import CCAModel, CCAPipeline
 from cca_hf.embedding.catalogue import Catalogue
 from cca_hf.embedding.job import embed_catalogue
-from cca_hf.runtimes.export import ExportedModel, export_model, is_exported
+from cca_hf.models.modeling_asen import ASENModel
+from cca_hf.models.modeling_conditional import ConditionalPreTrainedModel
+from cca_hf.models.modeling_csn import CSNModel
+from cca_hf.models.modeling_separate import SeparateModel
+from cca_hf.runtimes.export import ExportedModel, _Embedder, export_model, is_exported
 
 ATTRIBUTES = {"colour": ["red", "blue"], "shape": ["round", "long"], "heel height": ["flat", "high"]}
 
@@ -49,6 +53,40 @@ def test_the_same_answers(vit, exported, images):
     assert exported.config.attributes == list(ATTRIBUTES) and exported.config.attribute_values == ATTRIBUTES
     with pytest.raises(ValueError, match=r"unknown attribute 'color'\. Did you mean 'colour'"):
         exported.encode(images, "color")
+
+
+def make(kind: str) -> ConditionalPreTrainedModel:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    vit, options = ViTConfig(**shape, image_size=16, patch_size=8), {"attribute_subspaces": True}
+    if kind == "separate":
+        return SeparateModel.join([CCAModel.from_backbone(vit, [name], **options) for name in ATTRIBUTES])
+    if kind == "text":
+        options["condition_embedding"] = "text"
+        options["text_embeddings"] = {name: np.eye(3)[row] for row, name in enumerate(ATTRIBUTES)}
+    model_class = {"csn": CSNModel, "asen": ASENModel}.get(kind, CCAModel)
+    return model_class.from_backbone(vit, ATTRIBUTES, **options)
+
+
+@pytest.mark.parametrize("kind", ["text", "csn", "asen"])
+def test_the_size_of_a_batch_is_no_constant_in_a_graph(kind):
+    """In the graph that `export_model` translates: traced with two images, run with others."""
+    model, images = make(kind).eval(), torch.randn(5, 3, 16, 16)
+    sizes = {"pixel_values": {0: torch.export.Dim("batch")}}
+    traced = {"pixel_values": images[:2]}
+    graph = torch.export.export(_Embedder(model, [2, 0]), (), traced, dynamic_shapes=sizes).module()
+    with torch.no_grad():
+        for batch in (1, 2, 5):
+            expected = model(images[:batch], torch.tensor([[2, 0]] * batch)).embeddings
+            torch.testing.assert_close(graph(pixel_values=images[:batch]), expected)
+
+
+def test_a_joined_model_takes_batches_of_any_size(images, tmp_path):
+    model = make("separate")
+    exported = ExportedModel.from_pretrained(export_model(model, tmp_path), num_threads=1)
+    want = model.encode(images)
+    for batch_size in (1, 2, 5):
+        np.testing.assert_allclose(exported.encode(images, batch_size=batch_size), want, atol=1e-5)
 
 
 def test_in_the_pipeline(vit, exported, images):
