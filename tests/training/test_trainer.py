@@ -386,7 +386,7 @@ def test_checkpoints_load_anywhere(make_trainer, tmp_path):
     assert all(weight.is_contiguous() for weight in weights.values())
 
 
-def test_drop_last_leaves_no_image_out_of_an_evaluation(make_trainer, make_model, make_args, shapes):
+def test_drop_last_leaves_no_image_out_of_an_evaluation(make_trainer):
     settings = {"dataloader_drop_last": True, "per_device_eval_batch_size": 9}  # of 22 images
     expected = make_trainer(per_device_eval_batch_size=9).evaluate()
     trainer = make_trainer(**settings)
@@ -440,11 +440,8 @@ def test_the_names_of_the_metrics_are_those_of_the_evaluation(make_trainer, shap
     metrics = trainer.evaluate()
     known = trainer.evaluator.metric_names(trainer.eval_dataset)
     assert "map_ignore_maybe_colour" in known and "map_shape" not in known
-    assert {f"eval_{name}" for name in known} == {name for name in metrics if trainer_metric(name)}
-
-
-def trainer_metric(name: str) -> bool:
-    return not name.endswith(("runtime", "per_second", "preparation_time")) and name != "epoch"
+    of_the_trainer = ("runtime", "per_second", "preparation_time", "epoch")
+    assert {f"eval_{name}" for name in known} == {name for name in metrics if not name.endswith(of_the_trainer)}
 
 
 def test_an_empty_split_is_an_error_before_training(make_trainer, shapes):

@@ -140,9 +140,9 @@ class WholeCheckpointTrainer(Trainer):
         self.state.best_model_checkpoint = None if best is None else str(best)
         if best is None and self.args.load_best_model_at_end:
             logger.warning(
-                "%s, the best checkpoint so far, is missing in %s: the best checkpoint is selected from the remaining "
-                "steps",
-                *(places[0].name, folder),
+                "%s, the best checkpoint so far, is missing in %s: the best of the remaining steps is selected",
+                places[0].name,
+                folder,
             )
             self.state.best_metric, self.state.best_global_step = None, None
         elif best == places[0] and not Path(recorded).is_dir():
