@@ -4,8 +4,8 @@ LanceDB's event loop would take 0.8 ms of the 2.7 ms of a query over 100,000 ite
 longer than finding them, so the columns of a small table are kept in memory.
 
 A graph leads astray where many vectors are equal or lie in tight clusters: a search that ends in one cluster does not
-reach another that is nearer. Each result of a graph is therefore compared with a random sample of the rows. If the
-sample shows that nearer rows are missing, the query is compared with all rows.
+reach another that is nearer. A random sample of the rows shows whether a table is like that. If it is, each result of
+a graph is compared with the sample. If the sample contains nearer rows, the query is compared with all rows.
 """
 
 import math
@@ -36,7 +36,9 @@ _MASKS_KEPT = 32
 # A filter costs 2 ms in Lance. If enough of the nearest items are expected to fulfil it, they are filtered here.
 _LONGEST_LIST = 512
 _SPARE = 2  # reads twice the number of items that is expected to suffice
-_SAMPLE = 1024  # rows that a result of a graph is compared with; takes 0.05 ms
+_SAMPLE = 1024  # rows that a result of a graph is compared with
+# A row of the sample is in a cluster if another one is nearer than this share of the median distance.
+_NEAR, _MOST_IN_CLUSTERS = 0.05, 0.05
 _FEWEST = 10  # rows that a graph looks for
 _MOST_MISSED = 0.1  # share of a result that may be missing, as the sample estimates it
 _MOST_EQUAL = 0.4  # share of a result that may be at the same distance
@@ -176,7 +178,7 @@ class Version:
             fulfilling = self._rows if condition is None else self.dataset.count_rows(to_sql(condition))
             if len(found) < min(count, fulfilling):
                 return True
-        if not len(found):
+        if not len(found) or not self._sample.is_clustered(column):
             return False
         distances = found.column("_distance").to_numpy()
         vectors, rounding = self._sample.vectors(column)
@@ -232,6 +234,7 @@ class _Sample:
         self._places = np.sort(np.random.default_rng(0).choice(rows, min(rows, _SAMPLE), replace=False, shuffle=False))
         self._mask = lru_cache(_MASKS_KEPT)(lambda condition: to_mask(condition, self._columns))
         self.vectors = lru_cache(None)(self._read_vectors)
+        self.is_clustered = lru_cache(None)(self._is_clustered)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -246,6 +249,14 @@ class _Sample:
         """The vectors (rows, dim), and the error of a similarity that is computed from the stored ones."""
         table = self._dataset.take(self._places, columns=[column])
         return vectors_of(table, column), _ROUNDING[table.schema.field(column).type.value_type]
+
+    def _is_clustered(self, column: str) -> bool:
+        """Whether some of the vectors are equal, or far nearer to others than most vectors are."""
+        vectors, rounding = self.vectors(column)
+        distances = 1.0 - vectors @ vectors.T
+        near = max(rounding, _NEAR * float(np.median(distances)))
+        np.fill_diagonal(distances, np.inf)
+        return bool((distances.min(axis=1) < near).mean() > _MOST_IN_CLUSTERS)
 
     def ids(self, selected: NDArray[np.bool_], condition: Condition | None) -> NDArray[np.uint64]:
         """The row ids of the selected rows that fulfil the condition."""
