@@ -243,7 +243,7 @@ def save_code_of_base(saved: Any, folder: str | PathLike[str], config: PreTraine
 
     transformers would save the module of the class itself, which may import files that cannot travel.
     """
-    registered = next((base for base in type(saved).__mro__ if vars(base).get("_auto_class") is not None), None)
+    registered: Any = next((base for base in type(saved).__mro__ if vars(base).get("_auto_class") is not None), None)
     if registered is not None and registered is not type(saved):
         custom_object_save(registered.__new__(registered), folder, config=config)
 

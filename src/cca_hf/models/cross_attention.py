@@ -106,10 +106,10 @@ class CrossAttention(nn.Module):
                 attended, weights = self._attend_eagerly(query, key, value, attention_mask)
             else:
                 states = (query[:, None] if query_states.ndim == 2 else query, key, value)
-                states = tuple(state.transpose(1, 2) for state in states)  # (B, heads, Q or N, head_dim)
+                by_head = [state.transpose(1, 2) for state in states]  # (B, heads, Q or N, head_dim)
                 attend = ALL_ATTENTION_FUNCTIONS[implementation]
                 dropout = self.dropout if self.training else 0.0
-                attended = attend(self, *states, attention_mask, dropout=dropout, scaling=self.scaling)[0]
+                attended = attend(self, *by_head, attention_mask, dropout=dropout, scaling=self.scaling)[0]
                 attended = attended.reshape(query.shape)
         output = self.o_proj(attended.flatten(-2))  # (B, [Q], heads, head_dim) -> (B, [Q], output_dim)
         return output, weights if output_attentions else None

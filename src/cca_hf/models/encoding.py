@@ -38,10 +38,14 @@ class ImageEncoder:
 
     config: AttributeConfig
     image_processor: BaseImageProcessor
-    device: torch.device
     dtype: torch.dtype
     # pixel values and ids (batch, k) -> an output with `embeddings` (batch, k, dim)
     __call__: Callable[..., Any]
+
+    @property
+    def device(self) -> torch.device:
+        """Where pixel values go."""
+        raise NotImplementedError
 
     def fingerprint(self) -> str:
         """A hash that is stored with embeddings, so that those of two models are never mixed."""

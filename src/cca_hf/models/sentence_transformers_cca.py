@@ -8,7 +8,7 @@ itself, such as an evaluator, cannot name one: `model_kwargs={"attribute": "colo
 is saved with the model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any, ClassVar
 
@@ -81,7 +81,7 @@ class CCAInputModule(InputModule):
 
     def preprocess(
         self,
-        inputs: Sequence[ImageInput | Mapping[str, ImageInput]],
+        inputs: Sequence[ImageInput],
         prompt: str | None = None,
         attribute: str | None = None,
         task: str | None = None,
@@ -90,12 +90,12 @@ class CCAInputModule(InputModule):
         """Read images: paths, URLs, PIL images or arrays -> `pixel_values` (batch, 3, height, width).
 
         Args:
-            inputs: images, or mappings `{"image": image}` as sentence-transformers and mteb pass them.
+            inputs: images, also as dicts `{"image": image}` as sentence-transformers and mteb pass them.
             attribute: not used here; `encode` passes it to this method as well as to `forward`.
             task: "query" or "document", which are embedded alike.
 
         Raises:
-            ValueError: for a prompt or other settings, which need a text; for a mapping with something else.
+            ValueError: for a prompt or other settings, which need a text; for a dict with something else.
             UnreadableImageError: for an input that is not an image.
         """
         if prompt or unknown:
@@ -129,8 +129,8 @@ class CCAInputModule(InputModule):
         self.save_config(str(output_path))
 
 
-def _image_of(given: ImageInput | Mapping[str, ImageInput]) -> ImageInput:
-    if not isinstance(given, Mapping) or "image" not in given:
+def _image_of(given: ImageInput) -> ImageInput:
+    if not isinstance(given, dict) or "image" not in given:
         return given
     if len(given) > 1:
         others = ", ".join(sorted(map(repr, set(given) - {"image"})))
