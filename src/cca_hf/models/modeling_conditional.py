@@ -370,11 +370,7 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
     ) -> ConditionalModelOutput:
         hidden_states = None
         if are_images:
-<<<<<<< HEAD
-            cells, _, hidden_states = self.get_backbone_outputs(*inputs, output_hidden_states=output_hidden_states)
-=======
             cells, _, hidden_states = self.get_backbone_outputs(inputs[0], output_hidden_states)
->>>>>>> wt-models
         else:
             cells = [part.to(self.dtype) for part in inputs]  # features may be stored in half precision
         output = self.condition_tokens(self.project_features(cells), attribute_ids, output_attentions)
