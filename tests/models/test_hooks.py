@@ -7,7 +7,6 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import remove_hook_from_submodules
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModel
 
 from cca_hf.models.cross_attention import CrossAttention
@@ -72,9 +71,11 @@ def test_weights_offloaded_to_disk_by_a_device_map(any_model, pixel_values, pict
 
 def test_every_adapter_gets_a_gradient(any_model, pixel_values):
     """LoRA on all linear layers and embedding tables, those of the backbone too."""
+    peft = pytest.importorskip("peft", reason="peft is not installed")
     kinds = (torch.nn.Linear, torch.nn.Embedding)
     names = [name for name, module in any_model.named_modules() if isinstance(module, kinds)]
-    adapted = get_peft_model(copy.deepcopy(any_model), LoraConfig(r=2, target_modules=names, init_lora_weights=False))
+    config = peft.LoraConfig(r=2, target_modules=names, init_lora_weights=False)
+    adapted = peft.get_peft_model(copy.deepcopy(any_model), config)
     embeddings = adapted(pixel_values, attribute_ids=IDS).embeddings
     embeddings[..., 0].sum().backward()
     adapters = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
