@@ -27,7 +27,7 @@ from .whole_files import CHECKSUMS, staged, write_checksums, write_json
 
 # All files of a checkpoint, by name; `push_to_hub` pushes no other.
 CHECKPOINT_FILES = (
-    *("config.json", "preprocessor_config.json", "modules.json", CHECKSUMS),
+    *("config.json", "preprocessor_config.json", "modules.json", "sentence_transformers_cca.json", CHECKSUMS),
     *("model*.safetensors", "model.safetensors.index*.json", "adapter_config.json", "adapter_model*.safetensors"),
     *("*.py", "README.md"),
 )
