@@ -168,10 +168,11 @@ def write_triplets(folder: Path, images: Path) -> None:
     from datasets import Dataset, Image
 
     columns = ("anchor", "positive", "negative")
-    shown = {name: [str(images / f"{row + place:04}.jpg") for row in range(9)] for place, name in enumerate(columns)}
-    triplets = Dataset.from_dict({"condition": ["closure", "heel_height", "colour"] * 3, **shown})
-    for name in columns:
-        triplets = triplets.cast_column(name, Image())
+    triplets = Dataset.from_dict({"condition": ["closure", "heel_height", "colour"] * 3})
+    for place, name in enumerate(columns):
+        files = [images / f"{row + place:04}.jpg" for row in range(9)]
+        cells = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+        triplets = triplets.add_column(name, cells).cast_column(name, Image())
     folder.mkdir(parents=True)
     triplets.to_parquet(folder / "test-00000-of-00001.parquet")
 

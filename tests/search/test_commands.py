@@ -318,8 +318,9 @@ def errors(capsys) -> str:
     return capsys.readouterr().err
 
 
-def test_rows_that_hold_no_image_are_named_or_skipped(checkpoint, tmp_path, capsys):
+def test_rows_that_hold_no_image_are_named_or_skipped(checkpoint, tmp_path, capsys, monkeypatch):
     """Paths as text, a path to nothing, and no path."""
+    monkeypatch.setenv("CCA_TRUST_DATA", "1")  # the images lie beside the data set
     PILImage.new("RGB", (32, 32)).save(tmp_path / "a.png")
     paths = [str(tmp_path / "a.png"), None, str(tmp_path / "none.png"), str(tmp_path / "a.png")]
     data = written(tmp_path / "data", test={"image": paths, "sku": ["a", "b", "c", "d"]})

@@ -257,6 +257,11 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
         """Compute the rest of [`get_image_tokens`]: (batch, tokens, hidden_size), from [`get_backbone_features`]."""
         raise NotImplementedError
 
+    def tokens_and_grids(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+        """As [`get_image_tokens`], with the (height, width) of each grid that the tokens come from."""
+        cells, grids, _ = self.get_backbone_outputs(pixel_values)
+        return self.project_features(cells), grids
+
     def condition_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool = False
     ) -> ConditionalModelOutput:
@@ -427,8 +432,7 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
 
     @torch.inference_mode()
     def _attend(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
-        cells, grids, _ = self.get_backbone_outputs(pixel_values)
-        tokens = self.project_features(cells)
+        tokens, grids = self.tokens_and_grids(pixel_values)
         weights = self.condition_tokens(tokens, attribute_ids, output_attentions=True).attentions
         assert weights is not None  # for the type checker: the field is optional
         # the tokens are: summary or prefix, the output's grid, then the grids of earlier levels (see ImageTokens)

@@ -17,8 +17,6 @@ from typing import Any, Literal
 
 import pyarrow as pa  # type: ignore[import-untyped]
 
-from cca_hf.models.whole_files import CHECKSUMS, write_checksums
-
 from .conditions import Condition
 from .engine_filters import to_sql
 from .lance_queries import SEEN_WITHIN, LanceQueries
@@ -29,6 +27,7 @@ _KEY = b"cca_hf.index"
 _NOTE = "cca_hf.note"
 _SOURCES = "cca_hf.sources"
 _LOCK = ".writer.lock"
+_CHECKSUMS = "checksums.json"  # as `models/whole_files.py` calls it
 _GRAPH = b"cca_hf.graph"
 _NEIGHBOURS = 16  # in the graph
 _BUILD_EFFORT = 100
@@ -89,7 +88,7 @@ class LanceStore:
             if _TABLE in _run(connection.list_tables()).tables:
                 raise FileExistsError(f"there is an index at {location} already; open it, or choose another location")
             if not _is_remote(location):
-                Path(location, CHECKSUMS).unlink(missing_ok=True)  # of an index that was deleted
+                Path(location, _CHECKSUMS).unlink(missing_ok=True)  # of an index that was deleted
             kind = pa.float16() if settings.vectors == "float16" else pa.float32()
             fields = [
                 column.with_type(pa.list_(kind, schema.dim)) if pa.types.is_fixed_size_list(column.type) else column
@@ -196,7 +195,7 @@ class LanceStore:
             if indexed or rows >= self.settings.index_from:
                 _run(self._table.optimize(cleanup_older_than=_KEPT))
             if not _is_remote(self.location):
-                write_checksums(Path(self.location))
+                _write_checksums(self.location)
         self._queries.refresh()
 
     def close(self) -> None:
@@ -235,10 +234,16 @@ def _check_free(location: str) -> None:
         return
     if not path.is_dir():
         raise FileExistsError(f"{location} is a file; an index needs a new or empty folder")
-    known = (_LOCK, CHECKSUMS, f"{_TABLE}.lance")
+    known = (_LOCK, _CHECKSUMS, f"{_TABLE}.lance")
     others = sorted(file.name for file in path.iterdir() if file.name not in known)
     if others:
         raise FileExistsError(f"{location} contains other files ({others[0]}, ...); an index needs an empty folder")
+
+
+def _write_checksums(location: str) -> None:
+    from cca_hf.models.whole_files import write_checksums  # imports torch, which a search does without
+
+    write_checksums(Path(location))
 
 
 def _lock(location: str) -> contextlib.AbstractContextManager[Any]:
