@@ -55,7 +55,7 @@ def load_attribute_dataset(
         image_column: default: `image`, or the only image column.
         image_root: folder of the images, if the source contains annotations only; the column `file_name` contains
             their paths in it. Default: the paths in the image column, which must lie in the folder of the data set
-            unless `CCA_TRUST_DATA=1` is set; see `docs/your_own_data.md`.
+            unless `CCA_TRUST_DATA=1` is set; see docs/your_own_data.md.
         config_name: the configuration, if a repository on the Hub has several.
         revision: branch, tag or commit on the Hub.
         make_splits: whether to cut a missing validation or test split, each a tenth, from the training images. Splits

@@ -79,14 +79,14 @@ def load_image(image: ImageInput) -> Image.Image:
         image: a path, a URL (`http://`, `https://` or `data:`), encoded bytes, the `{"bytes", "path"}` of an undecoded
             `datasets.Image`, a PIL image, or an array of shape (height, width) or (height, width, 1 | 3 | 4): `uint8`,
             `uint16`, or floats in [0, 1]. A URL may lead to any host if it is given as text, and to public hosts if it
-            is the "path" of a dict, which comes from data; see `CCA_TRUST_DATA` in `docs/your_own_data.md`.
+            is the "path" of a dict, which comes from data; see `CCA_TRUST_DATA` in docs/your_own_data.md.
 
     Raises:
         UnreadableImageError: if the image is missing, truncated, not an image, an array or greys of another kind, or
             if decoding it would take far more memory or time than its size explains.
     """
+    source = _source(image)
     try:
-        source = _source(image)
         if isinstance(source, (bytes, str, PathLike)):
             with _open(source, from_data=isinstance(image, dict)) as file:
                 check_header(file)
