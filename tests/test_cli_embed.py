@@ -59,8 +59,8 @@ def test_a_folder_of_pictures(checkpoint, catalogue, tmp_path, capsys):
 
 
 def test_a_data_set(checkpoint, catalogue, tmp_path, capsys):
-    paths = sorted(map(str, catalogue.iterdir()))
-    columns = {"image": paths, "sku": [f"s{n}" for n in range(10)], "price": list(range(10)), "brand": ["b"] * 10}
+    images = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(catalogue.iterdir())]
+    columns = {"image": images, "sku": [f"s{n}" for n in range(10)], "price": list(range(10)), "brand": ["b"] * 10}
     data = Dataset.from_dict(columns).cast_column("image", Image())
     (tmp_path / "shoes").mkdir()
     data.to_parquet(tmp_path / "shoes" / "train.parquet")

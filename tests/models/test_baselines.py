@@ -65,7 +65,7 @@ def test_asen_attends_to_places_and_to_channels(vit_config):
             key = [math.tanh(x) for x in linear(attention.spatial_tokens, token)]
             scores.append(math.exp(sum(a * k for a, k in zip(asked, key, strict=True)) / math.sqrt(dim)))
         shares = [score / sum(scores) for score in scores]
-        assert weights[0, place].tolist() == pytest.approx(shares, abs=1e-6)
+        assert weights[0, place, 0].tolist() == pytest.approx(shares, abs=1e-6)  # of the one head
         pooled = [sum(s * t[c] for s, t in zip(shares, tokens[0].tolist(), strict=True)) for c in range(dim)]
         told = [max(x, 0.0) for x in linear(attention.channel_condition, condition)]
         squeezed = [max(x, 0.0) for x in linear(attention.channel_squeeze, pooled + told)]
