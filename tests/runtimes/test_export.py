@@ -134,7 +134,7 @@ def test_int8(vit, images, tmp_path):
     scales = [node.input[1] for node in graph.node if node.op_type == "Mul" and node.input[1] in weights]
     assert any(weights[name].dims and weights[name].dims[0] > 1 for name in scales), "one scale a channel"
     written = {path.name for path in folder.iterdir() if path.suffix != ".py"}  # config.json names its code
-    assert written == {"model.onnx", "config.json", "preprocessor_config.json", "export.json"}
+    assert written == {"model.onnx", "config.json", "preprocessor_config.json", "export.json", "checksums.json"}
     got, want = ExportedModel.from_pretrained(folder, num_threads=1).encode(images), vit.encode(images)
     assert 0.999 < (got * want).sum(axis=-1).min() < 1 - 1e-7
     np.testing.assert_allclose(np.linalg.norm(got, axis=-1), 1, atol=1e-5)

@@ -80,17 +80,17 @@ class EmbeddingJob:
     ) -> "EmbeddingJob":
         """Starts a job in a new folder, or resumes the job of this folder; see `embed_catalogue`."""
         ids = model.config.attribute_ids(settings.attributes)
-        earlier = model_of(folder)
+        earlier, made_from = model_of(folder), model.checkpoint_fingerprint()
+        fingerprint = earlier if earlier is not None and model.has_fingerprint(earlier) else model.fingerprint()
         manifest = Manifest(
-            model=earlier
-            if earlier is not None and model.has_fingerprint(earlier)
-            else model.checkpoint_fingerprint(),
+            model=fingerprint,
             attributes=[model.config.attributes[place] for place in ids],
             dim=model.config.embedding_dim or model.config.hidden_size,
             dtype=settings.dtype,
             num_items=len(catalogue),
             shard_size=settings.shard_size,
             columns=[name for name in catalogue.features if name != ITEM_ID],
+            checkpoint=None if model.has_fingerprint(made_from) else made_from,
         )
         job = cls(catalogue, Path(folder), manifest, settings)
         features_of(catalogue.features, manifest)  # raises for two columns with the same name, before all writing

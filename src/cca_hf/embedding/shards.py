@@ -51,6 +51,7 @@ class Manifest:
     num_items: int
     shard_size: int
     columns: list[str]
+    checkpoint: str | None = None  # fingerprint of the checkpoint that an exported model was made from
 
     @property
     def num_shards(self) -> int:
@@ -69,8 +70,9 @@ class Manifest:
                 raise ValueError(
                     f"{folder} contains embeddings but no {MANIFEST}: choose another folder, or delete this one"
                 )
-            write_json(asdict(self), path)
+            write_json({key: value for key, value in asdict(self).items() if value is not None}, path)
         stored, wanted = json.loads(path.read_text(encoding="utf-8")), asdict(self)
+        del wanted["checkpoint"]  # belongs to the model, and version 0.1 did not write it
         differing = [
             f"{key} ({stored.get(key)} there, {wanted[key]} now)" for key in wanted if stored.get(key) != wanted[key]
         ]

@@ -110,7 +110,7 @@ class SeparateModel(ConditionalPreTrainedModel):
 
 def _shared(config: CCAConfig) -> dict[str, Any]:
     """The fields of a configuration in which all networks must agree."""
-    names = fields_of(CCAConfig) - {"attributes", "attribute_values"}
+    names = fields_of(CCAConfig) - {"attributes", "attribute_values", "backbone_name"}
     shared = {name: vars(config)[name] for name in sorted(names)}
     return shared | {"backbone_config": architecture_of(config.backbone_config)}
 

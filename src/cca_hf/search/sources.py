@@ -213,7 +213,7 @@ class EmbeddedSource:
             features, columns, manifest.attributes, lambda name: self._dataset.to_table(columns=[name]).column(name)
         )
         self.columns_were_named = columns is not None
-        checkpoint = CheckpointId(name, manifest.model)
+        checkpoint = CheckpointId(name, manifest.checkpoint or manifest.model)
         self.schema = IndexSchema(tuple(manifest.attributes), manifest.dim, types, checkpoint)
 
     def __len__(self) -> int:
