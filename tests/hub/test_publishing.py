@@ -15,6 +15,7 @@ from transformers.pipelines import SUPPORTED_TASKS
 
 from cca_hf import CCAModel, CCATrainer, CCATrainingArguments, load_attribute_dataset
 from cca_hf.cli.train import train_and_report
+from cca_hf.hub.integrity import check_folder
 from cca_hf.hub.publishing import stage_model
 
 from .conftest import VIT
@@ -348,11 +349,14 @@ def test_where_a_backbone_lay_is_not_told(finished, tmp_path):
     model.config.text_encoder = str(tmp_path / "secret" / "my-texts")
     model.save_pretrained(tmp_path / "model")
     staged = stage_model(tmp_path / "model", tmp_path / "staged", "me/x")
-    for folder in (tmp_path / "model", staged):
-        text = (folder / "config.json").read_text()
-        config = json.loads(text)
-        assert (config["backbone_name"], config["text_encoder"]) == ("./my-vit", "./my-texts")
-        assert "secret" not in text and "_name_or_path" not in text
+    kept = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert kept["text_encoder"] == model.config.text_encoder  # which loads it again
+    text = (staged / "config.json").read_text()
+    assert "secret" not in text and "_name_or_path" not in text
+    assert {file.state for file in check_folder(staged)} <= {"ok", "no checksum"}
+    for config, text_encoder in ((kept, model.config.text_encoder), (json.loads(text), "./my-texts")):
+        assert (config["backbone_name"], config["text_encoder"]) == ("./my-vit", text_encoder)
+        assert "_name_or_path" not in config["backbone_config"]
     card = ModelCard.load(staged / "README.md")
     assert "- **Backbone**: my-vit\n" in card.text and card.data.base_model is None
     loaded = CCAModel.from_pretrained(tmp_path / "model")

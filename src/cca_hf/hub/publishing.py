@@ -24,6 +24,7 @@ from huggingface_hub.errors import HTTPError  # from httpx or httpx2, depending 
 
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.models.loading import load_model
+from cca_hf.models.modeling_images import remove_path_of_text_encoder
 from cca_hf.models.whole_files import check_new, may_leave
 from cca_hf.visualization.report import EXAMPLES
 
@@ -102,6 +103,7 @@ def stage_model(
     check_new(output)
     model = load_model(str(folder), "cpu")
     model.save_pretrained(output)
+    remove_path_of_text_encoder(output)
     results = read_results(folder)
     figures = [result.image for result in results if result.image is not None]
     of_the_run = [path for name in _OF_THE_RUN for path in sorted(folder.glob(name))]

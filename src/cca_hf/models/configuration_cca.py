@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_images import AttributeConfig, without_path
+from .configuration_images import AttributeConfig
 
 
 @strict
@@ -32,12 +32,6 @@ class ConditionConfig(AttributeConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.attribute_texts = dict(self.attribute_texts or {})
         super().__post_init__(**kwargs)
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        settings = super().to_diff_dict()
-        if self.text_encoder is not None:
-            settings["text_encoder"] = without_path(self.text_encoder)
-        return settings
 
     def restricted_to(self, attributes: Sequence[str]) -> Self:
         copied, texts = super().restricted_to(attributes), self.attribute_texts or {}

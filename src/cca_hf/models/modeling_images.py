@@ -21,7 +21,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations.accelerate import load_offloaded_parameter
 
 from .backbones import AutoImageProcessor, architecture_of, make_image_processor
-from .configuration_images import ImageModelConfig, save_code_of_base
+from .configuration_images import ImageModelConfig, save_code_of_base, without_path
 from .images import ImageReader
 from .whole_files import CHECKSUMS, staged, write_checksums, write_json
 
@@ -156,7 +156,7 @@ class ImagePreTrainedModel(PreTrainedModel):
         self, working_dir: Any, repo_id: str, files_timestamps: Any, commit_message: str | None = None, **settings: Any
     ) -> CommitInfo:
         """Upload all files of the checkpoint, not only those that transformers wrote; delete earlier weight files."""
-        write_checksums(Path(working_dir))
+        remove_path_of_text_encoder(Path(working_dir))
         hub, revision = HfApi(token=settings.pop("token", None)), settings.get("revision")
         if revision is not None and not revision.startswith("refs/pr"):
             hub.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -215,6 +215,15 @@ def check_weights(weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         if tensor.is_floating_point() and tensor.itemsize > 1 and tensor.numel() and not tensor.is_meta:
             if not all(torch.isfinite(end) for end in tensor.aminmax()):
                 raise ValueError(f"weights are NaN or infinite: {name}. The training failed, or the file has changed")
+
+
+def remove_path_of_text_encoder(folder: Path) -> None:
+    """Edits a checkpoint that is about to be published. A local one keeps the path, to load the encoder again."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("text_encoder") is not None:
+        config["text_encoder"] = without_path(config["text_encoder"])
+        write_json(config, folder / "config.json")
+    write_checksums(folder)
 
 
 def _weights_like(names: Iterable[str]) -> list[str]:
