@@ -51,7 +51,7 @@ def test_checks_are_those_of_the_local_script() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     local = set(re.findall(r"^make ([a-z-]+)$", script, re.MULTILINE))
     remote = {command.removeprefix("make ") for job in jobs("checks").values() for command in commands(job)}
-    assert local == {"environment", "lint", "types", "lowest", "fuzz", "test"}
+    assert local == {"environment", "lint", "types", "lowest", "transformers-tests", "fuzz", "test"}
     assert remote == local - {"environment"} | {"docs"}
 
 

@@ -18,7 +18,6 @@ import hashlib
 import json
 import mmap
 import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -38,6 +37,7 @@ MANIFEST = "manifest.json"
 _METADATA = b"cca_hf"
 _CHECKSUM = b"cca_hf.sha256"
 _HAS_CHECKSUM = "has_checksum"
+_NO_CHECKSUM = hashlib.sha256(_CHECKSUM).hexdigest().encode()  # always the same, so that equal shards are equal files
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,8 @@ def write_shard(
         numbers = pa.array(vectors.astype(dtype, copy=False).reshape(-1))
         columns[column_of(attribute)] = pa.FixedSizeListArray.from_arrays(numbers, vectors.shape[1])
     schema = features.arrow_schema
-    unknown = secrets.token_hex(32).encode()  # where the checksum will be
     described = {**note, _HAS_CHECKSUM: True}  # or a shard whose checksum was lost would pass for one of version 0.1
-    metadata = {**schema.metadata, _METADATA: json.dumps(described).encode(), _CHECKSUM: unknown}
+    metadata = {**schema.metadata, _METADATA: json.dumps(described).encode(), _CHECKSUM: _NO_CHECKSUM}
     table = pa.table({name: columns[name] for name in features}).cast(schema).replace_schema_metadata(metadata)
     plain = {column_of(attribute) for attribute in attributes}
     others = [name for name in features if name not in plain] or False
@@ -145,7 +144,7 @@ def write_shard(
     with staged(path.parent) as unfinished, (unfinished / path.name).open("w+b") as file:
         pq.write_table(table, file, compression=compression, use_dictionary=others, write_statistics=others)
         file.flush()
-        place, checksum = _checksum_at(unknown, file)
+        place, checksum = _checksum_at(_NO_CHECKSUM, file)
         file.seek(place)
         file.write(checksum)
         file.flush()

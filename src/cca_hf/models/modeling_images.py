@@ -223,6 +223,7 @@ def remove_path_of_text_encoder(folder: Path) -> None:
     if config.get("text_encoder") is not None:
         config["text_encoder"] = without_path(config["text_encoder"])
         write_json(config, folder / "config.json")
+        (folder / CHECKSUMS).unlink(missing_ok=True)  # of the file as it was
     write_checksums(folder)
 
 
