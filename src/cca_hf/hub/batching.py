@@ -60,7 +60,7 @@ class Batcher:
         self._waiting_of: Counter[str] = Counter()  # client -> images
         self._reader = ImageReader(model.image_processor)
         self._observe = observe
-        self._readers = FairExecutor(num_readers, "read-images")
+        self._readers = FairExecutor(num_readers, "read-requests")
         self._read: SimpleQueue[_Waiting | None] = SimpleQueue()
         self.thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._embed([self._reader.read(Image.new("RGB", (8, 8)))], list(range(len(model.config.attributes))))
