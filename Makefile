@@ -45,7 +45,7 @@ space: $(VENV)/ready ## Search drawn shapes in the browser, with the model of `m
 	$(VENV)/bin/cca demo
 
 test: $(VENV)/ready ## Run all tests
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadscope
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 fuzz: $(VENV)/ready ## Compare filters, rankings and batches of random inputs with naive references (a minute)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadscope tests/fuzz

@@ -28,6 +28,13 @@ for _variable in ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_MODULES_CACHE", "HF_E
     os.environ.pop(_variable, None)  # else they would win over HF_HOME
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# Files that take a minute or more come first: at the end, one worker would wait for the other.
+SLOWEST = ("test_benchmark_speed", "test_benchmark_server", "test_ray_engine", "test_interruption", "test_tutorials")
+SLOWEST += ("test_retrieval_memory", "test_publishing", "test_space", "test_remote_code", "test_height_and_width")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in SLOWEST)  # otherwise in the order of their names
 
 
 @pytest.fixture(scope="session")
