@@ -17,7 +17,7 @@ from huggingface_hub import constants
 
 from cca_hf.models.images import TRUST_DATA, trusts_data
 
-_LONGEST_PATH = 4096  # longer texts are images in base64
+from .image_column import LONGEST_PATH
 
 
 def check_named_files(splits: dict[str, Dataset], folder: Path | None, image_column: str) -> None:
@@ -57,7 +57,7 @@ def _other_paths(images: pa.ChunkedArray, roots: Sequence[str]) -> list[str]:
     """The distinct paths that are read and do not begin with one of the folders. Reads no image."""
     paths = _paths(images)
     paths = pc.drop_null(paths)
-    elsewhere = pc.less(pc.binary_length(paths), _LONGEST_PATH)
+    elsewhere = pc.less(pc.binary_length(paths), LONGEST_PATH)
     elsewhere = pc.and_(elsewhere, pc.invert(pc.match_substring_regex(paths, r"^(https?://|data:)")))
     paths = pc.filter(paths, elsewhere)
     inside = pa.chunked_array([[False] * len(chunk) for chunk in paths.chunks], pa.bool_())

@@ -27,7 +27,7 @@ from datasets import (
 from .columns import ColumnPlace, check_names
 
 IMAGE_COLUMN = "image"
-_LONGEST_PATH = 4096
+LONGEST_PATH = 4096  # longer texts are images in base64
 _SHORTEST_BASE64 = 64
 # base64 of the first bytes of JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF and HEIC
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkqA", "TU0AK", "AAAA")
@@ -96,7 +96,7 @@ def _kind_of(feature: object) -> Literal["image", "text", "null", "number"] | No
 def _has_other_than_paths(dataset: Dataset, column: str) -> bool:
     texts = ColumnPlace(column).read(dataset)
     found = pc.or_(
-        pc.match_substring_regex(texts, _BLANK_OR_CONTENT), pc.greater(pc.binary_length(texts), _LONGEST_PATH)
+        pc.match_substring_regex(texts, _BLANK_OR_CONTENT), pc.greater(pc.binary_length(texts), LONGEST_PATH)
     )
     return bool(pc.any(found).as_py())
 
@@ -141,7 +141,7 @@ def _text_row(text: str) -> dict[str, object] | None:
     if not stripped:
         return None
     is_data_url = stripped.startswith("data:")
-    is_long = len(stripped) > _LONGEST_PATH and not stripped.startswith(("http://", "https://"))
+    is_long = len(stripped) > LONGEST_PATH and not stripped.startswith(("http://", "https://"))
     if not (is_data_url or is_long or (stripped.startswith(_BASE64_STARTS) and len(stripped) >= _SHORTEST_BASE64)):
         return {"bytes": None, "path": text}
     encoded = "".join((stripped.partition(",")[2] if is_data_url else stripped).split())

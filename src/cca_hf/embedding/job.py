@@ -90,7 +90,7 @@ class EmbeddingJob:
             num_items=len(catalogue),
             shard_size=settings.shard_size,
             columns=[name for name in catalogue.features if name != ITEM_ID],
-            checkpoint=None if model.has_fingerprint(made_from) else made_from,
+            checkpoint=None if made_from == fingerprint else made_from,
         )
         job = cls(catalogue, Path(folder), manifest, settings)
         features_of(catalogue.features, manifest)  # raises for two columns with the same name, before all writing
