@@ -177,6 +177,11 @@ def extract_features(
 ) -> list[torch.Tensor]:
     """The hidden states of `feature_levels` and, last, the backbone's output."""
     outputs = run_backbone(backbone, pixel_values, interpolate, output_hidden_states=bool(feature_levels))
+    return select_features(outputs, feature_levels)
+
+
+def select_features(outputs: ModelOutput, feature_levels: Sequence[int]) -> list[torch.Tensor]:
+    """As `extract_features`, from the outputs of [`run_backbone`]."""
     return [*(outputs.hidden_states[level] for level in feature_levels), outputs.last_hidden_state]
 
 

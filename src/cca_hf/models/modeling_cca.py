@@ -31,6 +31,7 @@ from .backbones import (
     parameters_of_levels,
     prepare_backbone,
     run_backbone,
+    select_features,
 )
 from .configuration_cca import CCAConfig, ConditionalLayerConfig
 from .configuration_images import check_sizes, fields_of
@@ -275,7 +276,7 @@ class CCAModel(ConditionalPreTrainedModel):
         levels = self.config.feature_levels
         with_states = output_hidden_states or len(levels) > 0
         outputs = run_backbone(self.backbone, pixel_values, self.interpolates_positions, with_states)
-        features = [*(outputs.hidden_states[level] for level in levels), outputs.last_hidden_state]
+        features = select_features(outputs, levels)
         height, width = pixel_values.shape[-2:]
         cells, grids = self.image_tokens.flatten(features, (height, width))
         return ImageFeatures(cells, grids, outputs.hidden_states if output_hidden_states else None)
