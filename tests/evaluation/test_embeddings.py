@@ -238,3 +238,52 @@ def test_bad_sets_say_what_was_given(arrays, change, message):
     given = {"embeddings": arrays[0], "labels": arrays[1], "attributes": ATTRIBUTES}
     with pytest.raises(ValueError, match=message):
         evaluate_embeddings(**(given | change))
+
+
+def test_known_and_new_values_apart():
+    """Green is new. Each query ranks the others by the angle between the images, which are on a circle."""
+    degrees = np.radians([0, 10, 40, 25, 55])
+    embeddings = np.stack([np.cos(degrees), np.sin(degrees)], axis=1)
+    colours, shapes = [0, 0, 0, 1, 1], [0, 1, 0, 1, -1]
+    labels, known = np.stack([colours, shapes], axis=1), {"colour": ["red"], "shape": ["circle", "square"]}
+    result = evaluate_embeddings(embeddings, labels, ATTRIBUTES, known_values=known)
+    # red at 0: 10 (red), 25, 40 (red), 55.  red at 10: 0 (red), 25, 40 (red), 55.  red at 40: 25 and 55 tie, 10, 0.
+    red = [(1 + 2 / 3) / 2, (1 + 2 / 3) / 2, (1 / 3 + 2 / 4) / 2]
+    # green at 25: 10 and 40 tie, then 0, 55 (green).  green at 55: 40, 25 (green), 10, 0.
+    green = [1 / 4, 1 / 2]
+    metrics = result.metrics()
+    assert metrics["map_known_colour"] == pytest.approx(np.mean(red), abs=1e-6)
+    assert metrics["map_new_colour"] == metrics["map_new"] == pytest.approx(np.mean(green), abs=1e-6)
+    assert metrics["map_colour"] == pytest.approx(np.mean([*red, *green]), abs=1e-6)
+    assert metrics["map_known_shape"] == metrics["map_shape"] and "map_new_shape" not in metrics
+    assert metrics["map_known"] == pytest.approx((np.mean(red) + metrics["map_shape"]) / 2, abs=1e-6)
+    # one relevant image at a random place among four
+    assert metrics["chance_map_new"] == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
+    chance = {value.name: value.chance_map for value in result["colour"].values}
+    assert metrics["chance_map_known_colour"] == pytest.approx(chance["red"])
+
+    known_line, new_line = result.table().splitlines()[-2:]
+    assert known_line == (
+        f"mAP of known values: {100 * metrics['map_known']:.1f} ({100 * metrics['chance_map_known']:.1f}); "
+        "7 queries of colour, shape."
+    )
+    assert new_line == "mAP of new values: 37.5 (52.1); 2 queries of colour."
+    assert EvaluationResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_nothing_is_said_of_known_values_without_new_ones(arrays):
+    embeddings, labels, _ = arrays
+    plain = evaluate_embeddings(embeddings, labels, ATTRIBUTES)
+    assert evaluate_embeddings(embeddings, labels, ATTRIBUTES, known_values=ATTRIBUTES) == plain
+    numbers = {"colour": ["1", "2", "3"], "shape": ["True", "False"]}
+    known = {"colour": ["1.0", "2.0", "3.0"], "shape": ["false", "true"]}  # as another file writes them
+    assert "map_new" not in evaluate_embeddings(embeddings, labels, numbers, known_values=known).metrics()
+    assert "map_new" not in plain.metrics() and "new values" not in plain.table()
+
+
+def test_an_attribute_called_new_keeps_its_metric(arrays):
+    embeddings, labels, _ = arrays
+    names = {"colour": ATTRIBUTES["colour"], "new": ["yes", "no"]}
+    metrics = evaluate_embeddings(embeddings, labels, names, known_values={"new": ["yes"]}).metrics()
+    plain = evaluate_embeddings(embeddings, labels, names).metrics()
+    assert plain.items() <= metrics.items() and "map_new_colour" in metrics

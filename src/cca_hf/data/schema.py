@@ -107,6 +107,14 @@ class AttributeDataset:
             labels[:, index] = integers(ColumnPlace(attribute).read(dataset))
         return labels
 
+    def values_in(self, split: str) -> dict[str, list[str]]:
+        """Attribute -> the names of the values that at least one image of the split is labelled with, in id order."""
+        labels = self.labels(split)
+        return {
+            attribute: [names[value] for value in np.unique(column[column >= 0])]
+            for (attribute, names), column in zip(self.attributes.items(), labels.T, strict=True)
+        }
+
     def value_sets(self, split: str, kind: ValueSetKind) -> dict[str, np.ndarray]:
         """Attribute -> (images, values) booleans, for the attributes with a column `<attribute>_<kind>` of lists.
 

@@ -157,15 +157,18 @@ class AttributeConfig(ImageModelConfig):
     Args:
         attributes: names of the attributes ("colour", ...). The id of an attribute is its index in this list.
         attribute_values: value names by attribute name, in the order of the data set's label ids. Optional.
+        known_values: the values that at least one training image had, by attribute name. The training sets them.
+            `None` if they are not known: before a training, and in checkpoints of version 0.1.
         embedding_dim: width of the embedding; `None` for `hidden_size`.
         attribute_subspaces: project each attribute's embedding on the subspace that separates its values, which
             removes the other attributes from it; see `modeling_conditional.py`. Fitted at the end of training.
     """
 
-    fields_without_effect: ClassVar[set[str]] = {"attribute_values"}
+    fields_without_effect: ClassVar[set[str]] = {"attribute_values", "known_values"}
 
     attributes: list[str] | tuple[str, ...] = ()
     attribute_values: dict[str, list[str]] | None = None
+    known_values: dict[str, list[str]] | None = None
     embedding_dim: int | None = None
     attribute_subspaces: bool = False
 
@@ -179,6 +182,7 @@ class AttributeConfig(ImageModelConfig):
         if len(set(self.attributes)) != len(self.attributes):
             raise ValueError(f"attribute names must be unique; got {list(self.attributes)}")
         self._check_names_in("attribute_values", self.attribute_values)
+        self._check_names_in("known_values", self.known_values)
 
     def _check_names_in(self, field: str, words: dict[str, Any] | None) -> None:
         unknown = sorted(set(words or {}) - set(self.attributes))
@@ -214,6 +218,8 @@ class AttributeConfig(ImageModelConfig):
         copied, values = copy.deepcopy(self), self.attribute_values or {}
         copied.attributes = list(attributes)
         copied.attribute_values = {name: values[name] for name in attributes if name in values}
+        if self.known_values is not None:
+            copied.known_values = {name: self.known_values[name] for name in attributes if name in self.known_values}
         return copied
 
 

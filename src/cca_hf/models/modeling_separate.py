@@ -59,8 +59,12 @@ class SeparateModel(ConditionalPreTrainedModel):
                     f"the network of {config.attributes[0]!r} differs from that of {names[0]!r} in {differing}"
                 )
         values = {name: v for network in networks for name, v in (network.config.attribute_values or {}).items()}
+        known: dict[str, list[str]] | None = {}
+        for network in networks:
+            of_network = network.config.known_values
+            known = None if known is None or of_network is None else known | of_network
         shared = _shared(first) | {"backbone_config": first.backbone_config}
-        joined = cls(SeparateConfig(**shared, attributes=names, attribute_values=values))
+        joined = cls(SeparateConfig(**shared, attributes=names, attribute_values=values, known_values=known))
         for place, (copied, network) in enumerate(zip(joined.networks, networks, strict=True)):
             weights = network.state_dict()
             if joined.subspaces is not None:
@@ -110,7 +114,7 @@ class SeparateModel(ConditionalPreTrainedModel):
 
 def _shared(config: CCAConfig) -> dict[str, Any]:
     """The fields of a configuration in which all networks must agree."""
-    names = fields_of(CCAConfig) - {"attributes", "attribute_values", "backbone_name"}
+    names = fields_of(CCAConfig) - {"attributes", "attribute_values", "known_values", "backbone_name"}
     shared = {name: vars(config)[name] for name in sorted(names)}
     return shared | {"backbone_config": architecture_of(config.backbone_config)}
 

@@ -14,9 +14,10 @@ from transformers import BaseImageProcessor
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.torch_dataset import AttributeCollator, AttributeImages, QueriesAndGallery
-from cca_hf.evaluation.retrieval.embeddings import Gallery, evaluate_splits
+from cca_hf.evaluation.retrieval.embeddings import Gallery, evaluate_splits, unknown_values
 from cca_hf.evaluation.retrieval.evaluator import query_and_gallery
 from cca_hf.evaluation.retrieval.result import EvaluationResult
+from cca_hf.models.configuration_images import AttributeConfig
 from cca_hf.training.attribute_losses import embed_under_all
 from cca_hf.training.token_cache import TokenCache
 
@@ -24,15 +25,23 @@ Collator = Callable[[list[Any]], Any]
 
 
 class AttributeEvaluator:
-    """Retrieval under every attribute: leave-one-out, or queries against a gallery; with `cache`, from features."""
+    """Retrieval under every attribute: leave-one-out, or queries against a gallery; with `cache`, from features.
+
+    `config` is that of the model: its `known_values`, which the training sets, are those of the evaluations.
+    """
 
     primary_metric = "map"
     shown_metrics = ("map", "map_weighted", "map_macro", "chance_map")
 
     def __init__(
-        self, data: AttributeDataset, image_processor: BaseImageProcessor, cache: TokenCache | None = None
+        self,
+        data: AttributeDataset,
+        image_processor: BaseImageProcessor,
+        config: AttributeConfig,
+        cache: TokenCache | None = None,
     ) -> None:
         self.data = data
+        self.config = config
         self.cache = cache
         self.collator: Collator = AttributeCollator(image_processor) if cache is None else cache.collator
 
@@ -67,12 +76,16 @@ class AttributeEvaluator:
 
     def score(self, images: Dataset[Any], predictions: Any, labels: Any) -> EvaluationResult:
         """The retrieval of what `images` returned, with embeddings as predictions."""
-        return self._evaluate(images, *_sides(images, predictions, labels))
+        return self._evaluate(images, *_sides(images, predictions, labels), self.config.known_values)
 
-    def metric_names(self, images: Dataset[Any]) -> list[str]:
+    def metric_names(self, images: Dataset[Any], known_values: Mapping[str, Sequence[str]] | None = None) -> list[str]:
         """The names of the metrics that `score` computes for these images; no image is read.
 
-        One image with a label of each attribute is enough for the same metrics, whatever its embedding is.
+        For each attribute, one image of a known and one of a new value are enough for the same metrics, whatever their
+        embeddings are.
+
+        Args:
+            known_values: those that the model will have then. Default: those that it has.
 
         Raises:
             ValueError: if there is no image, or none with a label.
@@ -82,12 +95,25 @@ class AttributeEvaluator:
         if not len(parts[0]):
             raise ValueError(f"the split {parts[0].split!r} is empty: there is nothing to evaluate")
         queries, gallery = _sides(images, np.ones((len(labels), 1), dtype=np.float32), labels)
-        first = (labels[: len(parts[0])] >= 0).argmax(axis=0)  # the first labelled query of each attribute
-        return list(self._evaluate(images, queries.rows(np.unique(first)), gallery).metrics())
+        known = self.config.known_values if known_values is None else known_values
+        rows = {0}
+        for (name, values), column in zip(parts[0].data.attributes.items(), queries.labels.T, strict=True):
+            new = [] if known is None else unknown_values(values, known.get(name, ()))
+            is_new = np.isin(column, [values.index(value) for value in new])
+            for kind in (is_new, (column >= 0) & ~is_new):
+                rows.update(np.flatnonzero(kind)[:1].tolist())
+        return list(self._evaluate(images, queries.rows(np.array(sorted(rows))), gallery, known).metrics())
 
-    def _evaluate(self, images: Dataset[Any], queries: Gallery, gallery: Gallery | None) -> EvaluationResult:
+    def _evaluate(
+        self,
+        images: Dataset[Any],
+        queries: Gallery,
+        gallery: Gallery | None,
+        known_values: Mapping[str, Sequence[str]] | None,
+    ) -> EvaluationResult:
         parts = _parts(images)
-        return evaluate_splits(parts[0].data, queries, gallery, [part.split for part in parts], PartialState().device)
+        splits, device = [part.split for part in parts], PartialState().device
+        return evaluate_splits(parts[0].data, queries, gallery, splits, device=device, known_values=known_values)
 
 
 def _parts(images: Dataset[Any]) -> list[AttributeImages]:

@@ -124,7 +124,8 @@ def measure(
     result, confusions = None, {}
     metrics: list[dict[str, float]] = [{}]
     if accelerator.is_main_process:
-        result = evaluate_splits(data, queries, gallery, splits, model.device)
+        known = model.config.known_values
+        result = evaluate_splits(data, queries, gallery, splits, device=model.device, known_values=known)
         confusions = nearest_confusions(
             queries.embeddings, queries.labels, data.attributes, groups=queries.groups, gallery=gallery
         )

@@ -11,7 +11,7 @@ import datasets
 import torch
 from torch import nn
 from torch.utils.data import Dataset, default_collate
-from transformers import BaseImageProcessor, EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 from transformers.utils.logging import tqdm
 
@@ -102,8 +102,10 @@ class CCATrainer(TaskTrainer):
         # the images come in this memory format; otherwise every step would convert the weights
         model.to(memory_format=torch.channels_last)
         self.data = data
+        # ready triplets do not say which values they show
+        self._training_values = data.values_in("train") if triplets is None else None
         if triplets is not None:
-            task = _triplet_task(args, data, model.image_processor, triplets, data_collator)
+            task = _triplet_task(args, data, model, triplets, data_collator)
         else:
             cache = None
             if args.cache_tokens is not None:
@@ -122,7 +124,7 @@ class CCATrainer(TaskTrainer):
             dim = model.config.embedding_dim or model.config.hidden_size
             between_images = None if loss is None else loss.settle(data.attributes, dim)
             label_loss = make_loss(args, data.attributes, dim, between_images)
-            task = _label_task(args, data, model.image_processor, loss=label_loss, cache=cache)
+            task = _label_task(args, data, model, loss=label_loss, cache=cache)
         callbacks = list(callbacks or [])
         if model.subspaces is not None:
             callbacks.append(ResetSubspaces())
@@ -153,7 +155,7 @@ class CCATrainer(TaskTrainer):
         names = [
             f"{name}_{metric}" if name else metric
             for name, each in images.items()
-            for metric in evaluator.metric_names(each)
+            for metric in evaluator.metric_names(each, self._training_values)
         ]
         metric = self.args.metric_for_best_model.removeprefix("eval_")
         if metric not in names:
@@ -176,7 +178,11 @@ class CCATrainer(TaskTrainer):
             )
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `TaskTrainer.train`. With `attribute_subspaces`, `fit_subspaces` follows the last step."""
+        """As `TaskTrainer.train`. Sets `known_values` of the model's configuration to those of the training images.
+
+        With `attribute_subspaces`, `fit_subspaces` follows the last step.
+        """
+        self.model.config.known_values = self._training_values
         outcome = super().train(*args, **kwargs)
         if self.model.subspaces is not None:
             self.fit_subspaces()
@@ -271,7 +277,7 @@ def _check_adapter(model: "CCAModel | PeftModel", frozen_parameters: list[nn.Par
 def _label_task(
     args: CCATrainingArguments,
     data: AttributeDataset,
-    image_processor: BaseImageProcessor,
+    model: "CCAModel | PeftModel",
     *,
     loss: LabelLoss,
     cache: TokenCache | None,
@@ -285,7 +291,7 @@ def _label_task(
     )
     collator: Collator
     if cache is None:
-        images, collator = AttributeImages(data, "train", transform), AttributeCollator(image_processor)
+        images, collator = AttributeImages(data, "train", transform), AttributeCollator(model.image_processor)
     else:
         images, collator = cache.images_of("train", transform), cache.collator
     batch_sampler = AttributeBatchSampler(
@@ -295,13 +301,14 @@ def _label_task(
         values_per_batch=args.values_per_batch,
         seed=args.seed if args.data_seed is None else args.data_seed,
     )
-    return Task(Batches(images, collator, batch_sampler), loss, AttributeEvaluator(data, image_processor, cache))
+    evaluator = AttributeEvaluator(data, model.image_processor, model.config, cache)
+    return Task(Batches(images, collator, batch_sampler), loss, evaluator)
 
 
 def _triplet_task(
     args: CCATrainingArguments,
     data: AttributeDataset,
-    image_processor: BaseImageProcessor,
+    model: "CCAModel | PeftModel",
     triplets: Dataset[Any],
     collator: Collator | None,
 ) -> Task:
@@ -309,7 +316,7 @@ def _triplet_task(
     return Task(
         Batches(triplets, collator or default_collate),
         TripletLoss(args.margin, list(data.attributes), args.micro_batch_size),
-        AttributeEvaluator(data, image_processor),
+        AttributeEvaluator(data, model.image_processor, model.config),
     )
 
 

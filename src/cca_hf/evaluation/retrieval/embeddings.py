@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from cca_hf.data.schema import AttributeDataset
+from cca_hf.data.values import same_value
 from cca_hf.evaluation.arrays import to_embeddings, to_ids
 
 from .candidates import Exclusions, Side
@@ -83,6 +84,7 @@ def evaluate_embeddings(
     all_values: Mapping[str, NDArray] = MappingProxyType({}),
     maybe_values: Mapping[str, NDArray] = MappingProxyType({}),
     gallery: Gallery | None = None,
+    known_values: Mapping[str, Sequence[str]] | None = None,
     ks: Sequence[int] = (1, 5, 10),
     device: torch.device | str | None = None,
 ) -> EvaluationResult:
@@ -101,6 +103,9 @@ def evaluate_embeddings(
             its label) and those that it may show, from `AttributeDataset.value_sets`. Only the `maybe_values` of the
             candidates are used.
         gallery: the candidates, in the same shapes.
+        known_values: attribute -> names of the values that training images had, `config.known_values` of a model. If
+            queries have other values, the result also has `map_known` and `map_new`: the means of the average
+            precision over the queries whose value is known, and over the others. The candidates are those of `map`.
         device: an accelerator that ranks them; see [`retrieval_metrics`].
 
     Raises:
@@ -133,7 +138,8 @@ def evaluate_embeddings(
             refined["map_ignore_maybe"] = rank("maybe") if name in maybe else protocol
         if several:
             refined["map_multi_label"] = rank("shown") if name in several else protocol
-        results.append(AttributeResult.from_retrieval(name, values, protocol, refined))
+        new = () if known_values is None else unknown_values(values, known_values.get(name, ()))
+        results.append(AttributeResult.from_retrieval(name, values, protocol, refined, new))
     if not results:
         names = ", ".join(attributes)
         raise ValueError(f"nothing to evaluate: none of the {len(labels)} queries has a label of {names}")
@@ -143,12 +149,26 @@ def evaluate_embeddings(
 
 
 def evaluate_splits(
-    data: AttributeDataset, queries: Gallery, gallery: Gallery | None, splits: Sequence[str], device: torch.device
+    data: AttributeDataset,
+    queries: Gallery,
+    gallery: Gallery | None,
+    splits: Sequence[str],
+    *,
+    device: torch.device,
+    known_values: Mapping[str, Sequence[str]] | None,
 ) -> EvaluationResult:
     """[`evaluate_embeddings`] with the coverage of the `splits`, on the `device` that computed the embeddings."""
     ranks = None if device.type == "cpu" else device
-    result = evaluate_embeddings(**queries._asdict(), attributes=data.attributes, gallery=gallery, device=ranks)
+    result = evaluate_embeddings(
+        **queries._asdict(), attributes=data.attributes, gallery=gallery, known_values=known_values, device=ranks
+    )
     return replace(result, coverage=data.coverage_of(*splits))
+
+
+def unknown_values(values: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The `values` that are not `known`, where 1, 1.0 and "1" are one value."""
+    keys = {same_value(value) for value in known}
+    return [value for value in values if same_value(value) not in keys]
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,14 @@ class RetrievalEvaluator:
             embeddings = self.embed(model, self.dataset[split]["image"])
             sides.append(Gallery.of_split(self.dataset, split, embeddings, self.dataset.labels(split)))
         *gallery, queries = sides
-        return evaluate_splits(self.dataset, queries, gallery[0] if gallery else None, self._splits, model.device)
+        return evaluate_splits(
+            self.dataset,
+            queries,
+            gallery[0] if gallery else None,
+            self._splits,
+            device=model.device,
+            known_values=model.config.known_values,
+        )
 
     def embed(self, model: CCAModel, images: Sequence[ImageInput]) -> NDArray[np.float32]:
         """(images, attributes, dim), the attributes in the order of the data set."""

@@ -1,9 +1,9 @@
 """The result of a retrieval evaluation: metrics as fractions in [0, 1] (tables and cards show percent), and chance."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,15 @@ class ValueResult:
     queries: int
     map: float
     chance_map: float
+    new: bool = False  # no training image of the model had it; False if that is not known
+
+
+class Among(NamedTuple):
+    """Mean average precision of some of the queries."""
+
+    queries: int
+    map: float
+    chance_map: float
 
 
 @dataclass(frozen=True)
@@ -55,8 +64,13 @@ class AttributeResult:
         value_names: Sequence[str],
         retrieval: AttributeRetrieval,
         refined: Mapping[str, AttributeRetrieval] = MappingProxyType({}),
+        new_values: Collection[str] = (),
     ) -> "AttributeResult":
-        """`refined`: measure -> another retrieval of the same queries, of which only the mAP is used."""
+        """
+        Args:
+            refined: measure -> another retrieval of the same queries, of which only the mAP is used.
+            new_values: the values that no training image of the model had.
+        """
         maps = {"map": retrieval, **refined}
         counts = np.bincount(retrieval.labels)
         scores = {measure: each.map for measure, each in maps.items()}
@@ -64,12 +78,28 @@ class AttributeResult:
         scores |= {"map_macro": retrieval.map_macro, **_means(retrieval.scores)}
         chance |= {"map_macro": retrieval.chance_map_macro, **_means(retrieval.chance)}
         values = (
-            ValueResult(value_names[value], int(counts[value]), achieved, retrieval.chance_per_value[value])
+            ValueResult(
+                name=value_names[value],
+                queries=int(counts[value]),
+                map=achieved,
+                chance_map=retrieval.chance_per_value[value],
+                new=value_names[value] in new_values,
+            )
             for value, achieved in retrieval.per_value.items()
         )
         candidates, unanswerable = retrieval.num_candidates.mean(), (retrieval.num_relevant == 0).sum()
         queries = len(retrieval.queries)
         return cls(name, queries, float(candidates), int(unanswerable), scores, chance, tuple(values))
+
+    def among(self, *, new: bool) -> Among | None:
+        """The queries of new values, or those of known values; None if the attribute has no such query."""
+        values = [value for value in self.values if value.new == new]
+        if not values:
+            return None
+        queries = [value.queries for value in values]
+        achieved = float(np.average([value.map for value in values], weights=queries))
+        chance = float(np.average([value.chance_map for value in values], weights=queries))
+        return Among(sum(queries), achieved, chance)
 
 
 @dataclass(frozen=True)
@@ -109,8 +139,15 @@ class EvaluationResult(Result):
         `map`, `map_weighted`, `map_macro`, `recall@k` and `r_precision`; all but `map_weighted` also per attribute
         (`map_<attribute>`, ...); and all of these for a random ranking (`chance_...`). `map_ignore_maybe` and
         `map_multi_label` likewise, if the data set has sets of values. `coverage`, if images were missing.
+
+        If some queries have a value that no training image had: `map_known` and `map_new`, the means of the average
+        precision over the queries of known and of new values, also per attribute and for a random ranking. The overall
+        figure is the mean over the attributes that have such queries. (An attribute called `known` or `new` keeps the
+        name of its mAP.)
         """
-        metrics, chance = self.overall, self.chance_overall
+        apart = self._known_and_new()
+        metrics = {name: each.map for name, each in apart.items()} | self.overall
+        chance = {name: each.chance_map for name, each in apart.items()} | self.chance_overall
         if self.coverage is not None:
             metrics["coverage"] = self.coverage.share
         for attribute in self.attributes:
@@ -142,6 +179,13 @@ class EvaluationResult(Result):
         ]
         if self.unlabelled:
             notes.append(f"Not evaluated, because no query is labelled with it: {', '.join(self.unlabelled)}.")
+        apart = self._known_and_new()
+        for kind in ("known", "new"):
+            if f"map_{kind}" in apart:
+                queries, *figures = apart[f"map_{kind}"]
+                achieved, level = (percent(figure, decimals) for figure in figures)
+                names = [each.name for each in self.attributes if f"map_{kind}_{each.name}" in apart]
+                notes.append(f"mAP of {kind} values: {achieved} ({level}); {queries:,} queries of {', '.join(names)}.")
         if self.coverage is not None:
             notes.append(f"Subset: {self.coverage}.")
         header = ["% (chance)", "queries", *(MEASURE_NAMES.get(measure, measure) for measure in measures)]
@@ -185,6 +229,17 @@ class EvaluationResult(Result):
         )
         coverage = content.get("coverage")  # missing in results of early versions
         return cls(attributes, tuple(content["unlabelled"]), None if coverage is None else Coverage(**coverage))
+
+    def _known_and_new(self) -> dict[str, Among]:
+        """`map_known`, `map_new`, `map_known_<attribute>`, ...; empty if no query has a new value."""
+        apart: dict[str, Among] = {}
+        for kind, new in (("known", False), ("new", True)):
+            parts = {each.name: part for each in self.attributes if (part := each.among(new=new)) is not None}
+            if parts:
+                queries, achieved, chance = zip(*parts.values(), strict=True)
+                apart[f"map_{kind}"] = Among(sum(queries), float(np.mean(achieved)), float(np.mean(chance)))
+                apart |= {f"map_{kind}_{name}": part for name, part in parts.items()}
+        return apart if "map_new" in apart else {}
 
     def _overall(self, per_attribute: list[dict[str, float]]) -> dict[str, float]:
         queries = [attribute.queries for attribute in self.attributes]
