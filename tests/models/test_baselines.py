@@ -86,6 +86,11 @@ def test_networks_of_one_attribute_each_joined_and_saved(vit_config, pixel_value
     networks = [CCAModel.from_backbone(vit_config, {name: values}) for name, values in ATTRIBUTES.items()]
     joined = SeparateModel.join(networks)
     assert joined.config.attributes == list(ATTRIBUTES) and joined.config.attribute_values == ATTRIBUTES
+    assert joined.config.known_values is None
+    for network in networks:
+        network.config.known_values = {name: values[:1] for name, values in network.config.attribute_values.items()}
+    joined = SeparateModel.join(networks)
+    assert joined.config.known_values == {name: values[:1] for name, values in ATTRIBUTES.items()}
     sizes = [sum(p.numel() for p in network.parameters()) for network in networks]
     assert sum(p.numel() for p in joined.parameters()) == sum(sizes)
     joined.save_pretrained(tmp_path)

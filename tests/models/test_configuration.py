@@ -22,10 +22,12 @@ def test_defaults_are_a_vit_base_without_its_last_layer():
 
 def test_names_keep_their_order_on_disk(tmp_path):
     values = {"zip": ["b", "a"], "arm": ["x", "y"]}
-    CCAConfig(attributes=list(values), attribute_values=values).save_pretrained(tmp_path)
+    CCAConfig(attributes=list(values), attribute_values=values, known_values={"arm": ["y"]}).save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(loaded, CCAConfig)
     assert loaded.attributes == ["zip", "arm"] and loaded.attribute_values == values
+    assert loaded.known_values == loaded.restricted_to(["arm"]).known_values == {"arm": ["y"]}
+    assert loaded.restricted_to(["zip"]).known_values == {} and CCAConfig().known_values is None
     assert (
         loaded.attribute_ids() == [0, 1] and loaded.attribute_ids(["arm"]) == [1] and loaded.attribute_id("zip") == 0
     )
@@ -44,6 +46,7 @@ def test_unknown_attribute_names_the_closest():
     [
         ({"attributes": ["a", "a"]}, "unique"),
         ({"attributes": ["a"], "attribute_values": {"b": ["x"]}}, r"names \['b'\]"),
+        ({"attributes": ["a"], "known_values": {"b": ["x"]}}, r"known_values names \['b'\]"),
         ({"hidden_size": 30, "num_attention_heads": 4}, "multiple of num_attention_heads; got 30 and 4"),
         ({"feature_levels": [1, 2]}, "one number for each of the 2 feature_levels"),
         ({"condition_embedding": "onehot"}, "condition_embedding"),
