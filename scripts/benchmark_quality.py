@@ -7,6 +7,15 @@ Every flag of scripts/train.py is accepted, and overrides the file. Without a fi
     python scripts/benchmark_quality.py --dataset me/shoes --attributes colour closure \
         --backbone google/vit-base-patch16-224-in21k --methods csn asen cca-lookup --seeds 0 1 2 --output quality
 
+On other data than the training's, for example the later years, or a fifth of the article types (`data/shifts.py`):
+
+    python scripts/benchmark_quality.py --config configs/fashion_products.yaml --cache_tokens cache/later \
+        --methods cca-one-hot --protocol later --column year --last 2011 --output quality/later
+    python scripts/benchmark_quality.py --config configs/fashion_products.yaml --cache_tokens cache/new \
+        --methods cca-one-hot --protocol new-values --attribute article_type --share 0.2 --output quality/new
+
+The table then shows the mAP of known and of new values too. A protocol needs its own folder of stored features.
+
 A finished run (a method with a seed, in OUTPUT/runs) is not repeated, and an interrupted run continues from its last
 checkpoint. Several processes can share the work: each takes a run that no other process works on. After the last run,
 the command measures the time per image and writes quality.json, quality.md and quality.png.
@@ -18,7 +27,7 @@ import platform
 import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +36,7 @@ from filelock import FileLock, Timeout
 from transformers import set_seed
 
 from cca_hf import AttributeDataset, CCAModel, CCATrainer, EvaluationResult
+from cca_hf.data.shifts import leave_values_out, split_by_threshold
 from cca_hf.evaluation.retrieval.evaluator import BackboneEvaluator
 from cca_hf.evaluation.text_table import format_table, percent
 from cca_hf.models.modeling_asen import ASENModel
@@ -69,6 +79,13 @@ METHODS = {
 }
 
 
+# a function of the data set and of the values of these flags
+PROTOCOLS: dict[str, tuple[Callable[..., AttributeDataset], tuple[str, str]]] = {
+    "later": (split_by_threshold, ("column", "last")),
+    "new-values": (leave_values_out, ("attribute", "share")),
+}
+
+
 class Benchmark:
     """Runs methods with several seeds on one data set and stores the results in a folder.
 
@@ -76,14 +93,22 @@ class Benchmark:
         settings: flags of scripts/train.py, for all methods.
         text_encoder: name or path of the text encoder of `cca-text`.
         save_models: save the trained models in `folder/models`.
+        protocol: `protocol` and its flags, by name; empty for the splits of the data set itself.
     """
 
-    def __init__(self, settings: list[str], folder: Path, text_encoder: str | None, save_models: bool) -> None:
-        self.settings = settings
+    def __init__(
+        self, settings: list[str], folder: Path, text_encoder: str | None, save_models: bool, protocol: dict[str, Any]
+    ) -> None:
+        self.training_flags = settings
+        self.settings = [*settings, *(word for name, value in protocol.items() for word in (f"--{name}", str(value)))]
         self.folder = folder
         self.text_encoder = text_encoder
         self.save_models = save_models
         self.data: AttributeDataset = load_data(parse_arguments(settings)[1])
+        if protocol:
+            split, flags = PROTOCOLS[protocol["protocol"]]
+            self.data = split(self.data, *(protocol[name] for name in flags))
+            print(self.data.summary())
 
     def methods(self, names: list[str]) -> list[str]:
         """The selected methods in the order of the table; "all" leaves out methods that equal another one."""
@@ -141,13 +166,14 @@ class Benchmark:
         flags = [*METHODS[method].flags, "--seed", str(seed), "--output_dir", str(folder)]
         if method == "cca-text":
             flags += ["--text_encoder", str(self.text_encoder)]
-        return parse_arguments([*self.settings, *flags])
+        return parse_arguments([*self.training_flags, *flags])
 
     def _only(self, attribute: str) -> AttributeDataset:
         return AttributeDataset(self.data.splits, {attribute: self.data.attributes[attribute]}, self.data.group_column)
 
     def _measure_frozen(self) -> dict[str, Any]:
         model = self.new_model("frozen", 0)
+        model.config.known_values = self.data.values_in("train")  # as those of the trained models
         model_and_result = model.backbone, BackboneEvaluator(self.data, "test")(model)
         return _figures(*model_and_result, trained=0, seconds=0.0)
 
@@ -249,14 +275,17 @@ def summarise(runs: list[dict[str, Any]], milliseconds: float) -> dict[str, Any]
                 "std": statistics.stdev(run["metrics"][name] for run in runs) if len(runs) > 1 else 0.0,
             }
             for name in first["metrics"]
+            if all(name in run["metrics"] for run in runs)
         },
     }
 
 
 def table_cells(methods: dict[str, dict[str, Any]], attributes: list[str]) -> tuple[list[str], list[list[str]]]:
     """The header, a row with the chance level, and a row for each method."""
-    columns = ["map", "map_macro", *(f"map_{name}" for name in attributes)]
-    header = ["mAP in %", "mean", "macro", *attributes, "parameters", "trained", "ms per image"]
+    reported = set.intersection(*(set(method["metrics"]) for method in methods.values()))
+    apart = [kind for kind in ("known", "new") if f"map_{kind}" in reported]
+    columns = ["map", *(f"map_{name}" for name in (*apart, "macro", *attributes))]
+    header = ["mAP in %", "mean", *apart, "macro", *attributes, "parameters", "trained", "ms per image"]
     chance = next(iter(methods.values()))["metrics"]
     rows = [["chance", *(percent(chance[f"chance_{column}"]["mean"]) for column in columns), "", "", ""]]
     for name, method in methods.items():
@@ -308,6 +337,24 @@ def draw(path: Path, methods: dict[str, dict[str, Any]]) -> None:
     figure.savefig(path, dpi=150)
 
 
+def protocol_of(own: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """`protocol` and its flags, by name; empty without a protocol."""
+    names = [name for _, flags in PROTOCOLS.values() for name in flags]
+    given = {name: vars(own)[name] for name in names if vars(own)[name] is not None}
+    if own.protocol is None:
+        if given:
+            parser.error(f"{_flags(given)} needs --protocol")
+        return {}
+    _, needed = PROTOCOLS[own.protocol]
+    if tuple(given) != needed:
+        parser.error(f"--protocol {own.protocol} takes {_flags(needed)}; got {_flags(given) or 'neither'}")
+    return {"protocol": own.protocol, **given}
+
+
+def _flags(names: Iterable[str]) -> str:
+    return " and ".join(f"--{name}" for name in names)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -321,13 +368,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the runs and the table")
     parser.add_argument("--text_encoder", help="text encoder of cca-text; without it, 'all' leaves cca-text out")
     parser.add_argument("--save_models", action="store_true", help="save the trained models in OUTPUT/models")
+    parser.add_argument("--protocol", choices=PROTOCOLS, help="test on other data than the training's")
+    parser.add_argument("--column", help="later: train on the images up to a value of this column, test on the others")
+    parser.add_argument("--last", help="later: the largest value of the training")
+    parser.add_argument("--attribute", help="new-values: leave out values of this attribute in the training")
+    parser.add_argument("--share", type=float, help="new-values: the share of its values, for example 0.2")
     own, settings = parser.parse_known_args(argv)
     if "cca-text" in own.methods and own.text_encoder is None:
         parser.error("cca-text needs --text_encoder")
+    protocol = protocol_of(own, parser)
 
     if own.config is not None:
         settings = [*flags_of_file(own.config), *settings]
-    benchmark = Benchmark(settings, own.output, own.text_encoder, own.save_models)
+    benchmark = Benchmark(settings, own.output, own.text_encoder, own.save_models, protocol)
     methods = benchmark.methods(own.methods)
     wanted = [(name, seed) for name in methods for seed in (own.seeds[:1] if name == "frozen" else own.seeds)]
     for name, seed in wanted:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import statistics
 from pathlib import Path
 
@@ -136,6 +137,42 @@ def test_one_budget_for_all_networks_or_for_each(script, config, tmp_path, monke
     script.main(words(config, tmp_path, "--methods", "separate", "separate-each", "cca-one-hot", "--seeds", "0"))
     shared, each, one = epochs[:2], epochs[2:4], epochs[4]
     assert each == [one, one] and shared == [one / 2, one / 2]  # two attributes
+
+
+def test_new_values_are_reported_apart(script, config, tmp_path, capsys):
+    protocol = ["--protocol", "new-values", "--attribute", "colour", "--share", "0.3"]
+    cache = ["--cache_tokens", str(tmp_path / "cache")]
+    given = words(config, tmp_path, *cache, "--methods", "frozen", "cca-one-hot", "--seeds", "0")
+    script.main([*given, *protocol])
+    methods = json.loads((tmp_path / "quality.json").read_text())["methods"]
+    header, _, chance, *rows = (tmp_path / "quality.md").read_text().splitlines()
+    assert header.startswith("| mAP in % | mean | known | new | macro | shape | colour |")
+    for row, method in zip(rows, methods.values(), strict=True):
+        figures = {name: f"{100 * figure['mean']:.1f}" for name, figure in method["metrics"].items()}
+        cells = [figures[name] for name in ("map", "map_known", "map_new", "map_macro")]
+        assert row.split(" | ")[1:5] == cells
+        assert chance.split(" | ")[2:4] == [figures["chance_map_known"], figures["chance_map_new"]]
+        # 2 of the 7 colours: the attribute's mAP lies between those of its known and new values
+        low, high = sorted(method["metrics"][f"map_{kind}_colour"]["mean"] for kind in ("known", "new"))
+        assert low < method["metrics"]["map_colour"]["mean"] < high
+        assert "map_new_shape" not in method["metrics"]
+    assert re.search(r"^colour +7 +5\b", capsys.readouterr().out, re.MULTILINE)  # values in all, and in training
+    with pytest.raises(ValueError, match="was made with the settings .* --protocol new-values --attribute colour"):
+        script.main(given)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--column", "year"], "--column needs --protocol"),
+        (["--protocol", "later", "--last", "3"], "--protocol later takes --column and --last; got --last"),
+        (["--protocol", "new-values"], "--protocol new-values takes --attribute and --share; got neither"),
+    ],
+)
+def test_the_flags_of_a_protocol_go_together(script, config, tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit):
+        script.main(words(config, tmp_path, *flags))
+    assert message in capsys.readouterr().err
 
 
 def test_what_another_process_is_at_is_left_to_it(script, config, tmp_path, capsys):
