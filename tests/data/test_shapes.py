@@ -84,6 +84,21 @@ def test_box_and_mask_tell_where_the_shape_is(shapes):
         assert max(smaller) < np.mean(larger) and np.mean(smaller) < 0.85 * np.mean(larger)
 
 
+def test_the_grade_tells_the_size_as_a_number(shapes):
+    """Against the drawn area, and in a range of its own for each value of `size`."""
+    rows = shapes["train"]
+    grades, areas = np.array(rows["size_grade"]), [(np.asarray(mask) > 0).sum() for mask in rows["mask"]]
+    smallest, largest = 0.95 * 0.125, 1.05 * 0.325
+    for value, radius in enumerate((0.125, 0.18, 0.245, 0.325)):
+        of_value = grades[np.array(rows["size"]) == value]
+        low, high = ((radius * factor - smallest) / (largest - smallest) for factor in (0.95, 1.05))
+        assert low - 1e-6 <= of_value.min() < of_value.max() <= high + 1e-6
+        assert np.ptp(of_value) > 0.9 * (high - low)
+    circles = np.array(rows["shape"]) == SHAPE_ATTRIBUTES["shape"].index("circle")
+    drawn = np.sqrt(np.array(areas)[circles] / np.pi) / 48  # radius as a share of the side
+    np.testing.assert_allclose(grades[circles], (drawn - smallest) / (largest - smallest), atol=0.03)
+
+
 def test_the_shape_has_its_colour_and_the_rest_has_not(shapes):
     """The mean colour inside the mask is nearest to its own value's mean for nearly all plain shapes."""
     means, labels = [], []
@@ -120,7 +135,7 @@ def test_it_loads_as_any_data_set(shapes, tmp_path):
     data = load_attribute_dataset(shapes)
     assert data.attributes == SHAPE_ATTRIBUTES
     assert np.array_equal(data.labels("test"), labels_of(shapes["test"]))
-    assert {"bbox", "mask"} <= set(data["test"].column_names)
+    assert {"bbox", "mask", "size_grade"} <= set(data["test"].column_names)
     shapes.save_to_disk(tmp_path / "shapes")
     assert load_attribute_dataset(tmp_path / "shapes").attributes == SHAPE_ATTRIBUTES
 

@@ -7,6 +7,7 @@ differ in position, rotation, shade and noise, and depend only on (seed, split, 
 import colorsys
 import io
 import math
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -28,6 +29,8 @@ COLOURS = {
 SHAPES = {"circle": 1.0, "square": 1.2, "triangle": 1.34, "star": 1.32, "heart": 1.12, "cross": 1.2}
 # radius as a share of the side of the image
 SIZES = {"tiny": 0.125, "small": 0.18, "medium": 0.245, "large": 0.325}
+# factors of the radius that vary within a size
+_VARIATION = (0.95, 1.05)
 
 SHAPE_ATTRIBUTES: dict[str, list[str]] = {
     "colour": list(COLOURS),
@@ -46,7 +49,8 @@ def generate_shapes_dataset(num_images: int = 3000, image_size: int = 64, seed: 
     """Draws the splits train (70 %), validation (10 %) and test (20 %).
 
     The columns are `image`, a `ClassLabel` for each of colour, shape, pattern, size and background, and the position
-    of the shape: `bbox` (left, top, right, bottom in pixels) and `mask` (255 on the shape).
+    of the shape: `bbox` (left, top, right, bottom in pixels) and `mask` (255 on the shape). `size_grade` is the size
+    as a number, from 0 (the smallest shape that can be drawn) to 1 (the largest); it varies within a value of `size`.
 
     Args:
         num_images: number of images in all splits together, at least 100.
@@ -73,13 +77,15 @@ def _generate_split(split: str, num_images: int, image_size: int, seed: list[int
     rows = []
     for row in tqdm(range(num_images), desc=f"Drawing {split}", unit=" images"):
         values = {attribute: names[labels[attribute][row]] for attribute, names in SHAPE_ATTRIBUTES.items()}
-        image, bbox, mask = draw_shape(**values, image_size=image_size, random=np.random.default_rng([*seed, row]))
-        rows.append({"image": {"bytes": image}, **values, "bbox": bbox, "mask": {"bytes": mask}})
+        drawn = _draw(**values, image_size=image_size, random=np.random.default_rng([*seed, row]))
+        place = {"bbox": drawn.bbox, "mask": {"bytes": drawn.mask}}
+        rows.append({"image": {"bytes": drawn.image}, **values, **place, "size_grade": drawn.size_grade})
     features = Features(
         image=Image(),
         **{attribute: ClassLabel(names=values) for attribute, values in SHAPE_ATTRIBUTES.items()},
         bbox=List(Value("float32"), length=4),
         mask=Image(),
+        size_grade=Value("float32"),
     )
     return Dataset.from_list(rows, features=features)
 
@@ -111,7 +117,24 @@ def draw_shape(
     Returns:
         The JPEG file; left, top, right and bottom of the shape in pixels; the PNG file of its mask, 255 on the shape.
     """
-    radius = SIZES[size] * SHAPES[shape] * image_size * random.uniform(0.95, 1.05)
+    values = {"colour": colour, "shape": shape, "pattern": pattern, "size": size, "background": background}
+    drawn = _draw(**values, image_size=image_size, random=random)
+    return drawn.image, drawn.bbox, drawn.mask
+
+
+class _Drawn(NamedTuple):
+    image: bytes
+    bbox: list[float]
+    mask: bytes
+    size_grade: float
+
+
+def _draw(
+    *, colour: str, shape: str, pattern: str, size: str, background: str, image_size: int, random: np.random.Generator
+) -> _Drawn:
+    """As [`draw_shape`], with the size as a number."""
+    variation = random.uniform(*_VARIATION)
+    radius = SIZES[size] * SHAPES[shape] * image_size * variation
     rotation = random.uniform(-0.3, 0.3)
     outline = _rotate(_outline(shape), rotation) * radius
     # a centre for which the whole shape and its rim are inside the image
@@ -134,7 +157,13 @@ def draw_shape(
 
     corners = np.concatenate([outline.min(axis=0), outline.max(axis=0)])
     image = _encode(np.clip(canvas, 0, 255), "JPEG", quality=92, subsampling=0)
-    return image, np.clip(corners, 0, image_size).tolist(), _encode((mask >= 0.5) * 255, "PNG")
+    smallest, largest = min(SIZES.values()) * _VARIATION[0], max(SIZES.values()) * _VARIATION[1]
+    return _Drawn(
+        image=image,
+        bbox=np.clip(corners, 0, image_size).tolist(),
+        mask=_encode((mask >= 0.5) * 255, "PNG"),
+        size_grade=(SIZES[size] * variation - smallest) / (largest - smallest),
+    )
 
 
 def rim_width(image_size: int) -> float:
