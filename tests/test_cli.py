@@ -76,6 +76,23 @@ def test_evaluate_prints_the_table_of_the_evaluator(shoes, checkpoint, capsys):
     assert printed == expected.table() + "\n"
 
 
+def test_evaluate_reports_values_that_training_did_not_have(shoes, checkpoint, tmp_path, capsys):
+    """The checkpoint names the values that it knows. That of the other tests does not, as those of version 0.1."""
+    model = CCAModel.from_pretrained(checkpoint)
+    model.config.known_values = {"colour": VALUES["colour"], "shape": VALUES["shape"][:1]}
+    model.save_pretrained(tmp_path / "cca")
+    words = ["evaluate", "--model", tmp_path / "cca", "--dataset", shoes, "--output_dir", tmp_path / "out"]
+    assert run(*words) == 0
+    printed = capsys.readouterr().out
+    result = EvaluationResult.load_json(tmp_path / "out" / "evaluation.json")
+    metrics = result.metrics()
+    assert printed == result.table() + "\n"
+    known, new = ({value.name: value for value in result["shape"].values}[name] for name in VALUES["shape"])
+    assert metrics["map_new"] == metrics["map_new_shape"] == pytest.approx(new.map)
+    assert metrics["map_known"] == pytest.approx((metrics["map_colour"] + known.map) / 2)
+    assert f"mAP of new values: {100 * new.map:.1f} ({100 * new.chance_map:.1f}); {new.queries} queries" in printed
+
+
 def test_evaluate_takes_the_baselines_too(shoes, tmp_path, capsys):
     csn = CSNModel.from_backbone(ViTConfig(**TINY_VIT), VALUES)
     csn.save_pretrained(tmp_path / "csn")

@@ -9,6 +9,7 @@ from datasets import ClassLabel, DatasetDict, List
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from cca_hf.data.shifts import leave_values_out
 from cca_hf.data.torch_dataset import QueriesAndGallery
 from cca_hf.evaluation.retrieval.embeddings import Gallery, evaluate_embeddings
 from cca_hf.models.modeling_cca import CCAModel
@@ -442,6 +443,31 @@ def test_the_names_of_the_metrics_are_those_of_the_evaluation(make_trainer, shap
     assert "map_ignore_maybe_colour" in known and "map_shape" not in known
     of_the_trainer = ("runtime", "per_second", "preparation_time", "epoch")
     assert {f"eval_{name}" for name in known} == {name for name in metrics if not name.endswith(of_the_trainer)}
+
+
+def test_values_that_no_training_image_has_are_new(make_trainer, make_model, shapes, tmp_path):
+    """The checkpoint says which values it knows, and the evaluations during the training are of that training."""
+    data = leave_values_out(shapes, "size", 0.25)
+    data.splits["validation"] = shapes["validation"]  # with all values
+    model = make_model(known_values=shapes.attributes)  # of another training
+    trainer = make_trainer(
+        data, model, max_steps=2, eval_strategy="steps", save_strategy="steps", eval_steps=2, save_steps=2
+    )
+    names = trainer.evaluator.metric_names(trainer.eval_dataset, data.values_in("train"))
+    assert "map_new_size" in names and "eval_map_new" not in trainer.evaluate()
+    assert model.config.known_values == shapes.attributes  # until the training begins
+    before = model.fingerprint()
+    trainer.train()
+    assert model.fingerprint() != before
+
+    known = CCAModel.from_pretrained(last_checkpoint(tmp_path / "out")).config.known_values
+    assert known == data.values_in("train") and len(known["size"]) == 3
+    labels, embeddings = shapes.labels("validation"), trainer.model.encode(shapes["validation"]["image"])
+    expected = evaluate_embeddings(embeddings, labels, shapes.attributes, known_values=known).metrics()
+    assert set(names) == set(expected) and {"map_new", "map_known_size"} < set(expected)
+    (logged,) = (entry for entry in trainer.state.log_history if "eval_map_new" in entry)
+    assert {name: logged[f"eval_{name}"] for name in expected} == pytest.approx(expected, abs=1e-6)
+    make_trainer(data, metric_for_best_model="map_new_size")
 
 
 def test_an_empty_split_is_an_error_before_training(make_trainer, shapes):
