@@ -45,7 +45,8 @@ def evaluate(
 
     If the model was trained on the data set, the splits and the group column of the training are used (run.json). If
     the data set has ready triplets (condition, anchor, positive, negative), the triplet accuracy is measured. The
-    table shows percentages, and the JSON output shows fractions.
+    table shows percentages, and the JSON output shows fractions. If queries have values that no training image had,
+    the mAP of known and of new values is shown too.
 
     \b
     Examples:
