@@ -145,14 +145,15 @@ class EvaluationResult(Result):
         figure is the mean over the attributes that have such queries. (An attribute called `known` or `new` keeps the
         name of its mAP.)
         """
-        apart = self._known_and_new()
-        metrics = {name: each.map for name, each in apart.items()} | self.overall
-        chance = {name: each.chance_map for name, each in apart.items()} | self.chance_overall
+        metrics, chance = self.overall, self.chance_overall
         if self.coverage is not None:
             metrics["coverage"] = self.coverage.share
         for attribute in self.attributes:
             metrics |= {f"{measure}_{attribute.name}": value for measure, value in attribute.scores.items()}
             chance |= {f"{measure}_{attribute.name}": value for measure, value in attribute.chance.items()}
+        for name, queries in self._known_and_new().items():
+            metrics.setdefault(name, queries.map)
+            chance.setdefault(name, queries.chance_map)
         return metrics | {f"chance_{name}": value for name, value in chance.items()}
 
     def as_table(self, decimals: int) -> Table:
