@@ -8,7 +8,7 @@ from cca_hf.evaluation.entanglement.result import EntanglementResult
 
 from .figures import FAINT, INK, MUTED, Figure, new_figure, quiet
 
-_READERS = {"linear": "linear reader", "neighbours": "nearest neighbours"}
+_READERS = {"linear": "linear reader", "neighbours": "nearest neighbours", "mlp": "small MLP"}
 
 
 def plot_entanglement(result: EntanglementResult) -> Figure:

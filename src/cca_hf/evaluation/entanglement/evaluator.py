@@ -37,6 +37,7 @@ from cca_hf.evaluation.arrays import (
     to_numbers,
 )
 from cca_hf.evaluation.retrieval.evaluator import check_attributes, query_and_gallery
+from cca_hf.models.configuration_images import did_you_mean
 from cca_hf.models.encoding import pixel_batches
 from cca_hf.models.images import ImageInput
 from cca_hf.models.modeling_conditional import ConditionalPreTrainedModel
@@ -49,6 +50,7 @@ from .readers import (
     make_folds,
     members,
     read_linear,
+    read_mlp,
     read_neighbours,
 )
 from .result import EntanglementResult, ReaderEntanglement, mean_off_diagonal
@@ -58,6 +60,8 @@ _Guess = Callable[[NDArray[np.int64], NDArray[np.int64]], list[NDArray[np.int64]
 
 logger = logging.getLogger(__name__)
 
+READERS = ("linear", "neighbours", "mlp")
+DEFAULT_READERS = ("linear", "neighbours")  # the others take minutes
 LEAST_RANGE = 0.1  # of balanced accuracy, between floor and ceiling
 LEAST_IMAGES = 2 * FOLDS  # of a value that is read
 _BOOTSTRAP_SAMPLES = 200
@@ -73,6 +77,7 @@ def measure_entanglement(
     batch_size: int = 64,
     num_workers: int | None = None,
     show_progress: bool | None = None,
+    readers: Sequence[str] = DEFAULT_READERS,
     max_images: int = 3000,
     seed: int = 0,
 ) -> EntanglementResult:
@@ -80,11 +85,13 @@ def measure_entanglement(
 
     Raises:
         KeyError: if the split does not exist; the message names the existing ones.
-        ValueError: if the model does not know an attribute of the data set, or the data set has fewer than two.
+        ValueError: if a reader does not exist, the model does not know an attribute of the data set, or the data set
+            has fewer than two.
         ImportError: if scikit-learn is missing.
         UnreadableImageError: if an image cannot be read; the message names it.
     """
     attributes = dataset.attributes
+    check_readers(readers)
     check_attributes(model, attributes)
     parts = [part for part in query_and_gallery(dataset, split) if part is not None]
     labels = np.concatenate([dataset.labels(part) for part in parts])
@@ -93,7 +100,9 @@ def measure_entanglement(
     embedded = [embed(model, dataset[part]["image"], list(attributes)) for part in parts]
     embeddings, features = map(np.concatenate, zip(*embedded, strict=True))
     joined = np.concatenate(groups) if groups else None
-    return entanglement(embeddings, labels, attributes, features, groups=joined, max_images=max_images, seed=seed)
+    return entanglement(
+        embeddings, labels, attributes, features, groups=joined, readers=readers, max_images=max_images, seed=seed
+    )
 
 
 @torch.inference_mode()
@@ -135,6 +144,7 @@ def entanglement(
     features: NDArray | torch.Tensor,
     *,
     groups: ArrayLike | None = None,
+    readers: Sequence[str] = DEFAULT_READERS,
     max_images: int = 3000,
     seed: int = 0,
 ) -> EntanglementResult:
@@ -146,29 +156,49 @@ def entanglement(
             values with fewer than `LEAST_IMAGES` of them are left out.
         attributes: attribute names, or attribute name -> value names.
         features: (N, F) unconditioned features of the images, as `embed_with_features` returns them.
+        readers: "linear" and any of "neighbours" and "mlp"; see `readers.py`.
         max_images: of more images, a random sample of whole groups is used.
 
     Raises:
-        ValueError: if shapes do not fit, there are fewer than two attributes, vectors are not finite, or `max_images`
-            is below 1.
+        ValueError: if a reader does not exist, "linear" is missing, shapes do not fit, there are fewer than two
+            attributes, vectors are not finite, or `max_images` is below 1.
         ImportError: if scikit-learn is missing.
     """
     names = tuple(attributes)
+    check_readers(readers)
     check_positive("max_images", max_images)
     images = _Images.checked(embeddings, labels, features, groups, names).at_most(max_images, seed)
     folds = make_folds(images.groups, seed)
     samples = _bootstrap(images.groups, seed)
     narrow = images._replace(features=_principal_components(images.features))
-    readers = {
-        "linear": _measure(narrow, folds, samples, read_linear, lambda b, a: [guess_from_label(b, folds, a)]),
-        "neighbours": _measure(images, folds, samples, read_neighbours, _by_chance(folds, seed)),
+
+    def from_label(labels: NDArray[np.int64], known: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        return [guess_from_label(labels, folds, known)]
+
+    ways: dict[str, tuple[_Images, Reader, _Guess]] = {
+        "linear": (narrow, read_linear, from_label),
+        "neighbours": (images, read_neighbours, _by_chance(folds, seed)),
+        "mlp": (narrow, read_mlp, from_label),
     }
+    measured = {}
+    for name in sorted(set(readers), key=READERS.index):
+        vectors, read, guess = ways[name]
+        measured[name] = _measure(vectors, folds, samples, read, guess)
     values = {name: len(_read_values(images.labels[:, column])) for column, name in enumerate(names)}
     warning = "%r has %d values with at least %d images: it cannot be predicted"
     for name, count in values.items():
         if count < 2:
             logger.warning(warning, name, count, LEAST_IMAGES)
-    return EntanglementResult(names, readers, len(images.labels), values)
+    return EntanglementResult(names, measured, len(images.labels), values)
+
+
+def check_readers(readers: Sequence[str]) -> None:
+    """Raises `ValueError` if a reader does not exist, or the linear one is missing, which gives the score."""
+    for name in readers:
+        if name not in READERS:
+            raise ValueError(f"unknown reader {name!r}.{did_you_mean(name, READERS)} The readers are {list(READERS)}")
+    if "linear" not in readers:
+        raise ValueError(f"the readers must include 'linear', whose figure is the entanglement; got {list(readers)}")
 
 
 class _Images(NamedTuple):

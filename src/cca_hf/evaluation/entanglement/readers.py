@@ -1,21 +1,23 @@
 """Simple readers: how well can a value be predicted from vectors, for images that the reader has not seen?
 
-The two readers are evaluated by *balanced* accuracy (the mean over the values of the share of correct predictions), so
+The readers are evaluated by *balanced* accuracy (the mean over the values of the share of correct predictions), so
 that a frequent value does not hide the others and a random reader scores 1 / values:
 
 - linear: multinomial logistic regression on standardised vectors, with balanced values and a penalty that is selected
   on a part of the training images;
-- k nearest neighbours by cosine, as in a search, with votes weighted by the rarity of their values.
+- k nearest neighbours by cosine, as in a search, with votes weighted by the rarity of their values;
+- mlp: a network with one hidden layer on standardised vectors. An epoch draws all values equally often, and the number
+  of epochs is selected as the penalty of the linear reader is.
 
-Both can know the value of another attribute (`known`): the linear reader gets it as one-hot columns, and the
-neighbours are those that share it. This is conditional probing (Hewitt et al. 2021, https://arxiv.org/abs/2109.09234).
-`guess_from_label` knows only that value.
+All can know the value of another attribute (`known`): the linear reader and the network get it as one-hot columns, and
+the neighbours are those that share it. This is conditional probing (Hewitt et al. 2021,
+https://arxiv.org/abs/2109.09234). `guess_from_label` knows only that value.
 
 Every image is predicted once, by a reader that was trained on the other folds; images of a group share a fold.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,9 @@ NEIGHBOURS = 10
 # Inverse strengths of the L2 penalty, as in scikit-learn: larger ones detect weaker signals.
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 _MOST_ITERATIONS = 200
+HIDDEN_UNITS = 64
+_MOST_EPOCHS = 60
+_PATIENCE = 15  # epochs without a better one, after which the search for their number stops
 
 
 def make_folds(groups: IntArray, seed: int) -> IntArray:
@@ -74,9 +79,7 @@ def read_linear(vectors: NDArray, labels: IntArray, folds: IntArray, known: IntA
     Raises:
         ImportError: if scikit-learn is missing; the message says what to install.
     """
-    rows = np.asarray(vectors, dtype=np.float32)
-    if known is not None:
-        rows = np.concatenate([rows, np.eye(known.max() + 1, dtype=np.float32)[known]], axis=1)
+    rows = _with_known(vectors, known)
     strength = _choose_strength(rows, labels, folds, known)
     if strength is None and known is not None:
         return guess_from_label(labels, folds, known)
@@ -100,6 +103,19 @@ def read_neighbours(vectors: NDArray, labels: IntArray, folds: IntArray, known: 
     return guesses
 
 
+def read_mlp(vectors: NDArray, labels: IntArray, folds: IntArray, known: IntArray | None = None) -> IntArray:
+    """The values that a network with one hidden layer predicts; as `read_linear`."""
+    rows = _with_known(vectors, known)
+    epochs = _choose_epochs(rows, labels, folds, known)
+    if not epochs and known is not None:
+        return guess_from_label(labels, folds, known)
+    guesses = np.full(len(labels), -1)
+    for fold in range(FOLDS):
+        train, test = (labels >= 0) & (folds != fold), (labels >= 0) & (folds == fold)
+        *_, guesses[test] = _train_and_guess(rows, labels, train, test, max(epochs, 1))
+    return guesses
+
+
 def guess_from_label(labels: IntArray, folds: IntArray, known: IntArray) -> IntArray:
     """As `read_linear`, from the known value alone: the value in which it is most over-represented."""
     guesses = np.full(len(labels), -1)
@@ -111,6 +127,14 @@ def guess_from_label(labels: IntArray, folds: IntArray, known: IntArray) -> IntA
     return guesses
 
 
+def _with_known(vectors: NDArray, known: IntArray | None) -> NDArray[np.float32]:
+    """(N, D) -> (N, D + values): the known values as one-hot columns."""
+    rows = np.asarray(vectors, dtype=np.float32)
+    if known is None:
+        return rows
+    return np.concatenate([rows, np.eye(known.max() + 1, dtype=np.float32)[known]], axis=1)
+
+
 def _choose_strength(rows: NDArray, labels: IntArray, folds: IntArray, known: IntArray | None) -> float | None:
     """The most accurate strength on the second fold after training on all but the first two; of equals, the smallest.
 
@@ -120,9 +144,60 @@ def _choose_strength(rows: NDArray, labels: IntArray, folds: IntArray, known: In
     truth = labels[held_out]
     tried: dict[float | None, IntArray] = {}
     if known is not None:
-        tried[None] = guess_from_label(np.where(folds > 0, labels, -1), folds, known)[held_out]  # not the first fold
+        tried[None] = _guess_held_out(labels, folds, known)
     tried |= {strength: _fit_and_guess(rows, labels, train, held_out, strength) for strength in STRENGTHS}
     return max(tried, key=lambda strength: balanced_accuracy(tried[strength] == truth, truth)[0])
+
+
+def _choose_epochs(rows: NDArray, labels: IntArray, folds: IntArray, known: IntArray | None) -> int:
+    """As `_choose_strength`, the number of epochs; 0 if the known value alone is more accurate."""
+    train, held_out = (labels >= 0) & (folds > 1), (labels >= 0) & (folds == 1)
+    truth = labels[held_out]
+    best, highest = 0, -1.0
+    if known is not None:
+        highest = balanced_accuracy(_guess_held_out(labels, folds, known) == truth, truth)[0]
+    for epoch, guesses in enumerate(_train_and_guess(rows, labels, train, held_out, _MOST_EPOCHS), start=1):
+        accuracy = balanced_accuracy(guesses == truth, truth)[0]
+        if accuracy > highest:
+            best, highest = epoch, accuracy
+        if epoch - best >= _PATIENCE:
+            break
+    return best
+
+
+def _guess_held_out(labels: IntArray, folds: IntArray, known: IntArray) -> IntArray:
+    """`guess_from_label` for the second fold, without the first fold."""
+    guesses = guess_from_label(np.where(folds > 0, labels, -1), folds, known)
+    return guesses[(labels >= 0) & (folds == 1)]
+
+
+def _train_and_guess(
+    rows: NDArray, labels: IntArray, train: BoolArray, test: BoolArray, epochs: int
+) -> Iterator[IntArray]:
+    """The guesses of a network after each epoch, which draws as many images as `train` has, of all values equally."""
+    try:
+        from sklearn.neural_network import MLPClassifier
+    except ImportError as error:
+        raise ImportError('the mlp reader needs scikit-learn: pip install "cca_hf[analysis]"') from error
+    values, counts = np.unique(labels[train], return_counts=True)
+    if len(values) < 2:  # nothing to distinguish
+        yield np.full(int(test.sum()), values[0] if len(values) else -1)
+        return
+    seen, unseen = _standardised(rows, train, test)
+    shares = (1 / counts / len(values))[np.searchsorted(values, labels[train])]
+    random = np.random.default_rng(0)
+    reader = MLPClassifier((HIDDEN_UNITS,), learning_rate_init=0.003, random_state=0)
+    for _ in range(epochs):
+        drawn = random.choice(len(seen), len(seen), p=shares)
+        reader.partial_fit(seen[drawn], labels[train][drawn], classes=values)
+        yield reader.predict(unseen)
+
+
+def _standardised(rows: NDArray, train: BoolArray, test: BoolArray) -> tuple[NDArray, NDArray]:
+    """The rows of `train` and `test` with the means and spreads of `train`."""
+    mean, spread = rows[train].mean(axis=0), rows[train].std(axis=0)
+    scale = np.where(spread > 0, spread, 1.0)
+    return (rows[train] - mean) / scale, (rows[test] - mean) / scale
 
 
 def _fit_and_guess(rows: NDArray, labels: IntArray, train: BoolArray, test: BoolArray, strength: float) -> IntArray:
@@ -133,13 +208,12 @@ def _fit_and_guess(rows: NDArray, labels: IntArray, train: BoolArray, test: Bool
         raise ImportError('the linear reader needs scikit-learn: pip install "cca_hf[analysis]"') from error
     if len(np.unique(labels[train])) < 2:  # nothing to distinguish
         return np.full(int(test.sum()), labels[train][0] if train.any() else -1)
-    mean, spread = rows[train].mean(axis=0), rows[train].std(axis=0)
-    scale = np.where(spread > 0, spread, 1.0)
+    seen, unseen = _standardised(rows, train, test)
     reader = LogisticRegression(C=strength, class_weight="balanced", max_iter=_MOST_ITERATIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # it still is a linear reader if it stops early
-        reader.fit((rows[train] - mean) / scale, labels[train])
-    return reader.predict((rows[test] - mean) / scale)
+        reader.fit(seen, labels[train])
+    return reader.predict(unseen)
 
 
 def _vote(nearness: NDArray[np.float32], labels: IntArray) -> IntArray:

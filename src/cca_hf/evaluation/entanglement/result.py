@@ -49,7 +49,7 @@ class EntanglementResult(Result):
     """
 
     attributes: tuple[str, ...]
-    readers: dict[str, ReaderEntanglement]  # "linear", "neighbours"
+    readers: dict[str, ReaderEntanglement]  # "linear", and any of "neighbours" and "mlp"
     images: int
     values: dict[str, int]  # attribute -> number of values with enough images to be predicted
 
@@ -72,7 +72,7 @@ class EntanglementResult(Result):
         return [(self.attributes[row], self.attributes[column]) for row, column in missing]
 
     def metrics(self) -> dict[str, float]:
-        """`entanglement`, `entanglement_spread`, `informativeness`; with `_neighbours` those of the second reader."""
+        """`entanglement`, `entanglement_spread`, `informativeness`; with `_neighbours` or `_mlp` of those readers."""
         figures: dict[str, float] = {}
         for name, reader in self.readers.items():
             tail = "" if name == "linear" else f"_{name}"
