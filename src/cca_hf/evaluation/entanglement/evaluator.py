@@ -19,7 +19,8 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -64,6 +65,7 @@ READERS = ("linear", "neighbours", "mlp")
 DEFAULT_READERS = ("linear", "neighbours")  # the others take minutes
 LEAST_RANGE = 0.1  # of balanced accuracy, between floor and ceiling
 LEAST_IMAGES = 2 * FOLDS  # of a value that is read
+LEAST_LABELLED = 200  # images with both labels of a pair; see `why_not_measured`
 _BOOTSTRAP_SAMPLES = 200
 _CHANCE_DRAWS = 8  # random neighbourhoods for the floor of that reader
 _WIDEST = 256  # dimensions of the features for the linear reader
@@ -94,15 +96,51 @@ def measure_entanglement(
     check_readers(readers)
     check_attributes(model, attributes)
     parts = [part for part in query_and_gallery(dataset, split) if part is not None]
-    labels = np.concatenate([dataset.labels(part) for part in parts])
-    groups = [group for part in parts if (group := dataset.groups(part)) is not None]
     embed = partial(embed_with_features, batch_size=batch_size, num_workers=num_workers, show_progress=show_progress)
     embedded = [embed(model, dataset[part]["image"], list(attributes)) for part in parts]
+    return entanglement_of_parts(dataset, parts, embedded, readers=readers, max_images=max_images, seed=seed)
+
+
+def entanglement_of_parts(
+    dataset: AttributeDataset,
+    parts: Sequence[str],
+    embedded: Sequence[tuple[NDArray, NDArray]],
+    *,
+    readers: Sequence[str] = DEFAULT_READERS,
+    max_images: int = 3000,
+    seed: int = 0,
+) -> EntanglementResult:
+    """[`entanglement`] of some splits together, with what `embed_with_features` returned for each of them."""
     embeddings, features = map(np.concatenate, zip(*embedded, strict=True))
+    labels = np.concatenate([dataset.labels(part) for part in parts])
+    groups = [group for part in parts if (group := dataset.groups(part)) is not None]
     joined = np.concatenate(groups) if groups else None
-    return entanglement(
-        embeddings, labels, attributes, features, groups=joined, readers=readers, max_images=max_images, seed=seed
-    )
+    settings: dict[str, Any] = {"readers": readers, "max_images": max_images, "seed": seed}
+    return entanglement(embeddings, labels, dataset.attributes, features, groups=joined, **settings)
+
+
+def why_not_measured(labels: NDArray[np.int64]) -> str | None:
+    """Why the figures of some images would be missing or mostly chance; None if they would not be.
+
+    One pair of attributes must have `LEAST_LABELLED` images with both labels. With 200 images the standard deviation
+    of a balanced accuracy is about 0.035, a tenth of the usual range between floor and ceiling or less.
+
+    Args:
+        labels: (N, A) value ids, -1 = not labelled.
+    """
+    if find_spec("sklearn") is None:
+        return 'scikit-learn is missing: pip install "cca_hf[analysis]"'
+    count = labels.shape[1]
+    if count < 2:
+        return "it is between attributes, and there is only one"
+    pairs = [_to_read(labels, row, column) for row, column in np.ndindex(count, count) if row != column]
+    largest = max((int((pair >= 0).sum()) for pair in pairs if len(_read_values(pair)) >= 2), default=0)
+    if largest < LEAST_LABELLED:
+        return (
+            f"it needs {LEAST_LABELLED} images that are labelled with two attributes, with at least {LEAST_IMAGES} "
+            f"of a value, and there are {largest}"
+        )
+    return None
 
 
 @torch.inference_mode()
@@ -245,8 +283,13 @@ class _Images(NamedTuple):
 
     def to_read(self, row: int, column: int) -> NDArray[np.int64]:
         """(N,) labels of attribute `column`, -1 for images without a label of `row` and for rare values."""
-        labels = np.where(self.labels[:, row] >= 0, self.labels[:, column], -1)
-        return np.where(np.isin(labels, _read_values(labels)), labels, -1)
+        return _to_read(self.labels, row, column)
+
+
+def _to_read(labels: NDArray[np.int64], row: int, column: int) -> NDArray[np.int64]:
+    """As `_Images.to_read`, from labels (N, A)."""
+    both = np.where(labels[:, row] >= 0, labels[:, column], -1)
+    return np.where(np.isin(both, _read_values(both)), both, -1)
 
 
 def _measure(
