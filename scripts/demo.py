@@ -4,8 +4,8 @@
     python scripts/demo.py --images 1200 --epochs 4 --output_dir /tmp/demo
 
 Draws a data set of shapes with five attributes. Trains a small CCA on it from scratch, and the same backbone with the
-same budget for one embedding space of all attributes. Evaluates both on the test split (retrieval, and with scikit-learn
-entanglement), loads the saved checkpoint through transformers' pipeline, and writes a report.
+same budget for one embedding space of all attributes. Evaluates both on the test split, loads the saved checkpoint
+through transformers' pipeline, and writes a report. With scikit-learn, it also measures the entanglement.
 """
 
 import argparse
