@@ -21,7 +21,7 @@ from .conftest import EPOCH, TINY_VIT
 VIT = json.dumps({"model_type": "vit", **TINY_VIT})
 
 
-def test_it_trains_measures_once_and_saves_everything(make_args, shapes_folder, tmp_path, shapes, capsys):
+def test_it_trains_measures_once_and_saves_everything(make_args, shapes_folder, tmp_path, shapes, capsys, caplog):
     data_args = DataArguments(str(shapes_folder), ["shape", "colour"])
     run = run_training(ModelArguments(backbone_config=VIT), data_args, make_args(num_train_epochs=2))
 
@@ -46,6 +46,10 @@ def test_it_trains_measures_once_and_saves_everything(make_args, shapes_folder, 
     printed = capsys.readouterr().out
     assert run.result.table() in printed
 
+    assert run.entanglement is None and not (tmp_path / "out" / "test_entanglement.json").exists()
+    reason = "it needs 200 images that are labelled with two attributes, with at least 10 of a value, and there are "
+    assert caplog.text.count(f"The entanglement of the test split is not measured: {reason}") == 1
+
 
 @pytest.mark.parametrize("case", ["bfloat16", "kept features"])
 def test_the_final_figures_are_those_of_the_saved_checkpoint(case, make_args, shapes_folder, tmp_path):
@@ -61,8 +65,8 @@ def test_the_final_figures_are_those_of_the_saved_checkpoint(case, make_args, sh
     assert RetrievalEvaluator(run.data, "test")(run.model).metrics() == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_entanglement_of_the_test_split(make_args, tmp_path, monkeypatch, caplog):
-    """From the one pass that measures the retrieval, and left out with the reason where it cannot be measured."""
+def test_the_entanglement_of_the_test_split(make_args, tmp_path, monkeypatch, capsys):
+    """From the one pass that measures the retrieval, with the figures of `cca evaluate --entanglement`."""
     folder = tmp_path / "shapes"
     folder.mkdir()
     for split, dataset in generate_shapes_dataset(num_images=1010, image_size=32, seed=0).items():
@@ -86,8 +90,12 @@ def test_the_entanglement_of_the_test_split(make_args, tmp_path, monkeypatch, ca
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     for name in ("entanglement", "entanglement_neighbours", "informativeness"):
         assert results[f"test_{name}"] == expected.metrics()[name]
+    assert f"linear: entanglement {expected.score:.3f} (" in capsys.readouterr().out
     retrieval = RetrievalEvaluator(run.data, "test")(CCAModel.from_pretrained(tmp_path / "out"))
     assert run.result.metrics() == pytest.approx(retrieval.metrics(), abs=1e-6)
+
+    off = make_args(output_dir=str(tmp_path / "off"), max_steps=1, eval_strategy="no", measure_entanglement=False)
+    assert run_training(ModelArguments(backbone_config=VIT), two, off).entanglement is None
 
 
 def run_state(tmp_path) -> dict:
