@@ -205,6 +205,10 @@ def entanglement(
     names = tuple(attributes)
     check_readers(readers)
     check_positive("max_images", max_images)
+    try:
+        from threadpoolctl import threadpool_limits  # scikit-learn depends on it
+    except ImportError as error:
+        raise ImportError('entanglement needs scikit-learn: pip install "cca_hf[analysis]"') from error
     images = _Images.checked(embeddings, labels, features, groups, names).at_most(max_images, seed)
     folds = make_folds(images.groups, seed)
     samples = _bootstrap(images.groups, seed)
@@ -219,9 +223,10 @@ def entanglement(
         "mlp": (narrow, read_mlp, from_label),
     }
     measured = {}
-    for name in sorted(set(readers), key=READERS.index):
-        vectors, read, guess = ways[name]
-        measured[name] = _measure(vectors, folds, samples, read, guess)
+    with threadpool_limits(1):  # for such small matrices more threads mostly wait for each other
+        for name in sorted(set(readers), key=READERS.index):
+            vectors, read, guess = ways[name]
+            measured[name] = _measure(vectors, folds, samples, read, guess)
     values = {name: len(_read_values(images.labels[:, column])) for column, name in enumerate(names)}
     warning = "%r has %d values with at least %d images: it cannot be predicted"
     for name, count in values.items():
