@@ -104,7 +104,7 @@ def measure_entanglement(
 def entanglement_of_parts(
     dataset: AttributeDataset,
     parts: Sequence[str],
-    embedded: Sequence[tuple[NDArray, NDArray]],
+    embedded: Sequence[tuple[NDArray | torch.Tensor, NDArray]],
     *,
     readers: Sequence[str] = DEFAULT_READERS,
     max_images: int = 3000,

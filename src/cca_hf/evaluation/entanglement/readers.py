@@ -83,8 +83,8 @@ def read_linear(vectors: NDArray, labels: IntArray, folds: IntArray, known: IntA
     """
     rows = _with_known(vectors, known)
 
-    def fit_each(train: BoolArray, test: BoolArray) -> dict[float, IntArray]:
-        return {strength: _fit_and_guess(rows, labels, train, test, strength) for strength in STRENGTHS}
+    def fit_each(train: BoolArray, test: BoolArray) -> Iterator[tuple[float, IntArray]]:
+        return ((strength, _fit_and_guess(rows, labels, train, test, strength)) for strength in STRENGTHS)
 
     strength = _choose(fit_each, labels, folds, known)
     if strength is None and known is not None:
@@ -113,9 +113,9 @@ def read_mlp(vectors: NDArray, labels: IntArray, folds: IntArray, known: IntArra
     """The values that a network with one hidden layer predicts; as `read_linear`."""
     rows = _with_known(vectors, known)
 
-    def train_once(train: BoolArray, test: BoolArray) -> dict[int, IntArray]:
+    def train_once(train: BoolArray, test: BoolArray) -> Iterator[tuple[int, IntArray]]:
         after = enumerate(_train_and_guess(rows, labels, train, test, EPOCHS[-1]), start=1)
-        return {epochs: guesses for epochs, guesses in after if epochs in EPOCHS}
+        return ((epochs, guesses) for epochs, guesses in after if epochs in EPOCHS)
 
     epochs = _choose(train_once, labels, folds, known)
     if epochs is None and known is not None:
@@ -147,7 +147,7 @@ def _with_known(vectors: NDArray, known: IntArray | None) -> NDArray[np.float32]
 
 
 def _choose(
-    guesses_of: Callable[[BoolArray, BoolArray], dict[Setting, IntArray]],
+    guesses_of: Callable[[BoolArray, BoolArray], Iterator[tuple[Setting, IntArray]]],
     labels: IntArray,
     folds: IntArray,
     known: IntArray | None,
@@ -157,14 +157,14 @@ def _choose(
     None if the known value alone is more accurate.
 
     Args:
-        guesses_of: setting -> guesses of the second images, after training on the first ones.
+        guesses_of: settings and their guesses of the second images, after training on the first ones.
     """
     train, held_out = (labels >= 0) & (folds > 1), (labels >= 0) & (folds == 1)
     truth = labels[held_out]
     tried: dict[Setting | None, IntArray] = {}
     if known is not None:
         tried[None] = guess_from_label(np.where(folds > 0, labels, -1), folds, known)[held_out]  # not the first fold
-    tried |= guesses_of(train, held_out)
+    tried.update(guesses_of(train, held_out))
     return max(tried, key=lambda setting: balanced_accuracy(tried[setting] == truth, truth)[0])
 
 
