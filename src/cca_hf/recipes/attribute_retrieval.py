@@ -137,8 +137,9 @@ def measure(
     if evaluator.gallery_split is not None:
         splits.append(evaluator.gallery_split)
     if entanglement and (reason := why_not_measured(np.concatenate([data.labels(split) for split in splits]))):
-        logger.warning(_NOT_MEASURED, reason)
         entanglement = False
+        if accelerator.is_main_process:
+            logger.warning(_NOT_MEASURED, reason)
     embedded, features = [], []
     for split in splits:
         rows = np.array_split(np.arange(data[split].num_rows), accelerator.num_processes)[accelerator.process_index]
