@@ -5,7 +5,7 @@
 
 Draws a data set of shapes with five attributes. Trains a small CCA on it from scratch, and the same backbone with the
 same budget for one embedding space of all attributes. Evaluates both on the test split, loads the saved checkpoint
-through transformers' pipeline, and writes a report.
+through transformers' pipeline, and writes a report. With scikit-learn, it also measures the entanglement.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from transformers import pipeline
 
 from cca_hf import plot_neighbours, write_report
 from cca_hf.data.shapes import SHAPE_ATTRIBUTES
+from cca_hf.evaluation.text_table import format_table
 from cca_hf.recipes.attribute_retrieval import TrainingRun
 from cca_hf.recipes.shapes import EPOCHS, NUM_IMAGES, draw_shapes, train_on_shapes
 from cca_hf.training.process import prepare_process
@@ -45,16 +46,33 @@ def main() -> None:
     try_pipeline(cca)
 
     say("5/5  Drawing the report")
-    results = {"one space": one_space.result, "CCA": cca.result}
+    runs = {"one space": one_space, "CCA": cca}
+    results = {name: run.result for name, run in runs.items()}
     report = write_report(
-        cca.model, cca.data, "test", results, options.output_dir, history=cca.history, title="cca_hf on drawn shapes"
+        cca.model,
+        cca.data,
+        "test",
+        results,
+        options.output_dir,
+        history=cca.history,
+        entanglement=cca.entanglement,
+        title="cca_hf on drawn shapes",
     )
     if options.picture:
         draw_figure(cca, options.picture, options.picture_query)
 
     say(f"Done in {time.monotonic() - started:.0f} s. Retrieval on {len(cca.data['test']):,} test images:")
     print(comparison_table(results))
+    if cca.entanglement is not None:  # it needs scikit-learn
+        print(f"\n{entanglement_table(runs)}")
     print(f"\nReport: {report}\nTo search with your own images: cca demo --folder {options.output_dir}")
+
+
+def entanglement_table(runs: dict[str, TrainingRun]) -> str:
+    """How much an embedding reveals about other attributes: 0 is no more than its label, 1 as much as the features."""
+    measured = {name: run.entanglement for name, run in runs.items() if run.entanglement is not None}
+    rows = [[name, f"{each.score:.2f}", f"{each.informativeness:.2f}"] for name, each in measured.items()]
+    return format_table(["linear reader", "entanglement", "informativeness"], [rows])
 
 
 def parse_options() -> argparse.Namespace:

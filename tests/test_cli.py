@@ -367,3 +367,9 @@ def test_entanglement_is_measured_on_request(shoes, checkpoint, tmp_path, capsys
         CCAModel.from_pretrained(checkpoint), load_attribute_dataset(shoes, [*VALUES]), "train"
     )
     assert result.to_dict() == expected.to_dict()
+    assert run(*words, "--readers", "linear", "--json") == 0
+    assert {"entanglement", "entanglement_neighbours"} & {*json.loads(capsys.readouterr().out)} == {"entanglement"}
+    assert run(*words, "--readers", "linear", "mpl") == 1
+    assert "unknown reader 'mpl'. Did you mean 'mlp'?" in capsys.readouterr().err
+    assert run(*words[:-1], "--readers", "mlp") == 2
+    assert "--readers needs --entanglement" in capsys.readouterr().err

@@ -2,12 +2,14 @@
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
+from concept_erasure import LeaceEraser
 
-from cca_hf.evaluation.entanglement.evaluator import LEAST_IMAGES, entanglement
+from cca_hf.evaluation.entanglement.evaluator import LEAST_IMAGES, LEAST_LABELLED, entanglement, why_not_measured
 from cca_hf.evaluation.entanglement.result import EntanglementResult, mean_off_diagonal
 
 NAMES = ["colour", "shape", "size"]
@@ -35,6 +37,48 @@ def test_planted_embeddings_give_zero_and_one(kind, plant):
     assert entangled.informativeness == pytest.approx(1, abs=0.02)
     assert disentangled.informativeness == pytest.approx(1, abs=0.02)
     assert not entangled.undefined
+
+
+def test_only_the_network_reads_what_is_not_linear(plant):
+    """Under the colour, the shape is whether two numbers have the same sign; under the shape, there is no colour."""
+    planted = plant(800, (3, 2))
+    random = np.random.default_rng(1)
+    sign, shape = random.choice([-1.0, 1.0], 800), 2 * planted.labels[:, 1] - 1
+    embeddings = np.zeros((800, 2, 18))
+    embeddings[:, :, :16] = planted.disentangled
+    embeddings[:, 0, 16:] = np.stack([sign, sign * shape], axis=1) + 0.1 * random.standard_normal((800, 2))
+    result = entanglement(embeddings, planted.labels, NAMES[:2], planted.features, readers=("mlp", "linear"))
+    assert list(result.readers) == ["linear", "mlp"]
+    linear, network = (reader.matrix for reader in result.readers.values())
+    assert np.array([linear[0, 1], linear[1, 0], network[1, 0]]) == pytest.approx(0, abs=0.08)  # three deviations
+    assert network[0, 1] == pytest.approx(1, abs=0.05)
+    assert np.array([linear.diagonal(), network.diagonal()]) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["independent", "correlated"])
+def test_nothing_is_read_where_another_library_erased_it(kind, plant):
+    """LEACE (Belrose et al. 2023) proves that no linear reader is better than the labels: the ruler must agree.
+
+    All embeddings contain everything. From those under an attribute, the other attributes are erased within each of
+    its values, because the reader knows the value.
+    """
+    planted = plant(**{**PLANTS[kind], "count": 1000, "values": (3, 4)})
+    erased = planted.entangled.copy()
+    for attribute in range(2):
+        own, other = planted.labels[:, attribute], np.eye(4)[planted.labels[:, 1 - attribute]]
+        for value in np.unique(own):
+            rows = np.flatnonzero(own == value)
+            vectors = torch.tensor(erased[rows, attribute])
+            eraser = LeaceEraser.fit(vectors, torch.tensor(other[rows]))
+            erased[rows, attribute] = eraser(vectors).numpy()
+    given, left = (
+        entanglement(each, planted.labels, NAMES[:2], planted.features, readers=["linear"])
+        for each in (planted.entangled, erased)
+    )
+    off_diagonal = ~np.eye(2, dtype=bool)
+    assert given.readers["linear"].matrix[off_diagonal] == pytest.approx(1, abs=0.02)
+    assert left.readers["linear"].matrix[off_diagonal] == pytest.approx(0, abs=0.05)  # 0 in theory, within the spread
+    assert left.informativeness == pytest.approx(1, abs=0.02)  # the own values stay
 
 
 def test_half_entangled_lies_between(plant):
@@ -168,6 +212,20 @@ def test_mean_off_diagonal():
     assert math.isnan(mean_off_diagonal(np.array([[9.0, math.nan], [math.nan, 9.0]])))
 
 
+def test_why_it_cannot_be_measured(plant, monkeypatch):
+    labels = plant(LEAST_LABELLED, (3, 3)).labels
+    assert why_not_measured(labels) is None
+    needs = "it needs 200 images that are labelled with two attributes, with at least 10 of a value, and there are "
+    assert why_not_measured(labels[1:]) == f"{needs}199"
+    same = labels * [1, 0]  # all have one value of the second attribute: only the first one can be read
+    assert why_not_measured(same) is None and why_not_measured(same * 0) == f"{needs}0"
+    halves = np.where(np.arange(200)[:, None] // 100 == [0, 1], labels, -1)  # no image has both labels
+    assert why_not_measured(halves) == f"{needs}0"
+    assert why_not_measured(labels[:, :1]) == "it is between attributes, and there is only one"
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert why_not_measured(labels) == 'scikit-learn is missing: pip install "cca_hf[analysis]"'
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -187,6 +245,8 @@ def test_mean_off_diagonal():
         ({"embeddings": np.zeros((0, 3, 8))}, r"embeddings must have shape .* got \(0, 3, 8\)"),
         ({"max_images": 0}, "max_images must be an integer of at least 1, got 0"),
         ({"max_images": None}, "max_images must be an integer of at least 1, got None"),
+        ({"readers": ["linear", "mpl"]}, r"unknown reader 'mpl'\. Did you mean 'mlp'\? The readers are \['linear', "),
+        ({"readers": ["mlp"]}, r"the readers must include 'linear', whose figure is the entanglement; got \['mlp'\]"),
         ({"max_images": 2.5}, "max_images must be an integer of at least 1, got 2.5"),
     ],
 )

@@ -13,6 +13,7 @@ from cca_hf.evaluation.entanglement.readers import (
     guess_from_label,
     make_folds,
     read_linear,
+    read_mlp,
     read_neighbours,
 )
 
@@ -126,12 +127,25 @@ def test_linear_uses_what_is_known(random):
     assert balanced_accuracy(read_linear(noise, labels, folds) == labels, labels)[0] < 0.45
 
 
+def test_the_network_reads_and_knows_what_the_linear_reader_does(plant):
+    planted = plant(400, (3, 4), correlation=0.5)
+    known, labels = planted.labels.T
+    folds = make_folds(np.full(400, -1), seed=0)
+    for vectors in (planted.features, planted.disentangled[:, 0]):  # everything, and no more than is known
+        network, linear = (
+            balanced_accuracy(read(vectors, labels, folds, known) == labels, labels)[0]
+            for read in (read_mlp, read_linear)
+        )
+        assert network == pytest.approx(linear, abs=0.03)
+    assert (read_mlp(planted.features, np.where(labels > 1, labels, -1), folds)[labels < 2] == -1).all()
+
+
 def test_frequent_values_do_not_win(random):
     """Nine pictures in ten are of one value: accuracy would be content with it, balanced accuracy is not."""
     labels = (random.random(600) < 0.1).astype(int)
     vectors = random.standard_normal((600, 4)) + 1.5 * labels[:, None]
     folds = make_folds(np.full(600, -1), seed=0)
-    for read in (read_linear, read_neighbours):
+    for read in (read_linear, read_neighbours, read_mlp):
         assert balanced_accuracy(read(vectors, labels, folds) == labels, labels)[0] > 0.85
 
 

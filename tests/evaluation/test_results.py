@@ -158,6 +158,8 @@ def test_the_other_cards():
     assert card.metrics[0] == ("triplet_accuracy", "triplet accuracy, all triplets", 33.33)
     assert "**A subset: 7 of 10 triplets" in replace(triplets(), left_out=7).card().markdown
     text = entangled().card().markdown
+    assert "| colour | 0.90 | &#45; |\n| shape | 0.25 | 0.80 |" in text
+    assert "The entanglement by reader: linear reader 0.250, nearest neighbours 0.250." in text
     assert (
         "On 1,234 test images" in text
         and "the entanglement is 0.250 " in text

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from cca_hf.cli.main import main
 from cca_hf.evaluation.entanglement.evaluator import entanglement
+from cca_hf.evaluation.entanglement.result import EntanglementResult, ReaderEntanglement
 from cca_hf.evaluation.results import ResultCard, save_result
 from cca_hf.evaluation.retrieval.embeddings import Confusion
 from cca_hf.evaluation.retrieval.result import EvaluationResult
@@ -21,6 +22,7 @@ from cca_hf.models.modeling_asen import ASENModel
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.models.modeling_csn import CSNModel
 from cca_hf.training.run_record import RunRecord
+from cca_hf.visualization import plot_entanglement
 
 from ..rendered import render
 from .conftest import VIT
@@ -108,6 +110,7 @@ def test_what_was_measured_later_is_taken_in(folder, capsys):
     found.save_json(folder / "entanglement.json")
     Image.new("RGB", (8, 8)).save(folder / "entanglement.png")
     Image.new("RGB", (8, 8)).save(folder / "report.png")
+    replace(found, images=99).save_json(folder / "test_entanglement.json")  # of the training: not shown any more
     other = folder.parent / "one-space"
     other.mkdir()
     shutil.copy(folder / "test_evaluation.json", other)
@@ -115,8 +118,19 @@ def test_what_was_measured_later_is_taken_in(folder, capsys):
     assert capsys.readouterr().out.strip() == str(folder / "README.md")
     text = (folder / "README.md").read_text()
     assert f"the entanglement is {found.score:.3f} " in text and "(training.png)" in text
-    assert "(entanglement.png)" in text and "(report.png)" in text
+    assert "(entanglement.png)" in text and "(report.png)" in text and "On 99 test images" not in text
     assert "| one space |" in text and 'from_pretrained("me/x"' in text
+
+
+def test_the_entanglement_of_the_training(folder):
+    matrix = np.array([[1.0, 0.25], [0.75, 1.0]])
+    reader = ReaderEntanglement(matrix, matrix, matrix, matrix, matrix, 0.01)
+    result = EntanglementResult(("shape", "colour"), {"linear": reader}, 250, {"shape": 3, "colour": 3})
+    result.save_json(folder / "test_entanglement.json")
+    plot_entanglement(result).savefig(folder / "test_entanglement.png")
+    text = write_model_card(folder).read_text()
+    assert "On 250 test images, the entanglement is 0.500 and the informativeness is 1.00 (linear reader)." in text
+    assert "| shape | 1.00 | 0.25 |\n| colour | 0.75 | 1.00 |" in text and "(test_entanglement.png)" in text
 
 
 def test_what_was_not_measured_is_not_told(folder, capsys):

@@ -8,6 +8,9 @@ import torch
 from PIL import Image
 from transformers import ViTConfig
 
+from cca_hf.data.shapes import generate_shapes_dataset
+from cca_hf.evaluation.entanglement.evaluator import measure_entanglement
+from cca_hf.evaluation.entanglement.result import EntanglementResult
 from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
 from cca_hf.models.images import UnreadableImageError
 from cca_hf.models.modeling_cca import CCAModel
@@ -18,7 +21,7 @@ from .conftest import EPOCH, TINY_VIT
 VIT = json.dumps({"model_type": "vit", **TINY_VIT})
 
 
-def test_it_trains_measures_once_and_saves_everything(make_args, shapes_folder, tmp_path, shapes, capsys):
+def test_it_trains_measures_once_and_saves_everything(make_args, shapes_folder, tmp_path, shapes, capsys, caplog):
     data_args = DataArguments(str(shapes_folder), ["shape", "colour"])
     run = run_training(ModelArguments(backbone_config=VIT), data_args, make_args(num_train_epochs=2))
 
@@ -43,6 +46,10 @@ def test_it_trains_measures_once_and_saves_everything(make_args, shapes_folder, 
     printed = capsys.readouterr().out
     assert run.result.table() in printed
 
+    assert run.entanglement is None and not (tmp_path / "out" / "test_entanglement.json").exists()
+    reason = "it needs 200 images that are labelled with two attributes, with at least 10 of a value, and there are "
+    assert caplog.text.count(f"The entanglement of the test split is not measured: {reason}") == 1
+
 
 @pytest.mark.parametrize("case", ["bfloat16", "kept features"])
 def test_the_final_figures_are_those_of_the_saved_checkpoint(case, make_args, shapes_folder, tmp_path):
@@ -56,6 +63,39 @@ def test_the_final_figures_are_those_of_the_saved_checkpoint(case, make_args, sh
     assert run.result.metrics() == pytest.approx(expected, abs=1e-6)
     assert {name: run.metrics[f"test_{name}"] for name in expected} == pytest.approx(expected, abs=1e-6)
     assert RetrievalEvaluator(run.data, "test")(run.model).metrics() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_entanglement_of_the_test_split(make_args, tmp_path, monkeypatch, capsys):
+    """From the one pass that measures the retrieval, with the figures of `cca evaluate --entanglement`."""
+    folder = tmp_path / "shapes"
+    folder.mkdir()
+    for split, dataset in generate_shapes_dataset(num_images=1010, image_size=32, seed=0).items():
+        rows = range(202) if split == "test" else range(64)
+        dataset.select(rows).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    two = DataArguments(str(folder), ["size", "background"])
+    passes = []
+    features = CCAModel.get_backbone_features
+    monkeypatch.setattr(
+        CCAModel,
+        "get_backbone_features",
+        lambda model, pixels: passes.append(len(pixels)) or features(model, pixels),
+    )
+    args = make_args(max_steps=1, eval_strategy="no", save_strategy="no")
+    run = run_training(ModelArguments(backbone_config=VIT), two, args)
+    assert sum(passes) == 202
+    assert run.entanglement.images == 202 and list(run.entanglement.readers) == ["linear", "neighbours"]
+    expected = measure_entanglement(CCAModel.from_pretrained(tmp_path / "out"), run.data, "test")
+    np.testing.assert_equal(run.entanglement.to_dict(), expected.to_dict())
+    assert EntanglementResult.load_json(tmp_path / "out" / "test_entanglement.json").metrics() == expected.metrics()
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    for name in ("entanglement", "entanglement_neighbours", "informativeness"):
+        assert results[f"test_{name}"] == expected.metrics()[name]
+    assert f"linear: entanglement {expected.score:.3f} (" in capsys.readouterr().out
+    retrieval = RetrievalEvaluator(run.data, "test")(CCAModel.from_pretrained(tmp_path / "out"))
+    assert run.result.metrics() == pytest.approx(retrieval.metrics(), abs=1e-6)
+
+    off = make_args(output_dir=str(tmp_path / "off"), max_steps=1, eval_strategy="no", measure_entanglement=False)
+    assert run_training(ModelArguments(backbone_config=VIT), two, off).entanglement is None
 
 
 def run_state(tmp_path) -> dict:

@@ -11,10 +11,12 @@ import sys
 import threading
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from cca_hf.evaluation import BackboneEvaluator, RetrievalEvaluator
+from cca_hf.evaluation.entanglement.result import EntanglementResult, ReaderEntanglement
 from cca_hf.visualization import write_report
 
 HISTORY = [
@@ -32,9 +34,19 @@ def results(model, dataset):
 
 
 @pytest.fixture(scope="module")
-def report(model, dataset, results, tmp_path_factory):
+def entangled(dataset) -> EntanglementResult:
+    names = tuple(dataset.attributes)
+    matrix = np.full((len(names), len(names)), 0.375)
+    matrix[0, :2] = 1.25, np.nan
+    reader = ReaderEntanglement(matrix, matrix, matrix, matrix, matrix, 0.01)
+    return EntanglementResult(names, {"linear": reader, "mlp": reader}, 1234, dict.fromkeys(names, 2))
+
+
+@pytest.fixture(scope="module")
+def report(model, dataset, results, entangled, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "new"
-    path = write_report(model, dataset, "test", results, folder, queries=3, neighbours=5, history=HISTORY)
+    shown = {"queries": 3, "neighbours": 5, "history": HISTORY, "entanglement": entangled}
+    path = write_report(model, dataset, "test", results, folder, **shown)
     assert path == folder / "report.html"
     return path
 
@@ -90,6 +102,18 @@ def test_figures_are_those_of_the_results(elements, results):
         for figure in (result.overall["map"], result["shape"].scores["map"]):
             assert f"{100 * figure:.1f}" in elements.text
     assert f"chance {100 * results['CCA'].chance_overall['map']:.1f}" in elements.text
+
+
+def test_the_entanglement_is_a_heat_map(elements, entangled, model, dataset, results, tmp_path):
+    assert "Measured on 1,234 images." in elements.text
+    for name in ("linear reader", "small MLP"):
+        assert f"{name}: entanglement 0.38, informativeness {entangled.informativeness:.2f}" in elements.text
+    heats = [each["style"] for tag, each in elements.found if tag == "td" and "heat" in (each.get("style") or "")]
+    assert len(heats) == 2 * len(entangled.attributes) ** 2
+    assert heats[:2] == ["--heat:100.0%", "--heat:0.0%"] and heats[-1] == "--heat:37.5%"  # above 1, undefined, between
+    assert "1.25" in elements.text and "Entanglement" in elements.text
+    plain = write_report(model, dataset, "test", results["CCA"], tmp_path, queries=[2], neighbours=1)
+    assert "Entanglement" not in plain.read_text(encoding="utf-8")
 
 
 def test_names_are_escaped(report, elements):

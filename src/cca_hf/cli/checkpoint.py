@@ -39,6 +39,12 @@ def evaluate(
     entanglement: bool = switch(
         "entanglement", "Also measure how much each attribute's embeddings reveal about the other attributes."
     ),
+    readers: list[str] | None = option(
+        None,
+        "NAME ...",
+        "Readers of --entanglement: linear, neighbours, mlp. The last one also finds what is not linear, and takes "
+        "minutes. Default: linear neighbours.",
+    ),
     as_json: bool = options.JSON,
 ) -> None:
     """Measure the retrieval quality of a model: mAP, recall@k and R-precision, with their chance levels.
@@ -54,11 +60,14 @@ def evaluate(
       cca evaluate --model out --dataset shoes/ --attributes colour closure --output_dir results --report
       cca evaluate --model out --dataset me/shoes --split validation --json | jq .map
       cca evaluate --model out --dataset me/zappos50k --config_name triplets
-      cca evaluate --model out --dataset me/shoes --entanglement
+      cca evaluate --model out --dataset me/shoes --entanglement --readers linear neighbours mlp
     """
     if report and output_dir is None:
         raise UsageError("--report needs --output_dir")
+    if readers is not None and not entanglement:
+        raise UsageError("--readers needs --entanglement")
     with stdout_kept_clean():
+        from cca_hf.evaluation.entanglement.evaluator import DEFAULT_READERS
         from cca_hf.models.loading import load_model
         from cca_hf.recipes.evaluation import evaluate_checkpoint
 
@@ -74,6 +83,7 @@ def evaluate(
             output_dir=output_dir,
             report=report,
             entanglement=entanglement,
+            readers=readers or DEFAULT_READERS,
             batch_size=batch_size,
             num_workers=num_workers,
         )

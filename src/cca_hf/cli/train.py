@@ -60,6 +60,7 @@ def train_and_report(
     from cca_hf.recipes.attribute_retrieval import run_training
     from cca_hf.recipes.evaluation import can_draw, report_name
     from cca_hf.training.process import prepare_process
+    from cca_hf.visualization.entanglement import plot_entanglement
     from cca_hf.visualization.report import write_report
 
     prepare_process(training_args.device, training_args.cpu_threads)
@@ -69,7 +70,10 @@ def train_and_report(
         return
     if draws:
         results = {report_name(run.model): run.result}
-        page = write_report(run.model, run.data, "test", results, run.output_dir, history=run.history)
+        measured: dict[str, Any] = {"history": run.history, "entanglement": run.entanglement}
+        page = write_report(run.model, run.data, "test", results, run.output_dir, **measured)
+        if run.entanglement is not None:
+            plot_entanglement(run.entanglement).savefig(run.output_dir / "test_entanglement.png", dpi=150)
         print(f"report: {page}")
     print(f"model card: {write_model_card(run.output_dir)}")
     if training_args.push_to_hub:

@@ -28,10 +28,12 @@ from cca_hf.visualization.report import EXAMPLES, check_comparable, plot_curves
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 _TEST_RESULT = "test_evaluation.json"
 _NOT_SHOWN = "evaluation.json"  # `cca evaluate` writes it, for any data set and split
+_TEST_ENTANGLEMENT = "test_entanglement.json"  # of the training
+_ENTANGLEMENT = "entanglement.json"  # of `cca evaluate --entanglement`, which is shown instead
 # version 0.1 wrote these without a "card"
 _FILES_OF_0_1: dict[str, type[EvaluationResult | EntanglementResult]] = {
     _TEST_RESULT: EvaluationResult,
-    "entanglement.json": EntanglementResult,
+    _ENTANGLEMENT: EntanglementResult,
 }
 _ATTRIBUTE_TAGS = ("image-retrieval", "conditional-embeddings", "visual-search", "cca")
 
@@ -61,8 +63,8 @@ def write_model_card(
 
     Args:
         folder: contains `config.json`, and optionally `run.json`, result files and their figures
-            (`test_evaluation.json`, `entanglement.json`, `entanglement.png`, ...), `report.png`, `examples/` and
-            `trainer_state.json`. The card leaves out what is missing.
+            (`test_evaluation.json`, `test_entanglement.json`, `test_entanglement.png`, ...), `report.png`,
+            `examples/` and `trainer_state.json`. The card leaves out what is missing.
         model_id: id of the checkpoint on the Hub. Default: the name of the folder.
         baselines: name -> result of another model on the same test split, for the table of the test result.
         licence: identifier of the Hub, such as `apache-2.0`. Default: the card names no licence.
@@ -109,6 +111,8 @@ def read_results(folder: Path, baselines: Mapping[str, EvaluationResult] | None 
     """The results beside a checkpoint, the one on the test split first; see `write_model_card` for errors."""
     found: list[StoredResult] = []
     files = [path for path in folder.glob("*.json") if path.is_file()]  # a pipe would be waited for
+    if folder / _ENTANGLEMENT in files:
+        files = [path for path in files if path.name != _TEST_ENTANGLEMENT]
     for path in sorted(files, key=lambda path: (path.name != _TEST_RESULT, path.name)):
         content = json.loads(path.read_text(encoding="utf-8"))
         if path.name == _TEST_RESULT and baselines:

@@ -1,6 +1,8 @@
 """The main job: from a data set and a backbone to a trained, evaluated and saved CCA checkpoint."""
 
 import json
+import logging
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,15 +13,19 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from numpy.typing import NDArray
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, set_seed
 from transformers.trainer_utils import speed_metrics
 
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.schema import AttributeDataset
+from cca_hf.evaluation.entanglement.evaluator import embed_with_features, entanglement_of_parts, why_not_measured
+from cca_hf.evaluation.entanglement.result import EntanglementResult
 from cca_hf.evaluation.retrieval.embeddings import Confusion, Gallery, evaluate_splits, nearest_confusions
 from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.models.configuration_images import did_you_mean
+from cca_hf.models.images import ImageInput
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.arguments import CCATrainingArguments
 from cca_hf.training.checkpoints import last_checkpoint
@@ -28,12 +34,18 @@ from cca_hf.training.run_record import RunRecord
 from .attribute_trainer import CCATrainer
 from .command_line import DataArguments, ModelArguments
 
+logger = logging.getLogger(__name__)
+
+_NOT_MEASURED = "The entanglement of the test split is not measured: %s"
+_MOST_READ = 1000  # images of the test split for its entanglement, so that the readers take less than a minute
+
 
 @dataclass(frozen=True)
 class TrainingRun:
     """What `run_training` returns; `output_dir` contains the same.
 
-    `result` is the evaluation of the test split; only the main process has it. `metrics` is the content of
+    `result` is the evaluation of the test split, and `entanglement` how much its embeddings reveal about the other
+    attributes, if that was measured; only the main process has them. `metrics` is the content of
     `all_results.json`, and `history` the log.
     """
 
@@ -43,6 +55,7 @@ class TrainingRun:
     metrics: dict[str, float]
     history: list[dict[str, float]]
     output_dir: Path
+    entanglement: EntanglementResult | None = None
 
 
 def run_training(
@@ -54,6 +67,10 @@ def run_training(
     `test_map_<attribute>`, ... and their chance levels, as fractions; `test_evaluation.json` with the figures of each
     value; `run.json` with data, settings, hardware and versions; `trainer_state.json`. Prints the table of the test
     split.
+
+    With `measure_entanglement`, `test_entanglement.json` contains the entanglement of at most 1,000 test images, and
+    `all_results.json` has `test_entanglement`, `test_entanglement_neighbours`, `test_informativeness`, ... A log line
+    gives the reason if it cannot be measured.
 
     The test split is evaluated as by `cca evaluate`: from the image files, in the precision of the saved checkpoint.
 
@@ -88,7 +105,9 @@ def run_training(
     trainer.save_metrics("train", outcome.metrics)
 
     trained = trainer.unwrapped_model().eval()
-    metrics, result, confusions = measure(trained, test, trainer.accelerator)
+    metrics, result, confusions, entangled = measure(
+        trained, test, trainer.accelerator, entanglement=training_args.measure_entanglement
+    )
     trainer.log(dict(metrics))
     trainer.save_metrics("test", metrics)
     trainer.save_state()
@@ -97,31 +116,42 @@ def run_training(
         result.save_json(output_dir / "test_evaluation.json")
         replace(record, seconds=outcome.metrics["train_runtime"], confusions=confusions).save(output_dir)
         print(f"\nRetrieval on the test split ({output_dir})\n{result.table()}")
+        if entangled is not None:
+            entangled.save_json(output_dir / "test_entanglement.json")
+            print("\n".join(["\nEntanglement on the test split", *entangled.as_table(decimals=2).notes]))
     metrics = {**outcome.metrics, **metrics}
-    return TrainingRun(trained, data, result, metrics, trainer.state.log_history, output_dir)
+    return TrainingRun(trained, data, result, metrics, trainer.state.log_history, output_dir, entangled)
 
 
 def measure(
-    model: CCAModel, evaluator: RetrievalEvaluator, accelerator: Accelerator
-) -> tuple[dict[str, float], EvaluationResult | None, dict[str, list[Confusion]]]:
-    """Evaluates a split; each process embeds a part of its images.
+    model: CCAModel, evaluator: RetrievalEvaluator, accelerator: Accelerator, *, entanglement: bool
+) -> tuple[dict[str, float], EvaluationResult | None, dict[str, list[Confusion]], EntanglementResult | None]:
+    """Evaluates a split; each process embeds a part of its images, once.
 
     Returns:
-        The metrics; on the main process also the result, and the most frequent confusions of each attribute.
+        The metrics; on the main process also the result, the most frequent confusions of each attribute, and the
+        entanglement if it is asked for and can be measured.
     """
     start = time.time()
     data, splits = evaluator.dataset, [evaluator.query_split]
     if evaluator.gallery_split is not None:
         splits.append(evaluator.gallery_split)
-    embedded = []
+    if entanglement and (reason := why_not_measured(np.concatenate([data.labels(split) for split in splits]))):
+        entanglement = False
+        if accelerator.is_main_process:
+            logger.warning(_NOT_MEASURED, reason)
+    embedded, features = [], []
     for split in splits:
         rows = np.array_split(np.arange(data[split].num_rows), accelerator.num_processes)[accelerator.process_index]
-        embeddings = evaluator.embed(model, data[split].select(rows)["image"]) if len(rows) else None
-        parts = [part for part in gather_object([embeddings]) if part is not None]
-        embedded.append(Gallery.of_split(data, split, np.concatenate(parts), data.labels(split)))
+        part = _embed(model, evaluator, data[split].select(rows)["image"], entanglement) if len(rows) else None
+        parts = [part for part in gather_object([part]) if part is not None]
+        embeddings = np.concatenate([part[0] for part in parts])
+        embedded.append(Gallery.of_split(data, split, embeddings, data.labels(split)))
+        if entanglement:
+            features.append(np.concatenate([part[1] for part in parts]))
     queries, *galleries = embedded
     gallery = galleries[0] if galleries else None
-    result, confusions = None, {}
+    result, confusions, entangled = None, {}, None
     metrics: list[dict[str, float]] = [{}]
     if accelerator.is_main_process:
         known = model.config.known_values
@@ -129,10 +159,35 @@ def measure(
         confusions = nearest_confusions(
             queries.embeddings, queries.labels, data.attributes, groups=queries.groups, gallery=gallery
         )
-        metrics = [{f"test_{name}": value for name, value in result.metrics().items()}]
-        metrics[0] |= speed_metrics("test", start, num_samples=sum(data[split].num_rows for split in splits))
+        figures = result.metrics()
+        speed = speed_metrics("test", start, num_samples=sum(data[split].num_rows for split in splits))
+        if entanglement:
+            vectors = [(side.embeddings, each) for side, each in zip(embedded, features, strict=True)]
+            entangled = entanglement_of_parts(data, splits, vectors, max_images=_MOST_READ)
+            if math.isnan(entangled.score):
+                logger.warning(_NOT_MEASURED, "the features reveal hardly more than the labels, for all attributes")
+                entangled = None
+            else:
+                figures |= {name: value for name, value in entangled.metrics().items() if math.isfinite(value)}
+        metrics = [{f"test_{name}": value for name, value in figures.items()} | speed]
     broadcast_object_list(metrics)
-    return metrics[0], result, confusions
+    return metrics[0], result, confusions, entangled
+
+
+def _embed(
+    model: CCAModel, evaluator: RetrievalEvaluator, images: Sequence[ImageInput], with_features: bool
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Embeddings (N, A, D) and, if asked for, the backbone's features (N, F) of the same pass."""
+    if not with_features:
+        return evaluator.embed(model, images), None
+    return embed_with_features(
+        model,
+        images,
+        list(evaluator.dataset.attributes),
+        batch_size=evaluator.batch_size,
+        num_workers=evaluator.num_workers,
+        show_progress=evaluator.show_progress,
+    )
 
 
 def load_data(data_args: DataArguments) -> AttributeDataset:

@@ -12,7 +12,7 @@ from cca_hf.data.loading import HELD_OUT, load_attribute_dataset, with_usual_nam
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.sources import load_source
 from cca_hf.data.triplets import holds_triplets, load_triplets
-from cca_hf.evaluation.entanglement.evaluator import measure_entanglement
+from cca_hf.evaluation.entanglement.evaluator import DEFAULT_READERS, check_readers, measure_entanglement
 from cca_hf.evaluation.results import Result
 from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
 from cca_hf.evaluation.retrieval.triplets import TripletEvaluator
@@ -38,6 +38,7 @@ def evaluate_checkpoint(
     output_dir: Path | None = None,
     report: bool = False,
     entanglement: bool = False,
+    readers: Sequence[str] = DEFAULT_READERS,
     batch_size: int = 64,
     num_workers: int | None = None,
 ) -> list[Result]:
@@ -52,11 +53,13 @@ def evaluate_checkpoint(
         output_dir: where to write `evaluation.json` and, with matplotlib, `evaluation.png`.
         report: also write `report.html`, `report.png` and `examples/` there.
         entanglement: also measure the entanglement, and write `entanglement.json` and `entanglement.png` there.
+        readers: of the entanglement, see [`measure_entanglement`].
 
     Raises:
         KeyError, ValueError: for a split, attribute or column that does not exist, and see [`load_evaluation_data`].
         ImportError: if the report needs matplotlib, or the entanglement scikit-learn, and it is missing.
     """
+    check_readers(readers)
     draws = output_dir is not None and can_draw(needed=report)
     reading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
     if holds_triplets(_load_source(dataset, config_name, _recorded(checkpoint, dataset))):
@@ -79,15 +82,16 @@ def evaluate_checkpoint(
         result.save_json(output_dir / "evaluation.json")
         if draws:
             plot_results({"model": result}).savefig(output_dir / "evaluation.png", dpi=150)
-        if report:
-            write_report(model, data, split, {report_name(model): result}, output_dir, batch_size=batch_size)
-    if entanglement:
-        measured = measure_entanglement(model, data, split, **reading)
+    measured = measure_entanglement(model, data, split, readers=readers, **reading) if entanglement else None
+    if measured is not None:
         results.append(measured)
         if output_dir is not None:
             measured.save_json(output_dir / "entanglement.json")
             if draws:
                 plot_entanglement(measured).savefig(output_dir / "entanglement.png", dpi=150)
+    if output_dir is not None and report:
+        named = {report_name(model): result}
+        write_report(model, data, split, named, output_dir, entanglement=measured, batch_size=batch_size)
     return results
 
 

@@ -126,6 +126,13 @@ class CCATrainingArguments(TrainingArguments):
         100, "Stop after this many consecutive steps with equal embeddings. 0 turns this off."
     )
 
+    # What is measured at the end
+    measure_entanglement: bool = _option(
+        True,
+        "After the evaluation, measure how much each attribute's embeddings reveal about the other attributes. "
+        "This needs scikit-learn and 200 labelled test images, and takes up to a minute.",
+    )
+
     # Arguments of transformers with another default
     per_device_train_batch_size: int = _option(64, "Images per batch on each device.")
     per_device_eval_batch_size: int = _option(64, "Images per evaluation batch on each device.")

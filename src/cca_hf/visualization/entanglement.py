@@ -4,11 +4,9 @@ import math
 
 import numpy as np
 
-from cca_hf.evaluation.entanglement.result import EntanglementResult
+from cca_hf.evaluation.entanglement.result import READER_NAMES, EntanglementResult
 
 from .figures import FAINT, INK, MUTED, Figure, new_figure, quiet
-
-_READERS = {"linear": "linear reader", "neighbours": "nearest neighbours"}
 
 
 def plot_entanglement(result: EntanglementResult) -> Figure:
@@ -27,17 +25,18 @@ def plot_entanglement(result: EntanglementResult) -> Figure:
         for row, column in np.ndindex(*reader.matrix.shape):
             value = float(reader.matrix[row, column])
             colour = "white" if value < 0.6 else "black"  # an undefined cell is light: NaN is not below 0.6
-            axes.text(column, row, _number(value), ha="center", va="center", fontsize=8, color=colour)
+            axes.text(column, row, cell_text(value), ha="center", va="center", fontsize=8, color=colour)
         axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(names)), names)
         quiet(axes)
-        title = f"{_READERS[name]}: entanglement {_number(reader.score)}"
-        axes.set_title(f"{title}\ninformativeness {_number(reader.informativeness)}", fontsize=9, color=INK)
+        title = f"{READER_NAMES[name]}: entanglement {cell_text(reader.score)}"
+        axes.set_title(f"{title}\ninformativeness {cell_text(reader.informativeness)}", fontsize=9, color=INK)
         if place == 0:
             axes.set_ylabel("embeddings", color=MUTED, fontsize=9)
         axes.set_xlabel("predicted", color=MUTED, fontsize=9)
     return figure
 
 
-def _number(figure: float) -> str:
+def cell_text(figure: float) -> str:
+    """A figure of a matrix as text, "-" if it is undefined."""
     return "-" if math.isnan(figure) else f"{figure:.2f}"

@@ -8,13 +8,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cca_hf.data.schema import AttributeDataset
+from cca_hf.evaluation.entanglement.result import READER_NAMES, EntanglementResult
 from cca_hf.evaluation.retrieval.result import MEASURE_NAMES, EvaluationResult
 from cca_hf.evaluation.text_table import format_table, percent
 from cca_hf.models.configuration_images import public_name
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.models.whole_files import write_text
 
+from .entanglement import cell_text
 from .figures import ACCENT, BASELINES, FAINT, INK, MUTED, Figure, SubFigure, new_figure, quiet
 from .neighbours import QueryView, draw_neighbours, plot_neighbours, view_queries
 from .page import render
@@ -43,6 +47,7 @@ def write_report(
     neighbours: int = 7,
     candidates: int = 2000,
     history: Iterable[Mapping[str, object]] | None = None,
+    entanglement: EntanglementResult | None = None,
     title: str = "Conditional cross-attention",
     batch_size: int = 64,
     seed: int = 0,
@@ -50,13 +55,14 @@ def write_report(
     """Write `report.html` (self-contained) and `report.png` into `output_dir`; returns the path of the page.
 
     The page shows the metrics, the nearest images of some queries under each attribute with the attention of that
-    attribute, and the training curves. `examples/1.jpg` is the first query and `examples/1-neighbours.png` its nearest
-    images, and so on. Needs matplotlib (`pip install "cca_hf[plot]"`).
+    attribute, the entanglement if it is given, and the training curves. `examples/1.jpg` is the first query and
+    `examples/1-neighbours.png` its nearest images, and so on. Needs matplotlib (`pip install "cca_hf[plot]"`).
 
     Args:
         split, queries, neighbours, candidates: as in `view_queries`.
         results: name -> result, all of the same split. The last one belongs to `model` and gets the accent colour.
         history: the Trainer's `state.log_history`.
+        entanglement: of `model` and the same split.
 
     Raises:
         ImportError: if matplotlib is missing.
@@ -91,6 +97,8 @@ def write_report(
         seed=seed if isinstance(queries, int) else None,
         candidates=candidates if gallery > candidates else None,
         views=views,
+        entanglement=entanglement,
+        heat_maps=[] if entanglement is None else [_heat_map(entanglement, reader) for reader in entanglement.readers],
         curves=[_curve(label, points) for name, label in _CURVES.items() if len(points := points_of(log, name)) > 1],
     )
     folder = Path(output_dir)
@@ -253,6 +261,16 @@ def _curve(title: str, points: Sequence[tuple[float, float]]) -> dict[str, Any]:
         for epoch, y in points
     ]
     return {"title": title, "places": places, "epochs": (first, last), "range": (low, high), "last": points[-1][1]}
+
+
+def _heat_map(result: EntanglementResult, name: str) -> dict[str, Any]:
+    """The matrix of a reader as rows of an attribute and its cells: the text, and the colour in percent."""
+    reader = result.readers[name]
+    shares = np.clip(np.nan_to_num(reader.matrix), 0, 1)
+    rows = zip(reader.matrix.tolist(), shares.tolist(), strict=True)
+    cells = [[*zip(map(cell_text, row), map(percent, share), strict=True)] for row, share in rows]
+    figures = f"entanglement {cell_text(reader.score)}, informativeness {cell_text(reader.informativeness)}"
+    return {"title": f"{READER_NAMES[name]}: {figures}", "rows": [*zip(result.attributes, cells, strict=True)]}
 
 
 def _draw(figure: Figure, views: Sequence[QueryView], results: Mapping[str, EvaluationResult]) -> Figure:

@@ -1,21 +1,24 @@
 """Simple readers: how well can a value be predicted from vectors, for images that the reader has not seen?
 
-The two readers are evaluated by *balanced* accuracy (the mean over the values of the share of correct predictions), so
+The readers are evaluated by *balanced* accuracy (the mean over the values of the share of correct predictions), so
 that a frequent value does not hide the others and a random reader scores 1 / values:
 
 - linear: multinomial logistic regression on standardised vectors, with balanced values and a penalty that is selected
   on a part of the training images;
-- k nearest neighbours by cosine, as in a search, with votes weighted by the rarity of their values.
+- k nearest neighbours by cosine, as in a search, with votes weighted by the rarity of their values;
+- mlp: a network with one hidden layer on standardised vectors. An epoch draws all values equally often, and the number
+  of epochs is selected as the penalty of the linear reader is.
 
-Both can know the value of another attribute (`known`): the linear reader gets it as one-hot columns, and the
-neighbours are those that share it. This is conditional probing (Hewitt et al. 2021, https://arxiv.org/abs/2109.09234).
-`guess_from_label` knows only that value.
+All can know the value of another attribute (`known`): the linear reader and the network get it as one-hot columns, and
+the neighbours are those that share it. This is conditional probing (Hewitt et al. 2021,
+https://arxiv.org/abs/2109.09234). `guess_from_label` knows only that value.
 
 Every image is predicted once, by a reader that was trained on the other folds; images of a group share a fold.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +27,16 @@ from cca_hf.evaluation.arrays import BoolArray, FloatArray, IntArray, normalised
 
 # vectors (N, D), labels (N,), folds (N,), known (N,) or None -> guesses (N,); see `read_linear`
 Reader = Callable[[NDArray, IntArray, IntArray, IntArray | None], IntArray]
+Setting = TypeVar("Setting", int, float)
 
 FOLDS = 5
 NEIGHBOURS = 10
 # Inverse strengths of the L2 penalty, as in scikit-learn: larger ones detect weaker signals.
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 _MOST_ITERATIONS = 200
+HIDDEN_UNITS = 128
+EPOCHS = (5, 15, 40)  # of the network: it stops early where more would only learn the training images
+_WEIGHT_DECAY = 1.0  # in the units of scikit-learn: divided by the images of a batch (200)
 
 
 def make_folds(groups: IntArray, seed: int) -> IntArray:
@@ -74,10 +81,12 @@ def read_linear(vectors: NDArray, labels: IntArray, folds: IntArray, known: IntA
     Raises:
         ImportError: if scikit-learn is missing; the message says what to install.
     """
-    rows = np.asarray(vectors, dtype=np.float32)
-    if known is not None:
-        rows = np.concatenate([rows, np.eye(known.max() + 1, dtype=np.float32)[known]], axis=1)
-    strength = _choose_strength(rows, labels, folds, known)
+    rows = _with_known(vectors, known)
+
+    def fit_each(train: BoolArray, test: BoolArray) -> Iterator[tuple[float, IntArray]]:
+        return ((strength, _fit_and_guess(rows, labels, train, test, strength)) for strength in STRENGTHS)
+
+    strength = _choose(fit_each, labels, folds, known)
     if strength is None and known is not None:
         return guess_from_label(labels, folds, known)
     guesses = np.full(len(labels), -1)
@@ -100,6 +109,24 @@ def read_neighbours(vectors: NDArray, labels: IntArray, folds: IntArray, known: 
     return guesses
 
 
+def read_mlp(vectors: NDArray, labels: IntArray, folds: IntArray, known: IntArray | None = None) -> IntArray:
+    """The values that a network with one hidden layer predicts; as `read_linear`."""
+    rows = _with_known(vectors, known)
+
+    def train_once(train: BoolArray, test: BoolArray) -> Iterator[tuple[int, IntArray]]:
+        after = enumerate(_train_and_guess(rows, labels, train, test, EPOCHS[-1]), start=1)
+        return ((epochs, guesses) for epochs, guesses in after if epochs in EPOCHS)
+
+    epochs = _choose(train_once, labels, folds, known)
+    if epochs is None and known is not None:
+        return guess_from_label(labels, folds, known)
+    guesses = np.full(len(labels), -1)
+    for fold in range(FOLDS):
+        train, test = (labels >= 0) & (folds != fold), (labels >= 0) & (folds == fold)
+        *_, guesses[test] = _train_and_guess(rows, labels, train, test, epochs or EPOCHS[0])
+    return guesses
+
+
 def guess_from_label(labels: IntArray, folds: IntArray, known: IntArray) -> IntArray:
     """As `read_linear`, from the known value alone: the value in which it is most over-represented."""
     guesses = np.full(len(labels), -1)
@@ -111,18 +138,63 @@ def guess_from_label(labels: IntArray, folds: IntArray, known: IntArray) -> IntA
     return guesses
 
 
-def _choose_strength(rows: NDArray, labels: IntArray, folds: IntArray, known: IntArray | None) -> float | None:
-    """The most accurate strength on the second fold after training on all but the first two; of equals, the smallest.
+def _with_known(vectors: NDArray, known: IntArray | None) -> NDArray[np.float32]:
+    """(N, D) -> (N, D + values): the known values as one-hot columns."""
+    rows = np.asarray(vectors, dtype=np.float32)
+    if known is None:
+        return rows
+    return np.concatenate([rows, np.eye(known.max() + 1, dtype=np.float32)[known]], axis=1)
+
+
+def _choose(
+    guesses_of: Callable[[BoolArray, BoolArray], Iterator[tuple[Setting, IntArray]]],
+    labels: IntArray,
+    folds: IntArray,
+    known: IntArray | None,
+) -> Setting | None:
+    """The most accurate setting on the second fold after training on all but the first two; of equals, the first.
 
     None if the known value alone is more accurate.
+
+    Args:
+        guesses_of: settings and their guesses of the second images, after training on the first ones.
     """
     train, held_out = (labels >= 0) & (folds > 1), (labels >= 0) & (folds == 1)
     truth = labels[held_out]
-    tried: dict[float | None, IntArray] = {}
+    tried: dict[Setting | None, IntArray] = {}
     if known is not None:
         tried[None] = guess_from_label(np.where(folds > 0, labels, -1), folds, known)[held_out]  # not the first fold
-    tried |= {strength: _fit_and_guess(rows, labels, train, held_out, strength) for strength in STRENGTHS}
-    return max(tried, key=lambda strength: balanced_accuracy(tried[strength] == truth, truth)[0])
+    tried.update(guesses_of(train, held_out))
+    return max(tried, key=lambda setting: balanced_accuracy(tried[setting] == truth, truth)[0])
+
+
+def _train_and_guess(
+    rows: NDArray, labels: IntArray, train: BoolArray, test: BoolArray, epochs: int
+) -> Iterator[IntArray]:
+    """The guesses of a network after each epoch, which draws as many images as `train` has, of all values equally."""
+    try:
+        from sklearn.neural_network import MLPClassifier
+    except ImportError as error:
+        raise ImportError('the mlp reader needs scikit-learn: pip install "cca_hf[analysis]"') from error
+    values, counts = np.unique(labels[train], return_counts=True)
+    if len(values) < 2:  # nothing to distinguish
+        yield np.full(int(test.sum()), values[0] if len(values) else -1)
+        return
+    seen, unseen = _standardised(rows, train, test)
+    shares = (1 / counts / len(values))[np.searchsorted(values, labels[train])]
+    random = np.random.default_rng(0)
+    reader = MLPClassifier((HIDDEN_UNITS,), alpha=_WEIGHT_DECAY, learning_rate_init=0.003, random_state=0)
+    for _ in range(epochs):
+        drawn = random.choice(len(seen), len(seen), p=shares)
+        reader.partial_fit(seen[drawn], labels[train][drawn], classes=values)
+        yield reader.predict(unseen)
+
+
+def _standardised(rows: NDArray, train: BoolArray, test: BoolArray) -> tuple[NDArray, NDArray]:
+    """The rows of `train` and `test` with the means and spreads of `train`."""
+    mean, spread = rows[train].mean(axis=0), rows[train].std(axis=0)
+    scale = np.where(spread > 0, spread, 1.0)
+    return (rows[train] - mean) / scale, (rows[test] - mean) / scale
 
 
 def _fit_and_guess(rows: NDArray, labels: IntArray, train: BoolArray, test: BoolArray, strength: float) -> IntArray:
@@ -133,13 +205,12 @@ def _fit_and_guess(rows: NDArray, labels: IntArray, train: BoolArray, test: Bool
         raise ImportError('the linear reader needs scikit-learn: pip install "cca_hf[analysis]"') from error
     if len(np.unique(labels[train])) < 2:  # nothing to distinguish
         return np.full(int(test.sum()), labels[train][0] if train.any() else -1)
-    mean, spread = rows[train].mean(axis=0), rows[train].std(axis=0)
-    scale = np.where(spread > 0, spread, 1.0)
+    seen, unseen = _standardised(rows, train, test)
     reader = LogisticRegression(C=strength, class_weight="balanced", max_iter=_MOST_ITERATIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # it still is a linear reader if it stops early
-        reader.fit((rows[train] - mean) / scale, labels[train])
-    return reader.predict((rows[test] - mean) / scale)
+        reader.fit(seen, labels[train])
+    return reader.predict(unseen)
 
 
 def _vote(nearness: NDArray[np.float32], labels: IntArray) -> IntArray:

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cca_hf.evaluation.results import Result, ResultCard
-from cca_hf.evaluation.text_table import Table
+from cca_hf.evaluation.text_table import Table, markdown_table
+
+READER_NAMES = {"linear": "linear reader", "neighbours": "nearest neighbours", "mlp": "small MLP"}
 
 Matrix = NDArray[np.float64]  # (A, A): row = attribute of the embeddings, column = attribute that is predicted
 
@@ -49,7 +51,7 @@ class EntanglementResult(Result):
     """
 
     attributes: tuple[str, ...]
-    readers: dict[str, ReaderEntanglement]  # "linear", "neighbours"
+    readers: dict[str, ReaderEntanglement]  # "linear", and any of "neighbours" and "mlp"
     images: int
     values: dict[str, int]  # attribute -> number of values with enough images to be predicted
 
@@ -72,7 +74,7 @@ class EntanglementResult(Result):
         return [(self.attributes[row], self.attributes[column]) for row, column in missing]
 
     def metrics(self) -> dict[str, float]:
-        """`entanglement`, `entanglement_spread`, `informativeness`; with `_neighbours` those of the second reader."""
+        """`entanglement`, `entanglement_spread`, `informativeness`; with `_neighbours` or `_mlp` of those readers."""
         figures: dict[str, float] = {}
         for name, reader in self.readers.items():
             tail = "" if name == "linear" else f"_{name}"
@@ -105,13 +107,19 @@ class EntanglementResult(Result):
         return Table(["embeddings (reader)", *self.attributes], sections, notes)
 
     def card(self) -> ResultCard:
+        scores = [f"{READER_NAMES[name]} {_cell(reader.score, 3)}" for name, reader in self.readers.items()]
+        others = f" The entanglement by reader: {', '.join(scores)}." if len(scores) > 1 else ""
+        cells = ([_cell(each, 2) for each in figures] for figures in self.readers["linear"].matrix)
+        rows = [[name, *row] for name, row in zip(self.attributes, cells, strict=True)]
         return ResultCard(
             "What an embedding reveals about other attributes",
             "disentanglement of attribute embeddings",
             f"On {self.images:,} test images, the entanglement is {self.score:.3f} and the informativeness is "
-            f"{self.informativeness:.2f} (linear reader). Entanglement measures how much an embedding reveals about "
-            "the other attributes. Informativeness measures how much it reveals about its attribute. 0 means no more "
-            "than the label of the attribute reveals, and 1 means as much as the features of the backbone reveal.\n",
+            f"{self.informativeness:.2f} (linear reader).{others} Entanglement measures how much an embedding reveals "
+            "about the other attributes. Informativeness measures how much it reveals about its attribute. 0 means no "
+            "more than the label of the attribute reveals, and 1 means as much as the features of the backbone "
+            "reveal. A row is the attribute of the embedding, a column the attribute that the linear reader predicts."
+            f"\n\n{markdown_table([['', *self.attributes], *rows])}\n",
         )
 
     def to_dict(self) -> dict[str, Any]:
