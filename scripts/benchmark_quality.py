@@ -62,20 +62,27 @@ class Method(NamedTuple):
     share_budget: bool = False
 
 
+# the baselines as they were published, without our attribute map
+AS_TRAINED = ("--attribute_map", "none")
+
 METHODS = {
     "frozen": Method("backbone, frozen"),
     "one-space": Method("one space for all", ("--condition_embedding", "none")),
-    "csn": Method("CSN", ("--condition_embedding", "none"), CSNModel),
-    "asen": Method("ASEN", ("--condition_embedding", "one_hot"), ASENModel),
-    "separate": Method("one network per attribute, the budget for all", one_per_attribute=True, share_budget=True),
-    "separate-each": Method("one network per attribute, the budget for each", one_per_attribute=True),
+    "csn": Method("CSN", ("--condition_embedding", "none", *AS_TRAINED), CSNModel),
+    "asen": Method("ASEN", ("--condition_embedding", "one_hot", *AS_TRAINED), ASENModel),
+    "separate": Method(
+        "one network per attribute, the budget for all", AS_TRAINED, one_per_attribute=True, share_budget=True
+    ),
+    "separate-each": Method("one network per attribute, the budget for each", AS_TRAINED, one_per_attribute=True),
     "cca-one-hot": Method("CCA, one-hot", ("--condition_embedding", "one_hot")),
     "cca-lookup": Method("CCA, lookup", ("--condition_embedding", "lookup")),
     "cca-text": Method("CCA, text", ("--condition_embedding", "text")),
     "cca-residual-image": Method("CCA, one-hot, residual image", ("--residual", "image")),
     "cca-residual-condition": Method("CCA, one-hot, residual condition", ("--residual", "condition")),
     "cca-residual-none": Method("CCA, one-hot, no residual", ("--residual", "none")),
-    "cca-subspaces": Method("CCA, one-hot, attribute subspaces", ("--attribute_subspaces", "true")),
+    "cca-as-trained": Method("CCA, one-hot, as trained", AS_TRAINED),
+    "cca-retrieval": Method("CCA, one-hot, map for retrieval", ("--attribute_map", "retrieval")),
+    "cca-subspaces": Method("CCA, one-hot, attribute subspaces", ("--attribute_map", "project")),
 }
 
 

@@ -105,3 +105,90 @@ def test_an_attribute_more_is_left_as_it_is():
     last = torch.full((4,), 3)
     assert embed(model, last) == pytest.approx(embed(plain, last), abs=1e-6)
     assert len(model.subspaces.offsets) == 4
+
+
+def with_values(model, generator=None):
+    """A model whose attributes have random projections, and probabilities of 2, 3 and 2 values."""
+    generator = torch.Generator().manual_seed(2)
+    fitted(model)
+    model.subspaces.frequencies.copy_(3 * torch.randn(16, 32, generator=generator))
+    for place, values in enumerate(ATTRIBUTES.values()):
+        weights = 5 * torch.randn(len(values), 32, generator=generator)
+        model.subspaces.set_values(place, weights, torch.randn(len(values), generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "separate"])
+def test_the_formula_of_the_probabilities_by_a_loop(name):
+    plain = torch.from_numpy(embed(build(name, tiny_backbone("vit")))).double()
+    options = {"attribute_map": "values", "known_values": ATTRIBUTES}
+    unfitted = build(name, tiny_backbone("vit"), **options)
+    assert embed(unfitted) == pytest.approx(plain.numpy(), abs=1e-6)
+    model = with_values(build(name, tiny_backbone("vit"), **options))
+    found, maps = embed(model), model.subspaces.double()
+    for image in range(4):
+        for attribute, values in enumerate(ATTRIBUTES.values()):
+            e, count = plain[image, attribute], len(values)
+            p = (maps.value_weights[attribute, :count] @ e + maps.value_biases[attribute, :count]).softmax(0)
+            z = maps.projections[attribute] @ e + maps.offsets[attribute]
+            angles = maps.frequencies @ (z / z.norm())
+            start = count + count % 2
+            signature = torch.zeros(32, dtype=torch.float64)
+            signature[0::2], signature[1::2] = angles.cos(), angles.sin()
+            signature[:start] = 0
+            expected = 0.5 * (1.1 - p.square().sum()).sqrt() * signature / signature.norm()
+            expected[:count] = p
+            assert found[image, attribute] == pytest.approx((expected / expected.norm()).numpy(), abs=1e-5)
+
+
+def test_a_checkpoint_and_a_precision_keep_the_probabilities(tmp_path):
+    model = with_values(build("cca", tiny_backbone("vit"), attribute_map="values", known_values=ATTRIBUTES))
+    model.save_pretrained(tmp_path)
+    again = CCAModel.from_pretrained(tmp_path)
+    assert np.array_equal(embed(again), embed(model))
+    assert again.fingerprint() == model.fingerprint()
+    assert again.set_attribute_map("none").fingerprint() != model.fingerprint()
+    half = CCAModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    cosines = (embed(half, pixels=PIXELS.bfloat16()) * embed(model)).sum(-1)
+    assert cosines.min() > 0.95
+
+
+def test_joined_networks_keep_their_probabilities():
+    networks = []
+    for place, (name, values) in enumerate(ATTRIBUTES.items()):
+        options = {"attribute_map": "values", "known_values": {name: values}}
+        network = CCAModel.from_backbone(tiny_backbone("vit"), {name: values}, **options).eval()
+        donor = with_values(build("cca", tiny_backbone("vit"), attribute_map="values", known_values=ATTRIBUTES))
+        count = len(values)
+        network.subspaces.frequencies.copy_(donor.subspaces.frequencies)
+        network.subspaces.set_values(0, donor.subspaces.value_weights[place, :count], torch.zeros(count))
+        networks.append(network)
+    joined = SeparateModel.join(networks)
+    for place, network in enumerate(networks):
+        alone = embed(network, torch.zeros(4, dtype=torch.long))
+        assert embed(joined)[:, place] == pytest.approx(alone, abs=1e-6)
+
+
+def test_an_attribute_more_has_no_probabilities():
+    texts = {name: np.random.default_rng(0).standard_normal(8) for name in ATTRIBUTES}
+    options = {"condition_embedding": "text", "text_embeddings": texts}
+    mapped = {"attribute_map": "values", "known_values": ATTRIBUTES}
+    model = CCAModel.from_backbone(tiny_backbone("vit"), ATTRIBUTES, **options, **mapped).eval()
+    plain = CCAModel.from_backbone(tiny_backbone("vit"), ATTRIBUTES, **options).eval()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("subspaces.")})
+    with_values(model)
+    for each in (model, plain):
+        each.add_attribute("closure", np.ones(8))
+    last = torch.full((4,), 3)
+    assert embed(model, last) == pytest.approx(embed(plain, last), abs=1e-6)
+
+
+def test_a_map_that_does_not_exist_or_does_not_fit():
+    model = build("cca", tiny_backbone("vit"), embedding_dim=4, known_values={"shape": list("abcd")})
+    with pytest.raises(
+        ValueError, match=r"needs embeddings of 6 numbers for the 4 values of 'shape'; this model's have 4"
+    ):
+        model.set_attribute_map("values")
+    with pytest.raises(ValueError, match="unknown attribute_map 'vaules'. Did you mean 'values'"):
+        model.set_attribute_map("vaules")
+    assert model.config.attribute_map == "none" and model.subspaces is None

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import ViTConfig
 
 from cca_hf import evaluate_embeddings
 from cca_hf.evaluation.entanglement.evaluator import entanglement
@@ -72,9 +71,9 @@ def test_values_scatter_less_than_under_an_orthogonal_projection(entangled):
 def test_it_takes_the_other_attribute_out(entangled, make_model):
     vectors, labels = entangled
     config = make_model().config
-    config.attributes, config.embedding_dim = ["first", "second"], 12
+    config.attributes, config.embedding_dim, config.attribute_map = ["first", "second"], 12, "project"
     subspaces = AttributeSubspaces(config)
-    fit_subspaces(subspaces, vectors[:500], labels[:500])
+    fit_subspaces(subspaces, "project", vectors[:500], labels[:500])
     ids = torch.tensor([[0, 1]]).expand(300, -1)
     kept = torch.nn.functional.normalize(subspaces(torch.from_numpy(vectors[500:]), ids), dim=-1)
     features = np.eye(3)[labels[500:]].reshape(300, -1)
@@ -88,11 +87,11 @@ def test_it_takes_the_other_attribute_out(entangled, make_model):
 def test_unlabelled_pictures_and_lone_values(make_model, caplog):
     random = np.random.default_rng(0)
     config = make_model().config
-    config.attributes, config.embedding_dim = ["first", "second"], 6
+    config.attributes, config.embedding_dim, config.attribute_map = ["first", "second"], 6, "project"
     vectors, labels = random.standard_normal((60, 2, 6)), random.integers(0, 3, (60, 2))
     labels[:20, 0], labels[:, 1] = -1, 2
     subspaces = AttributeSubspaces(config)
-    fit_subspaces(subspaces, vectors, labels)
+    fit_subspaces(subspaces, "project", vectors, labels)
     projection, offset = discriminant_projection(vectors[20:, 0], labels[20:, 0])
     assert subspaces.projections[0].numpy() == pytest.approx(projection, abs=1e-6)
     assert subspaces.offsets[0].numpy() == pytest.approx(offset, abs=1e-6)
@@ -139,7 +138,96 @@ def test_fitting_again_starts_over(make_model, make_args, shapes, tmp_path):
     assert trainer.model.subspaces.projections == pytest.approx(first, abs=1e-5)
 
 
-def test_a_model_without_them_says_so(make_args, shapes):
-    model = CCAModel.from_backbone(ViTConfig(**TINY_VIT), shapes.attributes)
-    with pytest.raises(ValueError, match="attribute_subspaces=True"):
-        CCATrainer(model, make_args(), shapes).fit_subspaces()
+def test_a_training_without_a_map_says_so(make_model, make_args, shapes):
+    with pytest.raises(ValueError, match="this training fits no attribute map: set attribute_map"):
+        CCATrainer(make_model(), make_args(attribute_map="none"), shapes).fit_subspaces()
+
+
+def test_the_map_that_a_training_fits(make_model, make_args, shapes):
+    """By default `values`; a model keeps its kind; one space for all attributes has none."""
+    kinds = {
+        "values": CCATrainer(make_model(), make_args(), shapes),
+        "retrieval": CCATrainer(make_model(), make_args(attribute_map="retrieval"), shapes),
+        "project": CCATrainer(make_model(attribute_subspaces=True), make_args(), shapes),
+        "none": CCATrainer(make_model(condition_embedding="none"), make_args(), shapes),
+    }
+    assert {kind: trainer.map_kind for kind, trainer in kinds.items()} == {kind: kind for kind in kinds}
+    with pytest.raises(
+        ValueError, match=r"the 7 values of 'colour'; this model's have 8\. Set a larger embedding_dim"
+    ):
+        CCATrainer(make_model(embedding_dim=8), make_args(), shapes)
+
+
+def test_a_training_ends_with_the_probabilities_of_the_values(make_model, make_args, shapes, tmp_path):
+    trainer = CCATrainer(make_model(), make_args(num_train_epochs=2), shapes)
+    trainer.train()
+    trainer.save_model()
+    model = CCAModel.from_pretrained(tmp_path / "out")
+    assert model.config.attribute_map == "values" and model.subspaces.is_fitted.all()
+    images = shapes["test"]["image"]
+    mapped = model.encode(images)
+    trained = model.set_attribute_map("none").encode(images)
+    proxies = torch.load(tmp_path / "out" / f"checkpoint-{trainer.state.best_global_step}" / "value_proxies.pt")
+    for place, values in enumerate(shapes.attributes.values()):
+        rows = torch.nn.functional.normalize(proxies["vectors"][place, : len(values)], dim=1).numpy()
+        cosines = trained[:, place] @ rows.T
+        counts = np.bincount(shapes.labels("train")[:, place])
+        scores = [np.log(mapped[:, place, v]) + 0.4 * np.log(counts[v] / counts.sum()) for v in range(len(values))]
+        slopes = [np.diff(a) / np.diff(b) for a, b in zip(np.transpose(scores), cosines, strict=True)]
+        temperature = np.median(slopes)  # log p_v is cosine / t and a number that depends on the image alone
+        assert np.transpose(scores) - cosines * temperature == pytest.approx(
+            np.mean(np.transpose(scores) - cosines * temperature, axis=1, keepdims=True).repeat(len(values), 1),
+            abs=1e-2,
+        )
+    assert np.linalg.norm(mapped, axis=-1) == pytest.approx(1, abs=1e-6)
+
+
+def test_probabilities_of_planted_values_are_calibrated_on_the_held_out_images(make_model):
+    """Values at right angles, noise that the training images do not have: the temperature comes from the others."""
+    random = np.random.default_rng(0)
+    config = make_model().config
+    known = {"first": ["a", "b", "c"]}
+    config.attributes, config.embedding_dim, config.attribute_map, config.known_values = ["first"], 12, "values", known
+    labels = random.integers(0, 3, (900, 1))
+    vectors = np.eye(12)[labels] + 0.4 * random.standard_normal((900, 1, 12))
+    vectors = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+    clean = np.eye(12, dtype=np.float32)[labels[:300]]
+    subspaces = AttributeSubspaces(config)
+    fit_subspaces(subspaces, "values", clean, labels[:300], held_out=(vectors[300:600], labels[300:600]))
+    ids = torch.zeros(300, 1, dtype=torch.long)
+    embedded = torch.nn.functional.normalize(subspaces(torch.from_numpy(vectors[600:]), ids), dim=-1)[:, 0]
+    room = 1 - 0.25 * 1.1  # |e|^2 before normalisation is |p|^2 + 0.25 (1.1 - |p|^2)
+    share = embedded[:, :3].square().sum(1)  # |p|^2 / |e|^2
+    squares = 0.275 * share / (1 - 0.75 * share)
+    probabilities = embedded[:, :3] / embedded[:, :3].sum(1, keepdim=True)
+    assert probabilities.square().sum(1) == pytest.approx(squares.numpy(), abs=1e-4) and room < 1
+    right = probabilities[torch.arange(300), torch.from_numpy(labels[600:, 0])]
+    confident = probabilities.max(1).values
+    accuracy = (probabilities.argmax(1).numpy() == labels[600:, 0]).mean()
+    assert confident.mean().item() == pytest.approx(accuracy, abs=0.05)
+    assert -right.log().mean() < 0.5
+
+
+def test_it_ranks_by_the_probability_of_the_same_value(make_model):
+    """Cosines of mapped embeddings are the inner products of the probabilities, except for the signatures."""
+    random = np.random.default_rng(0)
+    config = make_model().config
+    config.attributes, config.embedding_dim, config.attribute_map = ["first"], 512, "values"
+    config.known_values = {"first": list("abcd")}
+    centres = random.standard_normal((4, 512))
+    labels = random.integers(0, 4, (400, 1))
+    vectors = centres[labels] + 2 * random.standard_normal((400, 1, 512))
+    vectors = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+    subspaces = AttributeSubspaces(config)
+    fit_subspaces(subspaces, "values", vectors, labels, temperature=0.2)
+    with torch.no_grad():
+        mapped = subspaces(torch.from_numpy(vectors), torch.zeros(400, 1, dtype=torch.long))[:, 0].numpy()
+    values, signatures = mapped[:, :4], mapped[:, 4:]
+    assert values.sum(1) == pytest.approx(1, abs=1e-5)
+    between = signatures @ signatures.T
+    lengths = 0.25 * (1.1 - (values**2).sum(1))
+    assert np.diag(between) == pytest.approx(lengths, abs=1e-5)
+    others = between[labels != labels.T]  # images of one value may be close to each other
+    assert abs(others).mean() < 0.1 * lengths.mean()
+    copies = subspaces(torch.from_numpy(vectors + 1e-4), torch.zeros(400, 1, dtype=torch.long))[:, 0].numpy()
+    assert (copies[:, 4:] * signatures).sum(1) == pytest.approx(lengths, rel=0.05)

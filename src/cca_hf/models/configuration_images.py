@@ -1,7 +1,7 @@
 """Configurations that every family shares: a model on an image backbone, and one that embeds images by attribute."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from os import PathLike
@@ -17,6 +17,8 @@ from transformers.dynamic_module_utils import custom_object_save
 # Keywords of `PreTrainedConfig` that are not fields.
 _COMMON_KEYWORDS = {"attn_implementation", "auto_map", "custom_pipelines", "experts_implementation", "model_type"}
 _COMMON_KEYWORDS |= {"name_or_path", "num_labels", "output_attentions", "quantization_config", "torch_dtype"}
+
+ATTRIBUTE_MAPS = ("none", "values", "retrieval", "project")
 
 # Limits far above those of any published vision model (ViT-22B has 48 layers, 24,576 wide).
 _LARGEST_NUMBERS = {"image_size": 16_384, "rope_theta": 10**9}
@@ -160,8 +162,11 @@ class AttributeConfig(ImageModelConfig):
         known_values: the values that at least one training image had, by attribute name. The training sets them.
             `None` if they are not known: before a training, and in checkpoints of version 0.1.
         embedding_dim: width of the embedding; `None` for `hidden_size`.
-        attribute_subspaces: project each attribute's embedding on the subspace that separates its values, which
-            removes the other attributes from it; see `modeling_conditional.py`. Fitted at the end of training.
+        attribute_map: the last step of the model, fitted at the end of the training; see [`AttributeSubspaces`].
+            `"values"` turns an embedding into the probabilities of the attribute's values, which removes the other
+            attributes from it; `"retrieval"` adds the image's place among similar images; `"project"` keeps the
+            subspace that separates the values; `"none"`.
+        attribute_subspaces: the name in version 0.1 of `attribute_map="project"`.
     """
 
     fields_without_effect: ClassVar[set[str]] = {"attribute_values", "known_values"}
@@ -170,6 +175,7 @@ class AttributeConfig(ImageModelConfig):
     attribute_values: dict[str, list[str]] | None = None
     known_values: dict[str, list[str]] | None = None
     embedding_dim: int | None = None
+    attribute_map: str = "none"
     attribute_subspaces: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -183,6 +189,30 @@ class AttributeConfig(ImageModelConfig):
             raise ValueError(f"attribute names must be unique; got {list(self.attributes)}")
         self._check_names_in("attribute_values", self.attribute_values)
         self._check_names_in("known_values", self.known_values)
+
+    @property
+    def map_kind(self) -> str:
+        """`attribute_map`, or what `attribute_subspaces` means."""
+        return "project" if self.attribute_subspaces and self.attribute_map == "none" else self.attribute_map
+
+    def validate_attribute_map(self) -> None:
+        """Part of the strict validation: see `check_map`."""
+        self.check_map(self.attribute_map, self.known_values or {})
+
+    def check_map(self, kind: str, values: Mapping[str, Sequence[str]]) -> None:
+        """Raise ValueError if the map does not exist, or the probabilities of values take too much of an embedding."""
+        if kind not in ATTRIBUTE_MAPS:
+            raise ValueError(
+                f"unknown attribute_map {kind!r}.{did_you_mean(kind, ATTRIBUTE_MAPS)} The maps are {', '.join(ATTRIBUTE_MAPS)}"
+            )
+        width = self.embedding_dim or vars(self).get("hidden_size")
+        for name, names in values.items():
+            if kind in ("values", "retrieval") and width is not None and len(names) > width * 3 // 4:
+                raise ValueError(
+                    f"attribute_map={kind!r} needs embeddings of {-(-len(names) * 4 // 3)} numbers for the "
+                    f"{len(names)} values of {name!r}; this model's have {width}. Set a larger embedding_dim, or "
+                    "attribute_map='project' or 'none'"
+                )
 
     def _check_names_in(self, field: str, words: dict[str, Any] | None) -> None:
         unknown = sorted(set(words or {}) - set(self.attributes))

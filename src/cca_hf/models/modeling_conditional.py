@@ -139,39 +139,77 @@ def stack_texts(names: Sequence[str], text_embeddings: Mapping[str, Vector]) -> 
     return nn.functional.normalize(torch.stack(rows), dim=1)
 
 
+# of the map "values": the length of a signature, and what is left of it for an image that shows one value clearly
+_SIGNATURE = 0.5
+_LEAST_DOUBT = 0.1
+_IMPOSSIBLE = -1e4  # the bias of a row without a value; it is finite in every precision
+
+
 class AttributeSubspaces(nn.Module):
-    """Projects each attribute's embedding on the subspace that separates its values. Ours, not the paper's.
+    """The last step of a model: a map of each attribute's embedding. Ours, not the paper's.
 
-    An embedding also contains traces of other attributes, which a simple classifier can read. So the last step of a
-    model with `attribute_subspaces` is one linear map for each attribute,
+    An embedding also contains traces of other attributes, which a simple classifier can read. So with e the normalised
+    embedding under attribute c, the model returns for `attribute_map="project"`
 
-        e_c = normalise(P_c e + b_c),        e the normalised embedding before it
+        e_c = normalise(z),        z = P_c e + b_c
 
     with P_c (A, dim, dim) a projection on the differences between the means of the attribute's values, and b_c
-    (A, dim) their centre. Both are fitted in closed form at the end of training (`training/subspaces.py`); until then
-    they are the identity and 0.
+    (A, dim) their centre. For `"values"` and `"retrieval"` it returns
+
+        e_c = normalise([p, 0.5 (1.1 - |p|^2)^1/2 f(z)]),        p = softmax(W_c e + a_c)
+
+    of the same width. p (values) are the probabilities of the attribute's values. The inner product of two p is the
+    probability that two images show the same value, which is what a search by attribute ranks by. Embeddings are
+    compared by their cosine, so the signature f(z) fills up the length of an image whose value is in doubt:
+
+        f(z) = [cos(F z / |z|), sin(F z / |z|)] / sqrt(numbers of the signature / 2),        F random
+
+    These are random Fourier features (Rahimi and Recht 2007) of a Gaussian kernel. The signatures of two images are
+    close to orthogonal, unless the images have nearly the same z, such as two copies of one image. With `"values"`,
+    z is the projection, and the embedding depends on nothing else. With `"retrieval"`, z is e itself and the kernel is
+    wider, so that similar images are close. This ranks better, but contains other attributes.
+
+    All maps are fitted at the end of a training (`training/subspaces.py`). Until then, and for an attribute without
+    two values, the embedding stays as it is.
     """
 
     projections: torch.Tensor
     offsets: torch.Tensor
+    value_weights: torch.Tensor  # (A, most values, dim)
+    value_biases: torch.Tensor  # (A, most values)
+    frequencies: torch.Tensor  # (dim // 2, dim)
+    signatures: torch.Tensor  # (A, dim): the factor of each number, 0 where the probabilities are
+    is_fitted: torch.Tensor  # (A,), bool
 
     def __init__(self, config: AttributeConfig):
         super().__init__()
-        count, dim = max(1, len(config.attributes)), config.embedding_dim or config.hidden_size
-        self.register_buffer("projections", torch.eye(dim).repeat(count, 1, 1))
-        self.register_buffer("offsets", torch.zeros(count, dim))
+        count, self.dim = max(1, len(config.attributes)), config.embedding_dim or config.hidden_size
+        self.register_buffer("projections", torch.eye(self.dim).repeat(count, 1, 1))
+        self.register_buffer("offsets", torch.zeros(count, self.dim))
+        self.has_values = config.map_kind != "project"
+        if self.has_values:
+            most = max((len(values) for values in (config.known_values or {}).values()), default=1)
+            self.register_buffer("value_weights", torch.zeros(count, most, self.dim))
+            self.register_buffer("value_biases", torch.zeros(count, most))
+            self.register_buffer("frequencies", torch.zeros(self.dim // 2, self.dim))
+            self.register_buffer("signatures", torch.zeros(count, self.dim))
+            self.register_buffer("is_fitted", torch.zeros(count, dtype=torch.bool))
 
     @torch.no_grad()
     def init_weights(self) -> None:
         """As `reset`, but without a change of loaded values."""
-        init.copy_(self.projections, torch.eye(self.offsets.shape[1]).expand_as(self.projections))
-        init.zeros_(self.offsets)
+        init.copy_(self.projections, torch.eye(self.dim).expand_as(self.projections))
+        for name, buffer in self.named_buffers():
+            if name != "projections":
+                init.zeros_(buffer)
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Set the maps back to the identity."""
-        self.projections.copy_(torch.eye(self.offsets.shape[1]))
+        """Set the maps back: embeddings stay as they are."""
+        self.projections.copy_(torch.eye(self.dim))
         self.offsets.zero_()
+        if self.has_values:
+            self.is_fitted.zero_()
 
     @torch.no_grad()
     def set(self, attribute_id: int, projection: torch.Tensor, offset: torch.Tensor) -> None:
@@ -179,18 +217,60 @@ class AttributeSubspaces(nn.Module):
         self.projections[attribute_id].copy_(projection)
         self.offsets[attribute_id].copy_(offset)
 
+    @torch.no_grad()
+    def set_values(self, attribute_id: int, weights: torch.Tensor, biases: torch.Tensor) -> None:
+        """Set `weights` (values, dim) and `biases` (values,) of the probabilities of one attribute."""
+        count = len(weights)
+        self.value_weights[attribute_id].zero_()
+        self.value_weights[attribute_id, :count].copy_(weights)
+        self.value_biases[attribute_id].fill_(_IMPOSSIBLE)
+        self.value_biases[attribute_id, :count].copy_(biases)
+        start = count + count % 2  # pairs of a cosine and a sine stay together
+        stop = self.dim - self.dim % 2
+        self.signatures[attribute_id].zero_()
+        self.signatures[attribute_id, start:stop] = _SIGNATURE * (2 / max(1, stop - start)) ** 0.5
+        self.is_fitted[attribute_id] = True
+
+    @torch.no_grad()
+    def set_like(self, attribute_id: int, other: "AttributeSubspaces") -> None:
+        """Copy the map of the only attribute of another model, which may have fewer values."""
+        self.set(attribute_id, other.projections[0], other.offsets[0])
+        if self.has_values and other.is_fitted[0]:
+            count = int((other.value_biases[0] > _IMPOSSIBLE / 2).sum())
+            self.frequencies.copy_(other.frequencies)
+            self.set_values(attribute_id, other.value_weights[0, :count], other.value_biases[0, :count])
+
     def append(self) -> None:
         """Add an attribute, whose embeddings do not change."""
-        self.projections = torch.cat([self.projections, torch.eye(self.offsets.shape[1]).to(self.projections)[None]])
-        self.offsets = torch.cat([self.offsets, torch.zeros_like(self.offsets[:1])])
+        for name, buffer in list(self.named_buffers()):
+            if name == "projections":
+                self.projections = torch.cat([buffer, torch.eye(self.dim).to(buffer)[None]])
+            elif name != "frequencies":
+                setattr(self, name, torch.cat([buffer, torch.zeros_like(buffer[:1])]))
 
     def forward(self, embeddings: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
         """(batch, dim) or (batch, k, dim) under ids (batch,) or (batch, k) -> the same, not normalised; in float32."""
         unit = nn.functional.normalize(embeddings.float(), dim=-1)
-        # for all attributes, because gathering a matrix for each row would need far more memory
-        projected = torch.einsum("...d,aed->...ae", unit, self.projections.float())
-        index = attribute_ids[..., None, None].expand(*attribute_ids.shape, 1, projected.shape[-1])
-        return projected.gather(-2, index).squeeze(-2) + self.offsets.float()[attribute_ids]
+        projected = _of_attribute(self.projections, unit, attribute_ids) + self.offsets.float()[attribute_ids]
+        if not self.has_values:
+            return projected
+        logits = _of_attribute(self.value_weights, unit, attribute_ids) + self.value_biases.float()[attribute_ids]
+        values = logits.softmax(dim=-1)
+        angles = nn.functional.linear(nn.functional.normalize(projected, dim=-1), self.frequencies.float())
+        signature = torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(-2)
+        doubt = (1 + _LEAST_DOUBT - values.square().sum(dim=-1, keepdim=True)).sqrt()
+        room = self.dim - signature.shape[-1]
+        mapped = nn.functional.pad(doubt * signature, (0, room)) * self.signatures.float()[attribute_ids]
+        mapped = mapped + nn.functional.pad(values, (0, self.dim - values.shape[-1]))
+        return torch.where(self.is_fitted[attribute_ids][..., None], mapped, unit)
+
+
+def _of_attribute(matrices: torch.Tensor, vectors: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
+    """Matrices (A, n, dim) times vectors (..., dim), the matrix of the vector's attribute: (..., n)."""
+    # for all attributes, because gathering a matrix for each row would need far more memory
+    products = torch.einsum("...d,and->...an", vectors, matrices.float())
+    index = attribute_ids[..., None, None].expand(*attribute_ids.shape, 1, products.shape[-1])
+    return products.gather(-2, index).squeeze(-2)
 
 
 class ConditionalPreTrainedModel(ImagePreTrainedModel, ImageEncoder):
@@ -200,7 +280,21 @@ class ConditionalPreTrainedModel(ImagePreTrainedModel, ImageEncoder):
 
     def __init__(self, config: AttributeConfig):
         super().__init__(config)
-        self.subspaces = AttributeSubspaces(config) if config.attribute_subspaces else None
+        self.subspaces = None if config.map_kind == "none" else AttributeSubspaces(config)
+
+    def set_attribute_map(self, kind: str) -> Self:
+        """Replace the attribute map by one that is not fitted yet, so that embeddings are as trained.
+
+        Args:
+            kind: see `attribute_map` of the configuration.
+
+        Raises:
+            ValueError: if the kind does not exist, or an attribute has too many values for the embeddings' width.
+        """
+        self.config.check_map(kind, self.config.known_values or {})
+        self.config.attribute_map, self.config.attribute_subspaces = kind, False
+        self.subspaces = None if kind == "none" else AttributeSubspaces(self.config).to(self.device, self.dtype)
+        return self
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -34,7 +34,7 @@ class SeparateModel(ConditionalPreTrainedModel):
         super().__init__(config)
         configs = [config.restricted_to([name]) for name in config.attributes]
         for single in configs:
-            single.attribute_subspaces = False  # the joined model applies them
+            single.attribute_map, single.attribute_subspaces = "none", False  # the joined model applies them
         self.networks = nn.ModuleList(map(CCAModel, configs))
         self.post_init()
         for network in self.networks:  # transformers collects these from children, and not through a ModuleList
@@ -66,11 +66,10 @@ class SeparateModel(ConditionalPreTrainedModel):
         shared = _shared(first) | {"backbone_config": first.backbone_config}
         joined = cls(SeparateConfig(**shared, attributes=names, attribute_values=values, known_values=known))
         for place, (copied, network) in enumerate(zip(joined.networks, networks, strict=True)):
-            weights = network.state_dict()
             if joined.subspaces is not None:
-                fitted = (weights.pop(f"subspaces.{name}")[0] for name in ("projections", "offsets"))
-                joined.subspaces.set(place, *fitted)
-            copied.load_state_dict(weights)
+                joined.subspaces.set_like(place, network.subspaces)
+            weights = network.state_dict()
+            copied.load_state_dict({k: v for k, v in weights.items() if not k.startswith("subspaces.")})
         joined.image_processor = networks[0].image_processor
         return joined.to(networks[0].dtype).eval()
 

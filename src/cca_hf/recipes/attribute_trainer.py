@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset, default_collate
 from transformers import EarlyStoppingCallback, TrainerCallback
@@ -104,6 +106,9 @@ class CCATrainer(TaskTrainer):
         self.data = data
         # ready triplets do not say which values they show
         self._training_values = data.values_in("train") if triplets is None else None
+        self.map_kind = _map_kind(args, model, has_labels=triplets is None)
+        if self.map_kind != "none":
+            model.config.check_map(self.map_kind, data.values_in("train"))
         if triplets is not None:
             task = _triplet_task(args, data, model, triplets, data_collator)
         else:
@@ -126,7 +131,7 @@ class CCATrainer(TaskTrainer):
             label_loss = make_loss(args, data.attributes, dim, between_images)
             task = _label_task(args, data, model, loss=label_loss, cache=cache)
         callbacks = list(callbacks or [])
-        if model.subspaces is not None:
+        if has_adapter(model) and model.subspaces is not None:
             callbacks.append(ResetSubspaces())
         if args.early_stopping_patience:
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
@@ -180,41 +185,95 @@ class CCATrainer(TaskTrainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `TaskTrainer.train`. Sets `known_values` of the model's configuration to those of the training images.
 
-        With `attribute_subspaces`, `fit_subspaces` follows the last step.
+        The model learns without an attribute map; `fit_subspaces` follows the last step.
         """
         self.model.config.known_values = self._training_values
+        if not has_adapter(self.model):
+            self.unwrapped_model().set_attribute_map("none")
         outcome = super().train(*args, **kwargs)
-        if self.model.subspaces is not None:
+        if self.map_kind != "none":
             self.fit_subspaces()
         return outcome
 
     def fit_subspaces(self) -> None:
-        """Fits `model.subspaces` to the training split, as the model embeds it now; see `subspaces.py`.
+        """Fits the attribute map to the training split, as the model embeds it now; see `training/subspaces.py`.
 
         `train` calls it when the model has its final weights. A further call starts over.
 
         Raises:
-            ValueError: if the model was not made with `attribute_subspaces=True`.
+            ValueError: if the model is to have no map.
         """
-        model = self.accelerator.unwrap_model(self.model)
-        if model.subspaces is None:
-            raise ValueError("this model has no subspaces to fit: make it with attribute_subspaces=True")
-        model.subspaces.reset()
-        loader = self.get_test_dataloader("train")
+        if self.map_kind == "none":
+            raise ValueError("this training fits no attribute map: set attribute_map in the arguments")
+        model = self.unwrapped_model()
+        if has_adapter(model):
+            model.subspaces.reset()
+        else:
+            model.config.known_values = self.data.values_in("train")
+            model.set_attribute_map(self.map_kind)
+        held_out = [split for split in self.data.splits if split.startswith("validation")]
+        fit_subspaces(
+            model.subspaces,
+            self.map_kind,
+            *self._embed("train"),
+            held_out=self._embed(*held_out) if held_out else None,
+            proxies=self._learned_proxies(),
+            temperature=self.args.temperature,
+        )
+
+    def _embed(self, *splits: str) -> tuple[NDArray, NDArray[np.int64]]:
+        """Embeddings (images, attributes, dim) and labels (images, attributes) of whole splits, on every process."""
         wrapped = self._wrap_model(self.model, training=False).eval()
         quiet = self.args.disable_tqdm or not self.is_world_process_zero()
-        embeddings = [
-            self.accelerator.gather_for_metrics(self.prediction_step(wrapped, batch, False)[1]).cpu()
-            for batch in tqdm(loader, desc="Embedding the training images", unit="batch", leave=False, disable=quiet)
-        ]
-        fit_subspaces(model.subspaces, torch.cat(embeddings).numpy(), self.data.labels("train"))
+        embeddings = []
+        for split in splits:
+            batches = self.get_test_dataloader(split)
+            for batch in tqdm(batches, desc=f"Embedding {split}", unit="batch", leave=False, disable=quiet):
+                of_process = self.prediction_step(wrapped, batch, False)[1]
+                embeddings.append(self.accelerator.gather_for_metrics(of_process).cpu())
+        labels = np.concatenate([self.data.labels(split) for split in splits])
+        return torch.cat(embeddings).numpy(), labels
+
+    def _learned_proxies(self) -> NDArray | None:
+        """The value proxies of the checkpoint that was loaded at the end, if the loss has learned them."""
+        proxies = self.task.loss.proxies if isinstance(self.task.loss, LabelLoss) else None
+        if proxies is None or self.state.global_step == 0:
+            return None
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        if best is not None and (Path(best) / proxies.file_name).is_file():
+            proxies.load(best)
+        return proxies.vectors.detach().float().cpu().numpy()
+
+    def _read_checkpoint(self, checkpoint: str) -> nn.Module:
+        """The model of a checkpoint; a run of version 0.1 stored an attribute map that was not fitted."""
+        model = super()._read_checkpoint(checkpoint)
+        return model if self.model.subspaces is not None else model.set_attribute_map("none")
 
 
 class ResetSubspaces(TrainerCallback):
-    """Removes the effect of fitted subspaces while the model learns: they belong to its earlier weights."""
+    """Removes the effect of a fitted map while an adapter learns: it belongs to the earlier weights."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         model.subspaces.reset()
+
+
+def _map_kind(args: CCATrainingArguments, model: "CCAModel | PeftModel", has_labels: bool) -> str:
+    """The attribute map that the training fits.
+
+    Raises:
+        ValueError: if `args` ask for a map that an adapter does not save.
+    """
+    present: str = model.config.map_kind
+    if has_adapter(model) and args.attribute_map not in (None, present):
+        raise ValueError(
+            f"an adapter can have only the attribute map of its model, {present!r}; got {args.attribute_map!r}"
+        )
+    if args.attribute_map is not None:
+        return args.attribute_map
+    if present != "none":
+        return present
+    one_space = vars(model.config).get("condition_embedding") == "none"
+    return "none" if one_space or has_adapter(model) or not has_labels else "values"
 
 
 def _with_train_dataset(
@@ -269,8 +328,8 @@ def _check_adapter(model: "CCAModel | PeftModel", frozen_parameters: list[nn.Par
         )
     if isinstance(model.subspaces, AttributeSubspaces):  # the module itself, not PEFT's wrapper of it
         raise ValueError(
-            "with attribute_subspaces, name 'subspaces' in modules_to_save of the adapter's configuration: they are "
-            "fitted at the end of the training, and must be saved with the adapter"
+            "the model has an attribute map: name 'subspaces' in modules_to_save of the adapter's configuration. The "
+            "map is fitted at the end of the training, and must be saved with the adapter"
         )
 
 

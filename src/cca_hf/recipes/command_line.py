@@ -96,8 +96,7 @@ class ModelArguments:
     embedding_dim: int | None = flag(None, "Width of the embeddings.")
     attribute_subspaces: bool = flag(
         False,
-        "After training, project the embeddings of each attribute on the directions that separate its "
-        "values. This removes information about the other attributes.",
+        "The name in version 0.1 of --attribute_map project.",
     )
     hidden_size: int | None = flag(None, "Width of the conditional layer on top of the backbone.")
     feature_levels: list[int] | None = flag(

@@ -76,6 +76,16 @@ class CCATrainingArguments(TrainingArguments):
     )
     proxy_learning_rate: float = _option(1e-2, "Learning rate of the value proxies.")
 
+    # After the training
+    attribute_map: Literal["values", "retrieval", "project", "none"] | None = _option(
+        None,
+        "Last step of the model, fitted at the end of the training. values: the probabilities of the attribute's "
+        "values; an embedding then contains no other attribute. retrieval: the same with the place of the image among "
+        "similar images; it ranks best, and contains other attributes. project: the directions that separate the "
+        "values. none: the embeddings as trained. Default: values, or the map that the model has already; none for "
+        "one space for all attributes and for adapters. See docs/entanglement.md.",
+    )
+
     # The optimizer
     head_learning_rate: float = _option(
         1e-3, "Learning rate of all parameters outside the backbone. --learning_rate is for the backbone."

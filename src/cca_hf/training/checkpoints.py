@@ -154,10 +154,14 @@ class WholeCheckpointTrainer(Trainer):
         if has_adapter(self.model):
             load_adapter(self.model, checkpoint)
             return
+        self.model.load_state_dict(self._read_checkpoint(checkpoint).state_dict())
+
+    def _read_checkpoint(self, checkpoint: str) -> nn.Module:
+        """The model of a checkpoint."""
         loaded, report = type(self.model).from_pretrained(checkpoint, output_loading_info=True)
         if report["missing_keys"]:
             raise ValueError(f"{checkpoint} has no weights for {', '.join(sorted(report['missing_keys']))}")
-        self.model.load_state_dict(loaded.state_dict())
+        return loaded
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As `Trainer.save_model`, but never pushes; a full disk leaves an earlier model in `output_dir` as it was.

@@ -1,4 +1,4 @@
-"""Fits the projection of each attribute's embeddings in closed form: linear discriminant analysis as a projection.
+"""Fits the map of each attribute, see `AttributeSubspaces`: a projection in closed form, and probabilities of values.
 
 Let M (dim, values) be the means of an attribute's values minus their mean m, and S the covariance of the images around
 these means, shrunk: S = (1 - a) S + a tr(S) / dim I. For an embedding e, generalised least squares gives the part of
@@ -13,9 +13,15 @@ any attribute, is removed, except for its part along those few directions, which
 
 P e + b has a small length even if an image shows no value clearly. Without d, an attribute with two values would give
 each image a cosine of +1 or -1 to all others, and no order among them.
+
+The probabilities of the values are softmax_v(e . p_v / t - c log(share of v)). p_v is the value's proxy, which the
+loss has learned, or the direction of the value's mean if the loss has no proxies. The temperature t has the greatest
+likelihood on the validation images, which the embeddings were not fitted to. Proxies prefer frequent values, and c
+takes a part of this back.
 """
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -25,25 +31,76 @@ from cca_hf.models.modeling_conditional import AttributeSubspaces
 
 logger = logging.getLogger(__name__)
 
-_SHRINKAGE = 0.01  # a; measured on validation, see docs/entanglement.md
-_DOUBT = 0.1  # d, relative to the root mean square of |P (e - m)| over the training images; see docs/entanglement.md
+# measured on validation, see docs/entanglement.md
+_SHRINKAGE = 0.01  # a
+_DOUBT = 0.1  # d, relative to the root mean square of |P (e - m)| over the training images
+_FREQUENT = 0.4  # c, with proxies
+_NARROW, _WIDE = 12.0, 3.0  # the standard deviation of the frequencies F, for "values" and "retrieval"
+_TEMPERATURES = np.geomspace(0.02, 0.6, 50)
 _LEAST_SINGULAR_VALUE = 1e-3  # of S^-1/2 M, relative to the greatest
 
 
-def fit_subspaces(subspaces: AttributeSubspaces, embeddings: NDArray, labels: NDArray[np.int64]) -> None:
-    """Sets the projection of every attribute that has at least two values; the others stay as they are.
+def fit_subspaces(
+    subspaces: AttributeSubspaces,
+    kind: str,
+    embeddings: NDArray,
+    labels: NDArray[np.int64],
+    *,
+    held_out: tuple[NDArray, NDArray[np.int64]] | None = None,
+    proxies: Sequence[NDArray] | None = None,
+    temperature: float = 0.1,
+) -> None:
+    """Sets the map of every attribute that has at least two values; the others stay as they are.
 
     Args:
+        kind: the `attribute_map` of the model.
         embeddings: (N, A, dim), L2-normalised, computed with reset `subspaces`.
         labels: (N, A) value ids, -1 = not labelled: the image is ignored for that attribute.
+        held_out: embeddings and labels of images that were not trained on, for the temperature of the probabilities.
+        proxies: for each attribute a row for each value id, (values, dim), of any length.
+        temperature: of the probabilities, where `held_out` has no image with a known value.
     """
+    if kind != "project":
+        width = _NARROW if kind == "values" else _WIDE
+        normal = torch.randn(subspaces.frequencies.shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            subspaces.frequencies.copy_(width * normal)
     for attribute_id, column in enumerate(labels.T):
         labelled = column >= 0
-        if len(np.unique(column[labelled])) < 2:
+        values, counts = np.unique(column[labelled], return_counts=True)
+        if len(values) < 2:
             logger.warning("Attribute %d has fewer than two values: its embeddings stay as they are", attribute_id)
             continue
-        projection, offset = discriminant_projection(embeddings[labelled, attribute_id], column[labelled])
-        subspaces.set(attribute_id, torch.from_numpy(projection), torch.from_numpy(offset))
+        vectors, ids = embeddings[labelled, attribute_id], column[labelled]
+        if kind != "retrieval":
+            projection, offset = discriminant_projection(vectors, ids)
+            subspaces.set(attribute_id, torch.from_numpy(projection), torch.from_numpy(offset))
+        if kind == "project":
+            continue
+        if proxies is None:
+            prototypes, biases = _means(vectors, np.searchsorted(values, ids), len(values)), np.zeros(len(values))
+        else:
+            prototypes, biases = proxies[attribute_id][values], -_FREQUENT * np.log(counts / counts.sum())
+        prototypes = prototypes / np.linalg.norm(prototypes, axis=1, keepdims=True)
+        if held_out is not None:
+            known = np.isin(held_out[1][:, attribute_id], values)
+            if known.any():
+                cosines = held_out[0][known, attribute_id] @ prototypes.T
+                targets = np.searchsorted(values, held_out[1][known, attribute_id])
+                temperature = min(_TEMPERATURES, key=lambda t: _negative_log_likelihood(cosines / t, targets))
+        subspaces.set_values(attribute_id, torch.from_numpy(prototypes / temperature), torch.from_numpy(biases))
+
+
+def _means(vectors: NDArray, value: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """(n, dim) vectors with value ids 0..count - 1 -> (count, dim)."""
+    sums = np.zeros((count, vectors.shape[1]))
+    np.add.at(sums, value, np.asarray(vectors, dtype=np.float64))
+    return sums / np.bincount(value, minlength=count)[:, None]
+
+
+def _negative_log_likelihood(logits: NDArray, targets: NDArray[np.int64]) -> float:
+    right = logits[np.arange(len(targets)), targets]
+    return float((np.logaddexp.reduce(logits, axis=1) - right).mean())
 
 
 def discriminant_projection(
@@ -51,10 +108,8 @@ def discriminant_projection(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(n, dim) vectors and (n,) labels with at least two values -> P (dim, dim) and b (dim,)."""
     rows = np.asarray(vectors, dtype=np.float64)
-    _, value, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    sums = np.zeros((len(counts), rows.shape[1]))
-    np.add.at(sums, value, rows)
-    means = sums / counts[:, None]  # (values, dim)
+    values, value = np.unique(labels, return_inverse=True)
+    means = _means(rows, value, len(values))
     centre = means.mean(axis=0)  # rare values have the same weight
     around = rows - means[value]
     covariance = around.T @ around / len(rows)
