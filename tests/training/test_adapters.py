@@ -106,10 +106,12 @@ def test_checkpoints_with_and_without_an_adapter_are_not_mixed_up(base, make_arg
 def test_fitted_subspaces_are_saved_with_the_adapter(make_model, make_args, shapes, tmp_path):
     make_model(attribute_subspaces=True).save_pretrained(tmp_path / "base")
     with pytest.raises(ValueError, match="name 'subspaces' in modules_to_save"):
-        CCATrainer(with_peft(CCAModel.from_pretrained(tmp_path / "base")), make_args(), shapes)
+        CCATrainer(with_peft(CCAModel.from_pretrained(tmp_path / "base")), make_args(attribute_map=None), shapes)
     lora = LoraConfig(**LORA | {"modules_to_save": ["condition_embedding", "subspaces"]})
     model = get_peft_model(CCAModel.from_pretrained(tmp_path / "base"), lora)
-    trainer = CCATrainer(model, make_args(max_steps=2, eval_strategy="no", save_strategy="no"), shapes)
+    trainer = CCATrainer(
+        model, make_args(attribute_map=None, max_steps=2, eval_strategy="no", save_strategy="no"), shapes
+    )
     trainer.train()
     trainer.save_model()
     loaded = PeftModel.from_pretrained(CCAModel.from_pretrained(tmp_path / "base"), tmp_path / "out").eval()

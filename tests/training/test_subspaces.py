@@ -103,7 +103,9 @@ def test_the_recipe_fits_and_saves_them(make_args, shapes_folder, tmp_path):
     vit = json.dumps({"model_type": "vit", **TINY_VIT})
     data_args = DataArguments(str(shapes_folder), ["shape", "colour"])
     run = run_training(
-        ModelArguments(backbone_config=vit, attribute_subspaces=True), data_args, make_args(num_train_epochs=1)
+        ModelArguments(backbone_config=vit, attribute_subspaces=True),
+        data_args,
+        make_args(attribute_map=None, num_train_epochs=1),
     )
     saved = CCAModel.from_pretrained(tmp_path / "out")
     ranks = [int(np.linalg.matrix_rank(each.numpy(), tol=1e-4)) for each in saved.subspaces.projections]
@@ -117,7 +119,7 @@ def test_training_alone_fits_them(make_model, make_args, shapes):
     """Also if they were fitted before: their maps belong to the earlier weights, and the training ignores them."""
     trained = []
     for before in (False, True):
-        trainer = CCATrainer(make_model(attribute_subspaces=True), make_args(), shapes)
+        trainer = CCATrainer(make_model(attribute_subspaces=True), make_args(attribute_map=None), shapes)
         if before:
             trainer.fit_subspaces()
         trainer.train()
@@ -129,11 +131,11 @@ def test_training_alone_fits_them(make_model, make_args, shapes):
 
 
 def test_fitting_again_starts_over(make_model, make_args, shapes, tmp_path):
-    trainer = CCATrainer(make_model(attribute_subspaces=True), make_args(), shapes)
+    trainer = CCATrainer(make_model(attribute_subspaces=True), make_args(attribute_map=None), shapes)
     trainer.fit_subspaces()
     first = trainer.model.subspaces.projections.clone()
     trainer.model.save_pretrained(tmp_path / "cca")  # loaded weights are marked as such, and guarded
-    trainer = CCATrainer(CCAModel.from_pretrained(tmp_path / "cca"), make_args(), shapes)
+    trainer = CCATrainer(CCAModel.from_pretrained(tmp_path / "cca"), make_args(attribute_map=None), shapes)
     trainer.fit_subspaces()
     assert trainer.model.subspaces.projections == pytest.approx(first, abs=1e-5)
 
@@ -146,20 +148,20 @@ def test_a_training_without_a_map_says_so(make_model, make_args, shapes):
 def test_the_map_that_a_training_fits(make_model, make_args, shapes):
     """By default `values`; a model keeps its kind; one space for all attributes has none."""
     kinds = {
-        "values": CCATrainer(make_model(), make_args(), shapes),
+        "values": CCATrainer(make_model(), make_args(attribute_map=None), shapes),
         "retrieval": CCATrainer(make_model(), make_args(attribute_map="retrieval"), shapes),
-        "project": CCATrainer(make_model(attribute_subspaces=True), make_args(), shapes),
-        "none": CCATrainer(make_model(condition_embedding="none"), make_args(), shapes),
+        "project": CCATrainer(make_model(attribute_subspaces=True), make_args(attribute_map=None), shapes),
+        "none": CCATrainer(make_model(condition_embedding="none"), make_args(attribute_map=None), shapes),
     }
     assert {kind: trainer.map_kind for kind, trainer in kinds.items()} == {kind: kind for kind in kinds}
     with pytest.raises(
         ValueError, match=r"the 7 values of 'colour'; this model's have 8\. Set a larger embedding_dim"
     ):
-        CCATrainer(make_model(embedding_dim=8), make_args(), shapes)
+        CCATrainer(make_model(embedding_dim=8), make_args(attribute_map=None), shapes)
 
 
 def test_a_training_ends_with_the_probabilities_of_the_values(make_model, make_args, shapes, tmp_path):
-    trainer = CCATrainer(make_model(), make_args(num_train_epochs=2), shapes)
+    trainer = CCATrainer(make_model(), make_args(attribute_map=None, num_train_epochs=2), shapes)
     trainer.train()
     trainer.save_model()
     model = CCAModel.from_pretrained(tmp_path / "out")
