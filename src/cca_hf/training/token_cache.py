@@ -1,6 +1,7 @@
-"""Features of a frozen backbone, computed once and stored on disk: each further epoch costs only the layer.
+"""Features of what is frozen of a backbone, computed once and stored on disk: each further epoch costs only the rest.
 
-The cache stores `CCAModel.get_backbone_features` of each image and (if training flips images) of its mirror image.
+The cache stores `CCAModel.get_backbone_features` of each image and (if training flips images) of its mirror image. If
+the later part of the backbone learns, it stores `CCAModel.get_early_features`: each step runs the later part on them.
 Features cannot be cropped or recoloured: those augmentations are off.
 
     cache/train.json        what the features were made from; written last, so a split with this file is complete
@@ -14,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from transformers.utils.logging import tqdm
 from cca_hf.data.sampler import SampleKey
 from cca_hf.data.schema import IMAGE_COLUMN, AttributeDataset
 from cca_hf.data.torch_dataset import AttributeExample, AttributeImages, TrainingTransform
-from cca_hf.models.backbones import architecture_of
+from cca_hf.models.backbones import architecture_of, cannot_be_resumed, parameters_of_levels
 from cca_hf.models.images import ImageReader
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.models.modeling_images import digest_of_weights
@@ -75,14 +76,19 @@ class CachedImages(AttributeImages):
         return int(self.transform.draw((1, 1), np.random.default_rng(key.seed))[1])
 
 
-def _collate_features(levels: Sequence[list[int]], examples: Sequence[dict[str, torch.Tensor]]) -> dict[str, Any]:
-    """Examples of `CachedImages` -> `labels`, and `backbone_features`: one (batch, cells, channels) for each level."""
+def _collate_features(
+    levels: Sequence[list[int]], grid: list[int] | None, examples: Sequence[dict[str, torch.Tensor]]
+) -> dict[str, Any]:
+    """Examples of `CachedImages` -> `labels`, and `backbone_features`: one (batch, cells, channels) for each level.
+
+    With the (height, width) `grid` of a hidden state, the first one is this state, (batch, channels, height, width).
+    """
     stacked = torch.stack([example["features"] for example in examples])
     parts = stacked.split([cells * channels for cells, channels in levels], dim=1)
-    return {
-        "backbone_features": [part.unflatten(1, level) for part, level in zip(parts, levels, strict=True)],
-        "labels": torch.stack([example["labels"] for example in examples]),
-    }
+    features = [part.unflatten(1, level) for part, level in zip(parts, levels, strict=True)]
+    if grid is not None:
+        features[0] = features[0].unflatten(1, grid).permute(0, 3, 1, 2)
+    return {"backbone_features": features, "labels": torch.stack([example["labels"] for example in examples])}
 
 
 def _read_versions(reader: ImageReader, versions: int, examples: Sequence[AttributeExample]) -> torch.Tensor:
@@ -97,7 +103,10 @@ def _read_versions(reader: ImageReader, versions: int, examples: Sequence[Attrib
 
 @dataclass(eq=False, repr=False)
 class TokenCache:
-    """The features of a data set's images under one frozen backbone, in a folder.
+    """The features of a data set's images under one backbone, in a folder.
+
+    The features are those of the whole backbone if it is frozen; otherwise those of the first feature levels, as many
+    of them as are frozen.
 
     Args:
         folder: created if it does not exist. Its features belong to one backbone, image processor and data set.
@@ -107,7 +116,8 @@ class TokenCache:
         frozen_parameters: parameters that do not learn in this training, besides those without `requires_grad`.
 
     Raises:
-        ValueError: if the backbone learns, even if only statistics of batch normalisation.
+        ValueError: if the first feature level of the backbone learns or it has none, even if only statistics of batch
+            normalisation learn; if its later part cannot be run by itself.
     """
 
     folder: str | Path
@@ -123,15 +133,23 @@ class TokenCache:
 
     def __post_init__(self, frozen_parameters: Iterable[nn.Parameter]) -> None:
         frozen = set(frozen_parameters)
-        learning = [name for name, p in self.model.backbone.named_parameters() if p.requires_grad and p not in frozen]
-        if learning:
-            raise ValueError(f"a token cache needs a frozen backbone; in this one {learning[0]} learns")
+        named = self.model.backbone.named_parameters()
+        learning = {name: p for name, p in named if p.requires_grad and p not in frozen}
         if learns_statistics(self.model):
             raise ValueError("a token cache needs freeze_batch_norm: the statistics would change with every step")
         self.model = self.model.in_eval_mode()
-        self._backbone = self._describe_backbone()
+        # None: the whole backbone is frozen
+        self._num_levels = _count_frozen_levels(self.model, set(learning.values())) if learning else None
+        if self._num_levels == 0:
+            raise ValueError(
+                "a token cache needs a frozen backbone, or a frozen early part of a network of feature maps "
+                f"(frozen_levels); in this one {next(iter(learning))} learns"
+            )
+        if self._num_levels is not None:
+            self._check_later_part(self._num_levels)
+        self._backbone = self._describe_backbone(list(learning))
         self._described: dict[str, dict[str, Any]] = {}
-        self.collator = partial(_collate_features, self._backbone["levels"])
+        self.collator = partial(_collate_features, self._backbone["levels"], self._backbone.get("state_grid"))
 
     def images_of(self, split: str, transform: TrainingTransform | None = None) -> CachedImages:
         """The features of a split, computed now if the folder does not have them.
@@ -165,25 +183,47 @@ class TokenCache:
         return CachedImages(self.data, split, path, self._described[split], transform)
 
     @torch.inference_mode()
-    def _describe_backbone(self) -> dict[str, Any]:
-        """What the features of an image depend on, and their shapes."""
+    def _describe_backbone(self, learning: Collection[str]) -> dict[str, Any]:
+        """What the features of an image depend on, and their shapes.
+
+        Args:
+            learning: names of the parameters that learn.
+        """
         processor, config = self.model.image_processor, self.model.config
-        image = torch.zeros(1, 3, *ImageReader(processor).height_and_width)
-        return {
+        features = self._features(torch.zeros(1, 3, *ImageReader(processor).height_and_width))
+        described = {
             "format": _FORMAT,
-            "backbone": digest_of_weights(self.model.backbone).hexdigest(),
+            "backbone": digest_of_weights(self.model.backbone, without=learning).hexdigest(),
             "backbone_config": _hash_json(architecture_of(config.backbone_config)),
             "image_processor": _hash_json(processor.to_dict()),
             "feature_levels": list(config.feature_levels),
-            "levels": [list(feature.shape[1:]) for feature in self._features(image)],
+            "levels": [list(_as_rows(feature).shape[1:]) for feature in features],
             "computed_in": str(self.autocast or self.model.dtype).removeprefix("torch."),
             "dtype": self.dtype,
         }
+        if self._num_levels is not None:
+            described |= {"frozen_levels": self._num_levels, "state_grid": list(features[0].shape[-2:])}
+        return described
+
+    @torch.inference_mode()
+    def _check_later_part(self, num_levels: int) -> None:
+        """Raises `ValueError` if the later part of the backbone computes something else when it runs by itself."""
+        size = ImageReader(self.model.image_processor).height_and_width
+        images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+        images = images.to(self.model.device, self.model.dtype)
+        expected = self.model.get_image_tokens(images)
+        resumed = self.model.project_features(self.model.get_early_features(images, num_levels))
+        tolerance = torch.finfo(self.model.dtype).eps ** 0.5
+        if resumed.shape != expected.shape or (resumed - expected).norm() > tolerance * expected.norm():
+            raise ValueError(cannot_be_resumed(self.model.backbone))
 
     def _features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         device = self.model.device
+        pixel_values = pixel_values.to(device, self.model.dtype)
         with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
-            return self.model.get_backbone_features(pixel_values.to(device, self.model.dtype))
+            if self._num_levels is None:
+                return self.model.get_backbone_features(pixel_values)
+            return self.model.get_early_features(pixel_values, self._num_levels)
 
     def _compute(self, split: str, path: Path, described: dict[str, Any]) -> None:
         rows, versions, numbers = _shape(described)
@@ -227,12 +267,25 @@ class TokenCache:
         )
         dtype = getattr(torch, self.dtype)
         for batch in tqdm(loader, desc=f"Token cache ({split})", unit="batch"):
-            flat = torch.cat([feature.flatten(1) for feature in self._features(batch)], dim=1)
+            flat = torch.cat([_as_rows(feature).flatten(1) for feature in self._features(batch)], dim=1)
             stored = flat.to(dtype)
             if not torch.isfinite(stored).all():
                 largest = flat.abs().max().item()
                 raise ValueError(f"features of up to {largest:.3g} do not fit into {self.dtype}: use bfloat16")
             yield stored.cpu().view(torch.uint8).numpy().tobytes()
+
+
+def _count_frozen_levels(model: CCAModel, learning: set[nn.Parameter]) -> int:
+    """How many of the first feature levels do not depend on parameters that learn."""
+    for num_levels in range(len(model.config.feature_levels), 0, -1):
+        if learning.isdisjoint(parameters_of_levels(model.backbone, model.config, num_levels)):
+            return num_levels
+    return 0
+
+
+def _as_rows(feature: torch.Tensor) -> torch.Tensor:
+    """A hidden state (batch, channels, height, width) as (batch, cells, channels); rows of cells as they are."""
+    return feature.flatten(2).transpose(1, 2) if feature.ndim == 4 else feature
 
 
 def _shape(described: Mapping[str, Any]) -> tuple[int, int, int]:
