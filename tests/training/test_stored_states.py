@@ -5,6 +5,8 @@ import torch
 from transformers import AutoModel, ConvNextConfig, MobileNetV2Config, SwinConfig
 
 from cca_hf import CCAModel
+from cca_hf.data.sampler import SampleKey
+from cca_hf.data.torch_dataset import TrainingTransform
 from cca_hf.recipes.attribute_trainer import CCATrainer
 from cca_hf.training.token_cache import TokenCache
 
@@ -159,6 +161,59 @@ def test_the_size_that_is_printed(make_cache, folder, capsys):
     assert image_bytes == 8800
     assert "157 images x 2 x 9 kB = 3 MB" in capsys.readouterr().out
     assert (folder / "train.features").stat().st_size == 157 * 2 * image_bytes
+
+
+PLACES = [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def window(maps, top, left, cell):
+    """(batch, channels, 4 * cell, 4 * cell) without its first or last rows and columns, `cell` of each."""
+    rows, columns = (slice(start * cell, (start + 3) * cell) for start in (top, left))
+    return maps[:, :, rows, columns]
+
+
+def test_half_of_the_batches_are_windows_of_the_maps(make, shapes, folder):
+    model = make(image_size=128, feature_grid=4).freeze_backbone(3)
+    cache = TokenCache(folder, model, shapes, dtype="float32", flipped=False)
+    transform = TrainingTransform(horizontal_flip=0.0, crop_scale=(9 / 16, 1.0))
+    images = cache.images_of("train", transform)
+
+    def batch(seed):
+        features = cache.collator(images.__getitems__([SampleKey(3, seed), SampleKey(4, 0)]))["backbone_features"]
+        return [features[0], *(part.transpose(1, 2) for part in features[1:])]
+
+    state, *cells = cache.collator(images.__getitems__([3, 4]))["backbone_features"]
+    assert [tuple(part.shape) for part in (state, *cells)] == [(2, 32, 8, 8), (2, 16, 32), (2, 16, 16), (2, 16, 8)]
+    maps = [part.transpose(1, 2).unflatten(2, (4, 4)) for part in cells]
+    seen = []
+    for seed in range(60):
+        found = batch(seed)
+        place = next((place for place in PLACES if found[0].equal(window(state, *place, 2))), None)
+        seen.append(place)
+        expected = [state, *maps]
+        if place is not None:
+            expected = [window(state, *place, 2), *(window(part, *place, 1) for part in maps)]
+        assert found[0].equal(expected[0])
+        for part, whole in zip(found[1:], expected[1:], strict=True):
+            assert part.equal(whole.flatten(2))
+    assert 20 < seen.count(None) < 40 and set(seen) == {None, *PLACES}
+    transform.crop_scale = (0.6, 1.0)  # a window of 9 of 16 cells is too small
+    assert all(batch(seed)[0].shape[2] == 8 for seed in range(20))
+
+
+def test_training_on_windows(make, make_args, shapes, folder, monkeypatch):
+    sizes = []
+    run = CCAModel._run_later_part
+
+    def record_size(self, state, *cells):
+        sizes.append(state.shape[2])
+        return run(self, state, *cells)
+
+    monkeypatch.setattr(CCAModel, "_run_later_part", record_size)
+    args = make_args(max_steps=8, crop_scale=0.5, cache_tokens=str(folder))
+    CCATrainer(make("ConvNeXt", image_size=128, feature_grid=4), args, shapes).train()
+    checked, *steps, evaluated = sizes
+    assert checked == evaluated == 8 and len(steps) == 8 and set(steps) == {6, 8}
 
 
 def test_a_later_part_that_needs_more_than_the_state(make, make_cache):

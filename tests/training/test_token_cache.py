@@ -217,6 +217,7 @@ def test_a_backbone_that_learns_has_no_cache(make_model, shapes, folder):
 def test_arguments(make_args, make_model, shapes):
     args = make_args(freeze_backbone=True, cache_tokens="cache")
     assert args.crop_scale == args.crop_ratio == 1  # of whole pictures
+    assert make_args(cache_tokens="cache").crop_scale == 0.6  # of stored maps
     with pytest.raises(ValueError, match="frozen_levels must be at least 1 with cache_tokens, or freeze"):
         make_args(cache_tokens="cache", frozen_levels=0)
     with pytest.raises(ValueError, match="colour_jitter must be 0 with cache_tokens"):

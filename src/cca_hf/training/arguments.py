@@ -91,7 +91,8 @@ class CCATrainingArguments(TrainingArguments):
         "Compute the features of what is frozen of the backbone once for all images, store them in this folder, "
         "and train on them. With --freeze_backbone, each further epoch computes only the layer; with "
         "--frozen_levels, also the later part of the backbone. Features of flipped images are stored too (twice "
-        "the size). Random crops are off.",
+        "the size). With --freeze_backbone, random crops are off; otherwise half of the batches are cut by one row "
+        "and column of the output's cells, which --crop_scale 1 turns off.",
     )
     cache_dtype: Literal["float16", "bfloat16", "float32"] = _option(
         "float16", "Precision of the features in --cache_tokens."
@@ -220,7 +221,8 @@ class CCATrainingArguments(TrainingArguments):
             allowed = "at least 1 with cache_tokens, or freeze_backbone True"
             _check("frozen_levels", 0, not learns, allowed)
             _check("colour_jitter", self.colour_jitter, self.colour_jitter == 0, "0 with cache_tokens")
-            self.crop_scale = self.crop_ratio = 1.0  # the features are those of whole images
+            if self.freeze_backbone:
+                self.crop_scale = self.crop_ratio = 1.0  # the features are those of whole images
         if self.early_stopping_patience and not evaluates:
             raise ValueError("early_stopping_patience needs an evaluation: set eval_strategy to epoch or steps")
         super().__post_init__()

@@ -2,7 +2,7 @@
 
 The cache stores `CCAModel.get_backbone_features` of each image and (if training flips images) of its mirror image. If
 the later part of the backbone learns, it stores `CCAModel.get_early_features`: each step runs the later part on them.
-Features cannot be cropped or recoloured: those augmentations are off.
+Random crops are windows of the stored maps. The output of a whole backbone is not cropped, and nothing is recoloured.
 
     cache/train.json        what the features were made from; written last, so a split with this file is complete
     cache/train.features    (images, versions, numbers) in the order of the split, read memory-mapped
@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -44,7 +44,10 @@ _STORED_AS = {"float16": np.float16, "bfloat16": np.int16, "float32": np.float32
 
 
 class CachedImages(AttributeImages):
-    """One split with features instead of images: of the mirror image where `transform` would flip the image."""
+    """One split with features instead of images: of the mirror image where `transform` would flip the image.
+
+    If `transform` crops images, half of the batches are to be cut to a window of their maps, see `_window_of`.
+    """
 
     def __init__(
         self,
@@ -67,27 +70,61 @@ class CachedImages(AttributeImages):
         rows = [key.index if isinstance(key, SampleKey) else int(key) for key in keys]
         block = torch.from_numpy(self._features[rows, [self._version(key) for key in keys]])  # (keys, numbers)
         features = block.view(getattr(torch, self._described["dtype"]))
+        window = self._window_of(keys[0])
         pairs = zip(features, self.labels[rows], strict=True)
-        return [{"features": feature, "labels": label} for feature, label in pairs]
+        return [{"features": feature, "labels": label, "window": window} for feature, label in pairs]
 
     def _version(self, key: int | SampleKey) -> int:
         if self.transform is None or not isinstance(key, SampleKey):
             return 0
         return int(self.transform.draw((1, 1), np.random.default_rng(key.seed))[1])
 
+    def _window_of(self, key: int | SampleKey) -> "_Window | None":
+        """The part of the maps that a batch uses, drawn from the seed of its first image; `None` for the whole.
+
+        A window lacks one row and one column of the coarsest map, and those of the other maps that they cover.
+        """
+        rows, columns = self._described.get("window_grid") or (0, 0)
+        if self.transform is None or not isinstance(key, SampleKey) or min(rows, columns) < 2:
+            return None
+        share = (rows - 1) * (columns - 1) / (rows * columns)
+        if self.transform.crop_scale[0] > share:
+            return None
+        is_cropped, top, left = np.random.default_rng((key.seed, 1)).integers(2, size=3)
+        return _Window(int(top), int(left), rows, columns) if is_cropped else None
+
+
+class _Window(NamedTuple):
+    """All cells of a map except its first or last row and column, in units of a map of `rows` x `columns` cells."""
+
+    top: int
+    left: int
+    rows: int
+    columns: int
+
+    def cut(self, cells: torch.Tensor) -> torch.Tensor:
+        """(batch, height, width, channels) -> the same of the window."""
+        height, width = cells.shape[1] // self.rows, cells.shape[2] // self.columns  # of a cell of the coarsest map
+        cells = cells[:, self.top * height : (self.top + self.rows - 1) * height]
+        return cells[:, :, self.left * width : (self.left + self.columns - 1) * width]
+
 
 def _collate_features(
-    levels: Sequence[list[int]], grid: list[int] | None, examples: Sequence[dict[str, torch.Tensor]]
+    levels: Sequence[list[int]], grids: Sequence[list[int]] | None, examples: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """Examples of `CachedImages` -> `labels`, and `backbone_features`: one (batch, cells, channels) for each level.
 
-    With the (height, width) `grid` of a hidden state, the first one is this state, (batch, channels, height, width).
+    With the (height, width) `grids` of the levels, the first one is a hidden state, (batch, channels, height, width).
     """
     stacked = torch.stack([example["features"] for example in examples])
     parts = stacked.split([cells * channels for cells, channels in levels], dim=1)
     features = [part.unflatten(1, level) for part, level in zip(parts, levels, strict=True)]
-    if grid is not None:
-        features[0] = features[0].unflatten(1, grid).permute(0, 3, 1, 2)
+    if grids is not None:
+        maps = [feature.unflatten(1, grid) for feature, grid in zip(features, grids, strict=True)]
+        window = examples[0]["window"]
+        if window is not None:
+            maps = [window.cut(cells) for cells in maps]
+        features = [maps[0].permute(0, 3, 1, 2), *(cells.flatten(1, 2) for cells in maps[1:])]
     return {"backbone_features": features, "labels": torch.stack([example["labels"] for example in examples])}
 
 
@@ -149,7 +186,7 @@ class TokenCache:
             self._check_later_part(self._num_levels)
         self._backbone = self._describe_backbone(list(learning))
         self._described: dict[str, dict[str, Any]] = {}
-        self.collator = partial(_collate_features, self._backbone["levels"], self._backbone.get("state_grid"))
+        self.collator = partial(_collate_features, self._backbone["levels"], self._backbone.get("grids"))
 
     def images_of(self, split: str, transform: TrainingTransform | None = None) -> CachedImages:
         """The features of a split, computed now if the folder does not have them.
@@ -190,7 +227,8 @@ class TokenCache:
             learning: names of the parameters that learn.
         """
         processor, config = self.model.image_processor, self.model.config
-        features = self._features(torch.zeros(1, 3, *ImageReader(processor).height_and_width))
+        image = torch.zeros(1, 3, *ImageReader(processor).height_and_width)
+        features = self._features(image)
         described = {
             "format": _FORMAT,
             "backbone": digest_of_weights(self.model.backbone, without=learning).hexdigest(),
@@ -202,7 +240,12 @@ class TokenCache:
             "dtype": self.dtype,
         }
         if self._num_levels is not None:
-            described |= {"frozen_levels": self._num_levels, "state_grid": list(features[0].shape[-2:])}
+            output, *others = self.model.get_backbone_outputs(image.to(self.model.device, self.model.dtype)).grids
+            grids = [list(features[0].shape[-2:]), *(list(grid) for grid in others[-self._num_levels :])]
+            # windows need maps whose cells cover whole cells of the state
+            coarsest = [min(sides) for sides in zip(output, *grids, strict=True)]
+            fits = all(side % least == 0 for grid in grids for side, least in zip(grid, coarsest, strict=True))
+            described |= {"frozen_levels": self._num_levels, "grids": grids, "window_grid": coarsest if fits else None}
         return described
 
     @torch.inference_mode()
