@@ -205,7 +205,7 @@ def test_features_too_large_for_half_precision(make_model, make_cache, folder):
 
 
 def test_a_backbone_that_learns_has_no_cache(make_model, shapes, folder):
-    with pytest.raises(ValueError, match=r"needs a frozen backbone; in this one embeddings\.cls_token learns"):
+    with pytest.raises(ValueError, match=r"needs a frozen backbone, or .* in this one embeddings\.cls_token learns"):
         TokenCache(folder, make_model(), shapes)
     with_statistics = CCAModel.from_backbone(
         MobileNetV2Config(depth_multiplier=0.35, image_size=32), shapes.attributes, freeze_backbone=True
@@ -217,8 +217,9 @@ def test_a_backbone_that_learns_has_no_cache(make_model, shapes, folder):
 def test_arguments(make_args, make_model, shapes):
     args = make_args(freeze_backbone=True, cache_tokens="cache")
     assert args.crop_scale == args.crop_ratio == 1  # of whole pictures
-    with pytest.raises(ValueError, match="freeze_backbone must be True with cache_tokens"):
-        make_args(cache_tokens="cache")
+    assert make_args(cache_tokens="cache").crop_scale == 0.6  # of stored maps
+    with pytest.raises(ValueError, match="frozen_levels must be at least 1 with cache_tokens, or freeze"):
+        make_args(cache_tokens="cache", frozen_levels=0)
     with pytest.raises(ValueError, match="colour_jitter must be 0 with cache_tokens"):
         make_args(freeze_backbone=True, cache_tokens="cache", colour_jitter=0.1)
     with pytest.raises(ValueError, match="not for ready triplets"):

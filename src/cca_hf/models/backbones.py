@@ -9,7 +9,7 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from math import isqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -185,6 +185,121 @@ def select_features(outputs: ModelOutput, feature_levels: Sequence[int]) -> list
     return [*(outputs.hidden_states[level] for level in feature_levels), outputs.last_hidden_state]
 
 
+class StatePlace(NamedTuple):
+    """Where a backbone computes one of its hidden states.
+
+    Args:
+        module: name of the outermost module that returns the state.
+        part: index of the state in what the module returns; `None` if it returns only the state.
+        cell: (height, width) of a cell of the state in pixels.
+    """
+
+    module: str
+    part: int | None
+    cell: tuple[float, float]
+
+
+@torch.no_grad()
+def find_state(backbone: PreTrainedModel, level: int, size: tuple[int, int]) -> StatePlace:
+    """The place of `hidden_states[level]`, found on a blank image of `size`.
+
+    Args:
+        backbone: in evaluation mode, so that the blank image changes no statistics.
+
+    Raises:
+        ValueError: if no module returns the state, or it is no map.
+    """
+    returned: list[tuple[str, Any]] = []
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, name=name: returned.append((name, output)))
+        for name, module in backbone.named_modules()
+        if name
+    ]
+    try:
+        outputs = run_backbone(backbone, _blank_image(backbone, size), interpolates_positions(backbone), True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    state = outputs.hidden_states[level]
+    rows, columns = state_as_map(backbone, state, size).shape[-2:]
+    cell = (size[0] / rows, size[1] / columns)
+    places = []
+    for name, output in returned:
+        parts = output if isinstance(output, tuple) else (output,)
+        part = next((index for index, each in enumerate(parts) if each is state), None)
+        if part is not None:
+            places.append(StatePlace(name, part if isinstance(output, tuple) else None, cell))
+    if not places:
+        raise ValueError(cannot_be_resumed(backbone))
+    # the innermost module returns the state first, and the modules around it later
+    innermost = places[0].module
+    return [place for place in places if f"{innermost}.".startswith(f"{place.module}.")][-1]
+
+
+def state_as_map(backbone: PreTrainedModel, state: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    """A hidden state of tokens or a map -> (batch, channels, height, width).
+
+    Raises:
+        ValueError: if the tokens are not those of a grid alone.
+    """
+    if state.ndim == 4:
+        return state
+    grid = _token_grid(state.shape[1], image_size, _patch_size(backbone.config))
+    if grid[0] * grid[1] != state.shape[1]:
+        raise ValueError(cannot_be_resumed(backbone))
+    return state.transpose(1, 2).unflatten(2, grid)
+
+
+def cannot_be_resumed(backbone: PreTrainedModel) -> str:
+    """The message of the error for a backbone that does not fit [`run_backbone_from`]."""
+    return (
+        f"the later part of {type(backbone).__name__} cannot be run by itself: use --freeze_backbone, or no "
+        "--cache_tokens"
+    )
+
+
+def run_backbone_from(
+    backbone: PreTrainedModel,
+    state: torch.Tensor,
+    place: StatePlace,
+    interpolate: bool,
+    output_hidden_states: bool = False,
+) -> tuple[ModelOutput, tuple[int, int]]:
+    """As [`run_backbone`], but the modules behind `place` compute on `state`.
+
+    The modules before it run on one blank image, because some of them return the size of their grid besides the state.
+    That costs as much as one more image of the batch.
+
+    Args:
+        state: (batch, channels, height, width), also for a backbone whose hidden states are tokens.
+
+    Returns:
+        The output, and the (height, width) of the images that the state comes from.
+
+    Raises:
+        ValueError: if images of this size have a state of another shape.
+    """
+    rows, columns = state.shape[-2:]
+    size = (round(rows * place.cell[0]), round(columns * place.cell[1]))
+    producer = backbone.get_submodule(place.module)
+
+    def replace(module: nn.Module, _: Any, output: Any) -> Any:
+        if module is not producer:  # a replica of DataParallel, in another thread: replicas share their hooks
+            return None
+        blank = output if place.part is None else output[place.part]
+        given = state if blank.ndim == 4 else state.flatten(2).transpose(1, 2)
+        if blank.shape[1:] != given.shape[1:]:
+            raise ValueError(
+                f"a hidden state of this backbone is {tuple(blank.shape[1:])} for images of {size[0]} x {size[1]} "
+                f"pixels; got {tuple(given.shape[1:])}"
+            )
+        return given if place.part is None else (*output[: place.part], given, *output[place.part + 1 :])
+
+    image = _blank_image(backbone, size).contiguous(memory_format=torch.channels_last)
+    with producer.register_forward_hook(replace):
+        return run_backbone(backbone, image, interpolate, output_hidden_states), size
+
+
 def parameters_of_levels(backbone: PreTrainedModel, config: PreTrainedConfig, num_levels: int) -> list[nn.Parameter]:
     """The parameters that the maps of the first `num_levels` feature levels depend on.
 
@@ -204,6 +319,8 @@ def parameters_of_levels(backbone: PreTrainedModel, config: PreTrainedConfig, nu
         levels = config.feature_levels[:num_levels]
         features = extract_features(backbone, image, levels, interpolates_positions(backbone))[:-1]
         total = torch.stack([feature.sum() for feature in features]).sum()
+        if not total.requires_grad:  # the levels are frozen already
+            return []
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     return [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
 

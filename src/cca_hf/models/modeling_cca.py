@@ -22,7 +22,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .backbones import (
     ImageTokens,
+    StatePlace,
     describe_backbone,
+    find_state,
     image_size_of,
     interpolates_positions,
     load_backbone_processor,
@@ -31,7 +33,9 @@ from .backbones import (
     parameters_of_levels,
     prepare_backbone,
     run_backbone,
+    run_backbone_from,
     select_features,
+    state_as_map,
 )
 from .configuration_cca import CCAConfig, ConditionalLayerConfig
 from .configuration_images import check_sizes, fields_of
@@ -121,6 +125,7 @@ class CCAModel(ConditionalPreTrainedModel):
         self.backbone = prepare_backbone(AutoModel.from_config(config.backbone_config), config)
         self.interpolates_positions = interpolates_positions(self.backbone)
         self.image_tokens = ImageTokens(config)
+        self._state_places: dict[int, StatePlace] = {}
         self._add_head(config)
         self.post_init()
 
@@ -268,7 +273,10 @@ class CCAModel(ConditionalPreTrainedModel):
         return self
 
     def project_features(self, backbone_features: Sequence[torch.Tensor]) -> torch.Tensor:
-        return self.image_tokens(list(backbone_features))
+        cells = list(backbone_features)
+        if cells[0].ndim == 4:
+            cells = self._run_later_part(*cells)
+        return self.image_tokens(cells)
 
     def get_backbone_outputs(self, pixel_values: torch.Tensor, output_hidden_states: bool = False) -> ImageFeatures:
         # convolutions run up to 2.4 times faster on a CPU with channels last; a ViT's patch embedding does not care
@@ -280,6 +288,35 @@ class CCAModel(ConditionalPreTrainedModel):
         height, width = pixel_values.shape[-2:]
         cells, grids = self.image_tokens.flatten(features, (height, width))
         return ImageFeatures(cells, grids, outputs.hidden_states if output_hidden_states else None)
+
+    def get_early_features(self, pixel_values: torch.Tensor, num_levels: int) -> list[torch.Tensor]:
+        """Compute the part of [`get_backbone_features`] that ends with the first `num_levels` feature levels.
+
+        If only the later part of the backbone learns, these features of an image never change. `forward` accepts them
+        as `backbone_features` and runs the later part of the backbone.
+
+        Returns:
+            The hidden state of the last of these levels, (batch, channels, height, width), and rows of cells (batch,
+            cells, channels) of these levels, from the last to the first.
+        """
+        cells, _, states = self.get_backbone_outputs(pixel_values, output_hidden_states=True)
+        assert states is not None  # for the type checker: the field is optional
+        state = states[self.config.feature_levels[num_levels - 1]]
+        height, width = pixel_values.shape[-2:]
+        return [state_as_map(self.backbone, state, (height, width)), *cells[-num_levels:]]
+
+    @torch.compiler.disable
+    def _run_later_part(self, state: torch.Tensor, *cells: torch.Tensor) -> list[torch.Tensor]:
+        """The result of `get_early_features` -> that of `get_backbone_features`."""
+        done, levels = self.config.feature_levels[: len(cells)], self.config.feature_levels[len(cells) :]
+        level = done[-1]
+        if level not in self._state_places:
+            backbone = self.in_eval_mode().backbone
+            self._state_places[level] = find_state(backbone, level, self.config.image_height_and_width)
+        place, interpolate = self._state_places[level], self.interpolates_positions
+        outputs, image_size = run_backbone_from(self.backbone, state, place, interpolate, len(levels) > 0)
+        later, _ = self.image_tokens.flatten(select_features(outputs, levels), image_size)
+        return [*later, *cells]
 
     def _embed_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool

@@ -416,7 +416,8 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
                 [`CCAConfig.attribute_id`]. Required, because no embedding is unconditional.
             output_attentions: also return the weights of the conditional layer.
             return_dict: `False` for a plain tuple.
-            backbone_features: the result of [`get_backbone_features`], in place of `pixel_values`.
+            backbone_features: the result of [`get_backbone_features`] in place of `pixel_values`, or that of
+                [`CCAModel.get_early_features`].
             micro_batch_size: in training, compute the activations of this many images at a time, and again in the
                 backward pass: the same gradients from less memory.
             output_hidden_states: also return the hidden states of the backbone.

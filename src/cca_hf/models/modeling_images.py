@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import fields
 from functools import cached_property
 from itertools import chain
@@ -243,13 +243,18 @@ def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: load_offloaded_parameter(model, name) if w.is_meta else w for name, w in weights.items()}
 
 
-def digest_of_weights(model: PreTrainedModel, *, saved_names: bool = False) -> Any:
+def digest_of_weights(model: PreTrainedModel, *, saved_names: bool = False, without: Collection[str] = ()) -> Any:
     """A SHA-256 digest, not finished, of all parameters and buffers in their order, with their names.
 
     `saved_names` are those in a checkpoint, which older versions of transformers gave to the modules too.
+
+    Args:
+        without: names of weights that are left out.
     """
     digest = hashlib.sha256()
     for name, tensor in weights_of(model).items():
+        if name in without:
+            continue
         saved = next(iter(revert_weight_conversion(model, {name: tensor}))) if saved_names else name
         digest.update(f"{saved} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(_bytes_of(tensor))

@@ -98,9 +98,11 @@ class CCATrainingArguments(TrainingArguments):
     )
     cache_tokens: str | None = _option(
         None,
-        "With --freeze_backbone: compute the backbone's features of all images once, store them in this "
-        "folder, and train on them. Each further epoch computes only the layer. Features of flipped images "
-        "are stored too (twice the size). Random crops are off.",
+        "Compute the features of what is frozen of the backbone once for all images, store them in this folder, "
+        "and train on them. With --freeze_backbone, each further epoch computes only the layer; with "
+        "--frozen_levels, also the later part of the backbone. Features of flipped images are stored too (twice "
+        "the size). With --freeze_backbone, random crops are off; otherwise half of the batches are cut by one row "
+        "and column of the output's cells, which --crop_scale 1 turns off.",
     )
     cache_dtype: Literal["float16", "bfloat16", "float32"] = _option(
         "float16", "Precision of the features in --cache_tokens."
@@ -225,9 +227,12 @@ class CCATrainingArguments(TrainingArguments):
         _check("crop_scale", self.crop_scale, 0 < self.crop_scale <= 1, "above 0 and at most 1")
         _check("colour_jitter", self.colour_jitter, 0 <= self.colour_jitter < 1, "at least 0 and below 1")
         if self.cache_tokens is not None:
-            _check("freeze_backbone", self.freeze_backbone, self.freeze_backbone, "True with cache_tokens")
+            learns = self.frozen_levels == 0 and not self.freeze_backbone
+            allowed = "at least 1 with cache_tokens, or freeze_backbone True"
+            _check("frozen_levels", 0, not learns, allowed)
             _check("colour_jitter", self.colour_jitter, self.colour_jitter == 0, "0 with cache_tokens")
-            self.crop_scale = self.crop_ratio = 1.0  # the features are those of whole images
+            if self.freeze_backbone:
+                self.crop_scale = self.crop_ratio = 1.0  # the features are those of whole images
         if self.early_stopping_patience and not evaluates:
             raise ValueError("early_stopping_patience needs an evaluation: set eval_strategy to epoch or steps")
         super().__post_init__()
