@@ -202,9 +202,8 @@ class AttributeConfig(ImageModelConfig):
     def check_map(self, kind: str, values: Mapping[str, Sequence[str]]) -> None:
         """Raise ValueError if the map does not exist, or the probabilities of values take too much of an embedding."""
         if kind not in ATTRIBUTE_MAPS:
-            raise ValueError(
-                f"unknown attribute_map {kind!r}.{did_you_mean(kind, ATTRIBUTE_MAPS)} The maps are {', '.join(ATTRIBUTE_MAPS)}"
-            )
+            hint = did_you_mean(kind, ATTRIBUTE_MAPS)
+            raise ValueError(f"unknown attribute_map {kind!r}.{hint} The maps are {', '.join(ATTRIBUTE_MAPS)}")
         width = self.embedding_dim or vars(self).get("hidden_size")
         for name, names in values.items():
             if kind in ("values", "retrieval") and width is not None and len(names) > width * 3 // 4:
