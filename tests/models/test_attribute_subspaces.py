@@ -114,7 +114,7 @@ def with_values(model, generator=None):
     model.subspaces.frequencies.copy_(3 * torch.randn(16, 32, generator=generator))
     for place, values in enumerate(ATTRIBUTES.values()):
         weights = 5 * torch.randn(len(values), 32, generator=generator)
-        model.subspaces.set_values(place, weights, torch.randn(len(values), generator=generator))
+        model.subspaces.set_values(place, weights, torch.randn(len(values), generator=generator), threshold=1.5)
     return model
 
 
@@ -129,15 +129,18 @@ def test_the_formula_of_the_probabilities_by_a_loop(name):
     for image in range(4):
         for attribute, values in enumerate(ATTRIBUTES.values()):
             e, count = plain[image, attribute], len(values)
-            p = (maps.value_weights[attribute, :count] @ e + maps.value_biases[attribute, :count]).softmax(0)
+            logits = maps.value_weights[attribute, :count] @ e + maps.value_biases[attribute, :count]
+            p = logits.softmax(0)
             z = maps.projections[attribute] @ e + maps.offsets[attribute]
             angles = maps.frequencies @ (z / z.norm())
             start = count + count % 2
             signature = torch.zeros(32, dtype=torch.float64)
             signature[0::2], signature[1::2] = angles.cos(), angles.sin()
             signature[:start] = 0
-            expected = 0.5 * (1.1 - p.square().sum()).sqrt() * signature / signature.norm()
-            expected[:count] = p
+            described = 0.5 * (1.15 - p.square().sum()).sqrt() * signature / signature.norm()
+            described[:count] = p
+            unlike = 0.6 / (1 + (10 * (logits.logsumexp(0) - 1.5)).exp())
+            expected = (1 - unlike).sqrt() * described / described.norm() + unlike.sqrt() * e
             assert found[image, attribute] == pytest.approx((expected / expected.norm()).numpy(), abs=1e-5)
 
 
@@ -161,7 +164,7 @@ def test_joined_networks_keep_their_probabilities():
         donor = with_values(build("cca", tiny_backbone("vit"), attribute_map="values", known_values=ATTRIBUTES))
         count = len(values)
         network.subspaces.frequencies.copy_(donor.subspaces.frequencies)
-        network.subspaces.set_values(0, donor.subspaces.value_weights[place, :count], torch.zeros(count))
+        network.subspaces.set_values(0, donor.subspaces.value_weights[place, :count], torch.zeros(count), 1.5)
         networks.append(network)
     joined = SeparateModel.join(networks)
     for place, network in enumerate(networks):

@@ -139,9 +139,13 @@ def stack_texts(names: Sequence[str], text_embeddings: Mapping[str, Vector]) -> 
     return nn.functional.normalize(torch.stack(rows), dim=1)
 
 
-# of the map "values": the length of a signature, and what is left of it for an image that shows one value clearly
+# of the maps with probabilities, measured on validation, see docs/entanglement.md: the length of a signature, and what
+# is left of it for an image that shows one value clearly; the share of an embedding as trained, for an image that
+# resembles no value, and how sharp that limit is
 _SIGNATURE = 0.5
-_LEAST_DOUBT = 0.1
+_LEAST_DOUBT = 0.15
+_AS_TRAINED = 0.6
+_SHARPNESS = 0.1
 _IMPOSSIBLE = -1e4  # the bias of a row without a value; it is finite in every precision
 
 
@@ -156,7 +160,7 @@ class AttributeSubspaces(nn.Module):
     with P_c (A, dim, dim) a projection on the differences between the means of the attribute's values, and b_c
     (A, dim) their centre. For `"values"` and `"retrieval"` it returns
 
-        e_c = normalise([p, 0.5 (1.1 - |p|^2)^1/2 f(z)]),        p = softmax(W_c e + a_c)
+        e_c = normalise([p, 0.5 (1.15 - |p|^2)^1/2 f(z)]),        p = softmax(W_c e + a_c)
 
     of the same width. p (values) are the probabilities of the attribute's values. The inner product of two p is the
     probability that two images show the same value, which is what a search by attribute ranks by. Embeddings are
@@ -169,6 +173,11 @@ class AttributeSubspaces(nn.Module):
     z is the projection, and the embedding depends on nothing else. With `"retrieval"`, z is e itself and the kernel is
     wider, so that similar images are close. This ranks better, but contains other attributes.
 
+    An image that resembles no value of the training cannot be described by probabilities. It is one whose
+    log(sum(exp(W_c e + a_c))) is below that of 99 % of the validation images. Its embedding is a mixture,
+
+        normalise(0.4^1/2 e_c + 0.6^1/2 e)
+
     All maps are fitted at the end of a training (`training/subspaces.py`). Until then, and for an attribute without
     two values, the embedding stays as it is.
     """
@@ -179,6 +188,7 @@ class AttributeSubspaces(nn.Module):
     value_biases: torch.Tensor  # (A, most values)
     frequencies: torch.Tensor  # (dim // 2, dim)
     signatures: torch.Tensor  # (A, dim): the factor of each number, 0 where the probabilities are
+    thresholds: torch.Tensor  # (A,), below which an image resembles no value
     is_fitted: torch.Tensor  # (A,), bool
 
     def __init__(self, config: AttributeConfig):
@@ -193,6 +203,7 @@ class AttributeSubspaces(nn.Module):
             self.register_buffer("value_biases", torch.zeros(count, most))
             self.register_buffer("frequencies", torch.zeros(self.dim // 2, self.dim))
             self.register_buffer("signatures", torch.zeros(count, self.dim))
+            self.register_buffer("thresholds", torch.zeros(count))
             self.register_buffer("is_fitted", torch.zeros(count, dtype=torch.bool))
 
     @torch.no_grad()
@@ -218,8 +229,14 @@ class AttributeSubspaces(nn.Module):
         self.offsets[attribute_id].copy_(offset)
 
     @torch.no_grad()
-    def set_values(self, attribute_id: int, weights: torch.Tensor, biases: torch.Tensor) -> None:
-        """Set `weights` (values, dim) and `biases` (values,) of the probabilities of one attribute."""
+    def set_values(
+        self, attribute_id: int, weights: torch.Tensor, biases: torch.Tensor, threshold: float | torch.Tensor
+    ) -> None:
+        """Set `weights` (values, dim) and `biases` (values,) of the probabilities of one attribute.
+
+        Args:
+            threshold: log(sum(exp(logits))) below which an image resembles no value.
+        """
         count = len(weights)
         self.value_weights[attribute_id].zero_()
         self.value_weights[attribute_id, :count].copy_(weights)
@@ -229,6 +246,7 @@ class AttributeSubspaces(nn.Module):
         stop = self.dim - self.dim % 2
         self.signatures[attribute_id].zero_()
         self.signatures[attribute_id, start:stop] = _SIGNATURE * (2 / max(1, stop - start)) ** 0.5
+        self.thresholds[attribute_id] = threshold
         self.is_fitted[attribute_id] = True
 
     @torch.no_grad()
@@ -238,7 +256,8 @@ class AttributeSubspaces(nn.Module):
         if self.has_values and other.is_fitted[0]:
             count = int((other.value_biases[0] > _IMPOSSIBLE / 2).sum())
             self.frequencies.copy_(other.frequencies)
-            self.set_values(attribute_id, other.value_weights[0, :count], other.value_biases[0, :count])
+            fitted = other.value_weights[0, :count], other.value_biases[0, :count], other.thresholds[0]
+            self.set_values(attribute_id, *fitted)
 
     def append(self) -> None:
         """Add an attribute, whose embeddings do not change."""
@@ -262,6 +281,9 @@ class AttributeSubspaces(nn.Module):
         room = self.dim - signature.shape[-1]
         mapped = nn.functional.pad(doubt * signature, (0, room)) * self.signatures.float()[attribute_ids]
         mapped = mapped + nn.functional.pad(values, (0, self.dim - values.shape[-1]))
+        below = self.thresholds.float()[attribute_ids] - logits.logsumexp(dim=-1)
+        as_trained = _AS_TRAINED * (below / _SHARPNESS).sigmoid()[..., None]
+        mapped = (1 - as_trained).sqrt() * nn.functional.normalize(mapped, dim=-1) + as_trained.sqrt() * unit
         return torch.where(self.is_fitted[attribute_ids][..., None], mapped, unit)
 
 

@@ -17,7 +17,8 @@ each image a cosine of +1 or -1 to all others, and no order among them.
 The probabilities of the values are softmax_v(e . p_v / t - c log(share of v)). p_v is the value's proxy, which the
 loss has learned, or the direction of the value's mean if the loss has no proxies. The temperature t has the greatest
 likelihood on the validation images, which the embeddings were not fitted to. Proxies prefer frequent values, and c
-takes a part of this back.
+takes a part of this back. An image with a smaller log(sum(exp(logits))) than 99 % of these validation images resembles
+no value.
 """
 
 import logging
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 _SHRINKAGE = 0.01  # a
 _DOUBT = 0.1  # d, relative to the root mean square of |P (e - m)| over the training images
 _FREQUENT = 0.4  # c, with proxies
+_UNLIKE = 0.01  # share of the validation images that resemble no value
+_NO_THRESHOLD = -1e4
 _NARROW, _WIDE = 12.0, 3.0  # the standard deviation of the frequencies F, for "values" and "retrieval"
 _TEMPERATURES = np.geomspace(0.02, 0.6, 50)
 _LEAST_SINGULAR_VALUE = 1e-3  # of S^-1/2 M, relative to the greatest
@@ -56,7 +59,7 @@ def fit_subspaces(
         kind: the `attribute_map` of the model.
         embeddings: (N, A, dim), L2-normalised, computed with reset `subspaces`.
         labels: (N, A) value ids, -1 = not labelled: the image is ignored for that attribute.
-        held_out: embeddings and labels of images that were not trained on, for the temperature of the probabilities.
+        held_out: embeddings and labels of images that were not trained on, for temperature and threshold.
         proxies: for each attribute a row for each value id, (values, dim), of any length.
         temperature: of the probabilities, where `held_out` has no image with a known value.
     """
@@ -82,13 +85,17 @@ def fit_subspaces(
         else:
             prototypes, biases = proxies[attribute_id][values], -_FREQUENT * np.log(counts / counts.sum())
         prototypes = prototypes / np.linalg.norm(prototypes, axis=1, keepdims=True)
+        threshold = _NO_THRESHOLD
         if held_out is not None:
             known = np.isin(held_out[1][:, attribute_id], values)
             if known.any():
                 cosines = held_out[0][known, attribute_id] @ prototypes.T
                 targets = np.searchsorted(values, held_out[1][known, attribute_id])
                 temperature = min(_TEMPERATURES, key=lambda t: _negative_log_likelihood(cosines / t, targets))
-        subspaces.set_values(attribute_id, torch.from_numpy(prototypes / temperature), torch.from_numpy(biases))
+                evidence = np.logaddexp.reduce(cosines / temperature + biases, axis=1)
+                threshold = float(np.quantile(evidence, _UNLIKE))
+        weights = torch.from_numpy(prototypes / temperature)
+        subspaces.set_values(attribute_id, weights, torch.from_numpy(biases), threshold)
 
 
 def _means(vectors: NDArray, value: NDArray[np.int64], count: int) -> NDArray[np.float64]:
