@@ -129,8 +129,8 @@ def test_the_formula_of_the_probabilities_by_a_loop(name):
     for image in range(4):
         for attribute, values in enumerate(ATTRIBUTES.values()):
             e, count = plain[image, attribute], len(values)
-            logits = maps.value_weights[attribute, :count] @ e + maps.value_biases[attribute, :count]
-            p = logits.softmax(0)
+            scores = maps.value_weights[attribute, :count] @ e
+            p = (scores + maps.value_biases[attribute, :count]).softmax(0)
             z = maps.projections[attribute] @ e + maps.offsets[attribute]
             angles = maps.frequencies @ (z / z.norm())
             start = count + count % 2
@@ -139,7 +139,7 @@ def test_the_formula_of_the_probabilities_by_a_loop(name):
             signature[:start] = 0
             described = 0.5 * (1.15 - p.square().sum()).sqrt() * signature / signature.norm()
             described[:count] = p
-            unlike = 0.6 / (1 + (10 * (logits.logsumexp(0) - 1.5)).exp())
+            unlike = 0.6 / (1 + (10 * (scores.logsumexp(0) - 1.5)).exp())
             expected = (1 - unlike).sqrt() * described / described.norm() + unlike.sqrt() * e
             assert found[image, attribute] == pytest.approx((expected / expected.norm()).numpy(), abs=1e-5)
 

@@ -174,7 +174,7 @@ class AttributeSubspaces(nn.Module):
     wider, so that similar images are close. This ranks better, but contains other attributes.
 
     An image that resembles no value of the training cannot be described by probabilities. It is one whose
-    log(sum(exp(W_c e + a_c))) is below that of 99 % of the validation images. Its embedding is a mixture,
+    log(sum(exp(W_c e))) is below that of 99 % of the validation images. Its embedding is a mixture,
 
         normalise(0.4^1/2 e_c + 0.6^1/2 e)
 
@@ -235,7 +235,7 @@ class AttributeSubspaces(nn.Module):
         """Set `weights` (values, dim) and `biases` (values,) of the probabilities of one attribute.
 
         Args:
-            threshold: log(sum(exp(logits))) below which an image resembles no value.
+            threshold: log(sum(exp(weights @ e))) below which an image resembles no value.
         """
         count = len(weights)
         self.value_weights[attribute_id].zero_()
@@ -273,15 +273,17 @@ class AttributeSubspaces(nn.Module):
         projected = _of_attribute(self.projections, unit, attribute_ids) + self.offsets.float()[attribute_ids]
         if not self.has_values:
             return projected
-        logits = _of_attribute(self.value_weights, unit, attribute_ids) + self.value_biases.float()[attribute_ids]
-        values = logits.softmax(dim=-1)
+        biases = self.value_biases.float()[attribute_ids]
+        scores = _of_attribute(self.value_weights, unit, attribute_ids)
+        values = (scores + biases).softmax(dim=-1)
         angles = nn.functional.linear(nn.functional.normalize(projected, dim=-1), self.frequencies.float())
         signature = torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(-2)
         doubt = (1 + _LEAST_DOUBT - values.square().sum(dim=-1, keepdim=True)).sqrt()
         room = self.dim - signature.shape[-1]
         mapped = nn.functional.pad(doubt * signature, (0, room)) * self.signatures.float()[attribute_ids]
         mapped = mapped + nn.functional.pad(values, (0, self.dim - values.shape[-1]))
-        below = self.thresholds.float()[attribute_ids] - logits.logsumexp(dim=-1)
+        evidence = scores.masked_fill(biases < _IMPOSSIBLE / 2, _IMPOSSIBLE).logsumexp(dim=-1)
+        below = self.thresholds.float()[attribute_ids] - evidence
         as_trained = _AS_TRAINED * (below / _SHARPNESS).sigmoid()[..., None]
         mapped = (1 - as_trained).sqrt() * nn.functional.normalize(mapped, dim=-1) + as_trained.sqrt() * unit
         return torch.where(self.is_fitted[attribute_ids][..., None], mapped, unit)

@@ -17,8 +17,8 @@ each image a cosine of +1 or -1 to all others, and no order among them.
 The probabilities of the values are softmax_v(e . p_v / t - c log(share of v)). p_v is the value's proxy, which the
 loss has learned, or the direction of the value's mean if the loss has no proxies. The temperature t has the greatest
 likelihood on the validation images, which the embeddings were not fitted to. Proxies prefer frequent values, and c
-takes a part of this back. An image with a smaller log(sum(exp(logits))) than 99 % of these validation images resembles
-no value.
+takes a part of this back. An image with a smaller log(sum_v(exp(e . p_v / t))) than 99 % of these validation images
+resembles no value.
 """
 
 import logging
@@ -92,7 +92,7 @@ def fit_subspaces(
                 cosines = held_out[0][known, attribute_id] @ prototypes.T
                 targets = np.searchsorted(values, held_out[1][known, attribute_id])
                 temperature = min(_TEMPERATURES, key=lambda t: _negative_log_likelihood(cosines / t, targets))
-                evidence = np.logaddexp.reduce(cosines / temperature + biases, axis=1)
+                evidence = np.logaddexp.reduce(cosines / temperature, axis=1)
                 threshold = float(np.quantile(evidence, _UNLIKE))
         weights = torch.from_numpy(prototypes / temperature)
         subspaces.set_values(attribute_id, weights, torch.from_numpy(biases), threshold)
