@@ -291,6 +291,8 @@ class AttributeSubspaces(nn.Module):
 
 def _of_attribute(matrices: torch.Tensor, vectors: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
     """Matrices (A, n, dim) times vectors (..., dim), the matrix of the vector's attribute: (..., n)."""
+    if attribute_ids.ndim == 2 and attribute_ids.stride(0) == 0:  # expanded: the same attributes for all images
+        return torch.einsum("bkd,knd->bkn", vectors, matrices[attribute_ids[0]].float())
     # for all attributes, because gathering a matrix for each row would need far more memory
     products = torch.einsum("...d,and->...an", vectors, matrices.float())
     index = attribute_ids[..., None, None].expand(*attribute_ids.shape, 1, products.shape[-1])
