@@ -108,9 +108,8 @@ def test_an_attribute_more_is_left_as_it_is():
 
 
 def with_values(model, generator=None):
-    """A model whose attributes have random projections, and probabilities of 2, 3 and 2 values."""
+    """A model whose attributes have random probabilities of 2, 3 and 2 values."""
     generator = torch.Generator().manual_seed(2)
-    fitted(model)
     model.subspaces.frequencies.copy_(3 * torch.randn(16, 32, generator=generator))
     for place, values in enumerate(ATTRIBUTES.values()):
         weights = 5 * torch.randn(len(values), 32, generator=generator)
@@ -119,9 +118,10 @@ def with_values(model, generator=None):
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "separate"])
-def test_the_formula_of_the_probabilities_by_a_loop(name):
+@pytest.mark.parametrize("kind", ["values", "retrieval"])
+def test_the_formula_of_the_probabilities_by_a_loop(name, kind):
     plain = torch.from_numpy(embed(build(name, tiny_backbone("vit")))).double()
-    options = {"attribute_map": "values", "known_values": ATTRIBUTES}
+    options = {"attribute_map": kind, "known_values": ATTRIBUTES}
     unfitted = build(name, tiny_backbone("vit"), **options)
     assert embed(unfitted) == pytest.approx(plain.numpy(), abs=1e-6)
     model = with_values(build(name, tiny_backbone("vit"), **options))
@@ -131,15 +131,14 @@ def test_the_formula_of_the_probabilities_by_a_loop(name):
             e, count = plain[image, attribute], len(values)
             scores = maps.value_weights[attribute, :count] @ e
             p = (scores + maps.value_biases[attribute, :count]).softmax(0)
-            z = maps.projections[attribute] @ e + maps.offsets[attribute]
-            angles = maps.frequencies @ (z / z.norm())
+            angles = maps.frequencies @ (e if kind == "retrieval" else torch.cat([p, torch.zeros(32 - count)]))
             start = count + count % 2
             signature = torch.zeros(32, dtype=torch.float64)
             signature[0::2], signature[1::2] = angles.cos(), angles.sin()
             signature[:start] = 0
-            described = 0.5 * (1.15 - p.square().sum()).sqrt() * signature / signature.norm()
+            described = 0.5 * (1.1 - p.square().sum()).sqrt() * signature / signature.norm()
             described[:count] = p
-            unlike = 0.6 / (1 + (10 * (scores.logsumexp(0) - 1.5)).exp())
+            unlike = 0.6 / (1 + (50 * (scores.logsumexp(0) - 1.5)).exp())
             expected = (1 - unlike).sqrt() * described / described.norm() + unlike.sqrt() * e
             assert found[image, attribute] == pytest.approx((expected / expected.norm()).numpy(), abs=1e-5)
 

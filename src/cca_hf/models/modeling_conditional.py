@@ -143,9 +143,9 @@ def stack_texts(names: Sequence[str], text_embeddings: Mapping[str, Vector]) -> 
 # is left of it for an image that shows one value clearly; the share of an embedding as trained, for an image that
 # resembles no value, and how sharp that limit is
 _SIGNATURE = 0.5
-_LEAST_DOUBT = 0.15
+_LEAST_DOUBT = 0.1
 _AS_TRAINED = 0.6
-_SHARPNESS = 0.1
+_SHARPNESS = 0.02
 _IMPOSSIBLE = -1e4  # the bias of a row without a value; it is finite in every precision
 
 
@@ -155,28 +155,26 @@ class AttributeSubspaces(nn.Module):
     An embedding also contains traces of other attributes, which a simple classifier can read. So with e the normalised
     embedding under attribute c, the model returns for `attribute_map="project"`
 
-        e_c = normalise(z),        z = P_c e + b_c
+        e_c = normalise(P_c e + b_c)
 
     with P_c (A, dim, dim) a projection on the differences between the means of the attribute's values, and b_c
     (A, dim) their centre. For `"values"` and `"retrieval"` it returns
 
-        e_c = normalise([p, 0.5 (1.15 - |p|^2)^1/2 f(z)]),        p = softmax(W_c e + a_c)
+        e_c = normalise([p, 0.5 (1.1 - |p|^2)^1/2 f(z)]),        p = softmax(W_c e + a_c)
 
     of the same width. p (values) are the probabilities of the attribute's values. The inner product of two p is the
     probability that two images show the same value, which is what a search by attribute ranks by. Embeddings are
     compared by their cosine, so the signature f(z) fills up the length of an image whose value is in doubt:
 
-        f(z) = [cos(F z / |z|), sin(F z / |z|)] / sqrt(numbers of the signature / 2),        F random
+        f(z) = [cos(F z), sin(F z)] / (numbers of the signature / 2)^1/2,        F random
 
     These are random Fourier features (Rahimi and Recht 2007) of a Gaussian kernel. The signatures of two images are
     close to orthogonal, unless the images have nearly the same z, such as two copies of one image. With `"values"`,
-    z is the projection, and the embedding depends on nothing else. With `"retrieval"`, z is e itself and the kernel is
-    wider, so that similar images are close. This ranks better, but contains other attributes.
+    z is p: the embedding depends on nothing but the probabilities. With `"retrieval"`, z is e and the kernel is wider,
+    so that similar images are close. This ranks better, but contains other attributes.
 
     An image that resembles no value of the training cannot be described by probabilities. It is one whose
-    log(sum(exp(W_c e))) is below that of 99 % of the validation images. Its embedding is a mixture,
-
-        normalise(0.4^1/2 e_c + 0.6^1/2 e)
+    log(sum(exp(W_c e))) is below a threshold. Its embedding is a mixture, normalise(0.4^1/2 e_c + 0.6^1/2 e).
 
     All maps are fitted at the end of a training (`training/subspaces.py`). Until then, and for an attribute without
     two values, the embedding stays as it is.
@@ -194,10 +192,11 @@ class AttributeSubspaces(nn.Module):
     def __init__(self, config: AttributeConfig):
         super().__init__()
         count, self.dim = max(1, len(config.attributes)), config.embedding_dim or config.hidden_size
-        self.register_buffer("projections", torch.eye(self.dim).repeat(count, 1, 1))
-        self.register_buffer("offsets", torch.zeros(count, self.dim))
-        self.has_values = config.map_kind != "project"
-        if self.has_values:
+        self.kind = config.map_kind
+        if self.kind == "project":
+            self.register_buffer("projections", torch.eye(self.dim).repeat(count, 1, 1))
+            self.register_buffer("offsets", torch.zeros(count, self.dim))
+        else:
             most = max((len(values) for values in (config.known_values or {}).values()), default=1)
             self.register_buffer("value_weights", torch.zeros(count, most, self.dim))
             self.register_buffer("value_biases", torch.zeros(count, most))
@@ -209,22 +208,24 @@ class AttributeSubspaces(nn.Module):
     @torch.no_grad()
     def init_weights(self) -> None:
         """As `reset`, but without a change of loaded values."""
-        init.copy_(self.projections, torch.eye(self.dim).expand_as(self.projections))
         for name, buffer in self.named_buffers():
-            if name != "projections":
+            if name == "projections":
+                init.copy_(buffer, torch.eye(self.dim).expand_as(buffer))
+            else:
                 init.zeros_(buffer)
 
     @torch.no_grad()
     def reset(self) -> None:
         """Set the maps back: embeddings stay as they are."""
-        self.projections.copy_(torch.eye(self.dim))
-        self.offsets.zero_()
-        if self.has_values:
+        if self.kind == "project":
+            self.projections.copy_(torch.eye(self.dim))
+            self.offsets.zero_()
+        else:
             self.is_fitted.zero_()
 
     @torch.no_grad()
     def set(self, attribute_id: int, projection: torch.Tensor, offset: torch.Tensor) -> None:
-        """Set `projection` (dim, dim) and `offset` (dim,) of one attribute."""
+        """Set `projection` (dim, dim) and `offset` (dim,) of one attribute, for `"project"`."""
         self.projections[attribute_id].copy_(projection)
         self.offsets[attribute_id].copy_(offset)
 
@@ -252,10 +253,11 @@ class AttributeSubspaces(nn.Module):
     @torch.no_grad()
     def set_like(self, attribute_id: int, other: "AttributeSubspaces") -> None:
         """Copy the map of the only attribute of another model, which may have fewer values."""
-        self.set(attribute_id, other.projections[0], other.offsets[0])
-        if self.has_values and other.is_fitted[0]:
-            count = int((other.value_biases[0] > _IMPOSSIBLE / 2).sum())
+        if self.kind == "project":
+            self.set(attribute_id, other.projections[0], other.offsets[0])
+        elif other.is_fitted[0]:
             self.frequencies.copy_(other.frequencies)
+            count = int((other.value_biases[0] > _IMPOSSIBLE / 2).sum())
             fitted = other.value_weights[0, :count], other.value_biases[0, :count], other.thresholds[0]
             self.set_values(attribute_id, *fitted)
 
@@ -270,22 +272,21 @@ class AttributeSubspaces(nn.Module):
     def forward(self, embeddings: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
         """(batch, dim) or (batch, k, dim) under ids (batch,) or (batch, k) -> the same, not normalised; in float32."""
         unit = nn.functional.normalize(embeddings.float(), dim=-1)
-        projected = _of_attribute(self.projections, unit, attribute_ids) + self.offsets.float()[attribute_ids]
-        if not self.has_values:
-            return projected
+        if self.kind == "project":
+            return _of_attribute(self.projections, unit, attribute_ids) + self.offsets.float()[attribute_ids]
         biases = self.value_biases.float()[attribute_ids]
         scores = _of_attribute(self.value_weights, unit, attribute_ids)
         values = (scores + biases).softmax(dim=-1)
-        angles = nn.functional.linear(nn.functional.normalize(projected, dim=-1), self.frequencies.float())
+        described = nn.functional.pad(values, (0, self.dim - values.shape[-1]))
+        angles = nn.functional.linear(described if self.kind == "values" else unit, self.frequencies.float())
         signature = torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(-2)
+        signature = nn.functional.pad(signature, (0, self.dim - signature.shape[-1]))
         doubt = (1 + _LEAST_DOUBT - values.square().sum(dim=-1, keepdim=True)).sqrt()
-        room = self.dim - signature.shape[-1]
-        mapped = nn.functional.pad(doubt * signature, (0, room)) * self.signatures.float()[attribute_ids]
-        mapped = mapped + nn.functional.pad(values, (0, self.dim - values.shape[-1]))
+        described = described + doubt * signature * self.signatures.float()[attribute_ids]
         evidence = scores.masked_fill(biases < _IMPOSSIBLE / 2, _IMPOSSIBLE).logsumexp(dim=-1)
         below = self.thresholds.float()[attribute_ids] - evidence
         as_trained = _AS_TRAINED * (below / _SHARPNESS).sigmoid()[..., None]
-        mapped = (1 - as_trained).sqrt() * nn.functional.normalize(mapped, dim=-1) + as_trained.sqrt() * unit
+        mapped = (1 - as_trained).sqrt() * nn.functional.normalize(described, dim=-1) + as_trained.sqrt() * unit
         return torch.where(self.is_fitted[attribute_ids][..., None], mapped, unit)
 
 

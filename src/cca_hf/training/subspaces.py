@@ -14,11 +14,12 @@ any attribute, is removed, except for its part along those few directions, which
 P e + b has a small length even if an image shows no value clearly. Without d, an attribute with two values would give
 each image a cosine of +1 or -1 to all others, and no order among them.
 
-The probabilities of the values are softmax_v(e . p_v / t - c log(share of v)). p_v is the value's proxy, which the
-loss has learned, or the direction of the value's mean if the loss has no proxies. The temperature t has the greatest
-likelihood on the validation images, which the embeddings were not fitted to. Proxies prefer frequent values, and c
-takes a part of this back. An image with a smaller log(sum_v(exp(e . p_v / t))) than 99 % of these validation images
-resembles no value.
+The probabilities of the values are softmax_v(x . p_v / t - c log(share of v)). p_v is the value's proxy, which the
+loss has learned, or the direction of the value's mean if the loss has no proxies. For the map "values", x is the
+projection P (e - m) + m, so that nothing else has an influence on the probabilities. For "retrieval", x is e. The
+temperature t has the greatest likelihood on the validation images, which the embeddings were not fitted to. Proxies
+prefer frequent values, and c takes a part of this back. An image resembles no value if its evidence,
+log(sum_v(exp(e . w_v))) with w_v the weights of the probabilities, is clearly below that of 99 % of these images.
 """
 
 import logging
@@ -36,13 +37,14 @@ logger = logging.getLogger(__name__)
 _SHRINKAGE = 0.01  # a
 _DOUBT = 0.1  # d, relative to the root mean square of |P (e - m)| over the training images
 _FREQUENT = 0.4  # c, with proxies
-_UNLIKE = 0.01  # share of the validation images that resemble no value
+_UNLIKE = 0.01, 0.3  # a share of the validation images, and a margin in units of its distance from the median
 _NO_THRESHOLD = -1e4
-_NARROW, _WIDE = 12.0, 3.0  # the standard deviation of the frequencies F, for "values" and "retrieval"
+_NARROW, _WIDE = 60.0, 3.0  # the standard deviation of the frequencies F, for "values" and "retrieval"
 _TEMPERATURES = np.geomspace(0.02, 0.6, 50)
 _LEAST_SINGULAR_VALUE = 1e-3  # of S^-1/2 M, relative to the greatest
 
 
+@torch.no_grad()
 def fit_subspaces(
     subspaces: AttributeSubspaces,
     kind: str,
@@ -66,36 +68,38 @@ def fit_subspaces(
     if kind != "project":
         width = _NARROW if kind == "values" else _WIDE
         normal = torch.randn(subspaces.frequencies.shape, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            subspaces.frequencies.copy_(width * normal)
+        subspaces.frequencies.copy_(width * normal)
     for attribute_id, column in enumerate(labels.T):
         labelled = column >= 0
         values, counts = np.unique(column[labelled], return_counts=True)
         if len(values) < 2:
             logger.warning("Attribute %d has fewer than two values: its embeddings stay as they are", attribute_id)
             continue
-        vectors, ids = embeddings[labelled, attribute_id], column[labelled]
-        if kind != "retrieval":
+        vectors, ids = np.asarray(embeddings[labelled, attribute_id], dtype=np.float64), column[labelled]
+        if kind == "project":
             projection, offset = discriminant_projection(vectors, ids)
             subspaces.set(attribute_id, torch.from_numpy(projection), torch.from_numpy(offset))
-        if kind == "project":
             continue
-        if proxies is None:
-            prototypes, biases = _means(vectors, np.searchsorted(values, ids), len(values)), np.zeros(len(values))
-        else:
+        means = _means(vectors, np.searchsorted(values, ids), len(values))
+        prototypes, biases = means, np.zeros(len(values))
+        if proxies is not None:
             prototypes, biases = proxies[attribute_id][values], -_FREQUENT * np.log(counts / counts.sum())
-        prototypes = prototypes / np.linalg.norm(prototypes, axis=1, keepdims=True)
+        weights = prototypes / np.linalg.norm(prototypes, axis=1, keepdims=True)
+        constants = np.zeros(len(values))
+        if kind == "values":
+            centre, (projection, _) = means.mean(axis=0), discriminant_projection(vectors, ids)
+            constants = weights @ (centre - projection @ centre)
+            weights = weights @ projection
         threshold = _NO_THRESHOLD
-        if held_out is not None:
-            known = np.isin(held_out[1][:, attribute_id], values)
-            if known.any():
-                cosines = held_out[0][known, attribute_id] @ prototypes.T
-                targets = np.searchsorted(values, held_out[1][known, attribute_id])
-                temperature = min(_TEMPERATURES, key=lambda t: _negative_log_likelihood(cosines / t, targets))
-                evidence = np.logaddexp.reduce(cosines / temperature, axis=1)
-                threshold = float(np.quantile(evidence, _UNLIKE))
-        weights = torch.from_numpy(prototypes / temperature)
-        subspaces.set_values(attribute_id, weights, torch.from_numpy(biases), threshold)
+        if held_out is not None and (known := np.isin(held_out[1][:, attribute_id], values)).any():
+            scores = held_out[0][known, attribute_id] @ weights.T
+            targets = np.searchsorted(values, held_out[1][known, attribute_id])
+            temperature = _most_likely_temperature(scores + constants, targets)
+            evidence = np.logaddexp.reduce(scores / temperature, axis=1)
+            low, median = np.quantile(evidence, [_UNLIKE[0], 0.5])
+            threshold = float(low - _UNLIKE[1] * (median - low))
+        fitted = weights / temperature, biases + constants / temperature
+        subspaces.set_values(attribute_id, *map(torch.from_numpy, fitted), threshold)
 
 
 def _means(vectors: NDArray, value: NDArray[np.int64], count: int) -> NDArray[np.float64]:
@@ -105,9 +109,15 @@ def _means(vectors: NDArray, value: NDArray[np.int64], count: int) -> NDArray[np
     return sums / np.bincount(value, minlength=count)[:, None]
 
 
-def _negative_log_likelihood(logits: NDArray, targets: NDArray[np.int64]) -> float:
-    right = logits[np.arange(len(targets)), targets]
-    return float((np.logaddexp.reduce(logits, axis=1) - right).mean())
+def _most_likely_temperature(scores: NDArray, targets: NDArray[np.int64]) -> float:
+    """For (n, values) scores and (n,) ids of the right values."""
+
+    def negative_log_likelihood(temperature: float) -> float:
+        logits = scores / temperature
+        right = logits[np.arange(len(targets)), targets]
+        return float((np.logaddexp.reduce(logits, axis=1) - right).mean())
+
+    return float(min(_TEMPERATURES, key=negative_log_likelihood))
 
 
 def discriminant_projection(
