@@ -233,7 +233,7 @@ def test_it_ranks_by_the_probability_of_the_same_value(make_model):
 def test_an_image_that_resembles_no_value_stays_nearly_as_it_was(make_model):
     random = np.random.default_rng(0)
     config = make_model().config
-    config.attributes, config.embedding_dim, config.attribute_map = ["first"], 64, "values"
+    config.attributes, config.embedding_dim, config.attribute_map = ["first"], 64, "retrieval"
     config.known_values = {"first": list("abcd")}
     directions = np.linalg.qr(random.standard_normal((64, 64)))[0]
     labels = random.integers(0, 4, (800, 1))
@@ -241,7 +241,7 @@ def test_an_image_that_resembles_no_value_stays_nearly_as_it_was(make_model):
     known, new = directions[labels] + noise, directions[labels + 10] + noise  # at right angles to all values
     known, new = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (known, new))
     subspaces = AttributeSubspaces(config)
-    fit_subspaces(subspaces, "values", known[:400], labels[:400], held_out=(known[400:], labels[400:]))
+    fit_subspaces(subspaces, "retrieval", known[:400], labels[:400], held_out=(known[400:], labels[400:]))
     ids = torch.zeros(800, 1, dtype=torch.long)
     with torch.no_grad():
         mapped = [

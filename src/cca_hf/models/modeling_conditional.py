@@ -173,8 +173,8 @@ class AttributeSubspaces(nn.Module):
     z is p: the embedding depends on nothing but the probabilities. With `"retrieval"`, z is e and the kernel is wider,
     so that similar images are close. This ranks better, but contains other attributes.
 
-    An image that resembles no value of the training cannot be described by probabilities. It is one whose
-    log(sum(exp(W_c e))) is below a threshold. Its embedding is a mixture, normalise(0.4^1/2 e_c + 0.6^1/2 e).
+    An image that resembles no value of the training cannot be described by probabilities. With `"retrieval"`, it is
+    one whose log(sum(exp(W_c e))) is below a threshold, and its embedding is normalise(0.4^1/2 e_c + 0.6^1/2 e).
 
     All maps are fitted at the end of a training (`training/subspaces.py`). Until then, and for an attribute without
     two values, the embedding stays as it is.

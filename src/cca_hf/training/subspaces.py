@@ -18,8 +18,8 @@ The probabilities of the values are softmax_v(x . p_v / t - c log(share of v)). 
 loss has learned, or the direction of the value's mean if the loss has no proxies. For the map "values", x is the
 projection P (e - m) + m, so that nothing else has an influence on the probabilities. For "retrieval", x is e. The
 temperature t has the greatest likelihood on the validation images, which the embeddings were not fitted to. Proxies
-prefer frequent values, and c takes a part of this back. An image resembles no value if its evidence,
-log(sum_v(exp(e . w_v))) with w_v the weights of the probabilities, is clearly below that of 99 % of these images.
+prefer frequent values, and c takes a part of this back. For "retrieval", an image resembles no value if its evidence,
+log(sum_v(exp(e . w_v))) with w_v the weights of the probabilities, is below that of 99 % of the validation images.
 """
 
 import logging
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 _SHRINKAGE = 0.01  # a
 _DOUBT = 0.1  # d, relative to the root mean square of |P (e - m)| over the training images
 _FREQUENT = 0.4  # c, with proxies
-_UNLIKE = 0.01, 0.3  # a share of the validation images, and a margin in units of its distance from the median
+_UNLIKE = 0.01  # share of the validation images that resemble no value
 _NO_THRESHOLD = -1e4
 _NARROW, _WIDE = 60.0, 3.0  # the standard deviation of the frequencies F, for "values" and "retrieval"
 _TEMPERATURES = np.geomspace(0.02, 0.6, 50)
@@ -95,9 +95,8 @@ def fit_subspaces(
             scores = held_out[0][known, attribute_id] @ weights.T
             targets = np.searchsorted(values, held_out[1][known, attribute_id])
             temperature = _most_likely_temperature(scores + constants, targets)
-            evidence = np.logaddexp.reduce(scores / temperature, axis=1)
-            low, median = np.quantile(evidence, [_UNLIKE[0], 0.5])
-            threshold = float(low - _UNLIKE[1] * (median - low))
+            if kind == "retrieval":
+                threshold = float(np.quantile(np.logaddexp.reduce(scores / temperature, axis=1), _UNLIKE))
         fitted = weights / temperature, biases + constants / temperature
         subspaces.set_values(attribute_id, *map(torch.from_numpy, fitted), threshold)
 
