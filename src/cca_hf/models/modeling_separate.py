@@ -66,7 +66,7 @@ class SeparateModel(ConditionalPreTrainedModel):
         shared = _shared(first) | {"backbone_config": first.backbone_config}
         joined = cls(SeparateConfig(**shared, attributes=names, attribute_values=values, known_values=known))
         for place, (copied, network) in enumerate(zip(joined.networks, networks, strict=True)):
-            if joined.subspaces is not None:
+            if joined.subspaces is not None and network.subspaces is not None:
                 joined.subspaces.set_like(place, network.subspaces)
             weights = network.state_dict()
             copied.load_state_dict({k: v for k, v in weights.items() if not k.startswith("subspaces.")})

@@ -246,7 +246,7 @@ class CCATrainer(TaskTrainer):
 
     def _read_checkpoint(self, checkpoint: str) -> nn.Module:
         """The model of a checkpoint; a run of version 0.1 stored an attribute map that was not fitted."""
-        model = super()._read_checkpoint(checkpoint)
+        model: Any = super()._read_checkpoint(checkpoint)
         return model if self.model.subspaces is not None else model.set_attribute_map("none")
 
 

@@ -23,8 +23,6 @@ log(sum_v(exp(e . w_v))) with w_v the weights of the probabilities, is below tha
 """
 
 import logging
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -52,7 +50,7 @@ def fit_subspaces(
     labels: NDArray[np.int64],
     *,
     held_out: tuple[NDArray, NDArray[np.int64]] | None = None,
-    proxies: Sequence[NDArray] | None = None,
+    proxies: NDArray | None = None,
     temperature: float = 0.1,
 ) -> None:
     """Sets the map of every attribute that has at least two values; the others stay as they are.
@@ -62,7 +60,7 @@ def fit_subspaces(
         embeddings: (N, A, dim), L2-normalised, computed with reset `subspaces`.
         labels: (N, A) value ids, -1 = not labelled: the image is ignored for that attribute.
         held_out: embeddings and labels of images that were not trained on, for temperature and threshold.
-        proxies: for each attribute a row for each value id, (values, dim), of any length.
+        proxies: (A, most values, dim), a row for each value id, of any length.
         temperature: of the probabilities, where `held_out` has no image with a known value.
     """
     if kind != "project":
@@ -97,8 +95,8 @@ def fit_subspaces(
             temperature = _most_likely_temperature(scores + constants, targets)
             if kind == "retrieval":
                 threshold = float(np.quantile(np.logaddexp.reduce(scores / temperature, axis=1), _UNLIKE))
-        fitted = weights / temperature, biases + constants / temperature
-        subspaces.set_values(attribute_id, *map(torch.from_numpy, fitted), threshold)
+        rows = torch.from_numpy(weights / temperature)
+        subspaces.set_values(attribute_id, rows, torch.from_numpy(biases + constants / temperature), threshold)
 
 
 def _means(vectors: NDArray, value: NDArray[np.int64], count: int) -> NDArray[np.float64]:
