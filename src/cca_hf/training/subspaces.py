@@ -23,6 +23,7 @@ log(sum_v(exp(e . w_v))) with w_v the weights of the probabilities, is below tha
 """
 
 import logging
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
