@@ -136,7 +136,7 @@ def test_the_formula_of_the_probabilities_by_a_loop(name, kind):
             signature = torch.zeros(32, dtype=torch.float64)
             signature[0::2], signature[1::2] = angles.cos(), angles.sin()
             signature[:start] = 0
-            described = 0.5 * (1.1 - p.square().sum()).sqrt() * signature / signature.norm()
+            described = 0.4 * (1.1 - p.square().sum()).sqrt() * signature / signature.norm()
             described[:count] = p
             unlike = 0.6 / (1 + (50 * (scores.logsumexp(0) - 1.5)).exp())
             expected = (1 - unlike).sqrt() * described / described.norm() + unlike.sqrt() * e

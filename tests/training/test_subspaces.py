@@ -176,7 +176,7 @@ def test_a_training_ends_with_the_probabilities_of_the_values(make_model, make_a
         assert (weights / lengths[:, None]).numpy() == pytest.approx(directions.numpy(), abs=1e-5)
         counts = np.bincount(shapes.labels("train")[:, place])
         biases = model.subspaces.value_biases[place, : len(values)].numpy()
-        assert biases == pytest.approx(-0.4 * np.log(counts / counts.sum()), abs=1e-5)
+        assert biases == pytest.approx(-0.5 * np.log(counts / counts.sum()), abs=1e-5)
     embeddings = model.encode(shapes["test"]["image"])
     assert np.linalg.norm(embeddings, axis=-1) == pytest.approx(1, abs=1e-6)
     assert not np.allclose(model.set_attribute_map("none").encode(shapes["test"]["image"]), embeddings, atol=0.1)
@@ -221,7 +221,7 @@ def test_it_ranks_by_the_probability_of_the_same_value(make_model):
     mapped /= mapped[:, :4].sum(1, keepdims=True)  # without the normalisation
     values, signatures = mapped[:, :4], mapped[:, 4:]
     between = signatures @ signatures.T
-    lengths = 0.25 * (1.1 - (values**2).sum(1))
+    lengths = 0.16 * (1.1 - (values**2).sum(1))
     assert np.diag(between) == pytest.approx(lengths, abs=1e-5)
     others = between[labels != labels.T]  # images of one value may be close to each other
     assert abs(others).mean() < 0.1 * lengths.mean()

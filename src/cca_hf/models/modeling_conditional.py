@@ -142,7 +142,7 @@ def stack_texts(names: Sequence[str], text_embeddings: Mapping[str, Vector]) -> 
 # of the maps with probabilities, measured on validation, see docs/entanglement.md: the length of a signature, and what
 # is left of it for an image that shows one value clearly; the share of an embedding as trained, for an image that
 # resembles no value, and how sharp that limit is
-_SIGNATURE = 0.5
+_SIGNATURE = 0.4
 _LEAST_DOUBT = 0.1
 _AS_TRAINED = 0.6
 _SHARPNESS = 0.02
@@ -160,7 +160,7 @@ class AttributeSubspaces(nn.Module):
     with P_c (A, dim, dim) a projection on the differences between the means of the attribute's values, and b_c
     (A, dim) their centre. For `"values"` and `"retrieval"` it returns
 
-        e_c = normalise([p, 0.5 (1.1 - |p|^2)^1/2 f(z)]),        p = softmax(W_c e + a_c)
+        e_c = normalise([p, 0.4 (1.1 - |p|^2)^1/2 f(z)]),        p = softmax(W_c e + a_c)
 
     of the same width. p (values) are the probabilities of the attribute's values. The inner product of two p is the
     probability that two images show the same value, which is what a search by attribute ranks by. Embeddings are

@@ -35,10 +35,10 @@ logger = logging.getLogger(__name__)
 # measured on validation, see docs/entanglement.md
 _SHRINKAGE = 0.01  # a
 _DOUBT = 0.1  # d, relative to the root mean square of |P (e - m)| over the training images
-_FREQUENT = 0.4  # c, with proxies
+_FREQUENT = 0.5  # c, with proxies
 _UNLIKE = 0.01  # share of the validation images that resemble no value
 _NO_THRESHOLD = -1e4
-_NARROW, _WIDE = 60.0, 3.0  # the standard deviation of the frequencies F, for "values" and "retrieval"
+_NARROW, _WIDE = 120.0, 3.0  # the standard deviation of the frequencies F, for "values" and "retrieval"
 _TEMPERATURES = np.geomspace(0.02, 0.6, 50)
 _LEAST_SINGULAR_VALUE = 1e-3  # of S^-1/2 M, relative to the greatest
 
