@@ -81,6 +81,7 @@ def make_trainer(
         disable_tqdm=True,
         logging_strategy="no",
         collapse_patience=0,
+        attribute_map="none",  # a step after the training is one of the training
         **settings,
     )
     model = CCAModel.from_backbone(backbone, data.attributes, freeze_batch_norm=True)  # as for a pretrained backbone

@@ -194,3 +194,14 @@ def test_a_map_that_does_not_exist_or_does_not_fit():
     with pytest.raises(ValueError, match="unknown attribute_map 'vaules'. Did you mean 'values'"):
         model.set_attribute_map("vaules")
     assert model.config.attribute_map == "none" and model.subspaces is None
+
+
+@pytest.mark.parametrize("kind", ["values", "retrieval"])
+def test_gradients_pass_through_a_map(kind):
+    model = with_values(build("cca", tiny_backbone("vit"), attribute_map=kind, known_values=ATTRIBUTES))
+    for threshold in (1e3, -1e3):  # all images below it, and all above
+        model.subspaces.thresholds.fill_(threshold)
+        model.zero_grad()
+        model(PIXELS, IDS).embeddings[..., :2].sum().backward()
+        gradient = model.layernorm.weight.grad
+        assert torch.isfinite(gradient).all() and gradient.abs().max() > 0

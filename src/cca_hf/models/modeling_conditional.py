@@ -285,7 +285,8 @@ class AttributeSubspaces(nn.Module):
         described = described + doubt * signature * self.signatures.float()[attribute_ids]
         evidence = scores.masked_fill(biases < _IMPOSSIBLE / 2, _IMPOSSIBLE).logsumexp(dim=-1)
         below = self.thresholds.float()[attribute_ids] - evidence
-        as_trained = _AS_TRAINED * (below / _SHARPNESS).sigmoid()[..., None]
+        # above 0, where the gradient of the root is infinite
+        as_trained = (_AS_TRAINED * (below / _SHARPNESS).sigmoid()[..., None]).clamp(min=1e-12)
         mapped = (1 - as_trained).sqrt() * nn.functional.normalize(described, dim=-1) + as_trained.sqrt() * unit
         return torch.where(self.is_fitted[attribute_ids][..., None], mapped, unit)
 
