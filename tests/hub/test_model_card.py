@@ -99,7 +99,7 @@ def test_its_code_runs(folder, tmp_path, monkeypatch):
         exec(compile(block, "README.md", "exec"), names)
         found.append(names["embeddings"])
     assert found[0].shape == (2, 2, 32)
-    np.testing.assert_allclose(found[1], found[0][:, 0], atol=1e-6)  # by sentence-transformers, of the first attribute
+    np.testing.assert_allclose(found[1], found[0][:, 0], atol=2e-5)  # by sentence-transformers, of the first attribute
 
 
 def test_what_was_measured_later_is_taken_in(folder, capsys):
