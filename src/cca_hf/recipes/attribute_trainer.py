@@ -108,7 +108,7 @@ class CCATrainer(TaskTrainer):
         self._training_values = data.values_in("train") if triplets is None else None
         self.map_kind = _map_kind(args, model, has_labels=triplets is None)
         if self.map_kind != "none":
-            model.config.check_map(self.map_kind, data.values_in("train"))
+            model.config.check_map(self.map_kind, self._training_values or data.values_in("train"))
         if triplets is not None:
             task = _triplet_task(args, data, model, triplets, data_collator)
         else:
@@ -214,7 +214,6 @@ class CCATrainer(TaskTrainer):
         held_out = [split for split in self.data.splits if split.startswith("validation")]
         fit_subspaces(
             model.subspaces,
-            self.map_kind,
             *self._embed("train"),
             held_out=self._embed(*held_out) if held_out else None,
             proxies=self._learned_proxies(),

@@ -46,7 +46,6 @@ _LEAST_SINGULAR_VALUE = 1e-3  # of S^-1/2 M, relative to the greatest
 @torch.no_grad()
 def fit_subspaces(
     subspaces: AttributeSubspaces,
-    kind: str,
     embeddings: NDArray,
     labels: NDArray[np.int64],
     *,
@@ -57,13 +56,13 @@ def fit_subspaces(
     """Sets the map of every attribute that has at least two values; the others stay as they are.
 
     Args:
-        kind: the `attribute_map` of the model.
         embeddings: (N, A, dim), L2-normalised, computed with reset `subspaces`.
         labels: (N, A) value ids, -1 = not labelled: the image is ignored for that attribute.
         held_out: embeddings and labels of images that were not trained on, for temperature and threshold.
         proxies: (A, most values, dim), a row for each value id, of any length.
         temperature: of the probabilities, where `held_out` has no image with a known value.
     """
+    kind = subspaces.kind
     if kind != "project":
         width = _NARROW if kind == "values" else _WIDE
         normal = torch.randn(subspaces.frequencies.shape, generator=torch.Generator().manual_seed(0))
@@ -89,15 +88,15 @@ def fit_subspaces(
             centre, (projection, _) = means.mean(axis=0), discriminant_projection(vectors, ids)
             constants = weights @ (centre - projection @ centre)
             weights = weights @ projection
-        threshold = _NO_THRESHOLD
+        most_likely, threshold = temperature, _NO_THRESHOLD
         if held_out is not None and (known := np.isin(held_out[1][:, attribute_id], values)).any():
             scores = held_out[0][known, attribute_id] @ weights.T
             targets = np.searchsorted(values, held_out[1][known, attribute_id])
-            temperature = _most_likely_temperature(scores + constants, targets)
+            most_likely = _most_likely_temperature(scores + constants, targets)
             if kind == "retrieval":
-                threshold = float(np.quantile(np.logaddexp.reduce(scores / temperature, axis=1), _UNLIKE))
-        rows = torch.from_numpy(weights / temperature)
-        subspaces.set_values(attribute_id, rows, torch.from_numpy(biases + constants / temperature), threshold)
+                threshold = float(np.quantile(np.logaddexp.reduce(scores / most_likely, axis=1), _UNLIKE))
+        rows = torch.from_numpy(weights / most_likely)
+        subspaces.set_values(attribute_id, rows, torch.from_numpy(biases + constants / most_likely), threshold)
 
 
 def _means(vectors: NDArray, value: NDArray[np.int64], count: int) -> NDArray[np.float64]:

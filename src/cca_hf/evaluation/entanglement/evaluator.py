@@ -54,14 +54,14 @@ from .readers import (
     read_mlp,
     read_neighbours,
 )
-from .result import EntanglementResult, ReaderEntanglement, mean_off_diagonal
+from .result import READER_NAMES, EntanglementResult, ReaderEntanglement, mean_off_diagonal
 
 # labels (N,) and the known values (N,) -> guesses (N,), one or several, whose accuracies are averaged
 _Guess = Callable[[NDArray[np.int64], NDArray[np.int64]], list[NDArray[np.int64]]]
 
 logger = logging.getLogger(__name__)
 
-READERS = ("linear", "neighbours", "mlp")
+READERS = tuple(READER_NAMES)
 DEFAULT_READERS = ("linear", "neighbours")  # the others take minutes
 LEAST_RANGE = 0.1  # of balanced accuracy, between floor and ceiling
 LEAST_IMAGES = 2 * FOLDS  # of a value that is read
