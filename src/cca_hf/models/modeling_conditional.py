@@ -186,7 +186,7 @@ class AttributeSubspaces(nn.Module):
     value_biases: torch.Tensor  # (A, most values)
     frequencies: torch.Tensor  # (dim // 2, dim)
     signatures: torch.Tensor  # (A, dim): the factor of each number, 0 where the probabilities are
-    thresholds: torch.Tensor  # (A,), below which an image resembles no value
+    thresholds: torch.Tensor  # (A,), below which an image resembles no value, for "retrieval"
     is_fitted: torch.Tensor  # (A,), bool
 
     def __init__(self, config: AttributeConfig):
@@ -283,11 +283,13 @@ class AttributeSubspaces(nn.Module):
         signature = nn.functional.pad(signature, (0, self.dim - signature.shape[-1]))
         doubt = (1 + _LEAST_DOUBT - values.square().sum(dim=-1, keepdim=True)).sqrt()
         described = described + doubt * signature * self.signatures.float()[attribute_ids]
-        evidence = scores.masked_fill(biases < _IMPOSSIBLE / 2, _IMPOSSIBLE).logsumexp(dim=-1)
-        below = self.thresholds.float()[attribute_ids] - evidence
-        # above 0, where the gradient of the root is infinite
-        as_trained = (_AS_TRAINED * (below / _SHARPNESS).sigmoid()[..., None]).clamp(min=1e-12)
-        mapped = (1 - as_trained).sqrt() * nn.functional.normalize(described, dim=-1) + as_trained.sqrt() * unit
+        mapped = nn.functional.normalize(described, dim=-1)
+        if self.kind == "retrieval":
+            evidence = scores.masked_fill(biases < _IMPOSSIBLE / 2, _IMPOSSIBLE).logsumexp(dim=-1)
+            below = self.thresholds.float()[attribute_ids] - evidence
+            # above 0, where the gradient of the root is infinite
+            as_trained = (_AS_TRAINED * (below / _SHARPNESS).sigmoid()[..., None]).clamp(min=1e-12)
+            mapped = (1 - as_trained).sqrt() * mapped + as_trained.sqrt() * unit
         return torch.where(self.is_fitted[attribute_ids][..., None], mapped, unit)
 
 
