@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
-from datasets import Dataset, DatasetDict, Features, Image
+from datasets import Dataset, Features, Image
 
 from cca_hf.data.columns import column_places, missing_message
 from cca_hf.data.image_column import IMAGE_COLUMN, find_image_column, with_undecoded_images
 from cca_hf.data.image_files import find_files, image_suffixes, passed_over_text, warn_of_passed_over
-from cca_hf.data.sources import load_source
+from cca_hf.data.sources import Source, load_source
+from cca_hf.data.split_names import same_split
 
 ITEM_ID = "item_id"
 _ROWS_AT_ONCE = 1024
@@ -57,7 +58,7 @@ class Catalogue:
     @classmethod
     def from_dataset(
         cls,
-        source: str | PathLike[str] | Dataset | DatasetDict,
+        source: Source,
         *,
         split: str | None = None,
         image_column: str | None = None,
@@ -82,7 +83,7 @@ class Catalogue:
         splits = load_source(source, config_name, revision, image_column=image_column)
         if split is None and len(splits) > 1:
             raise ValueError(f"the data set has several splits; choose one of {', '.join(splits)}")
-        split = split or next(iter(splits))
+        split = same_split(split, splits) if split else next(iter(splits))
         if split not in splits:
             raise ValueError(missing_message("split", [split], splits))
         dataset = splits[split].with_format(None)
