@@ -451,7 +451,7 @@ def test_objects_that_are_no_data(shop, rows):
         load_attribute_dataset([])
     with pytest.raises(TypeError, match="a list of rows contains a dict for each image; got str"):
         load_attribute_dataset(["images/00.jpg"])
-    with pytest.raises(TypeError, match="a DataFrame, or a list of dicts; got dict"):
+    with pytest.raises(TypeError, match=r"DatasetDict \(not a streamed one\); got dict"):
         load_attribute_dataset({"image": ["images/00.jpg"]})
     with pytest.raises(ValueError, match="the DataFrame, row 2: there is no image 'none.jpg'"):
         load_attribute_dataset(

@@ -27,7 +27,9 @@ _NUMBER = re.compile(r"-?\d+([.,]\d+)*")
 _PRICE = re.compile(r"([$€£¥]|[A-Z]{3}\s)\s*\d+([.,]\d+)*|\d+([.,]\d+)*\s*([$€£¥]|[A-Z]{3})|\d+([.,]\d+)+")
 
 
-def default_attributes(splits: DatasetDict, features: Features, left_out: Collection[str]) -> tuple[list[str], str]:
+def default_attributes(
+    splits: DatasetDict, features: Features, left_out: Collection[str | None]
+) -> tuple[list[str], str]:
     """The columns whose values repeat, and a text that names them, and the other columns with the reasons.
 
     Args:

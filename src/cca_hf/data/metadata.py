@@ -157,11 +157,9 @@ def _read_excel(file: Path) -> pa.Table:
             "not, open it in Excel and save it as .xlsx"
         )
     try:
-        import openpyxl  # noqa: F401 - pandas uses it
+        frame = pandas.read_excel(file, engine="openpyxl", dtype=object, keep_default_na=False, na_values=[""])
     except ImportError as error:
         raise ImportError(f"to read {file}, pip install 'cca_hf[excel]', or save the sheet as CSV") from error
-    try:
-        frame = pandas.read_excel(file, engine="openpyxl", dtype=object, keep_default_na=False, na_values=[""])
     except (KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file} cannot be read as an Excel file: {error}") from error
     return table_of(columns_of_frame(frame.dropna(how="all")))

@@ -75,8 +75,8 @@ def _load_object(source: object, image_column: str | None, reads_images: bool) -
     if isinstance(source, ArrowTable):
         return load_frame(pa.table(source), image_column, reads_images=reads_images)
     raise TypeError(
-        "a source is a Hub id, a local folder or table, a Dataset or a DatasetDict (not a streamed one), a DataFrame, "
-        f"or a list of dicts; got {type(source).__name__}"
+        "a source is a Hub id, a local folder or table, a DataFrame, a list of dicts, a Dataset or a DatasetDict "
+        f"(not a streamed one); got {type(source).__name__}"
     )
 
 
