@@ -283,6 +283,20 @@ def test_an_absolute_path_elsewhere_needs_the_users_word(shop, rows, tmp_path_fa
     check(load_attribute_dataset("catalogue.csv", make_splits=False), "CSV")
 
 
+def test_missing_files_are_skipped_if_wanted(shop, rows, caplog):
+    for row in (3, 7):
+        (shop / "images" / f"{row:02}.jpg").unlink()
+    write_csv(shop / "catalogue.csv", rows)
+    data = load_attribute_dataset("catalogue.csv", on_unreadable="skip", make_splits=False)
+    assert len(data["train"]) == ROWS - 2 and data.coverage["train"].listed == ROWS
+    assert (
+        "catalogue.csv, row 5: there is no image 'images/03.jpg'. 2 of 12 rows name missing files; these rows "
+        "are left out"
+    ) in caplog.messages
+    catalogue = Catalogue.from_dataset("catalogue.csv", on_unreadable="skip")
+    assert catalogue.paths(0, ROWS).count(None) == 2 and len(catalogue) == ROWS
+
+
 def test_a_table_for_embedding_and_its_split(shop, rows):
     write_csv(shop / "shoes-val.csv", rows)
     for split in ("validation", "valid", "val", "dev", None):
@@ -325,11 +339,11 @@ def test_the_columns_whose_values_repeat(shop, caplog):
         data = load_attribute_dataset(rows, make_splits=False)
     assert data.attributes == {"colour": ["blue", "green", "red"], "year": ["2020", "2021", "2022", "2023"]}
     assert (
-        "no column is a ClassLabel, so the attributes are colour (3 values), year (4 values); not used: "
-        "productId (called like an identifier), price (called like a quantity), old price (prices or fractions), "
-        "length (prices or fractions), name (60 values for 60 images), note (free text), materials (several values in "
-        "a cell, such as 'cotton|wool'), season (one value, 'summer'), tags (lists). Choose the attributes with "
-        "attributes=[...] or --attributes"
+        "no attributes were named, so the columns whose values repeat are used: colour (3 values), year (4 values); "
+        "not used: productId (called like an identifier), price (called like a quantity), old price (prices or "
+        "fractions), length (prices or fractions), name (60 values for 60 images), note (free text), materials "
+        "(several values in a cell, such as 'cotton|wool'), season (one value, 'summer'), tags (lists). Choose the "
+        "attributes with attributes=[...] or --attributes"
     ) in caplog.messages
 
 
@@ -383,8 +397,8 @@ def test_columns_that_cannot_be_attributes(cells, message, shop, capsys):
         ("image;colour\nimages/00.jpg;red\nimages/01.jpg;red;dark\n",
          "catalogue.csv, line 3: 3 cells for 2 columns; put quotes around a text that contains a semicolon"),
         ("image,colour\nimages/00.jpg,red\nimages/100.jpg,red\nimages/01.jpg,blue\nimages/101.jpg,red\n",
-         r"catalogue.csv, row 3: there is no image 'images/100.jpg' \(looked for \S+/images/100.jpg\). 2 of 4 rows "
-         "name no file. Correct the paths, name the folder of the images as image_root, or empty these cells"),
+         r"catalogue.csv, row 3: there is no image 'images/100.jpg'. 2 of 4 rows name missing files. Paths are "
+         r"relative to \S+, or to an image_root. Correct them, or leave the rows out with on_unreadable='skip'"),
         ("image,colour\nimages/00.jpg,gr\xfcn\n".encode("latin-1"),
          r"catalogue.csv is not encoded in UTF-8 \(.*\); save it in UTF-8, which Excel calls 'CSV UTF-8'"),
     ],

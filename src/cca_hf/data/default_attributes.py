@@ -51,9 +51,10 @@ def default_attributes(
             taken.append(f"{name} ({len(counts)} values)")
         else:
             others.append(f"{name} ({reason})")
-    text = f"the attributes are {', '.join(taken)}"
+    text = f"the columns whose values repeat are used: {', '.join(taken)}"
     if others:
-        text += f"; not used: {', '.join(others[:_SHOWN_COLUMNS])}{', ...' if len(others) > _SHOWN_COLUMNS else ''}"
+        more = ", ..." if len(others) > _SHOWN_COLUMNS else ""
+        text += f"; not used: {', '.join(others[:_SHOWN_COLUMNS])}{more}"
     return attributes, text
 
 

@@ -6,6 +6,7 @@ Missing splits are cut from the training images: seeded, with all images of a gr
 import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from typing import Literal
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features
@@ -38,6 +39,7 @@ def load_attribute_dataset(
     revision: str | None = None,
     make_splits: bool = True,
     split_seed: int = 0,
+    on_unreadable: Literal["error", "skip"] = "error",
 ) -> AttributeDataset:
     """Loads images with attribute columns.
 
@@ -64,12 +66,21 @@ def load_attribute_dataset(
         make_splits: whether to cut a missing validation or test split, each a tenth, from the training images. Splits
             of the source are kept, including `test_query` and `test_gallery` of benchmarks.
         split_seed: seed of these splits.
+        on_unreadable: "skip" leaves out the rows of a table whose image file is missing, instead of an error.
+            `AttributeDataset.check_images` tells whether the images can be decoded.
 
     Raises:
         ValueError: if a column is missing or contains no labels, a split is empty, or an attribute cannot be learned.
         FileNotFoundError: if `source` is neither a local folder nor on the Hub.
     """
-    loaded = load_source(source, config_name, revision, image_column=image_column, reads_images=image_root is None)
+    loaded = load_source(
+        source,
+        config_name,
+        revision,
+        image_column=image_column,
+        reads_images=image_root is None,
+        on_unreadable=on_unreadable,
+    )
     splits = with_usual_names(loaded)
     image_column = find_image_column(splits, image_column)
     if image_root is not None:
@@ -121,7 +132,7 @@ def _attribute_names(
     if attributes is None and not labels:
         names, choice = default_attributes(splits, features, {image_column, group_column} - {None})
         if names:
-            logger.warning("no column is a ClassLabel, so %s. %s", choice, _CHOOSE)
+            logger.warning("no attributes were named, so %s. %s", choice, _CHOOSE)
     if not names:
         problem = "no column is a ClassLabel, so name the attributes" if attributes is None else "attributes is empty"
         candidates = [

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import datasets
 import pandas
@@ -21,7 +21,7 @@ from .containment import check_named_files
 from .image_column import IMAGE_COLUMN
 from .image_files import TABLE_SUFFIXES, find_files, passed_over_text
 from .image_folder import find_image_folder, load_image_folder, split_of_file
-from .tables import load_frame, load_rows, load_table
+from .tables import TableImages, load_frame, load_rows, load_table
 from .webdataset import load_webdataset
 
 
@@ -44,18 +44,21 @@ def load_source(
     *,
     image_column: str | None = None,
     reads_images: bool = True,
+    on_unreadable: Literal["error", "skip"] = "error",
 ) -> DatasetDict:
     """The splits of a source; see `load_attribute_dataset`.
 
     Args:
         reads_images: whether the images will be read from where the data says.
+        on_unreadable: "skip" makes a row of a table whose image file is missing a row without an image.
 
     Raises:
         ValueError: if the data names files outside its folder as images; see `containment.py`.
     """
+    images = TableImages(image_column, reads_images, on_unreadable)
     if isinstance(source, str | PathLike):
         path = Path(source).expanduser()
-        splits = _load_place(source, path, config_name, revision, image_column, reads_images)
+        splits = _load_place(source, path, config_name, revision, images)
         if reads_images:
             folder = path.parent if path.is_file() else path
             check_named_files(splits, folder if folder.is_dir() else None, image_column or IMAGE_COLUMN)
@@ -64,16 +67,16 @@ def load_source(
         return DatasetDict(source)
     if isinstance(source, Dataset):
         return DatasetDict({_split_name(source): source})
-    return DatasetDict({"train": _load_object(source, image_column, reads_images)})
+    return DatasetDict({"train": _load_object(source, images)})
 
 
-def _load_object(source: object, image_column: str | None, reads_images: bool) -> Dataset:
+def _load_object(source: object, images: TableImages) -> Dataset:
     if isinstance(source, list | tuple):
-        return load_rows(source, image_column, reads_images=reads_images)
+        return load_rows(source, images)
     if isinstance(source, pandas.DataFrame):
-        return load_frame(source, image_column, reads_images=reads_images)
+        return load_frame(source, images)
     if isinstance(source, ArrowTable):
-        return load_frame(pa.table(source), image_column, reads_images=reads_images)
+        return load_frame(pa.table(source), images)
     raise TypeError(
         "a source is a Hub id, a local folder or table, a DataFrame, a list of dicts, a Dataset or a DatasetDict "
         f"(not a streamed one); got {type(source).__name__}"
@@ -81,15 +84,10 @@ def _load_object(source: object, image_column: str | None, reads_images: bool) -
 
 
 def _load_place(
-    source: str | PathLike[str],
-    path: Path,
-    config_name: str | None,
-    revision: str | None,
-    image_column: str | None,
-    reads_images: bool,
+    source: str | PathLike[str], path: Path, config_name: str | None, revision: str | None, images: TableImages
 ) -> DatasetDict:
     if path.is_file():
-        rows = load_table(path, image_column, reads_images=reads_images)
+        rows = load_table(path, images)
         return DatasetDict({split_of_file(path.name) or "train": rows})
     if path.is_dir():
         return _load_folder(path.resolve(), config_name)

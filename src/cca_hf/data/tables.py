@@ -4,11 +4,12 @@ The paths in a file are relative to its folder, and must stay in it, as in every
 `containment.py`. A DataFrame and a list are the user's own program: their paths may lead anywhere.
 """
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas
@@ -26,7 +27,24 @@ from .image_files import TABLE_SUFFIXES
 from .metadata import array_of, columns_of_frame, columns_of_rows, read_tables, shown_columns
 from .path_column import absolute_path, find_path_column, is_text
 
+logger = logging.getLogger(__name__)
+
 _FIRST_ROWS = {".parquet": 0, ".jsonl": 1}  # of other files 2, as a spreadsheet shows it below the header
+
+
+@dataclass(frozen=True)
+class TableImages:
+    """How to find the images of a table.
+
+    Args:
+        column: default: the column whose cells name images, see `find_path_column`.
+        reads_images: False leaves the paths as they are, in the column `file_name`, for an `image_root`.
+        on_unreadable: "skip" makes a row whose image file is missing a row without an image, which is left out.
+    """
+
+    column: str | None = None
+    reads_images: bool = True
+    on_unreadable: Literal["error", "skip"] = "error"
 
 
 @dataclass(frozen=True)
@@ -38,16 +56,12 @@ class _Origin:
     first_row: int = 0
 
 
-def load_table(file: Path, image_column: str | None = None, *, reads_images: bool = True) -> Dataset:
+def load_table(file: Path, images: TableImages) -> Dataset:
     """The rows of a CSV, TSV, Excel, JSON lines or parquet file, with the images in an undecoded image column.
 
-    Args:
-        image_column: default: the column whose cells name images, see `find_path_column`.
-        reads_images: False leaves the paths as they are, in the column `file_name`, for an `image_root`.
-
     Raises:
-        ValueError: if the file cannot be read, has no rows or no column of images, or names an image file that does
-            not exist; the message names the file, the row and the path.
+        ValueError: if the file cannot be read, has no rows or no column of images, or names a missing image file; the
+            message names the file, the row and the path.
         ImportError: for an Excel file without openpyxl.
     """
     suffix = file.suffix.lower()
@@ -58,30 +72,26 @@ def load_table(file: Path, image_column: str | None = None, *, reads_images: boo
         )
     origin = _Origin(str(file), str(file.absolute().parent), _FIRST_ROWS.get(suffix, 2))
     (table,) = read_tables([file])
-    return _with_images(_dataset(table), image_column, origin, reads_images=reads_images)
+    return _with_images(_dataset(table), images, origin)
 
 
-def load_frame(
-    frame: pandas.DataFrame | pa.Table, image_column: str | None = None, *, reads_images: bool = True
-) -> Dataset:
+def load_frame(frame: pandas.DataFrame | pa.Table, images: TableImages) -> Dataset:
     """The rows of a DataFrame of pandas, or of an Arrow table; see `load_table`.
 
     The cells of a pandas column may also be PIL images, bytes or arrays.
     """
     name = "the DataFrame" if isinstance(frame, pandas.DataFrame) else "the table"
     dataset = _dataset_of_columns(columns_of_frame(frame)) if isinstance(frame, pandas.DataFrame) else _dataset(frame)
-    return _with_images(dataset, image_column, _Origin(name, os.getcwd()), reads_images=reads_images)
+    return _with_images(dataset, images, _Origin(name, os.getcwd()))
 
 
-def load_rows(
-    rows: Sequence[Mapping[str, object]], image_column: str | None = None, *, reads_images: bool = True
-) -> Dataset:
+def load_rows(rows: Sequence[Mapping[str, object]], images: TableImages) -> Dataset:
     """A list of dicts, one for each image, which is a path, URL, PIL image, bytes or an array; see `load_table`."""
     strangers = [row for row in rows if not isinstance(row, Mapping)]
     if strangers:
         raise TypeError(f"a list of rows contains a dict for each image; got {type(strangers[0]).__name__}")
     dataset = _dataset_of_columns(columns_of_rows(rows))
-    return _with_images(dataset, image_column, _Origin("the list", os.getcwd()), reads_images=reads_images)
+    return _with_images(dataset, images, _Origin("the list", os.getcwd()))
 
 
 # ---- From columns to a data set ----
@@ -131,23 +141,36 @@ def _image_cell(row: int, cell: Any) -> dict[str, Any] | None:
 # ---- The column of images ----
 
 
-def _with_images(dataset: Dataset, image_column: str | None, origin: _Origin, *, reads_images: bool) -> Dataset:
+def _with_images(dataset: Dataset, images: TableImages, origin: _Origin) -> Dataset:
     if dataset.num_rows == 0:
         raise ValueError(f"{origin.name} contains no rows")
-    if image_column is not None:
-        check_names("image column", [image_column], dataset.column_names, f"{origin.name}: ")
-    column = image_column or _find_image_column(dataset, origin)
+    if images.column is not None:
+        check_names("image column", [images.column], dataset.column_names, f"{origin.name}: ")
+    column = images.column or _find_image_column(dataset, origin)
     if not is_text(dataset.data.schema.field(column).type):
         is_image = image_kind(dataset.features[column]) == "image"
         return dataset.cast_column(column, Image(decode=False)) if is_image else dataset
-    if not reads_images:
-        return _with_file_names(dataset, column, image_column or IMAGE_COLUMN)
+    if not images.reads_images:
+        return _with_file_names(dataset, column, images.column or IMAGE_COLUMN)
     texts = ColumnPlace(column).read(dataset).to_pylist()
-    images = [None if text is None else _image_of_path(text, origin.folder) for text in texts]
-    _check_files(images, texts, origin)
+    cells = [None if text is None else _image_of_path(text, origin.folder) for text in texts]
+    missing = [row for row, cell in enumerate(cells) if cell is not None and _is_missing(cell)]
+    if missing:
+        problem = (
+            f"{origin.name}, row {origin.first_row + missing[0]}: there is no image {texts[missing[0]]!r}. "
+            f"{len(missing):,} of {len(texts):,} rows name missing files"
+        )
+        if images.on_unreadable == "error":
+            raise ValueError(
+                f"{problem}. Paths are relative to {origin.folder}, or to an image_root. Correct them, or leave the "
+                "rows out with on_unreadable='skip' or --on_unreadable skip"
+            )
+        logger.warning("%s; these rows are left out", problem)
+        for row in missing:
+            cells[row] = None
     if dataset.column_names == [column]:
-        return Dataset.from_dict({column: images}, Features({column: Image(decode=False)}))
-    return dataset.remove_columns(column).add_column(column, images, feature=Image(decode=False))
+        return Dataset.from_dict({column: cells}, Features({column: Image(decode=False)}))
+    return dataset.remove_columns(column).add_column(column, cells, feature=Image(decode=False))
 
 
 def _find_image_column(dataset: Dataset, origin: _Origin) -> str:
@@ -182,23 +205,8 @@ def _image_of_path(text: str, folder: str) -> dict[str, Any] | None:
     return {"bytes": None, "path": path if is_url(path) else absolute_path(folder, path)}
 
 
-def _check_files(images: Sequence[dict[str, Any] | None], texts: Sequence[str | None], origin: _Origin) -> None:
-    missing = [
-        row
-        for row, image in enumerate(images)
-        if image is not None
-        and image["bytes"] is None
-        and not is_url(image["path"])
-        and not os.path.isfile(image["path"])
-    ]
-    if missing:
-        row = missing[0]
-        image = images[row] or {}
-        raise ValueError(
-            f"{origin.name}, row {origin.first_row + row}: there is no image {texts[row]!r} (looked for "
-            f"{image['path']}). {len(missing):,} of {len(images):,} rows name no file. Correct the paths, name the "
-            "folder of the images as image_root, or empty these cells: rows without an image are left out"
-        )
+def _is_missing(image: dict[str, Any]) -> bool:
+    return image["bytes"] is None and not is_url(image["path"]) and not os.path.isfile(image["path"])
 
 
 def _with_file_names(dataset: Dataset, column: str, image_column: str) -> Dataset:

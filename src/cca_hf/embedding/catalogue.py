@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
@@ -66,6 +67,7 @@ class Catalogue:
         columns: Sequence[str] = (),
         config_name: str | None = None,
         revision: str | None = None,
+        on_unreadable: Literal["error", "skip"] = "error",
     ) -> "Catalogue":
         """A split of a data set.
 
@@ -76,11 +78,12 @@ class Catalogue:
             id_column: a column of unique ids. Default: the numbers of the rows.
             columns: columns to keep with the embeddings. Fields of a struct column, such as the `json` of a
                 WebDataset, can be named like columns, as in `load_attribute_dataset`.
+            on_unreadable: "skip" makes a row of a table whose image file is missing a row without an image.
 
         Raises:
             ValueError: if a split or column is missing, ids are not unique, or the image column contains no images.
         """
-        splits = load_source(source, config_name, revision, image_column=image_column)
+        splits = load_source(source, config_name, revision, image_column=image_column, on_unreadable=on_unreadable)
         if split is None and len(splits) > 1:
             raise ValueError(f"the data set has several splits; choose one of {', '.join(splits)}")
         split = same_split(split, splits) if split else next(iter(splits))

@@ -174,6 +174,7 @@ def _load_source(dataset: str, config_name: str | None, recorded: dict[str, Any]
         config_name or recorded.get("dataset_config"),
         recorded.get("dataset_revision"),
         image_column=recorded.get("image_column"),
+        on_unreadable=recorded.get("on_unreadable", "error"),
     )
 
 

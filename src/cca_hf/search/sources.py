@@ -108,7 +108,13 @@ class ImageSource:
         **settings: Any,
     ) -> "ImageSource":
         """A split of a data set on the Hub or in a folder; see `Catalogue.from_dataset`, for `settings` the class."""
-        splits: DatasetDict = load_source(source, None, None, image_column=image_column)
+        splits: DatasetDict = load_source(
+            source,
+            None,
+            None,
+            image_column=image_column,
+            on_unreadable=settings.get("on_unreadable", "error"),
+        )
         if split is None and len(splits) == 1:
             (split,) = splits
         split = None if split is None else same_split(split, splits)
