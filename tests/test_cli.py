@@ -180,7 +180,7 @@ def test_triplets_that_hold_their_pictures(checkpoint, tmp_path, capsys):
         dataset = dataset.cast_column(column, Image())
     (tmp_path / "data").mkdir()
     dataset.to_parquet(tmp_path / "data" / "val-00000-of-00001.parquet")
-    words = ["evaluate", "--model", checkpoint, "--dataset", tmp_path / "data", "--split", "validation", "--json"]
+    words = ["evaluate", "--model", checkpoint, "--dataset", tmp_path / "data", "--split", "valid", "--json"]
     assert run(*words, "--attributes", "shape") == 0
     metrics = json.loads(capsys.readouterr().out)
     expected = TripletEvaluator(dataset, ["shape"])(CCAModel.from_pretrained(checkpoint))

@@ -227,12 +227,7 @@ def test_columns_of_csv_have_one_type_in_all_splits(place):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (
-            b"file_name;colour\n1.jpg;red\n",
-            "metadata.csv: the columns are separated by ';'; save .* with commas",
-        ),
-        (b"file_name\tcolour\n1.jpg\tred\n", r"metadata.csv: the columns are separated by '\\t'"),
-        (b"filename,colour\n1.jpg,red\n", "metadata.csv: there is no column 'file_name' .* are 'filename', 'colour'"),
+        (b"sku,colour\n1,red\n", "metadata.csv: there is no column 'file_name' .* are 'sku', 'colour'"),
         (b"", "metadata.csv: there is no column 'file_name' .* The columns are none"),
         (
             "file_name,colour\n1.jpg,grün\n".encode("latin-1"),

@@ -349,9 +349,9 @@ def test_a_column_that_one_split_lacks(encode):
         (
             {"colour": [["red"], ["blue"]]},
             {"colour": List(Value("string"))},
-            "an attribute needs a ClassLabel",
+            "the column 'colour' contains lists. An attribute has one value",
         ),
-        ({"colour": [0.5, 1.0]}, {}, "contains fractions; convert it to a few named ranges"),
+        ({"colour": [0.5, 1.0]}, {}, "contains fractions, such as 0.5; convert it to a few named ranges"),
         (
             {"colour": ["red", "red"]},
             {},
@@ -398,7 +398,7 @@ def test_attributes_that_are_named_wrongly(encode):
 
 def test_sources_that_are_none(tmp_path, encode):
     (tmp_path / "shoes.parquet").write_bytes(b"")
-    with pytest.raises(ValueError, match="is a file; give the folder"):
+    with pytest.raises(ValueError, match="shoes.parquet is not a parquet file"):
         load_attribute_dataset(tmp_path / "shoes.parquet", ["colour"])
     with pytest.raises(FileNotFoundError, match="'no/such-folder' is no local folder, and could not be"):
         load_attribute_dataset("no/such-folder", ["colour"])

@@ -151,6 +151,17 @@ def test_a_dataset_keeps_the_name_of_its_split(tmp_path, rows, built):
     assert list(load_attribute_dataset(test, ATTRIBUTES).splits) == ["test"]
 
 
+def test_folders_of_one_name_with_equal_cards(tmp_path, writers, built):
+    """`datasets` has one place in its cache for them, and gave the second one the rows of the first."""
+    for place, first in (("a", 0), ("b", 100)):
+        folder = writers["parquet"](tmp_path / place / "shoes", {"train": writers["rows"](8, first)}, built)
+        card = "---\nconfigs: [{config_name: default, data_files: data/*.parquet}]\n---\n"
+        (folder / "README.md").write_text(card)
+        assert load_source(folder, None, None)["train"]["item"][0] == f"item-{first // 2}"
+    writers["parquet"](folder, {"train": writers["rows"](8, 200)}, built)
+    assert load_source(folder, None, None)["train"]["item"][0] == "item-100"
+
+
 def test_from_the_hub(tmp_path, writers, splits, built, repository):
     """Against a server that speaks the Hub's protocol, in a process that is online."""
     writers["parquet"](tmp_path / "repo", splits, built)

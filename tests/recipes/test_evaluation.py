@@ -98,6 +98,12 @@ def test_the_splits_are_those_of_the_training(run, catalogue, checkpoint, split)
     assert data.group_column == "item" and data.attributes == run.data.attributes
 
 
+@pytest.mark.parametrize("split", ["valid", "val", "dev"])
+def test_other_names_of_the_validation_split(run, catalogue, capsys, split):
+    measured = figures(capsys, run.output_dir, catalogue, "--split", split)
+    assert measured == figures(capsys, run.output_dir, catalogue, "--split", "validation")
+
+
 def test_the_figures_are_those_of_the_training(run, catalogue, capsys):
     assert figures(capsys, run.output_dir, catalogue) == pytest.approx(saved_figures(run), abs=1e-6)
 

@@ -100,7 +100,9 @@ def download(
 def push(
     dataset: str = options.DATASET,
     repo: str = options.REPO,
-    attributes: list[str] | None = option(None, "NAME ...", "Attribute columns. Default: all ClassLabel columns."),
+    attributes: list[str] | None = option(
+        None, "NAME ...", "Attribute columns. Default: all ClassLabel columns, or else those whose values repeat."
+    ),
     group_column: str | None = options.GROUP_COLUMN,
     annotations_only: bool = switch(
         "annotations_only", "Push no images, if they must not be redistributed. The column file_name has their paths."

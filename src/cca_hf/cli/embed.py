@@ -76,7 +76,12 @@ def embed(
             catalogue = Catalogue.from_folder(images.resolve() if engine == "ray" else images)
         else:
             catalogue = Catalogue.from_dataset(
-                dataset or "", split=split, image_column=image_column, id_column=id_column, columns=columns or ()
+                dataset or "",
+                split=split,
+                image_column=image_column,
+                id_column=id_column,
+                columns=columns or (),
+                on_unreadable=on_unreadable,
             )
         rank, num_ranks, device = _place_among_processes(device)
         settings = EmbeddingSettings(attributes, dtype, shard_size, batch_size, num_workers, on_unreadable)

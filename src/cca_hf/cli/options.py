@@ -93,15 +93,15 @@ def switch(name: str, text: str, default: bool | None = False) -> Any:
 
 
 _ENCODER = "Checkpoint (an id on the Hub or a folder), or a folder of 'cca export'."
-_DATASET = "Data set: an id on the Hub or a folder."
+_DATASET = "Data set: an id on the Hub, a folder, or a table (CSV, TSV, Excel, JSON lines, parquet)."
 
 MODEL = option(..., "ID_OR_FOLDER", "Checkpoint: an id on the Hub or a folder.")
 ENCODER = option(..., "ID_OR_FOLDER", _ENCODER)
 OPTIONAL_ENCODER = option(None, "ID_OR_FOLDER", _ENCODER)
 MODEL_OF_INDEX = option(None, "ID_OR_FOLDER", "Checkpoint. Default: the checkpoint that made the index.")
 MODEL_FOLDER = option(..., "FOLDER", "Output folder of a training, or a saved checkpoint.")
-DATASET = option(..., "ID_OR_FOLDER", _DATASET)
-OPTIONAL_DATASET = option(None, "ID_OR_FOLDER", _DATASET)
+DATASET = option(..., "ID_OR_PATH", _DATASET)
+OPTIONAL_DATASET = option(None, "ID_OR_PATH", _DATASET)
 IMAGES = option(None, "FOLDER", "Folder of images. Images in its subfolders are included.")
 OUTPUT_DIR = option(..., "FOLDER", "Folder for the output files.")
 ATTRIBUTES = option(None, "NAME ...", "Attributes to use. Default: all attributes of the model.")

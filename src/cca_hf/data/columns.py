@@ -8,7 +8,8 @@ Only the label columns are read, through Arrow: images are neither loaded nor de
 import difflib
 import logging
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -23,6 +24,10 @@ logger = logging.getLogger(__name__)
 
 ValueSetKind: TypeAlias = Literal["all", "maybe"]
 _SHOWN_GROUPS = 5
+_ONE_VALUE = (
+    "An attribute has one value for each image: keep the main one in this column, and put a list of all of them into "
+    "a column {0}_all of a JSON lines or parquet file or a DataFrame, which the evaluation reads"
+)
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,7 @@ def encode_labels(
             return {split: codes for split, (codes, _) in encoded.items()}, list(vocabularies[0])
         values = _value_names({value for _, found in encoded.values() for value in found if value is not None})
         _warn_of_similar_names(name, values)
+        _check_one_value_each(name, values)
     ids = {value: index for index, value in enumerate(values)}
     ids_of_same = {same_value(value): index for value, index in reversed(ids.items())}
     labels = {}
@@ -164,6 +170,22 @@ def _warn_of_similar_names(attribute: str, names: Sequence[str]) -> None:
         logger.warning(text, attribute, "; ".join(similar[:_SHOWN_GROUPS]), more)
 
 
+def several_values(names: Collection[str]) -> str | None:
+    """A name such as `red|blue`, whose parts are values of other images too; None without such a name."""
+    parts_of = {name: [part.strip() for part in name.split("|")] for name in names}
+    counts = Counter(part for parts in parts_of.values() for part in set(parts))
+    combined = (name for name, parts in parts_of.items() if len(parts) > 1 and any(counts[part] > 1 for part in parts))
+    return next(combined, None)
+
+
+def _check_one_value_each(attribute: str, names: Collection[str]) -> None:
+    cell = several_values(names)
+    if cell is not None:
+        raise ValueError(
+            f"the column {attribute!r} has cells with several values, such as {cell!r}. {_ONE_VALUE.format(attribute)}"
+        )
+
+
 def read_value_sets(
     dataset: datasets.Dataset, split: str, attribute: str, values: list[str], kind: ValueSetKind
 ) -> np.ndarray | None:
@@ -196,6 +218,8 @@ def _encode(name: str, column: pa.ChunkedArray, feature: object) -> tuple[np.nda
                 f"labelled) to {len(feature.names) - 1}; got {codes.min()} to {codes.max()}"
             )
         return codes, list(feature.names)
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        raise ValueError(f"the column {name!r} contains lists. {_ONE_VALUE.format(name)}")
     if not is_label_feature(feature):
         raise ValueError(
             f"the column {name!r} is {feature}; an attribute needs a ClassLabel, strings, integers or booleans, "
@@ -209,7 +233,11 @@ def _encode(name: str, column: pa.ChunkedArray, feature: object) -> tuple[np.nda
         if not np.all(np.abs(numbers[~holes]) < 2.0**63):
             raise ValueError(f"the column {name!r} contains infinite or huge numbers; empty or correct these cells")
         if not np.all(numbers[~holes] == np.round(numbers[~holes])):
-            raise ValueError(f"the column {name!r} contains fractions; convert it to a few named ranges first")
+            fraction = numbers[~holes][numbers[~holes] != np.round(numbers[~holes])][0]
+            raise ValueError(
+                f"the column {name!r} contains fractions, such as {fraction:g}; convert it to a few named ranges "
+                "first, such as 'under 50' and '50 to 100' (pandas.cut does this)"
+            )
         column = pa.chunked_array([pa.array(np.where(holes, -1, numbers).astype(np.int64))])
     elif pa.types.is_boolean(kind):
         column = pc.if_else(column, "true", "false")

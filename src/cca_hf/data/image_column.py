@@ -8,7 +8,7 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
@@ -68,7 +68,7 @@ def with_undecoded_images(dataset: Dataset, column: str) -> Dataset:
     item = feature
     while isinstance(item, (List, LargeList)):
         item = item.feature
-    kind, is_list = _kind_of(item), item is not feature
+    kind, is_list = image_kind(item), item is not feature
     if kind is None or (kind == "number" and not is_list):
         raise ValueError(
             f"the column {column!r} contains {feature}, not images. An image is a datasets.Image, a path or URL, "
@@ -80,7 +80,8 @@ def with_undecoded_images(dataset: Dataset, column: str) -> Dataset:
     return dataset.cast_column(column, Image(decode=False))
 
 
-def _kind_of(feature: object) -> Literal["image", "text", "null", "number"] | None:
+def image_kind(feature: object) -> Literal["image", "text", "null", "number"] | None:
+    """How a column of this feature contains images, as far as its type says; None if it cannot."""
     if isinstance(feature, Value):
         if feature.dtype in ("string", "large_string"):
             return "text"
@@ -131,12 +132,15 @@ def _image_row(value: object) -> dict[str, object] | None:
         content, path = value.get("bytes"), value.get("path")
         return None if content is None and path is None else {"bytes": content, "path": path}
     if isinstance(value, str):
-        return _text_row(value)
+        return image_of_text(value)
     return None if value is None else {"bytes": value, "path": None}
 
 
-def _text_row(text: str) -> dict[str, object] | None:
-    """A path or URL stays; content becomes bytes, so that no message shows it."""
+def image_of_text(text: str) -> dict[str, Any] | None:
+    """A text as the `{"bytes", "path"}` of an image; None if it is blank.
+
+    A path or URL stays; content becomes bytes, so that no message shows it.
+    """
     stripped = text.strip()
     if not stripped:
         return None

@@ -15,6 +15,7 @@ import cca_hf.models.images  # noqa: F401 - registers the decoder of HEIC, if it
 logger = logging.getLogger(__name__)
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx", ".xls", ".jsonl", ".parquet")
 # Pillow recognises these formats, but leaves the decoding to a program that is usually missing.
 _ONLY_RECOGNISED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _HEIF = (".heic", ".heif", ".hif")
@@ -47,6 +48,9 @@ class FoundFiles:
 
     images: list[str] = field(default_factory=list)
     metadata: list[str] = field(default_factory=list)
+    tables: list[str] = field(
+        default_factory=list
+    )  # in the folder itself, and not called metadata; also in `suffixes`
     suffixes: Counter[str] = field(default_factory=Counter)  # of the files that are neither
     passed_over: dict[str, list[str]] = field(default_factory=dict)  # reason -> paths
 
@@ -110,6 +114,8 @@ def _sort_in(found: FoundFiles, path: str, entry: os.DirEntry[str], suffixes: fr
         found.pass_over(NO_HEIF, path)
     elif not is_image and entry.name not in METADATA_NAMES:
         found.suffixes[suffix if _is_text(suffix) else ""] += 1
+        if suffix in TABLE_SUFFIXES and "/" not in path and _is_text(path):
+            found.tables.append(path)
     elif not _is_text(entry.name):
         found.pass_over(NO_UTF8, path)
     elif not _is_regular(entry):

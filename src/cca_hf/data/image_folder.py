@@ -4,9 +4,11 @@ The layouts and the splits are those of `imagefolder` of `datasets`. In addition
 one metadata file may label the images of several splits, and what is passed over is counted.
 """
 
+import logging
 import os
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +20,8 @@ from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
 from .image_files import NO_HEIF, FoundFiles, find_files, passed_over_text, warn_of_passed_over
 from .metadata import is_file_name, read_metadata
 
+logger = logging.getLogger(__name__)
+
 _IMAGE = "image"
 _LABEL = "label"
 _TRAIN = "train"
@@ -27,6 +31,7 @@ _UNLISTED = "that no metadata file lists"
 _DATA_FILES = {".parquet", ".arrow", ".tar", ".lance", ".zip", ".jsonl"}
 _BESIDE_IMAGES = {".csv", ".tsv", ".json"}  # there may be one for each image
 _ROWS_AT_ONCE = 1000
+_SHOWN_TABLES = 3
 _SEPARATOR = f"[{NON_WORDS_CHARS.replace('-', '')}-]"
 SplitRule: TypeAlias = Callable[[str], str | None]  # path of an image -> its split; None for an image of no split
 
@@ -49,8 +54,14 @@ def load_image_folder(folder: Path, found: FoundFiles) -> DatasetDict:
     if not (found.images or found.metadata):
         raise ValueError(f"no image in {folder} can be read: {passed_over_text(found)}")
     split_of = _split_rule(found)
-    label = _labels_of_metadata if found.metadata else _labels_of_folders
-    tables = label(folder, found, split_of)
+    if found.metadata:
+        tables = _labels_of_metadata(
+            folder, found, split_of, read_metadata([folder / path for path in found.metadata])
+        )
+    elif (table := _table_beside(folder, found)) is not None:
+        tables = _labels_of_metadata(folder, found, split_of, [table])
+    else:
+        tables = _labels_of_folders(folder, found, split_of)
     if not tables:
         raise ValueError(f"the metadata files in {folder} contain no rows")
     warn_of_passed_over(folder, found)
@@ -98,8 +109,8 @@ def _split_rule(found: FoundFiles) -> SplitRule:
     """Splits by the names of folders, or else by the names of files, or else one split."""
     if any(_split_of_folders(path) for path in (*found.images, *found.metadata)):
         return _split_of_folders
-    named = sum(_split_of_file(path) is not None for path in found.images)
-    return _split_of_file if named and 2 * named >= len(found.images) else lambda path: _TRAIN
+    named = sum(split_of_file(path) is not None for path in found.images)
+    return split_of_file if named and 2 * named >= len(found.images) else lambda path: _TRAIN
 
 
 def _split_of_folders(path: str) -> str | None:
@@ -110,7 +121,8 @@ def _split_of_folders(path: str) -> str | None:
     return None
 
 
-def _split_of_file(path: str) -> str | None:
+def split_of_file(path: str) -> str | None:
+    """The split that a file is named after, such as `test` of `shoes-test.csv`."""
     return _split_called(posixpath.basename(path), end=f"{_SEPARATOR}.*")
 
 
@@ -152,7 +164,65 @@ def _folder_name(folder: Path, path: str) -> str:
     return posixpath.basename(posixpath.dirname(path)) or folder.name
 
 
-def _labels_of_metadata(folder: Path, found: FoundFiles, split_of: SplitRule) -> dict[str, pa.Table]:
+def _table_beside(folder: Path, found: FoundFiles) -> pa.Table | None:
+    """The only table in the folder, whatever its name, if it lists images of the folder. It becomes the metadata.
+
+    Its paths are relative to the table. A name without a folder may also stand for the only image of that name.
+    """
+    if len(found.tables) > 1:
+        logger.warning(
+            "none of the tables in %s is used (%s): call the one that labels the images metadata.csv, or give it as "
+            "the data set",
+            folder,
+            ", ".join(found.tables[:_SHOWN_TABLES]) + (", ..." if len(found.tables) > _SHOWN_TABLES else ""),
+        )
+    if len(found.tables) != 1:
+        return None
+    (name,) = found.tables
+    try:
+        (table,) = read_metadata([folder / name])
+    except (ValueError, ImportError) as error:
+        logger.warning("%s does not label the images beside it: %s", folder / name, error)
+        return None
+    paths = _first_paths(table)
+    places = _places_of(folder, paths, found.images)
+    if 2 * sum(place is not None for place in places) < sum(path is not None for path in paths):
+        logger.warning(
+            "%s does not label the images beside it: most of its paths, such as %r, are no images in this folder",
+            folder / name,
+            next(path for path, place in zip(paths, places, strict=True) if path is not None and place is None),
+        )
+        return None
+    column = next(column for column in table.column_names if _holds_paths(table, column))
+    if not pa.types.is_list(table.schema.field(column).type):
+        known = [path if place is None else place for path, place in zip(paths, places, strict=True)]
+        table = table.set_column(table.column_names.index(column), column, pa.array(known, pa.string()))
+    found.metadata = [name]
+    found.suffixes -= Counter([posixpath.splitext(name)[1].lower()])
+    return table
+
+
+def _places_of(folder: Path, paths: Sequence[str | None], images: Sequence[str]) -> list[str | None]:
+    """For each path the image in the folder that it means; None if there is none.
+
+    The path is relative to the folder, or absolute. The name of an image in a subfolder is enough, if no other image
+    has this name.
+    """
+    places = dict[str, str | None]()
+    for image in images:
+        name = posixpath.basename(image)
+        places[name] = None if name in places else image
+    places.update({image: image for image in images})
+    found = list[str | None]()
+    for path in paths:
+        plain = "" if path is None else posixpath.normpath(path.strip().replace("\\", "/"))
+        found.append(places.get(plain.removeprefix(f"{folder}/")))
+    return found
+
+
+def _labels_of_metadata(
+    folder: Path, found: FoundFiles, split_of: SplitRule, tables: Sequence[pa.Table]
+) -> dict[str, pa.Table]:
     """Split -> the rows of the metadata files, with paths of images relative to `folder`.
 
     The rows of a file in the folder of a split belong to this split; other rows belong to the split of their image.
@@ -160,7 +230,7 @@ def _labels_of_metadata(folder: Path, found: FoundFiles, split_of: SplitRule) ->
     parts: dict[str, list[tuple[Path, pa.Table]]] = {}
     listed: set[str] = set()
     files = [folder / path for path in found.metadata]
-    for place, file, table in zip(found.metadata, files, read_metadata(files), strict=True):
+    for place, file, table in zip(found.metadata, files, tables, strict=True):
         table = _with_paths_from(folder, file, table)
         paths = _first_paths(table)
         listed.update(path for path in paths if path is not None)

@@ -6,28 +6,30 @@ Missing splits are cut from the training images: seeded, with all images of a gr
 import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from typing import Literal
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features
 
 from .columns import ColumnPlace, check_names, column_places, encode_labels, group_codes, is_label_feature
 from .coverage import leave_out_missing, with_images_of
+from .default_attributes import default_attributes
 from .image_column import IMAGE_COLUMN, find_image_column, with_undecoded_images
 from .schema import AttributeDataset
-from .sources import load_source
+from .sources import Source, load_source
+from .split_names import usual_split_name
 
 logger = logging.getLogger(__name__)
 
 # a source has such a split under this name, or as `<name>_query` and `<name>_gallery`
 HELD_OUT = ("validation", "test")
 _SHARE = 0.1
-_OTHER_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 _SHOWN_VALUES = 5
 _CHOOSE = "Choose the attributes with attributes=[...] or --attributes"
 
 
 def load_attribute_dataset(
-    source: str | PathLike[str] | Dataset | DatasetDict,
+    source: Source,
     attributes: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     *,
     group_column: str | None = None,
@@ -37,6 +39,7 @@ def load_attribute_dataset(
     revision: str | None = None,
     make_splits: bool = True,
     split_seed: int = 0,
+    on_unreadable: Literal["error", "skip"] = "error",
 ) -> AttributeDataset:
     """Loads images with attribute columns.
 
@@ -44,36 +47,47 @@ def load_attribute_dataset(
     them, and every evaluation reports it.
 
     Args:
-        source: an id on the Hub; a local folder of parquet files, of images with `metadata.csv` (`.jsonl`,
-            `.parquet`) or with one folder for each value, or of WebDataset tars; the output of `save_to_disk`; or a
-            `Dataset` or `DatasetDict`.
+        source: an id on the Hub; a local folder of parquet files, of images with a table (CSV, TSV, Excel, JSON lines,
+            parquet) or with one folder for each value, or of WebDataset tars; a table file; the output of
+            `save_to_disk`; a `Dataset` or `DatasetDict`; a DataFrame of pandas or polars; or a list of dicts. The page
+            docs/your_own_data.md has a table of all of them.
         attributes: the attribute columns: `ClassLabel`, strings, integers or booleans; None, -1 and blank strings mean
             "not labelled". A value is the same in all types: 1, 1.0 and "1", or True and "true". Fields of a struct
             column, such as the `json` of a WebDataset, can be named like columns. A mapping also sets the names of the
-            values and their order, as in a trained model. Default: all `ClassLabel` columns.
+            values and their order, as in a trained model. Default: all `ClassLabel` columns, or else
+            the columns whose values repeat; a message names them.
         group_column: column with the groups of near copies, such as an item number.
-        image_column: default: `image`, or the only image column.
+        image_column: default: `image`, or the only image column; in a table, the column whose cells name images.
         image_root: folder of the images, if the source contains annotations only; the column `file_name` contains
             their paths in it. Default: the paths in the image column, which must lie in the folder of the data set
-            unless `CCA_TRUST_DATA=1` is set; see docs/your_own_data.md.
+            or of the table unless `CCA_TRUST_DATA=1` is set; see docs/your_own_data.md.
         config_name: the configuration, if a repository on the Hub has several.
         revision: branch, tag or commit on the Hub.
         make_splits: whether to cut a missing validation or test split, each a tenth, from the training images. Splits
             of the source are kept, including `test_query` and `test_gallery` of benchmarks.
         split_seed: seed of these splits.
+        on_unreadable: "skip" leaves out the rows of a table whose image file is missing, instead of an error.
+            `AttributeDataset.check_images` tells whether the images can be decoded.
 
     Raises:
         ValueError: if a column is missing or contains no labels, a split is empty, or an attribute cannot be learned.
         FileNotFoundError: if `source` is neither a local folder nor on the Hub.
     """
-    loaded = load_source(source, config_name, revision, image_column=image_column, reads_images=image_root is None)
+    loaded = load_source(
+        source,
+        config_name,
+        revision,
+        image_column=image_column,
+        reads_images=image_root is None,
+        on_unreadable=on_unreadable,
+    )
     splits = with_usual_names(loaded)
     image_column = find_image_column(splits, image_column)
     if image_root is not None:
         splits = with_images_of(splits, image_column, image_root)
     splits = DatasetDict({split: with_undecoded_images(rows, image_column) for split, rows in splits.items()})
     splits, coverage = leave_out_missing(splits, image_column)
-    names = _attribute_names(splits, attributes, image_column)
+    names = _attribute_names(splits, attributes, image_column, group_column)
     if group_column is not None:
         _check_present("group column", [group_column], splits)
     values = attributes if isinstance(attributes, Mapping) else {}
@@ -104,7 +118,10 @@ def _check_present(kind: str, names: Sequence[str], splits: DatasetDict) -> None
 
 
 def _attribute_names(
-    splits: DatasetDict, attributes: Sequence[str] | Mapping[str, Sequence[str]] | None, image_column: str
+    splits: DatasetDict,
+    attributes: Sequence[str] | Mapping[str, Sequence[str]] | None,
+    image_column: str,
+    group_column: str | None,
 ) -> list[str]:
     features = _features(splits)
     places = column_places(features)
@@ -112,6 +129,10 @@ def _attribute_names(
         raise TypeError(f"attributes must be a list of names; got the string {attributes!r}, write [{attributes!r}]")
     labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
     names = labels if attributes is None else list(attributes)
+    if attributes is None and not labels:
+        names, choice = default_attributes(splits, features, {image_column, group_column} - {None})
+        if names:
+            logger.warning("no attributes were named, so %s. %s", choice, _CHOOSE)
     if not names:
         problem = "no column is a ClassLabel, so name the attributes" if attributes is None else "attributes is empty"
         candidates = [
@@ -204,7 +225,7 @@ def with_usual_names(splits: DatasetDict) -> DatasetDict:
     """Renames `val`, `valid` and `dev` to `validation`, and checks that queries and galleries come in pairs."""
     named = DatasetDict()
     for split, dataset in splits.items():
-        usual = _OTHER_NAMES.get(split, split)
+        usual = usual_split_name(split)
         named[split if usual in splits else usual] = dataset
     for held_out in HELD_OUT:
         pair = (f"{held_out}_query", f"{held_out}_gallery")

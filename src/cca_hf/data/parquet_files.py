@@ -7,10 +7,14 @@ import math
 import os
 from pathlib import Path
 
+import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Dataset, Features, Image
 from datasets.utils import tqdm
+
+from cca_hf.models.fetching import fetch, is_url
+from cca_hf.models.images import trusts_data
 
 from .schema import IMAGE_COLUMN
 
@@ -53,7 +57,7 @@ def write_split(
                 for table in shard.with_format("arrow").iter(_ROWS_AT_ONCE if with_images else 10_000):
                     if with_images and IMAGE_COLUMN in table.column_names:
                         place = table.column_names.index(IMAGE_COLUMN)
-                        images = Image().embed_storage(table.column(place).combine_chunks())
+                        images = Image().embed_storage(_with_content_of_urls(table.column(place).combine_chunks()))
                         table = table.set_column(place, IMAGE_COLUMN, images)
                     writer.write_table(table.cast(features.arrow_schema))
                     progress.update(table.num_rows)
@@ -67,5 +71,16 @@ def _image_bytes(dataset: Dataset) -> int:
         content = pc.struct_field(images, "bytes")
         total += pc.sum(pc.binary_length(content)).as_py() or 0
         paths = pc.filter(pc.struct_field(images, "path"), pc.is_null(content))
-        total += sum(os.path.getsize(path) for path in paths.to_pylist() if path is not None)
+        total += sum(os.path.getsize(path) for path in paths.to_pylist() if path is not None and not is_url(path))
     return total
+
+
+def _with_content_of_urls(images: pa.StructArray) -> pa.StructArray:
+    """The images with the bytes of their URLs, which lead to public hosts only, unless the user trusts the data."""
+    if not pc.any(pc.match_substring_regex(pc.struct_field(images, "path"), "^https?://")).as_py():
+        return images
+    rows = images.to_pylist()
+    for row in rows:
+        if row is not None and row["bytes"] is None and row["path"] is not None and is_url(row["path"]):
+            row["bytes"] = fetch(row["path"], private_hosts=trusts_data())
+    return pa.array(rows, images.type)

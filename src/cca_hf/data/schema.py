@@ -15,6 +15,7 @@ from cca_hf.models.images import UnreadableImageError, load_image
 from .columns import ColumnPlace, ValueSetKind, group_codes, integers, missing_message, read_value_sets
 from .coverage import Coverage
 from .image_column import IMAGE_COLUMN
+from .split_names import same_split
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +93,13 @@ class AttributeDataset:
     cut_splits: tuple[str, ...] = ()
 
     def __getitem__(self, split: str) -> Dataset:
+        split = same_split(split, self.splits)
         if split not in self.splits:
             raise KeyError(missing_message("split", [split], self.splits))
         return self.splits[split]
 
     def __contains__(self, split: object) -> bool:
-        return split in self.splits
+        return isinstance(split, str) and same_split(split, self.splits) in self.splits
 
     def labels(self, split: str) -> np.ndarray:
         """(images, attributes) int64 value ids, -1: not labelled. Reads only the label columns."""
@@ -136,7 +138,7 @@ class AttributeDataset:
         self[split]  # raises for an unknown split
         if self.group_column is None:
             return None
-        return group_codes(self.splits, self.group_column)[split]
+        return group_codes(self.splits, self.group_column)[same_split(split, self.splits)]
 
     def coverage_of(self, *splits: str) -> Coverage | None:
         """The coverage of these splits together; None if no image is missing."""

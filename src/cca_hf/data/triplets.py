@@ -15,6 +15,7 @@ from .coverage import FILE_NAME_COLUMN, rows_with_image
 from .image_column import IMAGE_COLUMN, with_undecoded_images
 from .loading import with_usual_names
 from .sources import load_source
+from .split_names import same_split
 
 CONDITION_COLUMN = "condition"
 TRIPLET_COLUMNS = ("anchor", "positive", "negative")
@@ -66,6 +67,7 @@ def load_triplets(
         ValueError: if the default configuration lacks the columns.
     """
     splits = with_usual_names(load_source(source, config_name, None))
+    split = same_split(split, splits)
     if split not in splits:
         raise KeyError(missing_message("split", [split], splits))
     triplets = splits[split]

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
-from datasets import Dataset, DatasetDict, Features, Image
+from datasets import Dataset, Features, Image
 
 from cca_hf.data.columns import column_places, missing_message
 from cca_hf.data.image_column import IMAGE_COLUMN, find_image_column, with_undecoded_images
 from cca_hf.data.image_files import find_files, image_suffixes, passed_over_text, warn_of_passed_over
-from cca_hf.data.sources import load_source
+from cca_hf.data.sources import Source, load_source
+from cca_hf.data.split_names import same_split
 
 ITEM_ID = "item_id"
 _ROWS_AT_ONCE = 1024
@@ -57,7 +59,7 @@ class Catalogue:
     @classmethod
     def from_dataset(
         cls,
-        source: str | PathLike[str] | Dataset | DatasetDict,
+        source: Source,
         *,
         split: str | None = None,
         image_column: str | None = None,
@@ -65,6 +67,7 @@ class Catalogue:
         columns: Sequence[str] = (),
         config_name: str | None = None,
         revision: str | None = None,
+        on_unreadable: Literal["error", "skip"] = "error",
     ) -> "Catalogue":
         """A split of a data set.
 
@@ -75,14 +78,15 @@ class Catalogue:
             id_column: a column of unique ids. Default: the numbers of the rows.
             columns: columns to keep with the embeddings. Fields of a struct column, such as the `json` of a
                 WebDataset, can be named like columns, as in `load_attribute_dataset`.
+            on_unreadable: "skip" makes a row of a table whose image file is missing a row without an image.
 
         Raises:
             ValueError: if a split or column is missing, ids are not unique, or the image column contains no images.
         """
-        splits = load_source(source, config_name, revision, image_column=image_column)
+        splits = load_source(source, config_name, revision, image_column=image_column, on_unreadable=on_unreadable)
         if split is None and len(splits) > 1:
             raise ValueError(f"the data set has several splits; choose one of {', '.join(splits)}")
-        split = split or next(iter(splits))
+        split = same_split(split, splits) if split else next(iter(splits))
         if split not in splits:
             raise ValueError(missing_message("split", [split], splits))
         dataset = splits[split].with_format(None)

@@ -200,6 +200,7 @@ def load_data(data_args: DataArguments) -> AttributeDataset:
         config_name=data_args.dataset_config,
         revision=data_args.dataset_revision,
         split_seed=data_args.split_seed,
+        on_unreadable=data_args.on_unreadable,
     )
     return data.check_images(data_args.on_unreadable)
 

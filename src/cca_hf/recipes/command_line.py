@@ -126,8 +126,10 @@ class ModelArguments:
 class DataArguments:
     """The data set to train on."""
 
-    dataset: str = flag(MISSING, "An id on the Hub or a local folder; see load_attribute_dataset.")
-    attributes: list[str] | None = flag(None, "The attribute columns. Default: all ClassLabel columns.")
+    dataset: str = flag(MISSING, "An id on the Hub, a folder, or a table (CSV, TSV, Excel, JSON lines, parquet).")
+    attributes: list[str] | None = flag(
+        None, "The attribute columns. Default: all ClassLabel columns, or else those whose values repeat."
+    )
     dataset_config: str | None = flag(None, "Configuration of a data set on the Hub.")
     dataset_revision: str | None = flag(None, "Branch, tag or commit of the data set.")
     image_column: str | None = flag(None, "Column with the images. Default: image, or the only column of images.")

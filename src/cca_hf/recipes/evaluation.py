@@ -11,6 +11,7 @@ from cca_hf.data.columns import column_places
 from cca_hf.data.loading import HELD_OUT, load_attribute_dataset, with_usual_names
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.sources import load_source
+from cca_hf.data.split_names import same_split
 from cca_hf.data.triplets import holds_triplets, load_triplets
 from cca_hf.evaluation.entanglement.evaluator import DEFAULT_READERS, check_readers, measure_entanglement
 from cca_hf.evaluation.results import Result
@@ -76,6 +77,7 @@ def evaluate_checkpoint(
 
     cutting: dict[str, Any] = {"group_column": group_column, "split_seed": split_seed, "config_name": config_name}
     data = load_evaluation_data(dataset, attributes or model.config.attributes, split, checkpoint, **cutting)
+    split = same_split(split, data.splits)
     result = RetrievalEvaluator(data, split, **reading)(model)
     results: list[Result] = [result]
     if output_dir is not None:
@@ -120,6 +122,7 @@ def load_evaluation_data(
     given = {"group_column": group_column, "split_seed": split_seed, "dataset_config": config_name}
     given = {name: value for name, value in given.items() if value is not None}
     source = with_usual_names(_load_source(dataset, config_name, recorded))
+    split = same_split(split, source)
     columns = {column for rows in source.values() for column in column_places(rows.features)}
     cut = recorded.get("cut_splits", {})
     must_cut = split in HELD_OUT and split not in source and f"{split}_query" not in source
@@ -166,7 +169,13 @@ def _recorded(checkpoint: str, dataset: str) -> dict[str, Any]:
 
 
 def _load_source(dataset: str, config_name: str | None, recorded: dict[str, Any]) -> DatasetDict:
-    return load_source(dataset, config_name or recorded.get("dataset_config"), recorded.get("dataset_revision"))
+    return load_source(
+        dataset,
+        config_name or recorded.get("dataset_config"),
+        recorded.get("dataset_revision"),
+        image_column=recorded.get("image_column"),
+        on_unreadable=recorded.get("on_unreadable", "error"),
+    )
 
 
 def _flag(name: str, value: object) -> str:

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from cca_hf.data.columns import ColumnPlace, column_places, missing_message
 from cca_hf.data.image_column import IMAGE_COLUMN, find_image_column
 from cca_hf.data.sources import load_source
+from cca_hf.data.split_names import same_split
 from cca_hf.embedding.catalogue import Catalogue
 from cca_hf.embedding.shards import MANIFEST, Manifest, check_shard, column_of
 from cca_hf.models.encoding import ImageEncoder
@@ -107,9 +108,16 @@ class ImageSource:
         **settings: Any,
     ) -> "ImageSource":
         """A split of a data set on the Hub or in a folder; see `Catalogue.from_dataset`, for `settings` the class."""
-        splits: DatasetDict = load_source(source, None, None, image_column=image_column)
+        splits: DatasetDict = load_source(
+            source,
+            None,
+            None,
+            image_column=image_column,
+            on_unreadable=settings.get("on_unreadable", "error"),
+        )
         if split is None and len(splits) == 1:
             (split,) = splits
+        split = None if split is None else same_split(split, splits)
         carried: Sequence[str] = columns or ()
         left_out: dict[str, str] = {}
         if split is not None and split in splits:
