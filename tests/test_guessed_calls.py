@@ -19,6 +19,7 @@ from transformers import ViTConfig
 
 from cca_hf import AttributeIndex, CCAModel, CCATrainer, CCATrainingArguments, load_attribute_dataset
 from cca_hf.data.shapes import generate_shapes_dataset
+from cca_hf.models.images import load_image
 
 from .hub.conftest import hub, run_on_hub  # noqa: F401  (fixtures)
 
@@ -130,7 +131,7 @@ def names(tmp_path_factory: pytest.TempPathFactory, run_on_hub: Any) -> Iterator
         torch.manual_seed(0)
         made = CCAModel.from_backbone(ViTConfig(**VIT, image_size=32, patch_size=8), data.attributes)
         made.save_pretrained("shoes")
-        images = data["test"][:4]["image"]
+        images = [load_image(image) for image in data["test"][:4]["image"]]
         images[0].save("query.jpg")
         with AttributeIndex.create(
             "shoes.index", CCAModel.from_pretrained("shoes"), columns={"colour": "text"}
