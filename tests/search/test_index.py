@@ -282,7 +282,7 @@ QUERY = {"embedding": np.ones((3, 16)), "attribute": "colour"}
         ({"embedding": np.ones((2, 16))}, r"must have shape \(3, 16\), or \(16,\) for one attribute; got \(2, 16\)"),
         ({"embedding": np.zeros((3, 16))}, "finite and not zero"),
         ({"embedding": np.full((3, 16), np.nan)}, "finite and not zero"),
-        ({"embedding": None, "image": "query.jpg"}, "model of the index cannot be loaded: 'me/cca-shoes'.*open the"),
+        ({"embedding": None, "image": "query.jpg"}, "cannot be loaded; open the index with its model.*me/cca-shoes"),
         ({"embedding": None, "image": np.ones((3, 16))}, r"an array of shape \(3, 16\) is an embedding, not an image"),
         ({"top": 0}, "top must be an integer of at least 1; got 0"),
         ({"top": 3, "top_k": 3}, "top and top_k mean the same, give one of them; got 3 and 3"),

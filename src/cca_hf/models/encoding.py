@@ -135,7 +135,7 @@ class ImageEncoder:
             show_progress_bar: the name of `show_progress` in sentence-transformers.
             convert_to_tensor, convert_to_numpy: `convert_to_tensor=True` or `convert_to_numpy=False` is
                 `output="torch"`.
-            normalize_embeddings: always True.
+            normalize_embeddings: True, because all embeddings are normalised.
             device: moves the model to this device first.
 
         Returns:
@@ -167,7 +167,8 @@ class ImageEncoder:
                 embeddings[batch.rows] = batch.values
                 progress.update(len(batch.rows))
         if isinstance(attribute, str):
-            embeddings = embeddings[0, 0] if is_single(images) else embeddings[:, 0]
+            are_several = sequence is images or (isinstance(images, np.ndarray) and images.ndim == 4)
+            embeddings = embeddings[:, 0] if are_several else embeddings[0, 0]
         return embeddings if output == "torch" or convert_to_tensor or not convert_to_numpy else embeddings.numpy()
 
     def similarity(self, embeddings: np.ndarray | torch.Tensor, others: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -328,23 +329,16 @@ def _finite(embeddings: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     return embeddings
 
 
-def is_single(images: ImageInput | Sequence[ImageInput]) -> bool:
-    """Whether this is one image, and not several."""
-    if isinstance(images, np.ndarray):
-        return images.ndim != 4
-    return isinstance(images, (str, PathLike, bytes, dict, Image.Image))
-
-
 def as_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:
     """A list of the image if it is a single one; a column of a data set is returned as it is, and read lazily.
 
     Raises:
         TypeError: for an open file, and for what has no order or length, such as a generator.
     """
-    if is_single(images):
+    if isinstance(images, (str, PathLike, bytes, dict, Image.Image)):
         return [images]
     if isinstance(images, np.ndarray):
-        return list(images)
+        return list(images) if images.ndim == 4 else [images]
     if isinstance(images, IOBase):
         raise TypeError("images must be an image or a list of images; got an open file, pass its path or file.read()")
     if not isinstance(images, Sized) or isinstance(images, Set | ValuesView):

@@ -477,12 +477,12 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
             raise ValueError("give either pixel_values or backbone_features, and not both")
         if output_hidden_states and pixel_values is None:
             raise ValueError("hidden states need pixel_values: the backbone does not run on backbone_features")
-        images = [pixel_values] if backbone_features is None else list(backbone_features)
+        inputs: list[Any] = [pixel_values] if backbone_features is None else list(backbone_features)
         if attribute_ids is None:
-            attribute_ids = self._ids_of(attribute, attributes, images[0])
+            attribute_ids = self._ids_of(attribute, attributes, inputs[0])
         elif attribute is not None or attributes is not None:
             raise ValueError("give either attribute_ids, or names as attribute or attributes, and not both")
-        inputs = [attribute_ids, *images]
+        inputs.insert(0, attribute_ids)
         if micro_batch_size is None or not torch.is_grad_enabled():
             output = self._embed_inputs(backbone_features is None, output_attentions, output_hidden_states, *inputs)
         elif output_attentions or output_hidden_states:

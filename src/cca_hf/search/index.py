@@ -407,7 +407,7 @@ class AttributeIndex:
             try:
                 model = load_encoder(stored.name)
             except (OSError, ValueError) as error:
-                raise ValueError(f"the model of the index cannot be loaded: {error}; {remedy}") from error
+                raise ValueError(f"the model of the index cannot be loaded; {remedy}. The reason: {error}") from error
             if not model.shares_space(stored.fingerprint):
                 raise ValueError(
                     f"the index at {self._store.location} contains embeddings of {stored}, and {stored.name} has "
