@@ -18,7 +18,7 @@ MAY_USE = {
     "evaluation": {"models", "data"},
     "runtimes": {"models"},
     "embedding": {"models", "data", "runtimes"},
-    "search": {"models", "data", "evaluation", "embedding"},
+    "search": {"models", "data", "evaluation", "runtimes", "embedding"},
     "visualization": {"models", "data", "evaluation"},
     "training": {"models", "data", "evaluation"},
     "recipes": {"models", "data", "evaluation", "search", "visualization", "training"},

@@ -28,7 +28,7 @@ def test_search(world: Path) -> None:
             assert len(prices) == 10 and max(prices) < 50
         elif steps[-1] == "Kinds of queries":
             assert len(names["one"]) == 5 and "sku-3" not in {hit.item_id for hit in names["one"] + names["but_red"]}
-            assert all(len(names[name]) == 10 for name in ("mixed", "red", "but_red", "both"))
+            assert all(len(names[name]) == 10 for name in ("mixed", "red", "but_red", "same_colour"))
             assert [len(hits) for hits in names["many"]] == [10, 10]
         elif steps[-1] == "Filters":
             assert (names["cheap"], names["same"], names["unknown"]) == (5, 5, 4)

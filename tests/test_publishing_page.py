@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cca_hf import push_model
+
 from .test_readme import ROOT, code_blocks, push_dry, run_cca, shell_commands, world  # noqa: F401  (a fixture)
 
 BLOCKS = code_blocks((ROOT / "docs" / "publishing.md").read_text(encoding="utf-8"))
@@ -18,7 +20,7 @@ def test_python(block, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:  #
     names: dict = {"__name__": "page"}
     exec(compile(block.text, f"docs/publishing.md: {block.heading}", "exec"), names)
     if "trainer" in names:
-        assert names["trainer"].publish is names["push_model"]
+        assert names["trainer"].publish is push_model
     elif "evaluator" in names:
         np.testing.assert_allclose(names["evaluator"](names["colour"])["cosine_accuracy"], 1)
     elif "embeddings" in names:

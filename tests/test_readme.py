@@ -38,7 +38,8 @@ def use_a_checkpoint(names: dict[str, object]) -> None:
         assert np.shape(names["embeddings"])[0] == 2 and np.ndim(names["embeddings"]) == 2
     elif "alike" in names:
         assert np.shape(names["embeddings"])[:2] == (2, 2)
-        assert np.shape(names["alike"]) == (2,)
+        assert np.shape(names["alike"]) == (2, 2, 2)
+        np.testing.assert_allclose(names["colour"], names["embeddings"][0, 0], atol=1e-5)
     elif "embed" in names:
         assert list(names["both"]) == ["colour", "closure"]
         np.testing.assert_allclose(names["both"]["colour"], names["colour"], atol=1e-5)

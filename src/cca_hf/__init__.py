@@ -19,11 +19,11 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors; a 
     from .evaluation.retrieval.metrics import retrieval_metrics as retrieval_metrics
     from .evaluation.retrieval.result import EvaluationResult as EvaluationResult
     from .hub.publishing import push_model as push_model
+    from .hub.trainer import CCATrainer as CCATrainer
     from .models.configuration_cca import CCAConfig as CCAConfig
     from .models.images import UnreadableImageError as UnreadableImageError
     from .models.modeling_cca import CCAModel as CCAModel
     from .models.pipeline_cca import CCAPipeline as CCAPipeline
-    from .recipes.attribute_trainer import CCATrainer as CCATrainer
     from .runtimes.export import ExportedModel as ExportedModel
     from .runtimes.export import export_model as export_model
     from .search.index import AttributeIndex as AttributeIndex
@@ -41,7 +41,7 @@ _MODULE_OF_NAME = {
     "CCAConfig": "models.configuration_cca",
     "CCAModel": "models.modeling_cca",
     "CCAPipeline": "models.pipeline_cca",
-    "CCATrainer": "recipes.attribute_trainer",
+    "CCATrainer": "hub.trainer",
     "CCATrainingArguments": "training.arguments",
     "ConditionalTripletLoss": "training.losses",
     "EvaluationResult": "evaluation.retrieval.result",

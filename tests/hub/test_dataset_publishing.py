@@ -83,8 +83,12 @@ def test_the_files_say_what_they_hold(data, tmp_path):
 
 
 def test_its_card_counts(data, tmp_path):
-    card = DatasetCard.load(stage_dataset(data, tmp_path / "staged", "me/shoes", licence="cc-by-4.0") / "README.md")
+    card = DatasetCard.load(stage_dataset(data, tmp_path / "staged", "me/shoes", license="cc-by-4.0") / "README.md")
     metadata = card.data.to_dict()
+    with pytest.raises(
+        ValueError, match="licence and license mean the same, give one of them; got 'mit' and 'mpl-2.0'"
+    ):
+        stage_dataset(data, tmp_path / "twice", "me/shoes", licence="mit", license="mpl-2.0")
     assert metadata["license"] == "cc-by-4.0" and metadata["size_categories"] == ["n<1K"]
     assert metadata["configs"][0]["data_files"] == [
         {"split": split, "path": f"data/{split}-*.parquet"} for split in ("train", "validation", "test")

@@ -68,7 +68,7 @@ def test_every_figure_is_the_measured_one(folder):
 
 
 def test_its_metadata_is_what_the_hub_reads(folder):
-    write_model_card(folder, model_id="me/cca-shapes", licence="apache-2.0")
+    write_model_card(folder, model_id="me/cca-shapes", license="apache-2.0")
     data = ModelCard.load(folder / "README.md").data
     result = EvaluationResult.load_json(folder / "test_evaluation.json")
     assert (data.library_name, data.pipeline_tag, data.license) == (

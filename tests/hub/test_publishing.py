@@ -16,7 +16,8 @@ from transformers.pipelines import SUPPORTED_TASKS
 from cca_hf import CCAModel, CCATrainer, CCATrainingArguments, load_attribute_dataset
 from cca_hf.cli.train import train_and_report
 from cca_hf.hub.integrity import check_folder
-from cca_hf.hub.publishing import stage_model
+from cca_hf.hub.publishing import push_model, stage_model
+from cca_hf.recipes import attribute_trainer
 
 from .conftest import VIT
 from .stand_in import Commit, Repository
@@ -390,8 +391,12 @@ def test_push_to_hub_of_the_trainer(finished, tmp_path):
     assert trainer.push_to_hub() == "somewhere"
     settings = {"private": True, "revision": "v2", "token": "hf_secret"}
     assert told == [(str(tmp_path / "out"), "out", settings)]
+    trainer.push_to_hub("me/other", commit_message="First")
+    assert told[1][1:] == ("me/other", {**settings, "message": "First"})
+    assert CCATrainer(CCAModel.from_pretrained(finished), args, data).publish is push_model
+    without = attribute_trainer.CCATrainer(CCAModel.from_pretrained(finished), args, data)
     with pytest.raises(ValueError, match=r"publish=cca_hf\.push_model"):
-        CCATrainer(CCAModel.from_pretrained(finished), args, data).push_to_hub()
+        without.push_to_hub()
 
 
 def test_push_to_hub_of_a_training(monkeypatch, tmp_path):

@@ -182,9 +182,37 @@ def test_vision_tower_of_a_model_of_images_and_text(tmp_path, attributes, pixel_
         assert torch.equal(value, theirs[name.removeprefix("vision_model.")]), name
 
 
-def test_missing_or_wrong_condition(model, pixel_values):
-    with pytest.raises(ValueError, match=r"attribute_ids is missing.*'colour'"):
-        model(pixel_values)
+def test_conditions_by_name(model, pixel_values):
+    every = model(pixel_values, attribute_ids=torch.arange(3).expand(2, -1)).embeddings
+    for names, expected in (
+        ({}, every),
+        ({"attribute": "shape"}, every[:, 1]),
+        ({"attribute": ["shape"]}, every[:, [1]]),
+        ({"attributes": "shape"}, every[:, [1]]),
+        ({"attributes": ["heel height", "colour"]}, every[:, [2, 0]]),
+    ):
+        torch.testing.assert_close(model(pixel_values, **names).embeddings, expected)
+        torch.testing.assert_close(model(pixel_values, **names).pooler_output, expected)
+    features = model.get_backbone_features(pixel_values)
+    torch.testing.assert_close(model(backbone_features=features).embeddings, every)
+    cut = model(pixel_values, micro_batch_size=1).embeddings  # with gradients, so in parts
+    torch.testing.assert_close(cut, every)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(pixel_values, attribute="shape").embeddings, every[:, 1])
+
+
+def test_a_model_without_attributes_has_one_condition(vit_config, pixel_values):
+    model = CCAModel.from_backbone(vit_config, [], condition_embedding="none")
+    assert model(pixel_values).embeddings.shape == (2, 1, 32)
+
+
+def test_wrong_condition(model, pixel_values):
+    with pytest.raises(ValueError, match="unknown attribute 'color'. Did you mean 'colour'"):
+        model(pixel_values, attribute="color")
+    with pytest.raises(ValueError, match="either attribute or attributes, and not both; got 'colour' and 'shape'"):
+        model(pixel_values, attribute="colour", attributes="shape")
+    with pytest.raises(ValueError, match="either attribute_ids, or names as attribute or attributes, and not both"):
+        model(pixel_values, torch.tensor([0, 1]), attributes="shape")
     with pytest.raises(ValueError, match=r"must lie in 0\.\.2.*got 0\.\.3"):
         model(pixel_values, attribute_ids=torch.tensor([0, 3]))
     with pytest.raises(ValueError, match=r"shape \(batch,\) or \(batch, k\) with batch = 2; got \(3,\)"):

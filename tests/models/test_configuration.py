@@ -33,6 +33,22 @@ def test_names_keep_their_order_on_disk(tmp_path):
     )
 
 
+def test_there_are_no_classes(tmp_path):
+    """Version 0.1 saved LABEL_0 and LABEL_1, or the 1,000 classes of ImageNet, with the backbone."""
+    config = CCAConfig(attributes=["colour", "shape", "heel height"], **TINY)
+    config.backbone_config.id2label = {0: "tench", 1: "goldfish", 2: "shark"}
+    config.save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    assert "label" not in text
+    settings = json.loads(text)
+    labels = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
+    settings |= labels | {"backbone_config": settings["backbone_config"] | labels}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert (loaded.id2label, loaded.label2id, loaded.num_labels) == (None, None, None)
+    assert loaded.attributes == ["colour", "shape", "heel height"]
+
+
 def test_unknown_attribute_names_the_closest():
     config = CCAConfig(attributes=["colour", "heel height"])
     with pytest.raises(ValueError, match=r"unknown attribute 'heelheight'\. Did you mean 'heel height'\?"):

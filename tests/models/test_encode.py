@@ -26,6 +26,63 @@ def test_attributes_by_name(model, pictures):
     np.testing.assert_allclose(model.encode(pictures, "shape"), everything[:, [1]], atol=1e-5)
 
 
+def test_one_attribute_has_no_axis_if_it_is_named_by_attribute(model, pictures):
+    everything = model.encode(pictures)
+    np.testing.assert_allclose(model.encode(pictures, attribute="shape"), everything[:, 1], atol=1e-5)
+    np.testing.assert_allclose(model.encode(pictures, attribute=["shape"]), everything[:, [1]], atol=1e-5)
+    np.testing.assert_allclose(model.encode(pictures[:1], attribute="shape"), everything[:1, 1], atol=1e-5)
+    for image in (pictures[0], np.asarray(pictures[0])):
+        np.testing.assert_allclose(model.encode(image, attribute="shape"), everything[0, 1], atol=1e-5)
+    with pytest.raises(ValueError, match="either attribute or attributes, and not both; got 'shape' and 'colour'"):
+        model.encode(pictures, "colour", attribute="shape")
+
+
+def test_words_of_sentence_transformers(model, pictures, capsys):
+    expected = model.encode(pictures)
+    for words in ({"convert_to_tensor": True}, {"convert_to_numpy": False}):
+        tensor = model.encode(pictures, **words, normalize_embeddings=True, device="cpu")
+        assert isinstance(tensor, torch.Tensor)
+        np.testing.assert_allclose(tensor, expected, atol=1e-5)
+    capsys.readouterr()
+    model.encode(pictures, show_progress_bar=True)
+    assert "Encoding" in capsys.readouterr().err
+    model.encode(pictures, batch_size=2, show_progress_bar=False)
+    assert "Encoding" not in capsys.readouterr().err
+    assert model.get_embedding_dimension() == model.get_sentence_embedding_dimension() == 32
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        ({"atribute": "colour"}, TypeError, "encode has no parameter 'atribute'. Did you mean 'attribute'"),
+        ({"show_progres": True}, TypeError, "no parameter 'show_progres'. Did you mean 'show_progress'"),
+        ({"prompt_name": "colour"}, TypeError, "'prompt_name'. The condition of an image is an attribute, such as"),
+        ({"precision": "int8"}, TypeError, r"'precision'. Convert the model first, such as model.half\(\), or export"),
+        ({"pool": None}, TypeError, "no parameter 'pool'. Its parameters are images, attributes, attribute, batch_s"),
+        ({"normalize_embeddings": False}, ValueError, "are always L2-normalised: leave out normalize_embeddings"),
+    ],
+)
+def test_a_wrong_word_ends_with_the_right_one(model, pictures, words, error, message):
+    with pytest.raises(error, match=message):
+        model.encode(pictures, **words)
+
+
+def test_similarity(model, pictures):
+    embeddings = model.encode(pictures)
+    found = model.similarity(embeddings[:2], embeddings)
+    assert isinstance(found, torch.Tensor) and found.shape == (2, 5, 3)
+    for row in range(2):
+        for other in range(5):
+            for place in range(3):
+                cosine = embeddings[row, place] @ embeddings[other, place]
+                assert found[row, other, place].item() == pytest.approx(cosine, abs=1e-5)
+    colour = torch.from_numpy(embeddings[:, 0])
+    np.testing.assert_allclose(model.similarity(3 * colour, colour), colour @ colour.T, atol=1e-5)
+    np.testing.assert_allclose(model.similarity(colour[0], colour)[0], colour @ colour[0], atol=1e-5)
+    with pytest.raises(ValueError, match=r"with the same attributes; got \(5, 32\) and \(5, 3, 32\)"):
+        model.similarity(colour, embeddings)
+
+
 def test_batches_workers_and_output(model, pictures):
     expected = model.encode(pictures)
     np.testing.assert_allclose(model.encode(pictures, batch_size=2), expected, atol=1e-5)

@@ -17,9 +17,11 @@ def test_one_attribute_a_list_and_all(extract, model, pictures):
     expected = model.encode(pictures[0])[0]
     vector = extract(pictures[0], attribute="shape")
     assert isinstance(vector, list) and vector == pytest.approx(expected[1].tolist(), abs=1e-5)
-    vectors = extract(pictures[0], attribute=["heel height", "colour"])
-    assert list(vectors) == ["heel height", "colour"]
-    assert vectors["colour"] == pytest.approx(expected[0].tolist(), abs=1e-5)
+    for word in ("attribute", "attributes"):
+        vectors = extract(pictures[0], **{word: ["heel height", "colour"]})
+        assert list(vectors) == ["heel height", "colour"]
+        assert vectors["colour"] == pytest.approx(expected[0].tolist(), abs=1e-5)
+    assert extract(pictures[0], attributes="shape") == {"shape": pytest.approx(vector, abs=1e-6)}
     assert list(extract(pictures[0])) == ["colour", "shape", "heel height"]
 
 
@@ -40,6 +42,8 @@ def test_unknown_names_are_refused(extract, pictures):
         extract(pictures[0], atribute="colour")
     with pytest.raises(ValueError, match="Did you mean 'colour'"):
         extract(pictures[0], attribute="colours")
+    with pytest.raises(ValueError, match="either attribute or attributes, and not both"):
+        extract(pictures[0], attribute="colour", attributes="shape")
     with pytest.raises(ValueError, match="attributes is empty: name at least one, or leave it out for all"):
         extract(pictures[0], attribute=[])
 

@@ -33,18 +33,23 @@ def test_the_vectors_of_encode(sentence_model, model, pictures, tmp_path):
         for given in (pictures, paths, arrays):
             found = sentence_model.encode(given, attribute=name, batch_size=2)
             np.testing.assert_allclose(found, expected, atol=1e-6)
-        np.testing.assert_allclose(sentence_model.encode(pictures[0], attribute=name), expected[0], atol=1e-6)
+        for words in ({"attribute": name}, {"attributes": name}, {"attributes": [name]}):
+            np.testing.assert_allclose(sentence_model.encode(pictures[0], **words), expected[0], atol=1e-6)
     assert not np.allclose(
         sentence_model.encode(pictures, attribute="colour"), sentence_model.encode(pictures, attribute="shape")
     )
 
 
 def test_unsupported_arguments_are_refused(sentence_model, checkpoint, pictures):
-    with pytest.raises(ValueError, match=r"'atribute'.*valid additional keyword arguments are: \['attribute'\]"):
+    with pytest.raises(
+        ValueError, match=r"'atribute'.*valid additional keyword arguments are: \['attributes?', 'attr"
+    ):
         sentence_model.encode(pictures, atribute="colour")
     with pytest.raises(ValueError, match="unknown attribute 'color'. Did you mean 'colour'"):
         sentence_model.encode(pictures, attribute="color")
-    for several in ({}, {"attribute": ["colour", "shape"]}):
+    with pytest.raises(ValueError, match="either attribute or attributes, and not both"):
+        sentence_model.encode(pictures, attribute="colour", attributes="shape")
+    for several in ({}, {"attribute": ["colour", "shape"]}, {"attributes": ["colour", "shape"]}):
         with pytest.raises(ValueError, match=r"name one attribute, such as encode\(images, attribute='colour'\)"):
             sentence_model.encode(pictures, **several)
     with pytest.raises(ValueError, match="Did you mean 'colour'"):

@@ -77,7 +77,7 @@ def found(capsys, *words: object) -> list[dict]:
 
 
 def test_a_data_set_becomes_an_index(store, shoes, checkpoint, capsys):
-    with AttributeIndex.open(store, CCAModel.from_pretrained(checkpoint)) as index:
+    with AttributeIndex.open(store) as index:  # which names its model
         assert index.count() == ITEMS
         assert index.schema.columns == {"picture": "text", "colour": "text", "shape": "text", "price": "number"}
         assert Path(index.schema.checkpoint.name) == checkpoint
@@ -89,6 +89,31 @@ def test_a_data_set_becomes_an_index(store, shoes, checkpoint, capsys):
     words = ["index", "--model", checkpoint, "--dataset", shoes, "--id_column", "sku", "--store", store, "--json"]
     assert run(*words, "--only_new") == 0
     assert json.loads(capsys.readouterr().out)["items"] == ITEMS
+
+
+def test_an_index_finds_its_model(checkpoint, tmp_path, monkeypatch):
+    """From another folder, and only if it is the same model still."""
+    grey = PILImage.new("RGB", (32, 32), (90, 90, 90))
+    monkeypatch.chdir(checkpoint.parent)
+    model = CCAModel.from_pretrained(checkpoint.name)
+    with AttributeIndex.create(tmp_path / "own.index", model) as index:
+        index.add(["grey"], images=[grey])
+    monkeypatch.chdir(tmp_path)
+    with AttributeIndex.open("own.index") as index:
+        (hit,) = index.search(grey, attribute="shape")
+        assert hit.item_id == "grey" and hit.similarity == pytest.approx(1, abs=1e-4)
+    model.config.name_or_path = str(tmp_path / "changed")
+    AttributeIndex.create(tmp_path / "changed.index", model).close()
+    model.layernorm.bias.data += 1
+    model.save_pretrained(tmp_path / "changed")
+    with AttributeIndex.open("changed.index") as index:
+        with pytest.raises(ValueError, match=r"changed has changed since \(fingerprint .*; open the index with its"):
+            index.search(grey, attribute="shape")
+    model.config.name_or_path = ""
+    AttributeIndex.create(tmp_path / "nameless.index", model).close()
+    with AttributeIndex.open("nameless.index") as index:
+        with pytest.raises(ValueError, match="nameless.index does not name its model; open the index with its model"):
+            index.search(grey, attribute="shape")
 
 
 def test_search_by_picture_item_and_value(store, tmp_path, capsys):
@@ -105,7 +130,7 @@ def test_search_by_picture_item_and_value(store, tmp_path, capsys):
     for each in results:
         assert len(each["found"]) == 3
         assert all(hit["columns"]["price"] < 10 and hit["columns"]["shape"] == "round" for hit in each["found"])
-    (mixed,) = found(capsys, "--store", store, "--item", 1003, "--weights", "colour=1", "shape=0.5", "--top", 4)
+    (mixed,) = found(capsys, "--store", store, "--item", 1003, "--weights", "colour=1", "shape=0.5", "--top_k", 4)
     with AttributeIndex.open(store) as index:
         expected = index.search(item="1003", weights={"colour": 1, "shape": 0.5}, top=4)
         assert [hit["item_id"] for hit in mixed["found"]] == [hit.item_id for hit in expected]

@@ -106,6 +106,40 @@ def test_a_filter_names_the_number_that_a_short_float_prints(kind, location, tmp
         assert search(index, "price in (0.1, 2.5)") == [1, 3]
 
 
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("name = 'a'", "name == 'a'"),
+        ("(name='it = \"x\"' or\n year  =\n3)", "(name == 'it = \"x\"' or year == 3)"),
+        ("3 = year and not (name = '''a'='b''')", "3 == year and not (name == \"a'='b\")"),
+        ("column('name') = 'a' and year >= 2", "column('name') == 'a' and year >= 2"),
+        ("name = '\U0001f45f' and price = -1.5", "name == '\U0001f45f' and price == -1.5"),
+    ],
+)
+def test_one_equals_sign_means_two(text, same):
+    assert parse(text) == parse(same)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name = 'a' and prise.x = 3", r"'prise\.x' at character 16 is not allowed"),
+        (
+            " name = 'a' and year = ",
+            r"cannot parse the filter \"name = 'a' and year =\" \(invalid syntax at character 23\)",
+        ),
+        ("year =< 3", "invalid syntax at character 7"),
+        ("year += 3", "invalid syntax at character 6"),
+        ("year := 3", "invalid syntax at character 6"),
+        ("name = 'a", "unterminated string literal"),
+        ("column('a' = 'b')", r"at character 1 is not allowed"),
+    ],
+)
+def test_an_error_names_the_place_in_the_text_that_was_given(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse(text)
+
+
 TOO_DEEP = "nested too deep: at most 40 levels of 'and', 'or' and 'not'"
 
 

@@ -15,6 +15,7 @@ CONDITIONS = [
     ("10 <= price <= 20.5", lambda row: row["price"] is not None and 10 <= row["price"] <= 20.5),
     ("not price > 50", lambda row: row["price"] is None or not row["price"] > 50),
     ("colour == 'red'", lambda row: row["colour"] == "red"),
+    ("colour = 'red' and 10 <= price", lambda row: row["colour"] == "red" and (row["price"] or 0) >= 10),
     ("colour != 'red'", lambda row: row["colour"] != "red"),
     ("colour in ('red', 'it\\'s \"odd\"')", lambda row: row["colour"] in ("red", 'it\'s "odd"')),
     ("colour not in ('red', 'blue')", lambda row: row["colour"] not in ("red", "blue")),
@@ -281,8 +282,10 @@ QUERY = {"embedding": np.ones((3, 16)), "attribute": "colour"}
         ({"embedding": np.ones((2, 16))}, r"must have shape \(3, 16\), or \(16,\) for one attribute; got \(2, 16\)"),
         ({"embedding": np.zeros((3, 16))}, "finite and not zero"),
         ({"embedding": np.full((3, 16), np.nan)}, "finite and not zero"),
-        ({"embedding": None, "image": "query.jpg"}, "images need the model of the index"),
+        ({"embedding": None, "image": "query.jpg"}, "cannot be loaded; open the index with its model.*me/cca-shoes"),
+        ({"embedding": None, "image": np.ones((3, 16))}, r"an array of shape \(3, 16\) is an embedding, not an image"),
         ({"top": 0}, "top must be an integer of at least 1; got 0"),
+        ({"top": 3, "top_k": 3}, "top and top_k mean the same, give one of them; got 3 and 3"),
         ({"where": "prise < 3"}, r"no column 'prise' \(did you mean 'price'\?\)"),
         ({"where": "price < 'x'"}, "the column 'price' contains numbers; got 'x'"),
         ({"where": "colour < 'x'"}, "< compares numbers, but 'colour' contains text"),
@@ -367,6 +370,26 @@ def test_vectors_of_another_checkpoint_are_refused(location, few):
         with pytest.raises(ValueError, match="name the checkpoint of your embeddings"):
             index.search(embedding=few.embeddings[0], attribute="colour")
         assert index.search(item="item-00001", attribute="colour", top=1)
+
+
+def test_length_text_and_words(index, catalogue):
+    assert len(index) == 400
+    assert str(index).startswith("AttributeIndex('") and str(index).endswith(
+        "': 400 items; attributes: colour, shape, heel height; columns: colour (text), shape (text), heel height "
+        "(text), price (number), year (integer), in_stock (boolean); model: me/cca-shoes (fingerprint 5c5c5c5c5c5c))"
+    )
+    query = {"embedding": catalogue.embeddings[3], "attribute": "colour"}
+    assert_same(index.search(**query, top_k=3), index.search(**query, top=3))
+    assert len(index.search(**query)) == 10
+    for word, message in (
+        ("k", "search has no parameter 'k'. The number of items is top or top_k. Its parameters are image"),
+        ("attributes", "'attributes'. Compare by one attribute='colour', or by several with weights="),
+        ("wher", "'wher'. Did you mean 'where'"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            index.search(**query, **{word: 3})
+    with pytest.raises(TypeError, match="search_many has no parameter 'limit'. The number of items is top or top_k"):
+        index.search_many(items=["item-00001"], attribute="colour", limit=3)
 
 
 def test_places_that_hold_no_index(location, catalogue):

@@ -151,13 +151,16 @@ def search(
         None, "NAME=VALUE ...", "Values to search for, instead of the query's ('this one, but red')."
     ),
     attribute: list[str] | None = option(
-        None, "NAME ...", "Attributes, with one result for each of them. Default: all."
+        None,
+        "NAME ...",
+        "Attributes, with one result for each of them. Default: all.",
+        names=("--attribute", "--attributes"),
     ),
     weights: list[str] | None = option(
         None, "NAME=WEIGHT ...", "Weights of attributes, for one result under their mixture."
     ),
     where: str | None = option(None, "FILTER", "Filter for items, such as \"price < 50 and colour != 'red'\"."),
-    top: int = option(10, "NUMBER", "Number of items in a result.", min=1),
+    top: int = option(10, "NUMBER", "Number of items in a result.", names=("--top", "--top_k"), min=1),
     html: Path | None = option(None, "FILE", "Write a page with the images of the items."),
     as_json: bool = options.JSON,
     model: str | None = options.MODEL_OF_INDEX,

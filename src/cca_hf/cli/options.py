@@ -3,7 +3,7 @@
 import contextlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -82,9 +82,12 @@ def _one_value_each(command: Any, context: Any, words: list[str]) -> list[str]:
 # ---- Options of several commands ----
 
 
-def option(default: Any, metavar: str | None, text: str, **limits: Any) -> Any:
-    """The default of a parameter that is an option with a value, of the same name; `...` stands for a required one."""
-    return typer.Option(default, metavar=metavar, help=text, **limits)
+def option(default: Any, metavar: str | None, text: str, *, names: Sequence[str] = (), **limits: Any) -> Any:
+    """The default of a parameter that is an option with a value; `...` stands for a required one.
+
+    The option has the name of the parameter, or all of `names`.
+    """
+    return typer.Option(default, *names, metavar=metavar, help=text, **limits)
 
 
 def switch(name: str, text: str, default: bool | None = False) -> Any:
@@ -104,7 +107,12 @@ DATASET = option(..., "ID_OR_PATH", _DATASET)
 OPTIONAL_DATASET = option(None, "ID_OR_PATH", _DATASET)
 IMAGES = option(None, "FOLDER", "Folder of images. Images in its subfolders are included.")
 OUTPUT_DIR = option(..., "FOLDER", "Folder for the output files.")
-ATTRIBUTES = option(None, "NAME ...", "Attributes to use. Default: all attributes of the model.")
+ATTRIBUTES = option(
+    None,
+    "NAME ...",
+    "Attributes to use. Default: all attributes of the model.",
+    names=("--attributes", "--attribute"),
+)
 SPLIT = option(None, "NAME", "Split of the data set, if it has several.")
 ID_COLUMN = option(None, "NAME", "Column with the unique id of each image. Default: the row number.")
 GROUP_COLUMN = option(
@@ -124,7 +132,7 @@ REPO = option(..., "ID", "Repository on the Hub, such as me/shoes.")
 PRIVATE = switch("private", "Make the repository private.")
 REVISION = option(None, "BRANCH", "Branch to push to, created if needed. Default: the main branch.")
 DRY_RUN = option(None, "FOLDER", "Write the files to this new folder and push nothing.")
-LICENCE = typer.Option(None, "--license", metavar="ID", help="Licence for the card, such as apache-2.0.")
+LICENCE = option(None, "ID", "Licence for the card, such as apache-2.0.", names=("--license", "--licence"))
 
 
 def batch_size(default: int) -> Any:
@@ -156,14 +164,9 @@ def printable(text: str) -> str:
 
 def load_encoder(name: str, device: str | None, precision: str = "auto") -> "ImageEncoder":
     """Loads a checkpoint, or a folder that `cca export` wrote."""
-    from cca_hf.models.loading import load_model
-    from cca_hf.runtimes.export import ExportedModel, is_exported
+    from cca_hf.runtimes.export import load_encoder
 
-    if not is_exported(name):
-        return load_model(name, device, precision)
-    if device not in (None, "cpu") or precision not in ("auto", "float32"):
-        raise ValueError(f"{name} is an exported model: it runs on the CPU, in the precision that it was exported in")
-    return ExportedModel.from_pretrained(name)
+    return load_encoder(name, device, precision)
 
 
 def load_encoder_of_index(name: str, device: str | None, precision: str) -> "ImageEncoder":

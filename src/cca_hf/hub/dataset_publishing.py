@@ -22,6 +22,7 @@ from cca_hf.evaluation.text_table import markdown_text
 from cca_hf.models.whole_files import check_new, staged, write_text
 from cca_hf.training.run_record import count_values
 
+from .model_card import one_licence
 from .publishing import commit_folder
 
 TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
@@ -39,6 +40,7 @@ def push_dataset(
     token: str | bool | None = None,
     licence: str | None = None,
     message: str = "Push the data set by cca_hf",
+    license: str | None = None,
 ) -> str:
     """Push a data set to the Hub with its card, in one commit, and return the URL of the commit.
 
@@ -46,12 +48,14 @@ def push_dataset(
         repo_id: such as `me/shoes`.
         with_images: `False` pushes the annotations without the images.
         private, revision, token, message: see `push_model`.
-        licence: identifier of the Hub, such as `cc-by-4.0`. Default: the card names no licence.
+        licence, license: identifier of the Hub, such as `cc-by-4.0`, in either spelling. Default: the card names no
+            licence.
 
     Raises:
         PushError: if the Hub cannot be reached or refuses the push; the repository is then unchanged.
         UnreadableImageError, ValueError: see [`stage_dataset`].
     """
+    licence = one_licence(licence, license)
     with TemporaryDirectory(prefix="cca-push-") as parent:
         folder = stage_dataset(data, Path(parent) / "repository", repo_id, with_images=with_images, licence=licence)
         return commit_folder(folder, repo_id, "dataset", private, revision, token, message, ["data/*.parquet"])
@@ -64,6 +68,7 @@ def stage_dataset(
     *,
     with_images: bool = True,
     licence: str | None = None,
+    license: str | None = None,
 ) -> Path:
     """Write the files that [`push_dataset`] pushes into a new folder: the dry run.
 
@@ -72,6 +77,7 @@ def stage_dataset(
         UnreadableImageError: if an image cannot be read; names it.
         ValueError: for annotations without images, if the images have no unique file names.
     """
+    licence = one_licence(licence, license)
     output = Path(output)
     check_new(output)
     if with_images:

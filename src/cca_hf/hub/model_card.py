@@ -58,6 +58,7 @@ def write_model_card(
     model_id: str | None = None,
     baselines: Mapping[str, EvaluationResult] | None = None,
     licence: str | None = None,
+    license: str | None = None,
 ) -> Path:
     """Write `README.md` beside a checkpoint, and `training.png` if the folder has a training history.
 
@@ -67,12 +68,14 @@ def write_model_card(
             `examples/` and `trainer_state.json`. The card leaves out what is missing.
         model_id: id of the checkpoint on the Hub. Default: the name of the folder.
         baselines: name -> result of another model on the same test split, for the table of the test result.
-        licence: identifier of the Hub, such as `apache-2.0`. Default: the card names no licence.
+        licence, license: identifier of the Hub, such as `apache-2.0`, in either spelling. Default: the card names no
+            licence.
 
     Raises:
         FileNotFoundError: if the folder contains no checkpoint.
-        ValueError: if the baselines cannot be compared with the test result, or it is missing.
+        ValueError: if the baselines cannot be compared with the test result, or it is missing; for two licences.
     """
+    licence = one_licence(licence, license)
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json: a model card is written beside a checkpoint")
@@ -139,6 +142,17 @@ def draw_training(folder: Path, image: Path) -> None:
         return
     if figure is not None:
         figure.savefig(image, dpi=120)
+
+
+def one_licence(licence: str | None, license: str | None) -> str | None:
+    """The licence that a call names as `licence` or as `license`.
+
+    Raises:
+        ValueError: if it names two.
+    """
+    if licence is not None and license is not None:
+        raise ValueError(f"licence and license mean the same, give one of them; got {licence!r} and {license!r}")
+    return licence or license
 
 
 def _metadata(

@@ -28,7 +28,7 @@ from cca_hf.models.modeling_images import remove_path_of_text_encoder
 from cca_hf.models.whole_files import check_new, may_leave
 from cca_hf.visualization.report import EXAMPLES
 
-from .model_card import draw_training, read_results, write_model_card
+from .model_card import draw_training, one_licence, read_results, write_model_card
 
 _BESIDE = ("handler.py", "requirements.txt")  # files of this folder, copied as they are
 # All that leaves the folder of a training, by name. The checkpoint is loaded and saved again; and the results with a
@@ -55,16 +55,17 @@ def push_model(
     licence: str | None = None,
     baselines: Mapping[str, EvaluationResult] | None = None,
     message: str = "Push the model by cca_hf",
+    license: str | None = None,
 ) -> str:
     """Push a checkpoint to the Hub with its code and its model card, in one commit.
 
     Args:
         folder: the output folder of a training, or a folder written by `save_pretrained`.
-        repo_id: such as `me/cca-shoes`.
+        repo_id: such as `me/cca-shoes`; without an owner, the repository belongs to the user of the token.
         private: create a private repository. An existing public repository is an error.
         revision: a branch, created if it does not exist. Default: the main branch.
         token: default: the token of `hf auth login`, or `HF_TOKEN`.
-        licence, baselines: for the card, see `write_model_card`.
+        licence, license, baselines: for the card, see `write_model_card`.
         message: the commit message.
 
     Returns:
@@ -74,9 +75,23 @@ def push_model(
         PushError: if the Hub cannot be reached or refuses the push; the repository is then unchanged.
         FileNotFoundError, ValueError: see [`stage_model`].
     """
+    licence = one_licence(licence, license)
+    repo_id = _with_owner(repo_id, token)
     with TemporaryDirectory(prefix="cca-push-") as parent:
         staged = stage_model(folder, Path(parent) / "repository", repo_id, licence=licence, baselines=baselines)
         return commit_folder(staged, repo_id, "model", private, revision, token, message, _WEIGHTS)
+
+
+def _with_owner(repo_id: str, token: str | bool | None) -> str:
+    """The full id, which the snippets of the card need."""
+    if "/" in repo_id:
+        return repo_id
+    try:
+        return f"{HfApi(token=token).whoami()['name']}/{repo_id}"
+    except (OSError, HTTPError) as error:
+        raise PushError(
+            f"could not push to {repo_id}: the owner is unknown. Write owner/{repo_id} ({error})"
+        ) from error
 
 
 def stage_model(
@@ -86,6 +101,7 @@ def stage_model(
     *,
     licence: str | None = None,
     baselines: Mapping[str, EvaluationResult] | None = None,
+    license: str | None = None,
 ) -> Path:
     """Write the files that [`push_model`] pushes into a new folder: the dry run.
 
@@ -119,7 +135,7 @@ def stage_model(
     if may_leave(card, folder) and f'"{repo_id}"' in card.read_text(encoding="utf-8"):
         _copy_card(card, output)
     else:
-        write_model_card(output, model_id=repo_id, licence=licence, baselines=baselines)
+        write_model_card(output, model_id=repo_id, licence=licence, license=license, baselines=baselines)
     return output
 
 

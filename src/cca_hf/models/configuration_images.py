@@ -1,9 +1,10 @@
 """Configurations that every family shares: a model on an image backbone, and one that embeds images by attribute."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
+from inspect import signature
 from os import PathLike
 from pathlib import Path, PureWindowsPath
 from typing import Any, ClassVar, Self
@@ -129,7 +130,7 @@ class ImageModelConfig(PreTrainedConfig):
     def to_diff_dict(self) -> dict[str, Any]:
         """As [`PreTrainedConfig.to_diff_dict`], which is what a file contains: without paths of this machine."""
         settings = super().to_diff_dict()
-        settings["backbone_config"] = _without_folders(settings["backbone_config"])
+        settings["backbone_config"] = _without_labels(_without_folders(settings["backbone_config"]))
         if self.backbone_name is not None:
             settings["backbone_name"] = without_path(self.backbone_name)
         return settings
@@ -182,6 +183,10 @@ class AttributeConfig(ImageModelConfig):
         self.attributes = list(self.attributes)
         self.attribute_values = dict(self.attribute_values or {})
         super().__post_init__(**kwargs)
+        self.id2label = self.label2id = None  # there are no classes; transformers' default is LABEL_0 and LABEL_1
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return _without_labels(super().to_diff_dict())
 
     def validate_attributes(self) -> None:
         """Part of the strict validation: names are unique, and values belong to attributes that exist."""
@@ -323,9 +328,40 @@ def _without_folders(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _without_labels(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without the names of classes: a backbone has no classifier, and neither has a model of embeddings."""
+    return {name: value for name, value in settings.items() if name not in ("id2label", "label2id")}
+
+
 def fields_of(config_class: type[PreTrainedConfig]) -> set[str]:
     """The fields that a configuration adds to those of every `PreTrainedConfig`."""
     return {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
+
+
+def one_of(
+    attribute: str | Sequence[str] | None, attributes: str | Sequence[str] | None
+) -> str | Sequence[str] | None:
+    """The names that a call was given as `attribute` or as `attributes`.
+
+    Raises:
+        ValueError: if it was given both.
+    """
+    if attribute is not None and attributes is not None:
+        raise ValueError(f"give either attribute or attributes, and not both; got {attribute!r} and {attributes!r}")
+    return attributes if attribute is None else attribute
+
+
+def refuse_unknown(function: Callable[..., Any], unknown: Iterable[str], hints: Mapping[str, str]) -> None:
+    """Raise `TypeError` for a keyword that a function does not have.
+
+    Args:
+        hints: what to write instead, by keyword; without a hint, the message names the closest parameter.
+    """
+    for name in unknown:
+        parameters = signature(function).parameters.values()
+        known = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
+        hint = f" {hints[name]}." if name in hints else did_you_mean(name, known)
+        raise TypeError(f"{function.__name__} has no parameter {name!r}.{hint} Its parameters are {', '.join(known)}")
 
 
 def did_you_mean(name: str, known: list[str] | tuple[str, ...], cutoff: float = 0.6) -> str:

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from io import IOBase
 from os import PathLike
 from threading import Lock
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Never, Self
 
 import numpy as np
 import torch
@@ -19,10 +19,17 @@ from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import logging
 
-from .configuration_images import AttributeConfig
+from .configuration_images import AttributeConfig, one_of, refuse_unknown
 from .images import ImageInput, ImageReader, UnreadableImageError, load_image
 
 _MOST_WORKERS = 8  # beyond, threads wait for each other
+# what to write instead of parameters of sentence-transformers that `encode` does not have
+_HINTS = {
+    "prompt": "The condition of an image is an attribute, such as attribute='colour'",
+    "prompt_name": "The condition of an image is an attribute, such as attribute='colour'",
+    "precision": "Convert the model first, such as model.half(), or export it in 8 bits with cca_hf.export_model",
+    "truncate_dim": "Set embedding_dim in CCAModel.from_backbone, before the training",
+}
 
 
 class ImageBatch(NamedTuple):
@@ -74,6 +81,22 @@ class ImageEncoder:
         """This object, or a copy of a model that is in training mode."""
         return self
 
+    def on_device(self, device: str | torch.device) -> Self:
+        """This object, moved to a device.
+
+        Raises:
+            ValueError: if it cannot be moved.
+        """
+        if torch.device(device).type != self.device.type:
+            raise ValueError(f"this {type(self).__name__} runs on {self.device} only; got device={str(device)!r}")
+        return self
+
+    def get_embedding_dimension(self) -> int:
+        """The length of an embedding."""
+        return self.config.embedding_dim or self.config.hidden_size
+
+    get_sentence_embedding_dimension = get_embedding_dimension  # its name in sentence-transformers before version 6
+
     @torch.inference_mode()
     def _embed(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
         """Ids (k,) -> (batch, k, dim)."""
@@ -84,10 +107,17 @@ class ImageEncoder:
         images: ImageInput | Sequence[ImageInput],
         attributes: str | Sequence[str] | None = None,
         *,
+        attribute: str | Sequence[str] | None = None,
         batch_size: int = 32,
         show_progress: bool | None = None,
         output: Literal["numpy", "torch"] = "numpy",
         num_workers: int | None = None,
+        show_progress_bar: bool | None = None,
+        convert_to_tensor: bool = False,
+        convert_to_numpy: bool = True,
+        normalize_embeddings: bool = True,
+        device: str | torch.device | None = None,
+        **unknown: Never,
     ) -> np.ndarray | torch.Tensor:
         """Embed images under attributes given by name.
 
@@ -95,32 +125,72 @@ class ImageEncoder:
             images: one image or several: paths, URLs, bytes, PIL images, arrays, or the image column of a `Dataset`.
                 A column cast to `datasets.Image(decode=False)` is read faster, because the threads decode it.
             attributes: one name or several; all attributes by default, in the order of `config.attributes`.
+            attribute: one name, for a result without the axis of the attributes, as in sentence-transformers. A list
+                of names means the same as `attributes`.
             batch_size: images per forward pass.
             show_progress: whether to show a progress bar; by default if there is more than one batch.
             output: `"numpy"` or `"torch"` (on the CPU).
             num_workers: threads that read images while the model computes; 0 reads and computes in turns. The
                 default is 1 for a model on the CPU, which needs the cores itself, and up to 8 for an accelerator.
+            show_progress_bar: the name of `show_progress` in sentence-transformers.
+            convert_to_tensor, convert_to_numpy: `convert_to_tensor=True` or `convert_to_numpy=False` is
+                `output="torch"`.
+            normalize_embeddings: True, because all embeddings are normalised.
+            device: moves the model to this device first.
 
         Returns:
-            (images, attributes, dim) float32, L2-normalised.
+            float32, L2-normalised. (images, attributes, dim), also for one image or one name in `attributes`:
+            (1, attributes, dim) or (images, 1, dim). With one name as `attribute`, (images, dim), or (dim,) for one
+            image.
 
         Raises:
             ValueError: for an unknown attribute (the message names the closest one) or `output`, or if an embedding
-                is NaN or infinite.
+                is NaN or infinite; if both `attribute` and `attributes` are given; for `normalize_embeddings=False`.
+            TypeError: for an unknown parameter; the message names the right one.
             UnreadableImageError: if an image cannot be read; the message names its row and its source.
         """
+        refuse_unknown(self.encode, unknown, _HINTS)
         if output not in ("numpy", "torch"):
             raise ValueError(f"output must be 'numpy' or 'torch'; got {output!r}")
+        if not normalize_embeddings:
+            raise ValueError("embeddings are always L2-normalised: leave out normalize_embeddings=False")
+        names = one_of(attribute, attributes)
         sequence = as_sequence(images)
-        batches = self.encode_batches(sequence, attributes, batch_size=batch_size, num_workers=num_workers)
-        num_attributes = len(self.config.attribute_ids(attributes))
-        embeddings = torch.empty(len(sequence), num_attributes, self.config.embedding_dim or self.config.hidden_size)
-        show = len(sequence) > batch_size if show_progress is None else show_progress
-        with logging.tqdm(total=len(sequence), desc="Encoding", unit="image", disable=not show) as progress:
+        encoder = self if device is None else self.on_device(device)
+        batches = encoder.encode_batches(sequence, names, batch_size=batch_size, num_workers=num_workers)
+        num_attributes = len(self.config.attribute_ids(names))
+        embeddings = torch.empty(len(sequence), num_attributes, self.get_embedding_dimension())
+        if show_progress is None:
+            show_progress = len(sequence) > batch_size if show_progress_bar is None else show_progress_bar
+        with logging.tqdm(total=len(sequence), desc="Encoding", unit="image", disable=not show_progress) as progress:
             for batch in batches:
                 embeddings[batch.rows] = batch.values
                 progress.update(len(batch.rows))
-        return embeddings.numpy() if output == "numpy" else embeddings
+        if isinstance(attribute, str):
+            are_several = sequence is images or (isinstance(images, np.ndarray) and images.ndim == 4)
+            embeddings = embeddings[:, 0] if are_several else embeddings[0, 0]
+        return embeddings if output == "torch" or convert_to_tensor or not convert_to_numpy else embeddings.numpy()
+
+    def similarity(self, embeddings: np.ndarray | torch.Tensor, others: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Compute the cosine similarity of each image with each of the others, as in sentence-transformers.
+
+        Args:
+            embeddings, others: (images, dim), (dim,) or (images, attributes, dim), as [`encode`] returns them.
+
+        Returns:
+            (images, others), or (images, others, attributes): one similarity under each attribute.
+
+        Raises:
+            ValueError: if the shapes differ in more than the number of images.
+        """
+        first, second = (torch.atleast_2d(torch.as_tensor(each)).float() for each in (embeddings, others))
+        if first.shape[1:] != second.shape[1:] or first.ndim > 3:
+            raise ValueError(
+                "embeddings to compare must both be (images, dim), or both (images, attributes, dim) with the same "
+                f"attributes; got {tuple(first.shape)} and {tuple(second.shape)}"
+            )
+        first, second = (torch.nn.functional.normalize(each, dim=-1) for each in (first, second))
+        return torch.einsum("i...d,j...d->ij...", first, second)
 
     def encode_batches(
         self,
@@ -161,7 +231,7 @@ class ImageEncoder:
             if batch.rows:
                 values = model._embed(batch.values, attribute_ids)
             else:  # none of the images could be read
-                values = torch.empty(0, len(ids), self.config.embedding_dim or self.config.hidden_size)
+                values = torch.empty(0, len(ids), self.get_embedding_dimension())
             if running is not None:
                 yield _fetch(running)
             running = batch._replace(values=values)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .configuration_images import AttributeConfig
+from .configuration_images import AttributeConfig, one_of
 from .encoding import ImageEncoder, as_sequence, pixel_batches
 from .images import ImageInput
 from .modeling_images import ImagePreTrainedModel, digest_of_weights
@@ -30,7 +30,8 @@ Vector = torch.Tensor | np.ndarray | Sequence[float]
 class ConditionalModelOutput(ModelOutput):
     """
     Args:
-        embeddings: (batch, dim) for `attribute_ids` of shape (batch,), (batch, k, dim) for (batch, k); L2-normalised.
+        embeddings: (batch, dim) for `attribute_ids` of shape (batch,) or a name as `attribute`, (batch, k, dim) for
+            (batch, k) or k names as `attributes`, (batch, attributes, dim) without either; L2-normalised.
         hidden_states: those of the backbone, in its own shapes, with `output_hidden_states=True`.
         attentions: (batch, heads, tokens) or (batch, k, heads, tokens), the attention weights over the image tokens,
             with `output_attentions=True`.
@@ -39,6 +40,11 @@ class ConditionalModelOutput(ModelOutput):
     embeddings: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: torch.Tensor | None = None
+
+    @property
+    def pooler_output(self) -> torch.Tensor | None:
+        """The name of `embeddings` in the vision models of transformers."""
+        return self.embeddings
 
 
 class ImageFeatures(NamedTuple):
@@ -437,13 +443,15 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
         backbone_features: Sequence[torch.Tensor] | None = None,
         micro_batch_size: int | None = None,
         output_hidden_states: bool | None = None,
+        attribute: str | Sequence[str] | None = None,
+        attributes: str | Sequence[str] | None = None,
     ) -> ConditionalModelOutput | tuple[torch.Tensor, ...]:
         """Embed images under conditions. The backbone runs once for all conditions of an image.
 
         Args:
             pixel_values: (batch, channels, height, width), from the image processor.
             attribute_ids: (batch,) for one condition per image, (batch, k) for k conditions; integers, see
-                [`CCAConfig.attribute_id`]. Required, because no embedding is unconditional.
+                [`CCAConfig.attribute_id`]. By default all attributes, in the order of `config.attributes`.
             output_attentions: also return the weights of the conditional layer.
             return_dict: `False` for a plain tuple.
             backbone_features: the result of [`get_backbone_features`] in place of `pixel_values`, or that of
@@ -451,17 +459,16 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
             micro_batch_size: in training, compute the activations of this many images at a time, and again in the
                 backward pass: the same gradients from less memory.
             output_hidden_states: also return the hidden states of the backbone.
+            attribute: one name in place of `attribute_ids`, for all images: embeddings (batch, dim). A list of names
+                means the same as `attributes`.
+            attributes: one name or several in place of `attribute_ids`, for all images: embeddings (batch, k, dim).
 
         Raises:
-            ValueError: if the ids are missing, have another shape or are no ids of attributes; if both images and
-                features are given, or neither; for hidden states of features; for attentions or hidden states in
-                micro-batches, or a micro-batch size below 1.
+            ValueError: if the ids have another shape or are no ids of attributes; for an unknown name; if more than
+                one of `attribute_ids`, `attribute` and `attributes` is given; if both images and features are given,
+                or neither; for hidden states of features; for attentions or hidden states in micro-batches, or a
+                micro-batch size below 1.
         """
-        if attribute_ids is None:
-            raise ValueError(
-                "attribute_ids is missing: CCA embeds an image with respect to an attribute. Pass ids of shape "
-                f"(batch,) or (batch, k); this model's attributes are {dict(enumerate(self.config.attributes))}."
-            )
         if output_attentions is None:
             output_attentions = bool(self.config.output_attentions)
         if output_hidden_states is None:
@@ -472,7 +479,12 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
             raise ValueError("give either pixel_values or backbone_features, and not both")
         if output_hidden_states and pixel_values is None:
             raise ValueError("hidden states need pixel_values: the backbone does not run on backbone_features")
-        inputs = [attribute_ids, *([pixel_values] if backbone_features is None else backbone_features)]
+        inputs: list[Any] = [pixel_values] if backbone_features is None else list(backbone_features)
+        if attribute_ids is None:
+            attribute_ids = self._ids_of(attribute, attributes, inputs[0])
+        elif attribute is not None or attributes is not None:
+            raise ValueError("give either attribute_ids, or names as attribute or attributes, and not both")
+        inputs.insert(0, attribute_ids)
         if micro_batch_size is None or not torch.is_grad_enabled():
             output = self._embed_inputs(backbone_features is None, output_attentions, output_hidden_states, *inputs)
         elif output_attentions or output_hidden_states:
@@ -490,6 +502,14 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
             output = ConditionalModelOutput(embeddings=torch.cat(embeddings))
         return output if return_dict else output.to_tuple()
 
+    def _ids_of(
+        self, attribute: str | Sequence[str] | None, attributes: str | Sequence[str] | None, images: torch.Tensor
+    ) -> torch.Tensor:
+        """The ids of the same names for all images: (batch,) for one name as `attribute`, otherwise (batch, k)."""
+        ids = self.config.attribute_ids(one_of(attribute, attributes)) or [0]  # without names there is one condition
+        row = torch.tensor(ids, device=images.device)
+        return row.expand(images.shape[0]) if isinstance(attribute, str) else row.expand(images.shape[0], -1)
+
     def _embed_inputs(
         self,
         are_images: bool,
@@ -505,6 +525,17 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
             cells = [part.to(self.dtype) for part in inputs]  # features may be stored in half precision
         output = self.condition_tokens(self.project_features(cells), attribute_ids, output_attentions)
         return ConditionalModelOutput(output.embeddings, hidden_states, output.attentions)
+
+    def on_device(self, device: str | torch.device) -> Self:
+        return self.to(device)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            if name not in ("get_image_features", "encode_image"):  # of CLIP in transformers and in open_clip
+                raise
+            raise AttributeError(f"{error}: use model.encode(images), or model(pixel_values).embeddings") from None
 
     def has_fingerprint(self, fingerprint: str) -> bool:
         # each hash reads all weights, so the next is computed only if the one before differs

@@ -1,4 +1,4 @@
-"""`pipeline("image-feature-extraction", ...)` under a condition: it accepts `attribute`, and no unknown keyword."""
+"""`pipeline("image-feature-extraction", ...)` under conditions given by name; it accepts no unknown keyword."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import BatchFeature, Pipeline
 
+from .configuration_images import one_of
 from .images import ImageInput, ImageReader
 
 
@@ -16,11 +17,13 @@ class CCAPipeline(Pipeline):
         inputs: a path, URL, PIL image or array, or a list of these.
         attribute: one name gives one vector, a list of floats; a list of names gives a dict of vectors by name; the
             default is a dict of all attributes. For a list of images, the result is a list of these.
+        attributes: one name or a list of names gives a dict of vectors by name.
         return_tensors: tensors instead of lists of floats.
         batch_size, num_workers: as in every pipeline.
 
     Raises:
-        ValueError: for an unknown attribute. TypeError: for an unknown parameter.
+        ValueError: for an unknown attribute, or both `attribute` and `attributes`.
+        TypeError: for an unknown parameter.
 
     Example:
 
@@ -29,7 +32,7 @@ class CCAPipeline(Pipeline):
 
     >>> extract = pipeline("image-feature-extraction", model="me/cca-shoes", trust_remote_code=True)
     >>> vector = extract("shoe.jpg", attribute="colour")  # list of floats, L2-normalised
-    >>> vectors = extract("shoe.jpg", attribute=["colour", "closure"])  # {"colour": [...], "closure": [...]}
+    >>> vectors = extract("shoe.jpg", attributes=["colour", "closure"])  # {"colour": [...], "closure": [...]}
     ```
     """
 
@@ -39,18 +42,24 @@ class CCAPipeline(Pipeline):
     _load_tokenizer = False
 
     def _sanitize_parameters(
-        self, attribute: str | Sequence[str] | None = None, return_tensors: bool | None = None, **unknown: Any
+        self,
+        attribute: str | Sequence[str] | None = None,
+        attributes: str | Sequence[str] | None = None,
+        return_tensors: bool | None = None,
+        **unknown: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if unknown:
             raise TypeError(
                 f"this pipeline has no parameter {', '.join(map(repr, unknown))}. It knows `attribute` (one of "
-                f"{self.model.config.attributes}, or a list of them) and `return_tensors`."
+                f"{self.model.config.attributes}, or a list of them), `attributes` and `return_tensors`."
             )
         forward: dict[str, Any] = {}
         postprocess: dict[str, Any] = {}
-        if attribute is not None:
-            forward["attribute_ids"] = self.model.config.attribute_ids(attribute)
-            postprocess["names"] = attribute if isinstance(attribute, str) else list(attribute)
+        names = one_of(attribute, attributes)
+        if names is not None:
+            forward["attribute_ids"] = self.model.config.attribute_ids(names)
+            postprocess["names"] = [names] if isinstance(names, str) else list(names)
+            postprocess["alone"] = isinstance(attribute, str)
         if return_tensors is not None:
             postprocess["return_tensors"] = return_tensors
         return {}, forward, postprocess
@@ -71,11 +80,12 @@ class CCAPipeline(Pipeline):
     def postprocess(
         self,
         model_outputs: dict[str, torch.Tensor],
-        names: str | list[str] | None = None,
+        names: list[str] | None = None,
+        alone: bool = False,
         return_tensors: bool = False,
     ) -> Any:
         vectors = model_outputs["embeddings"][0].float()  # (k, dim)
         rows = list(vectors) if return_tensors else vectors.tolist()
-        if isinstance(names, str):
+        if alone:
             return rows[0]
         return dict(zip(names or self.model.config.attributes, rows, strict=True))

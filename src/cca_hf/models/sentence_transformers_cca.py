@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import AutoModel, PreTrainedModel
 
+from .configuration_images import one_of
 from .images import ImageInput, ImageReader
 
 # under `try`, so that transformers does not require sentence-transformers to load a checkpoint
@@ -27,7 +28,7 @@ except ImportError:  # before version 6
 class CCAInputModule(InputModule):
     """The only module of a `SentenceTransformer`: one L2-normalised embedding of an image, under one attribute."""
 
-    forward_kwargs = {"attribute"}
+    forward_kwargs = {"attribute", "attributes"}
     save_in_root = True
     config_file_name = "sentence_transformers_cca.json"
     config_keys: ClassVar[list[str]] = ["attribute"]
@@ -75,7 +76,7 @@ class CCAInputModule(InputModule):
 
     def get_embedding_dimension(self) -> int:
         """Length of each vector."""
-        return self.model.config.embedding_dim or self.model.config.hidden_size
+        return self.model.get_embedding_dimension()
 
     get_sentence_embedding_dimension = get_embedding_dimension  # its name before version 6
 
@@ -83,7 +84,8 @@ class CCAInputModule(InputModule):
         self,
         inputs: Sequence[ImageInput],
         prompt: str | None = None,
-        attribute: str | None = None,
+        attribute: str | Sequence[str] | None = None,
+        attributes: str | Sequence[str] | None = None,
         task: str | None = None,
         **unknown: Any,
     ) -> dict[str, torch.Tensor]:
@@ -91,7 +93,7 @@ class CCAInputModule(InputModule):
 
         Args:
             inputs: images, also as dicts `{"image": image}` as sentence-transformers and mteb pass them.
-            attribute: not used here; `encode` passes it to this method as well as to `forward`.
+            attribute, attributes: not used here; `encode` passes them to this method as well as to `forward`.
             task: "query" or "document", which are embedded alike.
 
         Raises:
@@ -107,17 +109,29 @@ class CCAInputModule(InputModule):
 
     tokenize = preprocess  # its name before version 6
 
-    def forward(self, features: dict[str, torch.Tensor], attribute: str | None = None) -> dict[str, torch.Tensor]:
+    def forward(
+        self,
+        features: dict[str, torch.Tensor],
+        attribute: str | Sequence[str] | None = None,
+        attributes: str | Sequence[str] | None = None,
+    ) -> dict[str, torch.Tensor]:
         """Adds `sentence_embedding` (batch, dim).
+
+        Args:
+            attribute, attributes: one name, also as a list of one.
 
         Raises:
             ValueError: for an unknown attribute (naming the closest), several, or none.
         """
-        name = self.attribute if attribute is None else attribute
+        given = one_of(attribute, attributes)
+        name = self.attribute if given is None else given
+        if isinstance(name, (list, tuple)) and len(name) == 1:
+            (name,) = name
         if not isinstance(name, str):
+            known = self.model.config.attributes
             raise ValueError(
-                f"one vector for one image: name one attribute, such as encode(images, attribute="
-                f"{self.model.config.attributes[0]!r}); got {name!r}. This model knows {self.model.config.attributes}."
+                f"one vector for one image: name one attribute, such as encode(images, attribute={known[0]!r}); got "
+                f"{name!r}. This model knows {known}; AutoModel.from_pretrained(...).encode returns several at once."
             )
         pixel_values = features["pixel_values"]
         ids = torch.full((len(pixel_values),), self.model.config.attribute_id(name), device=pixel_values.device)

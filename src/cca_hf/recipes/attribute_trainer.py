@@ -57,7 +57,7 @@ class CCATrainer(TaskTrainer):
         data_collator: for `triplets` only; by default their tensors are stacked.
         loss: a loss such as those of other libraries, instead of the one that `args` describe (`loss`, `temperature`,
             `mining`, `margin`, `proxy_weight`); see [`PerAttributeLoss`].
-        publish: the function that `push_to_hub` calls: `cca_hf.push_model`.
+        publish: the function that `push_to_hub` calls. `cca_hf.CCATrainer` has `cca_hf.push_model` without it.
         callbacks, optimizers: as in `Trainer`.
         train_dataset: a `datasets.Dataset` with the model's attributes as columns, instead of the `train` split.
         eval_dataset: what `evaluate` evaluates by default, instead of the `validation` split: a `datasets.Dataset`,

@@ -1,12 +1,16 @@
 """Reads a filter from text in Python's syntax: `"price < 50 and base_colour not in ('red', 'pink')"`.
 
 Python's parser makes a syntax tree of the text, and only a few kinds of its nodes are accepted. Nothing is executed.
+SQL's `=` is read as `==`: a filter assigns nothing, so it has no other meaning.
 """
 
 import ast
+import io
 import operator
 import re
 import sys
+import tokenize
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -47,29 +51,35 @@ def parse(text: str) -> Condition:
 class _Reader:
     def __init__(self, text: str, start: int) -> None:
         self.text = text
+        self.given = text
         self.start = start  # characters before `text` in the text of the caller
+        self.doubled: list[int] = []  # the places in `text` of the second characters of `==` that was given as `=`
         self.comparisons = 0
 
     def read(self) -> Condition:
         try:
-            tree = ast.parse(self.text, mode="eval")
+            try:
+                tree = ast.parse(self.text, mode="eval")
+            except SyntaxError:
+                self.text, self.doubled = _with_double_equals(self.text)
+                tree = ast.parse(self.text, mode="eval")
         except SyntaxError as error:
             offset = error.offset or len(self.text) + 1  # 0 if the end of the text is missing
             why = f"{error.msg} at character {self.place(error.lineno or 1, offset - 1)}"
-            raise ValueError(f"cannot parse the filter {_shown(self.text)} ({why}); {_ALLOWED}") from error
+            raise ValueError(f"cannot parse the filter {_shown(self.given)} ({why}); {_ALLOWED}") from error
         except (RecursionError, MemoryError) as error:  # Python's parser stops at some thousand levels
             many = _PREFIXES.search(self.text)
             place = f" at character {self.start + many.end()}" if many else ""
-            raise ValueError(f"the filter {_shown(self.text)} {_TOO_DEEP}{place}") from error
+            raise ValueError(f"the filter {_shown(self.given)} {_TOO_DEEP}{place}") from error
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"the filter {self.text[:_LONGEST_SHOWN]!a} contains a character that is not Unicode"
+                f"the filter {self.given[:_LONGEST_SHOWN]!a} contains a character that is not Unicode"
             ) from error
         return self.condition(tree.body)
 
     def condition(self, node: ast.expr, levels: int = 0) -> Condition:
         if levels > MOST_LEVELS:
-            raise ValueError(f"the filter {_shown(self.text)} {_TOO_DEEP} {self.at(node)}")
+            raise ValueError(f"the filter {_shown(self.given)} {_TOO_DEEP} {self.at(node)}")
         match node:
             case ast.BoolOp(ast.And(), values):
                 return And(tuple(self.condition(value, levels + 1) for value in values))
@@ -118,7 +128,7 @@ class _Reader:
             case ast.Constant(int() | float() as value) if not isinstance(value, bool):
                 if value > sys.float_info.max:
                     raise ValueError(
-                        f"in the filter {_shown(self.text)}, the number {self.at(node)} is outside the range of "
+                        f"in the filter {_shown(self.given)}, the number {self.at(node)} is outside the range of "
                         "64-bit floats"
                     )
                 return -value if is_negative else value
@@ -128,14 +138,14 @@ class _Reader:
         self.comparisons += 1
         if self.comparisons > MOST_COMPARISONS:
             raise ValueError(
-                f"the filter {_shown(self.text)} has more than {MOST_COMPARISONS} comparisons: the first too many is "
+                f"the filter {_shown(self.given)} has more than {MOST_COMPARISONS} comparisons: the first too many is "
                 f"{self.at(node)}; write a list of values with 'in'"
             )
 
     def refuse(self, node: ast.AST) -> NoReturn:
         part = ast.get_source_segment(self.text, node) or ""
         raise ValueError(
-            f"in the filter {_shown(self.text)}, {_shown(part)} {self.at(node)} is not allowed; {_ALLOWED}"
+            f"in the filter {_shown(self.given)}, {_shown(part)} {self.at(node)} is not allowed; {_ALLOWED}"
         )
 
     def at(self, node: Any) -> str:
@@ -144,7 +154,24 @@ class _Reader:
 
     def place(self, line: int, character: int) -> int:
         """The number of a character in the text of the caller, from 1."""
-        return self.start + sum(len(before) + 1 for before in self.text.split("\n")[: line - 1]) + character + 1
+        place = sum(len(before) + 1 for before in self.text.split("\n")[: line - 1]) + character
+        return self.start + place - bisect_left(self.doubled, place) + 1
+
+
+def _with_double_equals(text: str) -> tuple[str, list[int]]:
+    """The text with `==` for every `=` outside of quotes, and the places of the added characters."""
+    if "\r" in text:  # the tokenizer may count other lines
+        return text, []
+    lengths = [len(line) + 1 for line in text.split("\n")]
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+    except (tokenize.TokenError, SyntaxError):  # such as a quote that is not closed
+        return text, []
+    equals = [token.start for token in tokens if token.string == "="]
+    places = [sum(lengths[: line - 1]) + character for line, character in equals]
+    for place in reversed(places):
+        text = f"{text[:place]}={text[place:]}"
+    return text, [place + 1 + number for number, place in enumerate(places)]
 
 
 def _shown(text: str) -> str:

@@ -1,8 +1,9 @@
 """`AttributeIndex`: stores the embeddings of a catalogue per attribute, and searches them; see docs/search.md."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Never, TypeAlias
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
     from cca_hf.models.images import ImageInput
 
 Where: TypeAlias = str | Condition | None
+_TOP = 10
+# what to write instead of words of other libraries and of `encode`
+_HINTS = {
+    "attributes": "Compare by one attribute='colour', or by several with weights={'colour': 1, 'shape': 1}",
+    "filter": "Filter with where=\"price < 50 and colour != 'red'\"",
+    "k": "The number of items is top or top_k",
+    "limit": "The number of items is top or top_k",
+    "query": "A query is an image, an embedding, an item or values",
+}
 _IMAGES_AT_ONCE = 1024
 _IDS_AT_ONCE = 4096
 
@@ -68,7 +78,10 @@ class AttributeIndex:
             FileExistsError: if the location is not empty.
             ImportError: if a package is missing; names the extra to install.
         """
-        schema = IndexSchema.of_model(model, model.config.name_or_path, columns or {})
+        name = model.config.name_or_path
+        if name and Path(name).is_dir():
+            name = str(Path(name).resolve())  # `open` may be called in another folder
+        schema = IndexSchema.of_model(model, name, columns or {})
         return cls(create_store(fspath(location), schema, settings), model, writable=True, trusted=True)
 
     @classmethod
@@ -91,7 +104,8 @@ class AttributeIndex:
 
         Args:
             checkpoint: the model, which then embeds images, or the id of the checkpoint whose embeddings you pass.
-                Without it, queries can be items and values, but no images or embeddings.
+                Without it, the first image loads the model that the index names, on the accelerator if there is one,
+                and you can pass no embeddings.
             writable: whether to add and delete items. No other process can then write until `close`.
 
         Raises:
@@ -123,6 +137,17 @@ class AttributeIndex:
     def schema(self) -> IndexSchema:
         """Attributes, columns, width of an embedding, and the checkpoint that computed the embeddings."""
         return self._store.schema
+
+    def __len__(self) -> int:
+        """The number of items."""
+        return self.count()
+
+    def __repr__(self) -> str:
+        columns = ", ".join(f"{name} ({kind})" for name, kind in self.schema.columns.items())
+        return (
+            f"AttributeIndex({self._store.location!r}: {len(self):,} items; attributes: "
+            f"{', '.join(self.schema.attributes)}; columns: {columns or 'none'}; model: {self.schema.checkpoint})"
+        )
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -204,15 +229,17 @@ class AttributeIndex:
 
     def search(
         self,
-        *,
         image: "ImageInput | None" = None,
+        *,
         embedding: ArrayLike | None = None,
         item: str | int | None = None,
         values: Mapping[str, str | int | bool] | None = None,
         attribute: str | None = None,
         weights: Mapping[str, float] | None = None,
-        top: int = 10,
+        top: int | None = None,
         where: Where = None,
+        top_k: int | None = None,
+        **unknown: Never,
     ) -> list[Hit]:
         """The items with the highest similarity to one query, the most similar item first.
 
@@ -226,11 +253,17 @@ class AttributeIndex:
             weights: compares the items by several attributes, attribute -> weight; the similarity is the weighted
                 mean. Default: equal weights, for all attributes if the query is an image, embedding or item with
                 values, and for the attributes of `values` if the query is values alone.
+            top, top_k: the number of items, in either word; 10 by default.
             where: filters the items: `"price < 50 and colour != 'red'"`, or the same made with `column(...)`.
 
         Raises:
             ValueError: for an unknown attribute, column, item or value (names the closest), or a wrong query.
+            TypeError: for an unknown parameter; the message names the right one.
         """
+        _refuse_unknown(self.search, unknown)
+        dim = self.schema.dim
+        if isinstance(image, np.ndarray) and image.shape in ((dim,), (1, dim), (len(self.schema.attributes), dim)):
+            raise ValueError(f"an array of shape {image.shape} is an embedding, not an image: search(embedding=...)")
         found = self.search_many(
             images=None if image is None else [image],
             embeddings=None if embedding is None else np.asarray(embedding)[None],
@@ -240,6 +273,7 @@ class AttributeIndex:
             weights=weights,
             top=top,
             where=where,
+            top_k=top_k,
         )
         return found[0]
 
@@ -252,11 +286,18 @@ class AttributeIndex:
         values: Mapping[str, str | int | bool] | None = None,
         attribute: str | None = None,
         weights: Mapping[str, float] | None = None,
-        top: int = 10,
+        top: int | None = None,
         where: Where = None,
+        top_k: int | None = None,
+        **unknown: Never,
     ) -> list[list[Hit]]:
         """Like `search`, for several queries: images, embeddings (queries, dim) or (queries, attributes, dim), or ids
         of items. The result has one list per query, and is empty without queries."""
+        _refuse_unknown(self.search_many, unknown)
+        if top is not None and top_k is not None:
+            raise ValueError(f"top and top_k mean the same, give one of them; got {top!r} and {top_k!r}")
+        if top is None:
+            top = _TOP if top_k is None else top_k
         queries = {"images": images, "embeddings": embeddings, "items": items}
         given = [name for name, query in queries.items() if query is not None]
         if len(given) > 1 or not (given or values):
@@ -352,11 +393,27 @@ class AttributeIndex:
         return tables
 
     def _need_model(self) -> "ImageEncoder":
+        """The model that embeds images: the one that the index was opened with, or else the one that it names.
+
+        Raises:
+            ValueError: if the index names no model, or this model cannot be loaded, or has changed since.
+        """
         if self._model is None:
-            raise ValueError(
-                "images need the model of the index: AttributeIndex.open(location, model); the model is "
-                f"{self.schema.checkpoint}"
-            )
+            from cca_hf.runtimes.export import load_encoder  # imports torch, which other queries do not need
+
+            stored, remedy = self.schema.checkpoint, "open the index with its model: AttributeIndex.open(place, model)"
+            if not stored.name:
+                raise ValueError(f"the index at {self._store.location} does not name its model; {remedy}")
+            try:
+                model = load_encoder(stored.name)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"the model of the index cannot be loaded; {remedy}. The reason: {error}") from error
+            if not model.shares_space(stored.fingerprint):
+                raise ValueError(
+                    f"the index at {self._store.location} contains embeddings of {stored}, and {stored.name} has "
+                    f"changed since (fingerprint {model.fingerprint()[:12]}); {remedy}"
+                )
+            self._model = model
         return self._model
 
     def _check_trusted(self) -> None:
@@ -369,3 +426,10 @@ class AttributeIndex:
     def _check_writable(self) -> None:
         if not self._writable:
             raise ValueError(f"the index at {self._store.location} was opened for reading; open it with writable=True")
+
+
+def _refuse_unknown(function: Callable[..., object], unknown: Mapping[str, object]) -> None:
+    if unknown:
+        from cca_hf.models.configuration_images import refuse_unknown  # imports torch, which a search does not need
+
+        refuse_unknown(function, unknown, _HINTS)

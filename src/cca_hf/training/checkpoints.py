@@ -85,26 +85,28 @@ class WholeCheckpointTrainer(Trainer):
             kept = self.state.best_model_checkpoint
             rotate_checkpoints(str(run_dir), self.args.save_total_limit, kept, use_mtime=True)
 
-    def push_to_hub(self, repo_id: str | None = None) -> str:
+    def push_to_hub(self, repo_id: str | None = None, *, commit_message: str | None = None) -> str:
         """Saves the model into `output_dir`, publishes the folder in one commit, and returns the commit's address.
 
         The `hub_*` arguments apply; by default the repository has the name of `output_dir`. Nothing else pushes:
         neither the training nor `save_model`.
 
         Raises:
-            ValueError: if the trainer was made without `publish`, or the model has an adapter.
+            ValueError: if the trainer has no `publish`, or the model has an adapter.
         """
         if self.publish is None:
             raise ValueError("to push, make the trainer with publish=cca_hf.push_model, or run 'cca push'")
         if has_adapter(self.model):
             raise ValueError(MERGE_FIRST)
         self.save_model()
+        message = {} if commit_message is None else {"message": commit_message}
         return self.publish(
             self.args.output_dir,
             repo_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
             private=self.args.hub_private_repo,
             revision=self.args.hub_revision,
             token=self.args.hub_token,
+            **message,
         )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:

@@ -48,7 +48,7 @@ class TaskTrainer(WholeCheckpointTrainer):
         head_learning_rate: rate of all parameters outside `backbone`. Default: the same rate.
         frozen_parameters: parameters that do not learn in this training.
         collapse_patience: see [`LossMonitor`].
-        publish: the function that `push_to_hub` calls: `cca_hf.push_model`.
+        publish: the function that `push_to_hub` calls. `cca_hf.CCATrainer` has `cca_hf.push_model` without it.
         callbacks, optimizers: as in `Trainer`.
 
     Raises:
@@ -96,7 +96,8 @@ class TaskTrainer(WholeCheckpointTrainer):
         self.head_learning_rate = head_learning_rate
         self.frozen_parameters = list(frozen_parameters)
         self.monitor = LossMonitor(collapse_patience)
-        self.publish = publish
+        if publish is not None:
+            self.publish = publish
         self.evaluation_result: Result | None = None  # the latest result, on the main process
         super().__init__(
             model=model,
