@@ -403,8 +403,10 @@ def test_the_exported_space_starts_alone(browser, folder, lookup, tmp_path, own_
     hidden = folder.rename(folder.with_name("hidden"))
     try:
         # as `python app.py`, with the package that is beside it
-        code = "import runpy; from pathlib import Path; space = Path(sys.argv[1]).parent; sys.path.insert(0, str(space)); "
-        code += "import cca_hf; assert Path(cca_hf.__file__).parent == space / 'cca_hf'; "
+        code = "import runpy; from pathlib import Path; space = Path(sys.argv[1]).parent; "
+        code += (
+            "sys.path.insert(0, str(space)); import cca_hf; assert Path(cca_hf.__file__).parent == space / 'cca_hf'; "
+        )
         code += "runpy.run_path(sys.argv[1], run_name='__main__')"
         process, served = serve(code, [str(space / "app.py")], tmp_path / "heard", cwd=tmp_path)
         try:

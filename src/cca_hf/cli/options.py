@@ -179,7 +179,7 @@ def resolved(name: str) -> str:
 
 
 def check_engine(store: str) -> None:
-    """Raises ImportError if the engine of an index is not installed, before a model is loaded and files are written."""
+    """Raises ImportError if the engine of an index is not installed. Call it before a model is loaded."""
     from cca_hf.search.store import check_engine as check
 
     check(store)
