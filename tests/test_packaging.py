@@ -105,9 +105,13 @@ def test_wheel_contains_the_package(repository: Path, tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("cca_hf-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
+        archive.extractall(tmp_path / "installed")
         (metadata,) = (archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
     assert {path.relative_to(repository / "src").as_posix() for path in sources} <= names
     assert {f"cca_hf/{page}" for page in pages} <= names
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'installed')!r}); "
+    code += "from cca_hf.cli.main import main; main(['docs', 'search'])"
+    assert run_python(code) == (repository / "docs" / "search.md").read_text(encoding="utf-8").strip()
     assert any(name.endswith("/LICENSE") for name in names)
     assert "License-Expression: Apache-2.0" in metadata
     assert "Requires-Python: >=3.11" in metadata
