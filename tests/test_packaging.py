@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from cca_hf.extras import PACKAGES
+
 # The dependencies of `pip install .`; all others are extras.
 CORE = {
     "torch", "transformers", "datasets", "accelerate", "huggingface-hub", "safetensors", "evaluate", "pillow", "numpy",
@@ -84,7 +86,8 @@ def test_installed_metadata(setup_cfg: configparser.ConfigParser) -> None:
 def test_wheel_contains_the_package(repository: Path, tmp_path: Path) -> None:
     """Builds from a copy, to leave no files in the checkout, and without isolation, to download nothing."""
     copy = tmp_path / "checkout"
-    for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "MANIFEST.in"):
+    pages = [path.relative_to(repository).as_posix() for path in (repository / "docs").rglob("*.md")]
+    for name in ("pyproject.toml", "setup.cfg", "setup.py", "README.md", "LICENSE", "MANIFEST.in", *pages):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes((repository / name).read_bytes())
     sources = [
@@ -102,8 +105,13 @@ def test_wheel_contains_the_package(repository: Path, tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("cca_hf-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
+        archive.extractall(tmp_path / "installed")
         (metadata,) = (archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
     assert {path.relative_to(repository / "src").as_posix() for path in sources} <= names
+    assert {f"cca_hf/{page}" for page in pages} <= names
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'installed')!r}); "
+    code += "from cca_hf.cli.main import main; main(['docs', 'search'])"
+    assert run_python(code) == (repository / "docs" / "search.md").read_text(encoding="utf-8").strip()
     assert any(name.endswith("/LICENSE") for name in names)
     assert "License-Expression: Apache-2.0" in metadata
     assert "Requires-Python: >=3.11" in metadata
@@ -188,3 +196,22 @@ def test_extras_are_named_when_missing(tmp_path: Path) -> None:
     )
     path = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
     assert "cca_hf[plot]" in run_python(path + code)
+
+
+def test_packages_of_extras_agree(setup_cfg: configparser.ConfigParser) -> None:
+    """`require` looks for the packages that setup.cfg lists."""
+    extras = setup_cfg["options.extras_require"]
+    for extra, modules in PACKAGES.items():
+        lines = [line.split("#")[0].strip() for line in extras[extra].splitlines()]
+        listed = {re.split(r"[\[<>=]", line)[0] for line in lines if line and not line.startswith("cca_hf[")}
+        for nested in re.findall(r"cca_hf\[(\w+)\]", extras[extra]):
+            listed |= set(PACKAGES[nested].values())
+        assert set(modules.values()) == listed, extra
+
+
+def test_extras_of_an_installed_package_need_no_index() -> None:
+    """The command of the errors: pip finds the extra in the metadata of the package, which no index has to have."""
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "cca_hf[plot]"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"Requirement already satisfied: matplotlib\S* .*\(from cca_hf\[plot\]\)", done.stdout)

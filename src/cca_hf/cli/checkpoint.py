@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from cca_hf.extras import require
+
 from . import options
 from .options import UsageError, named_values, option, stdout_kept_clean, switch
 
@@ -66,6 +68,10 @@ def evaluate(
         raise UsageError("--report needs --output_dir")
     if readers is not None and not entanglement:
         raise UsageError("--readers needs --entanglement")
+    if report:
+        require("plot", "figures need")
+    if entanglement:
+        require("analysis", "entanglement needs")
     with stdout_kept_clean():
         from cca_hf.evaluation.entanglement.evaluator import DEFAULT_READERS
         from cca_hf.models.loading import load_model

@@ -6,8 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from cca_hf.extras import require
+
 from . import options
-from .options import UsageError, load_encoder, option, resolved, stdout_kept_clean, switch
+from .options import UsageError, check_engine, load_encoder, option, resolved, stdout_kept_clean, switch
 
 
 def embed(
@@ -67,6 +69,10 @@ def embed(
         raise UsageError("--engine ray starts its own workers; run it without a launcher")
     if store is not None and several:
         raise UsageError("an index allows one writer: run 'cca index --embeddings' when all processes have finished")
+    if engine == "ray":
+        require("ray", 'the engine "ray" needs')
+    if store is not None:
+        check_engine(store)
     with stdout_kept_clean():
         from cca_hf.embedding.catalogue import Catalogue
         from cca_hf.embedding.job import EmbeddingSettings, embed_catalogue
@@ -137,6 +143,7 @@ def export(
       cca export --model me/cca-shoes --output_dir shoes-int8 --int8
       cca export --model out --output_dir shoes-openvino --runtime openvino --attributes colour closure
     """
+    require(runtime, f"a graph for {runtime} needs", without=() if int8 else ["onnxruntime"])
     with stdout_kept_clean():
         from cca_hf.models.loading import load_model
         from cca_hf.runtimes.export import export_model

@@ -73,6 +73,7 @@ def index(
         raise UsageError("--split, --image_column and --id_column are for a --dataset")
     if embeddings is not None and (on_unreadable != "error" or precision != "auto"):
         raise UsageError("--on_unreadable and --precision are for images; the --embeddings are computed already")
+    options.check_engine(store)
     with stdout_kept_clean():
         from cca_hf.search.sources import EmbeddedSource, ImageSource, ItemSource, fill_index
 
@@ -135,6 +136,8 @@ def move(
       cca index move shoes.index http://localhost:6333/shoes
       cca index move http://localhost:6333/shoes s3://bucket/shoes.index
     """
+    options.check_engine(source)
+    options.check_engine(target)
     with stdout_kept_clean():
         from cca_hf.search import copy_index
 
@@ -189,6 +192,7 @@ def search(
             mixture[name] = float(weight)
         except ValueError as error:
             raise UsageError(f"the weight of {name} must be a number; got {weight!r}") from error
+    options.check_engine(store)
     with stdout_kept_clean():
         from cca_hf.recipes.index_search import search_index, write_answers
 

@@ -13,6 +13,7 @@ import typer
 
 from .checkpoint import card, check, evaluate, push
 from .data import app as data_commands
+from .docs import docs
 from .embed import embed, export
 from .index import app as index_commands
 from .index import search
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(cls=Training)(train)
-for command in (evaluate, embed, export, search, card, push, check, serve, demo):
+for command in (evaluate, embed, export, search, card, push, check, serve, demo, docs):
     app.command(cls=Command)(command)
 app.add_typer(index_commands)
 app.add_typer(data_commands)

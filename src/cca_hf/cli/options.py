@@ -181,6 +181,13 @@ def resolved(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
+def check_engine(store: str) -> None:
+    """Raises ImportError if the engine of an index is not installed. Call it before a model is loaded."""
+    from cca_hf.search.store import check_engine as check
+
+    check(store)
+
+
 def model_of_index(store: str) -> str:
     """The checkpoint that an index was made with.
 

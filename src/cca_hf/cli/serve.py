@@ -4,8 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cca_hf.extras import require
+
 from . import options
-from .options import UsageError, load_encoder, model_of_index, option, stdout_kept_clean, switch
+from .options import UsageError, check_engine, load_encoder, model_of_index, option, stdout_kept_clean, switch
 
 
 def serve(
@@ -40,7 +42,8 @@ def serve(
     """Serve a model over HTTP: it receives images, and returns one embedding per attribute.
 
     POST / accepts an image, or JSON as the Hub's Inference Endpoints do; GET /health and /metrics are for monitoring.
-    Requests that arrive at the same time are encoded together. Needs "cca_hf[serve]"; see docs/serving.md.
+    Requests that arrive at the same time are encoded together. 'cca docs serving' describes the requests
+    and the limits.
 
     \b
     Examples:
@@ -48,6 +51,7 @@ def serve(
       cca serve --model shoes-int8 --host 0.0.0.0 --port 80
       curl --data-binary @shoe.jpg -H "Content-Type: image/jpeg" "localhost:8000/?attribute=colour"
     """
+    require("serve", "serving needs")
     with stdout_kept_clean():
         from cca_hf.hub.handler import Limits
         from cca_hf.hub.server import ServerSettings
@@ -91,6 +95,9 @@ def demo(
         raise UsageError("--model needs the --store that it made: 'cca index' makes one")
     if export is not None and (host is not None or port is not None or open_browser):
         raise UsageError("--export writes a folder and opens no page: leave out --host, --port and --open")
+    require("space", "the Space needs")
+    if store is not None:
+        check_engine(store)
     with stdout_kept_clean():
         from cca_hf.hub.space import Lookup, export_space, launch_space
         from cca_hf.hub.space.page import TITLE

@@ -16,6 +16,7 @@ import numpy as np
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers.utils import logging
 
+from cca_hf.extras import require
 from cca_hf.models.encoding import ImageEncoder
 from cca_hf.models.images import UnreadableImageError
 
@@ -51,11 +52,9 @@ def embed_catalogue_on_ray(
         RuntimeError: if several workers died at the same shard.
         ray.exceptions.RayError: if Ray, or code of the model, failed.
     """
-    try:
-        import ray
-        from ray.data import ActorPoolStrategy
-    except ImportError as error:
-        raise ImportError('the engine "ray" needs Ray Data: pip install "cca_hf[ray]"') from error
+    require("ray", 'the engine "ray" needs')
+    import ray
+    from ray.data import ActorPoolStrategy
 
     if ray_workers is not None and ray_workers < 1:
         raise ValueError(f"ray_workers must be at least 1; got {ray_workers}")

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from cca_hf.extras import require
 from cca_hf.models import images
 from cca_hf.models.configuration_images import public_name
 from cca_hf.models.encoding import ImageEncoder
@@ -43,8 +44,9 @@ try:
     from starlette.routing import Route
 
     from .connections import MOST_CONNECTIONS, Connection
-except ImportError as error:
-    raise ImportError(f'serving needs {error.name}: pip install "cca_hf[serve]"') from error
+except ImportError:
+    require("serve", "serving needs")
+    raise
 
 _BODY_SECONDS = 60.0  # until a body must have arrived
 _STALL_SECONDS = 10.0  # in which a body may fall behind its rate

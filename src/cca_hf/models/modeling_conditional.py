@@ -349,8 +349,9 @@ embeddings = model.encode(["image.jpg", "other.jpg"], attributes={json.dumps(nam
 print(embeddings.shape)  # (2, {len(names[:2])}, {dim}): images, attributes, numbers; L2-normalised
 print(embeddings[0] @ embeddings[1].T)  # diagonal: similarity of the two images under each attribute
 ```
-This code needs only `pip install transformers pillow`. `pip install cca_hf` adds an index and a search by attribute
-(`cca index`, `cca search`), export and evaluation. After `pip install sentence-transformers`, this code works too:
+This code needs only `pip install torch transformers pillow`: the repository has the code of the model. The package
+`cca_hf` adds an index and a search by attribute (`cca index`, `cca search`), export and evaluation. After
+`pip install sentence-transformers`, this code works too:
 ```python
 from sentence_transformers import SentenceTransformer
 

@@ -24,6 +24,7 @@ from cca_hf.evaluation.entanglement.result import EntanglementResult
 from cca_hf.evaluation.retrieval.embeddings import Confusion, Gallery, evaluate_splits, nearest_confusions
 from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
 from cca_hf.evaluation.retrieval.result import EvaluationResult
+from cca_hf.extras import require
 from cca_hf.models.configuration_images import did_you_mean
 from cca_hf.models.images import ImageInput
 from cca_hf.models.modeling_cca import CCAModel
@@ -276,9 +277,8 @@ def embed_texts(texts: Sequence[str], text_encoder: str) -> torch.Tensor:
         ImportError: without sentence-transformers.
         OSError: if the model cannot be loaded.
     """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise ImportError('text conditions need sentence-transformers: pip install "cca_hf[text]"') from error
+    require("text", "text conditions need")
+    from sentence_transformers import SentenceTransformer
+
     encoder = SentenceTransformer(text_encoder, device="cpu", trust_remote_code=False)
     return encoder.encode(list(texts), convert_to_tensor=True, show_progress_bar=False).float().clone()

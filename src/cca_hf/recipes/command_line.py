@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import yaml  # type: ignore[import-untyped]
 
+from cca_hf.extras import require
+
 if TYPE_CHECKING:  # torch and transformers are imported when the flags are known to be right
     from cca_hf.training.arguments import CCATrainingArguments
 
@@ -176,6 +178,8 @@ def read_arguments(words: Sequence[str]) -> "tuple[ModelArguments, DataArguments
         except (OSError, ValueError) as error:
             raise CommandLineError(str(error)) from error
     given = [_checked(word) if word.startswith("-") and not _NUMBER.match(word) else word for word in given]
+    if any(word.partition("=")[0] == "--text_encoder" for word in given):
+        require("text", "text conditions need")
 
     from transformers import HfArgumentParser
 

@@ -7,7 +7,6 @@ the model's `encode`, which the evaluators accept too.
 
 import ast
 import hashlib
-import importlib.util
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoConfig, BaseImageProcessor
 
+from cca_hf.extras import require
 from cca_hf.models.backbones import AutoImageProcessor
 from cca_hf.models.configuration_images import AttributeConfig
 from cca_hf.models.encoding import ImageEncoder
@@ -70,8 +70,7 @@ def export_model(
         raise ValueError(f"runtime must be one of {', '.join(map(repr, _GRAPH))}; got {runtime!r}")
     if int8 and runtime != "onnx":
         raise ValueError(f"int8 needs the quantiser of ONNX Runtime, that is runtime='onnx'; got {runtime!r}")
-    tools = {"onnx": ["onnxruntime"] if int8 else [], "openvino": ["openvino"]}[runtime]
-    _check_installed(runtime, "onnx", "onnxscript", *tools)
+    require(runtime, f"a graph for {runtime} needs", without=() if int8 else ["onnxruntime"])
     ids = model.config.attribute_ids(attributes)
     names = [model.config.attributes[index] for index in ids]
     with staged(folder) as staging:
@@ -281,14 +280,8 @@ def _hash_files(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_installed(runtime: Runtime, *packages: str) -> None:
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(f'a graph for {runtime} needs {", ".join(missing)}: pip install "cca_hf[{runtime}]"')
-
-
 def _open_onnx(graph: Path, num_threads: int | None) -> RunGraph:
-    _check_installed("onnx", "onnxruntime")
+    require("onnx", "a graph for onnx needs", without=["onnx", "onnxscript"])
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -298,7 +291,7 @@ def _open_onnx(graph: Path, num_threads: int | None) -> RunGraph:
 
 
 def _open_openvino(graph: Path, num_threads: int | None) -> RunGraph:
-    _check_installed("openvino", "openvino")
+    require("openvino", "a graph for openvino needs", without=["onnx", "onnxscript"])
     import openvino
 
     # by default OpenVINO computes in bfloat16 where the processor supports it

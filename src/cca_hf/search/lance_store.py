@@ -204,11 +204,8 @@ class LanceStore:
 
 def _connect(location: str, settings: LanceSettings) -> Any:
     os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are about its internals
-    try:
-        import lance  # noqa: F401  used by the queries
-        import lancedb
-    except ImportError as error:
-        raise ImportError('an index in a folder needs LanceDB and pylance: pip install "cca_hf[search]"') from error
+    import lancedb
+
     options = dict(settings.storage_options) or None
     return _run(lancedb.connect_async(location, read_consistency_interval=SEEN_WITHIN, storage_options=options))
 

@@ -235,10 +235,8 @@ class QdrantStore:
 
 
 def _connect(location: str, settings: QdrantSettings) -> tuple[Any, str]:
-    try:
-        from qdrant_client import QdrantClient
-    except ImportError as error:
-        raise ImportError('an index on a Qdrant server needs its client: pip install "cca_hf[qdrant]"') from error
+    from qdrant_client import QdrantClient
+
     base, _, collection = location.removeprefix(LOCAL).rpartition("/")
     if not location.startswith(LOCAL):
         if not collection or not base.partition("://")[2]:

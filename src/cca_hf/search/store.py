@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypeAlias
 import pyarrow as pa  # type: ignore[import-untyped]
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from cca_hf.extras import require
+
 from .conditions import AnyOf, Condition
 from .lance_store import LanceSettings, LanceStore
 from .qdrant_store import LOCAL, QdrantSettings, QdrantStore
@@ -75,10 +77,22 @@ def open_store(location: str, settings: Settings | None, *, writable: bool) -> V
     return engine.open(location, settings, writable=writable)
 
 
+def check_engine(location: str) -> None:
+    """Raises ImportError if the engine of a location is not installed; names the extra to install."""
+    if _is_on_server(location):
+        require("qdrant", "an index on a Qdrant server needs")
+    else:
+        require("search", "an index in a folder or a bucket needs")
+
+
+def _is_on_server(location: str) -> bool:
+    return location.startswith(("http://", "https://", LOCAL))
+
+
 def _engine(location: str, settings: Settings | None) -> tuple[Any, Settings]:
     """The class of the store at a location, and its settings."""
-    on_server = location.startswith(("http://", "https://", LOCAL))
-    engine, kind = (QdrantStore, QdrantSettings) if on_server else (LanceStore, LanceSettings)
+    check_engine(location)
+    engine, kind = (QdrantStore, QdrantSettings) if _is_on_server(location) else (LanceStore, LanceSettings)
     if settings is not None and not isinstance(settings, kind):
         raise TypeError(f"the index at {location} takes {kind.__name__}; got {type(settings).__name__}")
     return engine, settings or kind()

@@ -83,7 +83,7 @@ class CCATrainingArguments(TrainingArguments):
         "values; an embedding then contains no other attribute. retrieval: the same with the place of the image among "
         "similar images; it ranks best, and contains other attributes. project: the directions that separate the "
         "values. none: the embeddings as trained. Default: values, or the map that the model has already; none for "
-        "one space for all attributes and for adapters. See docs/entanglement.md.",
+        "one space for all attributes and for adapters. See 'cca docs entanglement'.",
     )
 
     # The optimizer

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import io
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,10 +29,12 @@ from .page import TITLE
 
 _INDEX, _MODEL, _PICTURES, _SPLIT = "catalogue.index", "model", "pictures", "train"
 _LONGEST_SIDE = 512  # pixels of the images that are copied
+_PACKAGE = Path(__file__).resolve().parents[2]
 
 
 def export_space(lookup: Lookup, folder: str | PathLike[str], *, title: str = TITLE) -> Path:
-    """Writes `app.py`, `requirements.txt`, `README.md` with the Space's metadata, and a copy of the index.
+    """Writes `app.py`, `requirements.txt`, `README.md` with the Space's metadata, and copies of the index and of this
+    package: no package index needs to have it, and the Space runs the code that was tried here.
 
     A checkpoint on the Hub is referred to by its id and local revision; any other is saved to `model`. Images with a
     URL, or in a data set on the Hub, are referred to as well; other images are copied to `pictures` at a smaller size.
@@ -55,9 +58,17 @@ def export_space(lookup: Lookup, folder: str | PathLike[str], *, title: str = TI
         template = Path(__file__).with_name("app_template.txt").read_text(encoding="utf-8")
         app = template.format(model=model_id or _MODEL, revision=revision, index=_INDEX, title=title)
         (staging / "app.py").write_text(app, encoding="utf-8")
-        (staging / "requirements.txt").write_text("cca_hf[space]\n", encoding="utf-8")
+        (staging / "requirements.txt").write_text("".join(f"{each}\n" for each in _requirements()), encoding="utf-8")
+        shutil.copytree(_PACKAGE, staging / _PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", "docs"))
         (staging / "README.md").write_text(f"{_card(lookup, title, model_id)}\n", encoding="utf-8")
     return target
+
+
+def _requirements() -> list[str]:
+    """The dependencies of the package, of its index and of its page, as its metadata declares them."""
+    declared = [text.partition(";") for text in importlib.metadata.requires("cca_hf") or ()]
+    wanted = ("", ' extra == "search"', ' extra == "space"')
+    return [name.strip() for name, _, marker in declared if marker in wanted and not name.startswith("cca_hf")]
 
 
 def _copy_index(index: AttributeIndex, folder: Path, model_name: str) -> None:

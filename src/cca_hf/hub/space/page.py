@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from cca_hf.extras import require
 from cca_hf.models.configuration_images import public_name
 from cca_hf.models.images import UnreadableImageError, load_image
 from cca_hf.visualization.page import templates
@@ -23,8 +24,9 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio reads it at
 try:
     import gradio as gr
     from starlette.middleware import Middleware
-except ImportError as error:
-    raise ImportError('the Space needs Gradio: pip install "cca_hf[space]"') from error
+except ImportError:
+    require("space", "the Space needs")
+    raise
 
 TITLE = "Alike in which respect?"
 _EXAMPLES = 12
