@@ -17,6 +17,7 @@ from cca_hf import CCAModel, CCATrainer, CCATrainingArguments, load_attribute_da
 from cca_hf.cli.train import train_and_report
 from cca_hf.hub.integrity import check_folder
 from cca_hf.hub.publishing import stage_model
+from cca_hf.recipes.command_line import DataArguments
 
 from .conftest import VIT
 from .stand_in import Commit, Repository
@@ -406,10 +407,11 @@ def test_push_to_hub_of_a_training(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "cca_hf.hub.publishing.push_model", lambda *places, **settings: pushed.append((places, settings))
     )
+    data_args = DataArguments("me/shoes")
     settings = {"use_cpu": True, "bf16": False, "hub_token": "hf_x"}
-    train_and_report(None, None, CCATrainingArguments(str(run.output_dir), **settings))
+    train_and_report(None, data_args, CCATrainingArguments(str(run.output_dir), **settings))
     assert not pushed
-    train_and_report(None, None, CCATrainingArguments(str(run.output_dir), push_to_hub=True, **settings))
+    train_and_report(None, data_args, CCATrainingArguments(str(run.output_dir), push_to_hub=True, **settings))
     assert pushed == [((run.output_dir, "my-run"), {"private": None, "revision": None, "token": "hf_x"})]
     with pytest.raises(ValueError, match="hub_strategy must be end: .* got every_save"):
         CCATrainingArguments(str(tmp_path), hub_strategy="every_save")

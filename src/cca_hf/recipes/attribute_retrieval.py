@@ -159,7 +159,7 @@ def measure(
         confusions = nearest_confusions(
             queries.embeddings, queries.labels, data.attributes, groups=queries.groups, gallery=gallery
         )
-        figures = result.metrics()
+        figures = result.intervals() | result.metrics()
         speed = speed_metrics("test", start, num_samples=sum(data[split].num_rows for split in splits))
         if entanglement:
             vectors = [(side.embeddings, each) for side, each in zip(embedded, features, strict=True)]

@@ -12,10 +12,16 @@ from cca_hf.data.loading import HELD_OUT, load_attribute_dataset, with_usual_nam
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.sources import load_source
 from cca_hf.data.triplets import holds_triplets, load_triplets
-from cca_hf.evaluation.entanglement.evaluator import DEFAULT_READERS, check_readers, measure_entanglement
+from cca_hf.evaluation.entanglement.evaluator import (
+    DEFAULT_READERS,
+    check_enough_labels,
+    check_readers,
+    measure_entanglement,
+)
 from cca_hf.evaluation.results import Result
 from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
 from cca_hf.evaluation.retrieval.triplets import TripletEvaluator
+from cca_hf.models.configuration_images import public_name
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.run_record import RunRecord, rows_digest
 from cca_hf.visualization.entanglement import plot_entanglement
@@ -57,7 +63,8 @@ def evaluate_checkpoint(
         readers: of the entanglement, see [`measure_entanglement`].
 
     Raises:
-        KeyError, ValueError: for a split, attribute or column that does not exist, and see [`load_evaluation_data`].
+        KeyError, ValueError: for a split, attribute or column that does not exist, and see [`load_evaluation_data`]
+            and, with `entanglement`, [`check_enough_labels`].
         ImportError: if the entanglement needs scikit-learn, and it is missing.
     """
     check_readers(readers)
@@ -79,6 +86,8 @@ def evaluate_checkpoint(
 
     cutting: dict[str, Any] = {"group_column": group_column, "split_seed": split_seed, "config_name": config_name}
     data = load_evaluation_data(dataset, attributes or model.config.attributes, split, checkpoint, **cutting)
+    if entanglement:
+        check_enough_labels(data, split)
     result = RetrievalEvaluator(data, split, **reading)(model)
     results: list[Result] = [result]
     if output_dir is not None:
@@ -94,7 +103,8 @@ def evaluate_checkpoint(
                 plot_entanglement(measured).savefig(output_dir / "entanglement.png", dpi=150)
     if output_dir is not None and report:
         named = {report_name(model): result}
-        write_report(model, data, split, named, output_dir, entanglement=measured, batch_size=batch_size)
+        title = report_title(checkpoint, dataset)
+        write_report(model, data, split, named, output_dir, entanglement=measured, title=title, batch_size=batch_size)
     return results
 
 
@@ -181,3 +191,9 @@ def report_name(model: CCAModel) -> str:
     """The name of a model in a report."""
     name = model.display_name
     return "one space" if name == "CCA" and model.config.condition_embedding == "none" else name
+
+
+def report_title(checkpoint: str | Path, dataset: str) -> str:
+    """The names of a checkpoint and of a data set, without the folders that contain them."""
+    model, data = (public_name(str(each)) or Path(each).resolve().name for each in (checkpoint, dataset))
+    return f"{model} on {data}"

@@ -52,7 +52,7 @@ def write_report(
     candidates: int = 2000,
     history: Iterable[Mapping[str, object]] | None = None,
     entanglement: EntanglementResult | None = None,
-    title: str = "Conditional cross-attention",
+    title: str | None = None,
     batch_size: int = 64,
     seed: int = 0,
 ) -> Path:
@@ -67,11 +67,14 @@ def write_report(
         results: name -> result, all of the same split. The last one belongs to `model` and gets the accent colour.
         history: the Trainer's `state.log_history`.
         entanglement: of `model` and the same split.
+        title: the heading. Default: the name of the last result.
 
     Raises:
         ValueError: if the results cannot be compared, or a query is outside the split.
     """
-    named = {"model": results} if isinstance(results, EvaluationResult) else dict(results)
+    if isinstance(results, EvaluationResult):
+        results = {public_name(model.name_or_path) or model.display_name: results}
+    named = dict(results)
     bars = comparison_rows(named)  # raises if the results cannot be compared
     views = view_queries(
         model, dataset, split, queries, neighbours=neighbours, candidates=candidates, batch_size=batch_size, seed=seed
@@ -83,7 +86,7 @@ def write_report(
     means = ("mean", result.queries, result.overall, result.chance_overall)
     text = render(
         "report.html",
-        title=title,
+        title=name if title is None else title,
         split=split,
         name=name,
         attributes=list(dataset.attributes),

@@ -23,7 +23,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cca_hf.evaluation.arrays import BoolArray, FloatArray, IntArray, normalised
+from cca_hf.evaluation.arrays import BoolArray, FloatArray, IntArray, members, normalised
 
 # vectors (N, D), labels (N,), folds (N,), known (N,) or None -> guesses (N,); see `read_linear`
 Reader = Callable[[NDArray, IntArray, IntArray, IntArray | None], IntArray]
@@ -43,13 +43,6 @@ def make_folds(groups: IntArray, seed: int) -> IntArray:
     """(N,) a random fold for each image; images of a group share it, -1 = a group of its own."""
     member, sizes = members(groups)
     return np.random.default_rng(seed).permutation(len(sizes))[member] % FOLDS
-
-
-def members(groups: IntArray) -> tuple[IntArray, IntArray]:
-    """(N,) the index of each image's group, and the sizes of the groups; -1 = a group of its own."""
-    own = np.where(groups < 0, groups.max(initial=-1) + 1 + np.arange(len(groups)), groups)
-    _, member, sizes = np.unique(own, return_inverse=True, return_counts=True)
-    return member, sizes
 
 
 def balanced_accuracy(right: NDArray, labels: IntArray, weights: FloatArray | None = None) -> FloatArray:
