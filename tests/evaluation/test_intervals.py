@@ -66,7 +66,7 @@ def test_a_result_of_few_queries_shows_them(tmp_path):
         },
     }
     header, _, colour, shape, _, mean, weighted, note = few.table().splitlines()
-    assert header.split("  mAP, 95 % interval  ")[0].endswith("mAP")
+    assert header.split("  95 % interval  ")[0].endswith("mAP")
     for line, interval in (
         (colour, few["colour"].map_interval),
         (shape, few["shape"].map_interval),

@@ -203,7 +203,7 @@ class EvaluationResult(Result):
         header = ["% (chance)", "queries", *(MEASURE_NAMES.get(measure, measure) for measure in measures)]
         if self.intervals():
             intervals = [*(each.map_interval for each in self.attributes), self.map_interval, None]
-            header.insert(3, "mAP, 95 % interval")
+            header.insert(3, "95 % interval")
             for row, interval in zip([*attributes, *means], intervals, strict=True):
                 row.insert(3, _interval_text(interval, decimals))
             notes.append("The intervals show how far the mAP of so few queries may be from that of many (bootstrap).")
