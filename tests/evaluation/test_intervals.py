@@ -74,7 +74,7 @@ def test_a_result_of_few_queries_shows_them(tmp_path):
     ):
         assert f"  {100 * interval[0]:.1f} to {100 * interval[1]:.1f}  " in line
     assert " to " not in weighted
-    assert note == "The intervals show how far the mAP of so few queries may be from that of many (bootstrap)."
+    assert note == "The intervals show how far the mAP may be from that of many queries (bootstrap)."
     assert f"its 95 % interval is {100 * low:.1f} to {100 * high:.1f} (bootstrap)." in few.card().markdown
     assert EvaluationResult.load_json(few.save_json(tmp_path / "evaluation.json")) == few
 

@@ -206,7 +206,7 @@ class EvaluationResult(Result):
             header.insert(3, "95 % interval")
             for row, interval in zip([*attributes, *means], intervals, strict=True):
                 row.insert(3, _interval_text(interval, decimals))
-            notes.append("The intervals show how far the mAP of so few queries may be from that of many (bootstrap).")
+            notes.insert(0, "The intervals show how far the mAP may be from that of many queries (bootstrap).")
         if self.coverage is not None:
             notes.append(f"Subset: {self.coverage}.")
         return Table(header, [attributes, means], notes)
