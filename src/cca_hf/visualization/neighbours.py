@@ -27,7 +27,6 @@ WRONG = "#dc2626"
 UNKNOWN = "#94a3b8"
 # Columns that are shown with an image, in this order, in upper or lower case.
 DETAILS = ("id", "item_id", "sku", "name", "title", "price")
-_SPEAKING = ("name", "title")  # are shown without the name of the column
 
 
 class Neighbour(NamedTuple):
@@ -78,9 +77,17 @@ def detail_columns(columns: Iterable[str]) -> list[str]:
 
 
 def detail_texts(row: Mapping[str, object]) -> tuple[str, ...]:
-    """The values of a row as they are shown with its image: "Blue boots", "price 19.99"; missing ones are left out."""
-    known = {name: value_name(value) for name, value in row.items() if value not in (None, "")}
-    return tuple(text if name.lower() in _SPEAKING else f"{name} {text}" for name, text in known.items())
+    """The values of a row as they are shown with its image: "Blue boots", and numbers as "price 19.99" or "sku 10293".
+
+    Missing values are left out.
+    """
+    texts = []
+    for name, value in row.items():
+        text = f"{value:.7g}" if isinstance(value, float) else value_name(value)
+        if value is not None and text:
+            is_number = isinstance(value, float) or text.isdecimal()
+            texts.append(f"{name} {text}" if is_number else text)
+    return tuple(texts)
 
 
 def view_queries(
