@@ -371,7 +371,7 @@ def test_too_few_images_have_no_entanglement(shoes, checkpoint, tmp_path, capsys
 
 
 def test_entanglement_is_measured_on_request(checkpoint, tmp_path, capsys):
-    shoes = write_shoes(tmp_path / "many", train=200, test=12)
+    shoes = write_shoes(tmp_path / "many", train=200, validation=12, test=12)
     words = ["evaluate", "--model", checkpoint, "--dataset", shoes, "--split", "train", "--entanglement"]
     assert run(*words, "--output_dir", tmp_path) == 0
     printed = capsys.readouterr().out
