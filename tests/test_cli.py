@@ -37,10 +37,14 @@ TINY_VIT = {
 @pytest.fixture(scope="module")
 def shoes(tmp_path_factory) -> Path:
     """A folder of parquet files with text columns."""
-    folder = tmp_path_factory.mktemp("data") / "shoes"
+    return write_shoes(tmp_path_factory.mktemp("data") / "shoes", train=24, validation=12, test=12)
+
+
+def write_shoes(folder: Path, **counts: int) -> Path:
+    """`counts`: the number of images of each split."""
     folder.mkdir()
-    for split, count in (("train", 24), ("validation", 12), ("test", 12)):
-        shades = [120 + 5 * index for index in range(count)]
+    for split, count in counts.items():
+        shades = [120 + 5 * (index % 27) for index in range(count)]
         colours = [VALUES["colour"][index % 2] for index in range(count)]
         pixels = [
             (30, 30, shade) if each == "blue" else (shade, 30, 30) for each, shade in zip(colours, shades, strict=True)
@@ -106,8 +110,9 @@ def test_evaluate_computes_in_the_saved_dtype(shoes, checkpoint, tmp_path, capsy
     assert run("evaluate", "--model", tmp_path / "cca", "--dataset", shoes, "--json") == 0
     model = CCAModel.from_pretrained(tmp_path / "cca", dtype="auto")
     assert model.dtype == torch.bfloat16
-    expected = RetrievalEvaluator(load_attribute_dataset(shoes, list(VALUES)))(model).metrics()
-    assert json.loads(capsys.readouterr().out) == pytest.approx(expected, abs=1e-6)
+    expected = RetrievalEvaluator(load_attribute_dataset(shoes, list(VALUES)))(model)
+    metrics = expected.intervals() | expected.metrics()
+    assert json.loads(capsys.readouterr().out) == pytest.approx(metrics, abs=1e-6)
 
 
 def test_json_is_all_that_goes_to_standard_output(shoes, checkpoint):
@@ -121,18 +126,20 @@ def test_json_is_all_that_goes_to_standard_output(shoes, checkpoint):
     assert {"map", "map_weighted", "map_macro", "map_shape", "map_colour", "chance_map", "recall@10"} < set(metrics)
     assert 0 < metrics["chance_map"] < metrics["map"] <= 1
     data = load_attribute_dataset(shoes, list(VALUES), group_column="item")
-    expected = RetrievalEvaluator(data, "validation")(CCAModel.from_pretrained(checkpoint)).metrics()
-    assert metrics == pytest.approx(expected)
+    expected = RetrievalEvaluator(data, "validation")(CCAModel.from_pretrained(checkpoint))
+    assert metrics == pytest.approx(expected.intervals() | expected.metrics())
 
 
 def test_output_dir_gets_figures_and_report(shoes, checkpoint, tmp_path, capsys):
     out = tmp_path / "new" / "results"
     assert run("evaluate", "--model", checkpoint, "--dataset", shoes, "--output_dir", out, "--report", "--json") == 0
     metrics = json.loads(capsys.readouterr().out)
-    assert EvaluationResult.load_json(out / "evaluation.json").metrics() == metrics
+    result = EvaluationResult.load_json(out / "evaluation.json")
+    assert result.intervals() | result.metrics() == metrics and "map_interval_low_colour" in metrics
     written = {"evaluation.json", "evaluation.png", "report.html", "report.png", "examples"}
     assert {path.name for path in out.iterdir()} == written
     PILImage.open(out / "evaluation.png").load()
+    assert f"<h1>{checkpoint.name} on shoes</h1>" in (out / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -352,12 +359,24 @@ def test_a_closed_pipe_is_no_error(shoes, checkpoint):
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
 
 
-def test_entanglement_is_measured_on_request(shoes, checkpoint, tmp_path, capsys):
+def test_too_few_images_have_no_entanglement(shoes, checkpoint, tmp_path, capsys):
+    words = ["evaluate", "--model", checkpoint, "--dataset", shoes, "--split", "train", "--entanglement"]
+    assert run(*words, "--output_dir", tmp_path) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == (
+        "cca: error: the entanglement of the split 'train' cannot be measured: it needs 200 images that are labelled "
+        "with two attributes, with at least 10 of a value, and there are 24"
+    )
+    assert not any(tmp_path.iterdir())
+
+
+def test_entanglement_is_measured_on_request(checkpoint, tmp_path, capsys):
+    shoes = write_shoes(tmp_path / "many", train=200, validation=12, test=12)
     words = ["evaluate", "--model", checkpoint, "--dataset", shoes, "--split", "train", "--entanglement"]
     assert run(*words, "--output_dir", tmp_path) == 0
     printed = capsys.readouterr().out
     result = EntanglementResult.load_json(tmp_path / "entanglement.json")
-    assert result.attributes == ("colour", "shape") and result.images == 24
+    assert result.attributes == ("colour", "shape") and result.images == 200
     assert printed.endswith(f"\n\n{result.table()}\n")
     PILImage.open(tmp_path / "entanglement.png").load()
     assert run(*words, "--json") == 0

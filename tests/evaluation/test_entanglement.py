@@ -212,6 +212,20 @@ def test_mean_off_diagonal():
     assert math.isnan(mean_off_diagonal(np.array([[9.0, math.nan], [math.nan, 9.0]])))
 
 
+def test_pairs_with_few_images_are_undefined(plant):
+    """Their figures would be chance. The other pairs stay as they are."""
+    planted = plant(400, (3, 3, 3))
+    labels = planted.labels.copy()
+    labels[199:, 2] = -1
+    result = entanglement(planted.entangled, labels, NAMES, planted.features, readers=["linear"])
+    missing = np.isnan(result.readers["linear"].matrix)
+    assert missing.tolist() == [[False, False, True], [False, False, True], [True, True, True]]
+    assert result.score == pytest.approx(1, abs=0.05)
+    assert "or too few images have both labels (linear reader): " in result.table()
+    labels[199, 2] = planted.labels[199, 2]
+    assert not entanglement(planted.entangled, labels, NAMES, planted.features, readers=["linear"]).undefined
+
+
 def test_why_it_cannot_be_measured(plant, monkeypatch):
     labels = plant(LEAST_LABELLED, (3, 3)).labels
     assert why_not_measured(labels) is None

@@ -104,8 +104,8 @@ def test_its_code_runs(folder, tmp_path, monkeypatch):
 
 def test_what_was_measured_later_is_taken_in(folder, capsys):
     random = np.random.default_rng(0)
-    labels = random.integers(0, 3, (150, 2))
-    features = np.eye(3)[labels].reshape(150, -1)
+    labels = random.integers(0, 3, (200, 2))
+    features = np.eye(3)[labels].reshape(200, -1)
     found = entanglement(np.stack([features, features], 1), labels, ["shape", "colour"], features)
     found.save_json(folder / "entanglement.json")
     Image.new("RGB", (8, 8)).save(folder / "entanglement.png")

@@ -18,6 +18,7 @@ from cca_hf.cli.train import train_and_report
 from cca_hf.hub.integrity import check_folder
 from cca_hf.hub.publishing import push_model, stage_model
 from cca_hf.recipes import attribute_trainer
+from cca_hf.recipes.command_line import DataArguments
 
 from .conftest import VIT
 from .stand_in import Commit, Repository
@@ -401,18 +402,21 @@ def test_push_to_hub_of_the_trainer(finished, tmp_path):
 
 def test_push_to_hub_of_a_training(monkeypatch, tmp_path):
     pushed = []
-    run = SimpleNamespace(result="a result", output_dir=tmp_path / "my-run")
+    parts = {"model": "a model", "data": "data", "history": [], "entanglement": None}
+    run = SimpleNamespace(result="a result", output_dir=tmp_path / "my-run", **parts)
     monkeypatch.setattr("cca_hf.training.process.prepare_process", lambda *settings: None)
     monkeypatch.setattr("cca_hf.recipes.attribute_retrieval.run_training", lambda *arguments: run)
-    monkeypatch.setattr("cca_hf.recipes.evaluation.can_draw", lambda needed: False)
+    monkeypatch.setattr("cca_hf.recipes.evaluation.report_name", lambda model: "CCA")
+    monkeypatch.setattr("cca_hf.visualization.report.write_report", lambda *given, **measured: "report.html")
     monkeypatch.setattr("cca_hf.hub.model_card.write_model_card", lambda folder: folder / "README.md")
     monkeypatch.setattr(
         "cca_hf.hub.publishing.push_model", lambda *places, **settings: pushed.append((places, settings))
     )
+    data_args = DataArguments("me/shoes")
     settings = {"use_cpu": True, "bf16": False, "hub_token": "hf_x"}
-    train_and_report(None, None, CCATrainingArguments(str(run.output_dir), **settings))
+    train_and_report(None, data_args, CCATrainingArguments(str(run.output_dir), **settings))
     assert not pushed
-    train_and_report(None, None, CCATrainingArguments(str(run.output_dir), push_to_hub=True, **settings))
+    train_and_report(None, data_args, CCATrainingArguments(str(run.output_dir), push_to_hub=True, **settings))
     assert pushed == [((run.output_dir, "my-run"), {"private": None, "revision": None, "token": "hf_x"})]
     with pytest.raises(ValueError, match="hub_strategy must be end: .* got every_save"):
         CCATrainingArguments(str(tmp_path), hub_strategy="every_save")

@@ -205,6 +205,8 @@ def test_it_opens_with_something_to_see_and_asks_nobody_else(opened, served):
     cards = page.locator("#cca-results .cca-card")
     assert cards.count() == 4  # attributes, of five
     assert [len(items(cards.nth(place))) for place in range(4)] == [10] * 4
+    button = cards.first.locator("button").first
+    assert button.locator("small").all_inner_texts() == [f"item {button.get_attribute('data-item')}"]
     assert page.locator("#cca-examples button").count() == 12
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     assert opened.outside == [] and opened.errors == []

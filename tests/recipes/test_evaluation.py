@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 from cca_hf.cli.main import main
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.shapes import generate_shapes_dataset
-from cca_hf.evaluation import RetrievalEvaluator
+from cca_hf.evaluation import EvaluationResult, RetrievalEvaluator
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.recipes.attribute_retrieval import DataArguments, ModelArguments, TrainingRun, run_training
 from cca_hf.recipes.evaluation import load_evaluation_data
@@ -83,7 +83,8 @@ def figures(capsys, model: Path, dataset: Path, *words: object) -> dict[str, flo
 
 
 def saved_figures(run: TrainingRun) -> dict[str, float]:
-    return json.loads((run.output_dir / "test_evaluation.json").read_text())["metrics"]
+    result = EvaluationResult.load_json(run.output_dir / "test_evaluation.json")
+    return result.intervals() | result.metrics()
 
 
 def pixels(dataset: Dataset) -> list[bytes]:
@@ -176,8 +177,8 @@ def test_a_split_of_the_source_is_used_as_it_is(images, tmp_path, capsys):
     for words, groups in (([], "item"), (["--group_column", "size"], "size")):
         metrics = figures(capsys, run.output_dir, tmp_path / "shoes", *words)
         data = load_attribute_dataset(tmp_path / "shoes", ATTRIBUTES, group_column=groups)
-        expected = RetrievalEvaluator(data, "test")(model).metrics()
-        assert metrics == pytest.approx(expected, abs=1e-6)
+        expected = RetrievalEvaluator(data, "test")(model)
+        assert metrics == pytest.approx(expected.intervals() | expected.metrics(), abs=1e-6)
     shutil.rmtree(tmp_path / "shoes")
     (tmp_path / "shoes").mkdir()
     images.remove_columns("item").to_parquet(tmp_path / "shoes" / "test.parquet")

@@ -5,6 +5,7 @@ import decimal
 import io
 import json
 import logging
+import re
 import shlex
 import subprocess
 import sys
@@ -193,6 +194,9 @@ def test_the_page_holds_the_pictures(store, tmp_path, capsys):
     text = page.read_text(encoding="utf-8")
     assert text.count('src="data:image/jpeg;base64,') == 1 + 2 * 3
     assert "price &lt; 20" in text and "http" not in text.replace("http-equiv", "")
+    below = re.findall(r">item 1(\d+)</small><small[^>]*>price (\d+)</small>", text)
+    assert len(below) == 2 * 3 and all(int(row) == int(price) for row, price in below)
+    assert len(re.findall(">(round|square)</small>", text)) == 3  # the value, of which none is missing
 
 
 def test_a_folder_of_pictures(checkpoint, tmp_path, capsys):

@@ -37,6 +37,7 @@ def test_it_trains_measures_once_and_saves_everything(make_args, shapes_folder, 
         assert 0 < results[f"test_chance_{measure}"] < 1
     assert results["test_map"] == pytest.approx((results["test_map_shape"] + results["test_map_colour"]) / 2)
     assert results["test_map"] == run.metrics["test_map"] == run.result.metrics()["map"]
+    assert [results["test_map_interval_low"], results["test_map_interval_high"]] == list(run.result.map_interval)
     assert results["train_runtime"] > 0
     assert sum("test_map" in entry for entry in run.history) == 1
 
@@ -95,7 +96,11 @@ def test_the_entanglement_of_the_test_split(make_args, tmp_path, monkeypatch, ca
     assert run.result.metrics() == pytest.approx(retrieval.metrics(), abs=1e-6)
 
     off = make_args(output_dir=str(tmp_path / "off"), max_steps=1, eval_strategy="no", measure_entanglement=False)
+    (tmp_path / "off").mkdir()
+    for name in ("test_entanglement.json", "test_entanglement.png"):
+        (tmp_path / "off" / name).touch()
     assert run_training(ModelArguments(backbone_config=VIT), two, off).entanglement is None
+    assert not [*(tmp_path / "off").glob("*entanglement*")]  # those of an earlier training
 
 
 def run_state(tmp_path) -> dict:

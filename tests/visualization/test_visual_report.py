@@ -1,23 +1,24 @@
 """The report: one page that holds everything, in a real browser too where there is one."""
 
 import base64
-import http.server
 import io
-import json
 import re
 import shutil
-import subprocess
 import sys
-import threading
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import Image as ImageColumn
 from PIL import Image
 
+from cca_hf.data.schema import AttributeDataset
 from cca_hf.evaluation import BackboneEvaluator, RetrievalEvaluator
 from cca_hf.evaluation.entanglement.result import EntanglementResult, ReaderEntanglement
 from cca_hf.visualization import write_report
+
+from .conftest import PURE, VALUES
 
 HISTORY = [
     {"epoch": 0.5, "loss": 0.2, "learning_rate": 1e-3},
@@ -129,6 +130,66 @@ def test_curves_show_what_was_logged(report, elements, model, dataset, results, 
     assert "chosen by hand" in plain.read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def boots(model) -> AttributeDataset:
+    """Five boots of the same red, two of the same green and a blue one, so that equal images are the nearest."""
+    colours = ["red"] * 5 + ["green"] * 2 + [VALUES["colour"][2]]
+    pixels = {colour: pure for colour, pure in zip(VALUES["colour"], PURE, strict=True)}
+    rows = {
+        "image": [Image.new("RGB", (40, 30), pixels[colour]) for colour in colours],
+        "colour": colours,
+        "shape": [0, -1] * 4,
+        "Name": [f"Boot <{row}>" for row in range(8)],
+        "price": [49.9, 20.0, *[None] * 6],
+        "sku": [f"A-{row}" for row in range(8)],
+        "season": ["winter"] * 8,
+    }
+    texts = {name: Value("string") for name in ("Name", "sku", "season")}
+    labels = {name: ClassLabel(names=values) for name, values in VALUES.items()}
+    features = Features(image=ImageColumn(), **labels, price=Value("float32"), **texts)
+    data = Dataset.from_dict(rows, features=features).cast_column("image", ImageColumn(decode=False))
+    return AttributeDataset(DatasetDict(test=data), VALUES)
+
+
+@pytest.fixture(scope="module")
+def page_of_boots(model, boots, tmp_path_factory) -> str:
+    result = RetrievalEvaluator(boots)(model)
+    folder = tmp_path_factory.mktemp("boots")
+    return write_report(model, boots, "test", {"my-model": result}, folder, queries=[0, 5, 7]).read_text("utf-8")
+
+
+def test_it_counts_what_could_be_right(page_of_boots):
+    _, *queries = page_of_boots.split('<article class="query card">')
+    expected = (
+        (["right"] * 4 + ["unknown"] * 3, "4 of 4 that could be right"),
+        (["right"] + ["unknown"] * 6, "1 of 1 that could be right"),
+        (["unknown"] * 7, "no other image with this value was searched"),
+    )
+    for query, (kinds, count) in zip(queries, expected, strict=True):
+        colour, _ = query.split("<h3>shape")
+        assert re.findall('<figure class="(.*?)">', colour) == ["looks", *kinds]
+        assert f"<span>{count}</span>" in colour
+
+
+def test_an_image_has_its_id_name_and_price(page_of_boots):
+    query, *others = page_of_boots.split('<article class="query card">')[1].split("<figure")
+    assert query.count("<span>A-0</span>\n<span>Boot &lt;0&gt;</span>\n<span>price 49.9</span>") == 1
+    captions = [re.findall("<small.*?>(.*?)</small>", figure) for figure in others[1:5]]
+    assert captions[0] == ["A-1", "Boot &lt;1&gt;", "price 20"]
+    assert captions[1] == ["A-2", "Boot &lt;2&gt;"]  # no price
+    assert "winter" not in page_of_boots
+
+
+def test_the_title(page_of_boots, report):
+    assert "<h1>my-model</h1>" in page_of_boots and "<title>my-model: test</title>" in page_of_boots
+    assert "<h1>CCA</h1>" in report.read_text(encoding="utf-8")
+
+
+def test_few_queries_have_an_interval(report, results):
+    low, high = (f"{100 * end:.1f}" for end in results["CCA"].map_interval)
+    assert f"95 % interval\n{low} to {high}</span>" in report.read_text(encoding="utf-8")
+
+
 def test_single_queries_for_a_model_card(report):
     """The query as it is, and a picture of what was found for it."""
     names = sorted(path.name for path in (report.parent / "examples").iterdir())
@@ -160,68 +221,40 @@ def test_results_of_other_images_are_refused_before_any_work(model, dataset, res
     assert not (tmp_path / "none").exists()
 
 
-def test_without_matplotlib_it_says_what_to_install():
-    script = """
-import sys
-sys.modules["matplotlib"] = None
-from cca_hf.visualization import write_report
-try:
-    write_report(None, None, "test", {}, "nowhere")
-except ImportError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == 'figures need matplotlib: pip install "cca_hf[plot]"'
+def test_the_page_needs_no_matplotlib(report, model, dataset, results, entangled, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    shown = {"queries": 3, "neighbours": 5, "history": HISTORY, "entanglement": entangled}
+    path = write_report(model, dataset, "test", results, tmp_path, **shown)
+    assert path.read_bytes() == report.read_bytes()
+    assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
+    assert caplog.messages == [
+        'without matplotlib, report.png and examples/ are not drawn: pip install "cca_hf[plot]"'
+    ]
 
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PROBE = """<script>addEventListener("load", () => { document.title = "PROBE" + JSON.stringify({
+PROBE = """() => ({
   widths: [...document.images].map(image => image.naturalWidth),
   shown: [...document.images].map(image => image.getBoundingClientRect().width),
-  resources: performance.getEntriesByType("resource").map(entry => entry.name),
-  overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  wide: document.documentElement.scrollWidth,
   background: getComputedStyle(document.body).backgroundColor,
-}) + "PROBE" })</script></head>"""
+})"""
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on the PATH: the page is not opened in a real browser")
-@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (500, "dark")])  # 500 is the narrowest window it makes
-def test_in_a_real_browser(report, tmp_path, width, scheme):
-    """Served over HTTP, so that every request of the page would be seen; the probe needs scripts to be allowed."""
-    page = report.read_text(encoding="utf-8").replace("</head>", PROBE)
-    page = page.replace("default-src 'none';", "default-src 'none'; script-src 'unsafe-inline';")
-    requests: list[str] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            requests.append(self.path)
-            self.send_response(200 if self.path == "/" else 404)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.end_headers()
-            self.wfile.write(page.encode() if self.path == "/" else b"")
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        done = subprocess.run(
-            [
-                BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-                f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--virtual-time-budget=5000",
-                f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}",
-                "--dump-dom", f"http://127.0.0.1:{server.server_port}/",
-            ],
-            capture_output=True, text=True, check=True, timeout=120,
-        )  # fmt: skip
-    finally:
-        server.shutdown()
-        server.server_close()
-    probe = re.search(r"<title>PROBE(.*?)PROBE</title>", done.stdout, re.S)
-    assert probe, done.stdout[:500] + done.stderr[-500:]
-    seen = json.loads(probe[1].replace("&amp;", "&"))
-    assert requests == ["/"] and seen["resources"] == []
-    assert len(seen["widths"]) == 39 and min(seen["widths"]) > 0 and min(seen["shown"]) > 30
-    assert seen["overflow"] <= 0  # nothing to scroll sideways
-    assert seen["background"] == ("rgb(12, 14, 20)" if scheme == "dark" else "rgb(250, 250, 249)")
+def test_in_a_real_browser(report):
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: the page is not opened")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        for width, scheme, background in ((1280, "light", "rgb(250, 250, 249)"), (390, "dark", "rgb(12, 14, 20)")):
+            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            asked: list[str] = []
+            page.on("request", lambda request, asked=asked: asked.append(request.url))
+            page.goto(report.as_uri())
+            page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+            seen = page.evaluate(PROBE)
+            assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
+            assert len(seen["widths"]) == 39 and min(seen["widths"]) > 0 and min(seen["shown"]) > 30
+            assert seen["wide"] <= width  # nothing to scroll sideways
+            assert seen["background"] == background
+        browser.close()

@@ -94,7 +94,9 @@ def evaluate(
             num_workers=num_workers,
         )
     if as_json:
-        metrics = {name: figure for result in results for name, figure in result.metrics().items()}
+        metrics: dict[str, float] = {}
+        for result in results:
+            metrics |= result.intervals() | result.metrics()
         print(json.dumps({name: None if math.isnan(each) else each for name, each in metrics.items()}, indent=2))
     else:
         print(options.printable("\n\n".join(result.table() for result in results)))

@@ -88,6 +88,13 @@ def to_group_ids(groups: object | None, count: int) -> IntArray:
     return np.full(count, -1) if groups is None else to_ids("groups", groups, (count,))
 
 
+def members(groups: IntArray) -> tuple[IntArray, IntArray]:
+    """(N,) the index of each image's group, and the sizes of the groups; -1 = a group of its own."""
+    own = np.where(groups < 0, groups.max(initial=-1) + 1 + np.arange(len(groups)), groups)
+    _, member, sizes = np.unique(own, return_inverse=True, return_counts=True)
+    return member, sizes
+
+
 def check_positive(name: str, number: object) -> None:
     if not isinstance(number, Integral) or number < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {number!r}")

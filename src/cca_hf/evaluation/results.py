@@ -31,6 +31,10 @@ class Result(Protocol):
     def metrics(self) -> dict[str, float]:
         """All metrics by name."""
 
+    def intervals(self) -> dict[str, float]:
+        """The ends of 95 % intervals by name, such as `map_interval_low`; empty if there are none."""
+        return {}
+
     def as_table(self, decimals: int) -> Table:
         """The table that `table` and a notebook show."""
 

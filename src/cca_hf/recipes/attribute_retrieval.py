@@ -120,6 +120,9 @@ def run_training(
         if entangled is not None:
             entangled.save_json(output_dir / "test_entanglement.json")
             print("\n".join(["\nEntanglement on the test split", *entangled.as_table(decimals=2).notes]))
+        else:  # those of an earlier training in this folder would be on the model card
+            for suffix in (".json", ".png"):
+                (output_dir / f"test_entanglement{suffix}").unlink(missing_ok=True)
     metrics = {**outcome.metrics, **metrics}
     return TrainingRun(trained, data, result, metrics, trainer.state.log_history, output_dir, entangled)
 
@@ -160,7 +163,7 @@ def measure(
         confusions = nearest_confusions(
             queries.embeddings, queries.labels, data.attributes, groups=queries.groups, gallery=gallery
         )
-        figures = result.metrics()
+        figures = result.intervals() | result.metrics()
         speed = speed_metrics("test", start, num_samples=sum(data[split].num_rows for split in splits))
         if entanglement:
             vectors = [(side.embeddings, each) for side, each in zip(embedded, features, strict=True)]

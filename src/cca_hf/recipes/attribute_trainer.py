@@ -359,8 +359,13 @@ def _label_task(
         values_per_batch=args.values_per_batch,
         seed=args.seed if args.data_seed is None else args.data_seed,
     )
+    batches, size = len(batch_sampler), batch_sampler.batch_size
+    epoch = (
+        f"An epoch is {batches:,} batches of {size:,} images, {batches * size:,} in all. They are drawn from "
+        f"{len(images):,} training images, so that every value of every attribute occurs."
+    )
     evaluator = AttributeEvaluator(data, model.image_processor, model.config, cache)
-    return Task(Batches(images, collator, batch_sampler), loss, evaluator)
+    return Task(Batches(images, collator, batch_sampler, epoch), loss, evaluator)
 
 
 def _triplet_task(

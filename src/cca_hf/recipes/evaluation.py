@@ -13,14 +13,20 @@ from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.sources import load_source
 from cca_hf.data.split_names import same_split
 from cca_hf.data.triplets import holds_triplets, load_triplets
-from cca_hf.evaluation.entanglement.evaluator import DEFAULT_READERS, check_readers, measure_entanglement
+from cca_hf.evaluation.entanglement.evaluator import (
+    DEFAULT_READERS,
+    check_enough_labels,
+    check_readers,
+    measure_entanglement,
+)
 from cca_hf.evaluation.results import Result
 from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
 from cca_hf.evaluation.retrieval.triplets import TripletEvaluator
+from cca_hf.models.configuration_images import public_name
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.run_record import RunRecord, rows_digest
 from cca_hf.visualization.entanglement import plot_entanglement
-from cca_hf.visualization.figures import new_figure
+from cca_hf.visualization.figures import can_draw
 from cca_hf.visualization.report import plot_results, write_report
 
 logger = logging.getLogger(__name__)
@@ -52,16 +58,20 @@ def evaluate_checkpoint(
         attributes: default: all of the model's, or all conditions of the triplets.
         group_column, split_seed, config_name: default: those of the training, see [`load_evaluation_data`].
         output_dir: where to write `evaluation.json` and, with matplotlib, `evaluation.png`.
-        report: also write `report.html`, `report.png` and `examples/` there.
-        entanglement: also measure the entanglement, and write `entanglement.json` and `entanglement.png` there.
+        report: also write `report.html` there and, with matplotlib, `report.png` and `examples/`.
+        entanglement: also measure the entanglement, and write `entanglement.json` and, with matplotlib,
+            `entanglement.png` there.
         readers: of the entanglement, see [`measure_entanglement`].
 
     Raises:
-        KeyError, ValueError: for a split, attribute or column that does not exist, and see [`load_evaluation_data`].
-        ImportError: if the report needs matplotlib, or the entanglement scikit-learn, and it is missing.
+        KeyError, ValueError: for a split, attribute or column that does not exist, and see [`load_evaluation_data`]
+            and, with `entanglement`, [`check_enough_labels`].
+        ImportError: if the entanglement needs scikit-learn, and it is missing.
     """
     check_readers(readers)
-    draws = output_dir is not None and can_draw(needed=report)
+    draws = output_dir is not None and can_draw()
+    if output_dir is not None and not draws and not report:  # the report says it itself
+        logger.warning('no figures will be drawn, because matplotlib is missing: pip install "cca_hf[plot]"')
     reading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
     if holds_triplets(_load_source(dataset, config_name, _recorded(checkpoint, dataset))):
         if report or entanglement or group_column is not None or split_seed is not None:
@@ -78,6 +88,8 @@ def evaluate_checkpoint(
     cutting: dict[str, Any] = {"group_column": group_column, "split_seed": split_seed, "config_name": config_name}
     data = load_evaluation_data(dataset, attributes or model.config.attributes, split, checkpoint, **cutting)
     split = same_split(split, data.splits)
+    if entanglement:
+        check_enough_labels(data, split)
     result = RetrievalEvaluator(data, split, **reading)(model)
     results: list[Result] = [result]
     if output_dir is not None:
@@ -93,7 +105,8 @@ def evaluate_checkpoint(
                 plot_entanglement(measured).savefig(output_dir / "entanglement.png", dpi=150)
     if output_dir is not None and report:
         named = {report_name(model): result}
-        write_report(model, data, split, named, output_dir, entanglement=measured, batch_size=batch_size)
+        title = report_title(checkpoint, dataset)
+        write_report(model, data, split, named, output_dir, entanglement=measured, title=title, batch_size=batch_size)
     return results
 
 
@@ -189,13 +202,7 @@ def report_name(model: CCAModel) -> str:
     return "one space" if name == "CCA" and model.config.condition_embedding == "none" else name
 
 
-def can_draw(*, needed: bool) -> bool:
-    """Whether matplotlib is installed; a warning before the work begins, or an error if figures are needed."""
-    try:
-        new_figure(1, 1)
-    except ImportError as error:
-        if needed:
-            raise
-        logger.warning("no figures will be written: %s", error)
-        return False
-    return True
+def report_title(checkpoint: str | Path, dataset: str) -> str:
+    """The names of a checkpoint and of a data set, without the folders that contain them."""
+    model, data = (public_name(str(each)) or Path(each).resolve().name for each in (checkpoint, dataset))
+    return f"{model} on {data}"

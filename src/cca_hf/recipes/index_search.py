@@ -92,6 +92,7 @@ def write_answers(answers: Sequence[Answer], path: Path, *, store: str, where: s
         UnreadableImageError: if an image cannot be read; the message names it.
     """
     from cca_hf.models.whole_files import write_text
+    from cca_hf.visualization.neighbours import detail_columns, detail_texts
     from cca_hf.visualization.page import render
 
     places = {hit.item_id: hit.columns.get(IMAGE_REFERENCE) for answer in answers for hit in answer.hits}
@@ -109,10 +110,15 @@ def write_answers(answers: Sequence[Answer], path: Path, *, store: str, where: s
     shown = []
     for query, rows in groupby(answers, key=lambda answer: (answer.query, answer.image, answer.item)):
         name, image, item = query
-        found = [
-            (answer.attribute, [(images[hit.item_id], f"{hit.similarity:.2f}", _title(hit)) for hit in answer.hits])
-            for answer in rows
-        ]
+        found = []
+        for answer in rows:
+            hits = []
+            for hit in answer.hits:
+                values = {name: hit.columns[name] for name in answer.attributes if name in hit.columns}
+                others = {"item": hit.item_id} | {name: hit.columns[name] for name in detail_columns(hit.columns)}
+                details = detail_texts(values) + detail_texts(others)
+                hits.append((images[hit.item_id], f"{hit.similarity:.2f}", _title(hit), details))
+            found.append((answer.attribute, hits))
         shown.append((name, image or (None if item is None else images[item]), found))
     facts = {"index": store} | ({"where": where} if where else {})
     return write_text(render("search_page.html", queries=shown, title="Found by attribute", facts=facts), path)

@@ -148,7 +148,11 @@ class CCATrainingArguments(TrainingArguments):
     # Arguments of transformers with another default
     per_device_train_batch_size: int = _option(64, "Images per batch on each device.")
     per_device_eval_batch_size: int = _option(64, "Images per evaluation batch on each device.")
-    num_train_epochs: float = _option(8.0, "Number of epochs.")
+    num_train_epochs: float = _option(
+        8.0,
+        "Number of epochs. An epoch has about as many images as the training split, and more if the values are many: "
+        "each value of each attribute occurs.",
+    )
     max_steps: int = _option(-1, "Number of training steps. Above 0, it replaces --num_train_epochs.")
     seed: int = _option(42, "Random seed of the training.")
     learning_rate: float | None = _option(

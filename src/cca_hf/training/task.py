@@ -25,6 +25,7 @@ class Batches:
     dataset: Dataset[Any]  # map-style
     collator: Callable[[list[Any]], Any]  # examples -> batch
     batch_sampler: Any = None  # has `set_epoch`; by default, batches of `per_device_train_batch_size` are random
+    epoch: str = ""  # a sentence about what an epoch contains, printed when the training begins
 
 
 class LossOutput(NamedTuple):

@@ -12,8 +12,8 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from transformers import PreTrainedModel, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, TrainOutput
 
 from cca_hf.evaluation.results import Result
 
@@ -23,12 +23,11 @@ from .checkpoints import TrainingFailedError, WholeCheckpointTrainer, last_check
 from .distributed import copy_from_first_process
 from .monitor import LossMonitor
 from .parameters import frozen, split_backbone_and_head, undecayed_parameters
+from .progress import show_briefly
 from .task import LossOutput, Task
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-_ALWAYS_SHOWN = ("epoch", "loss", "grad_norm", "learning_rate", "eval_runtime", "train_runtime")
 
 logger = logging.getLogger(__name__)
 
@@ -111,11 +110,7 @@ class TaskTrainer(WholeCheckpointTrainer):
         )
         self.model_accepts_loss_kwargs = False
         self.add_callback(StepTask(self))
-        shown = [] if evaluator is None else [f"eval_{name}" for name in evaluator.shown_metrics]
-        if self.pop_callback(ProgressCallback) is not None:  # a notebook has another callback
-            self.add_callback(BriefProgress(shown))
-        if self.pop_callback(PrinterCallback) is not None:
-            self.add_callback(BriefPrinter(shown))
+        show_briefly(self, [] if evaluator is None else evaluator.shown_metrics, task.batches.epoch)
 
     # ---- Data ----
 
@@ -279,7 +274,7 @@ class TaskTrainer(WholeCheckpointTrainer):
 
 
 class StepTask(TrainerCallback):
-    """Sets the epoch of the batch sampler, and updates the weights of the loss after each step of the optimizer.
+    """Sets the epoch of the batch sampler, updates the weights of the loss, and logs in short trainings too.
 
     When several processes resume in the middle of an epoch, the Trainer does not reach the batch sampler itself.
     """
@@ -301,23 +296,8 @@ class StepTask(TrainerCallback):
         else:
             self.trainer.loss.optimizer_step()
 
-
-class _Brief(TrainerCallback):
-    """Reduces logs to one line: the figures of all attributes would fill a screen."""
-
-    def __init__(self, shown: Iterable[str] = ()) -> None:
-        super().__init__()
-        self.shown = {*_ALWAYS_SHOWN, *shown}
-
-    def on_log(self, *args: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        brief = {name: value for name, value in logs.items() if name in self.shown}
-        if len(brief) > 1:  # more than the epoch
-            super().on_log(*args, logs=brief, **kwargs)
-
-
-class BriefProgress(_Brief, ProgressCallback):
-    """The Trainer's progress bar with logs of one line."""
-
-
-class BriefPrinter(_Brief, PrinterCallback):
-    """The same logs without a progress bar."""
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """A training that ends before its first log would show no loss: it logs about five times."""
+        is_short = args.logging_strategy == IntervalStrategy.STEPS and state.max_steps < state.logging_steps
+        if is_short and state.global_step % max(1, state.max_steps // 5) == 0:
+            control.should_log = True

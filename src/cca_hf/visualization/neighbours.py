@@ -4,15 +4,17 @@ Queries are drawn at random, so that they are no favourable selection. Among the
 shown yet are preferred.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from datasets import Value
 from numpy.typing import NDArray
 from PIL import Image
 
 from cca_hf.data.schema import AttributeDataset
+from cca_hf.data.values import value_name
 from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
 from cca_hf.models.images import ImageInput, load_image
 from cca_hf.models.modeling_cca import CCAModel
@@ -23,6 +25,8 @@ from .figures import INK, MUTED, Axes, Figure, SubFigure, new_figure
 RIGHT = "#16a34a"
 WRONG = "#dc2626"
 UNKNOWN = "#94a3b8"
+# Columns that are shown with an image, in this order, in upper or lower case.
+DETAILS = ("id", "item_id", "sku", "name", "title", "price")
 
 
 class Neighbour(NamedTuple):
@@ -31,18 +35,25 @@ class Neighbour(NamedTuple):
     image: ImageInput
     similarity: float  # cosine
     value: str  # of the attribute
-    relevant: bool | None  # whether it has the query's value; None if the query is not labelled
+    relevant: bool | None  # whether it has the query's value; None if no image could have it in this place
+    details: tuple[str, ...] = ()  # what the data set says about the image: its group, id, name and price
 
 
 @dataclass(frozen=True)
 class QueryView:
-    """One query with its values, nearest images and attention, by attribute."""
+    """One query with its values, nearest images and attention, by attribute.
+
+    Of the nearest images, at most `possible` have the query's value. Once they are found, or if the query is not
+    labelled, `relevant` of the further images is None.
+    """
 
     index: int  # row in the split of the queries
     image: Image.Image
     values: dict[str, str | None]
     neighbours: dict[str, list[Neighbour]]
     attention: dict[str, Image.Image]
+    possible: dict[str, int] = field(default_factory=dict)  # how many of the searched images have the query's value
+    details: tuple[str, ...] = ()  # as those of a `Neighbour`
 
 
 def choose_queries(labels: NDArray[np.int64], count: int, seed: int = 0) -> list[int]:
@@ -57,6 +68,26 @@ def choose_queries(labels: NDArray[np.int64], count: int, seed: int = 0) -> list
         seen |= values[best]
         chosen.append(best)
     return chosen
+
+
+def detail_columns(columns: Iterable[str]) -> list[str]:
+    """The columns whose names are in `DETAILS`, in that order."""
+    named = {name.lower(): name for name in columns}
+    return [named[name] for name in DETAILS if name in named]
+
+
+def detail_texts(row: Mapping[str, object]) -> tuple[str, ...]:
+    """The values of a row as they are shown with its image: "Blue boots", and numbers as "price 19.99" or "sku 10293".
+
+    Missing values are left out.
+    """
+    texts = []
+    for name, value in row.items():
+        text = f"{value:.7g}" if isinstance(value, float) else value_name(value)
+        if value is not None and text:
+            is_number = isinstance(value, float) or text.isdecimal()
+            texts.append(f"{name} {text}" if is_number else text)
+    return tuple(texts)
 
 
 def view_queries(
@@ -95,30 +126,51 @@ def view_queries(
     gallery_images, gallery_groups = dataset[gallery_split].select(searched)["image"], dataset.groups(gallery_split)
     gallery, gallery_labels = evaluator.embed(model, gallery_images), dataset.labels(gallery_split)[searched]
     embeddings = evaluator.embed(model, [images[row] for row in rows])
+    query_details = _details(dataset, query_split, rows)
+    details = _details(dataset, gallery_split, searched.tolist())
     views = []
-    for row, embedding in zip(rows, embeddings, strict=True):
+    for row, embedding, of_query in zip(rows, embeddings, query_details, strict=True):
         excluded = searched == row if query_split == gallery_split else np.zeros(len(searched), dtype=bool)
         if groups is not None and gallery_groups is not None and groups[row] >= 0:
             excluded |= gallery_groups[searched] == groups[row]
         image = load_image(images[row])
-        view = QueryView(row, image, {}, {}, attention_overlays(model, image, list(dataset.attributes)))
+        attention = attention_overlays(model, image, list(dataset.attributes))
+        view = QueryView(row, image, {}, {}, attention, details=of_query)
         for column, (name, values) in enumerate(dataset.attributes.items()):
             label = labels[row, column]
             view.values[name] = values[label] if label >= 0 else None
             labelled = np.flatnonzero((gallery_labels[:, column] >= 0) & ~excluded)
             similarities = gallery[labelled, column] @ embedding[column]
             best = np.argsort(-similarities, kind="stable")[:neighbours]
+            alike = gallery_labels[labelled, column] == label
+            possible = view.possible[name] = int(alike.sum())
+            right_before = np.cumsum(alike[best]) - alike[best]
             view.neighbours[name] = [
                 Neighbour(
                     image=load_image(gallery_images[int(found)]),
-                    similarity=float(similarity),
+                    similarity=float(similarities[place]),
                     value=values[gallery_labels[found, column]],
-                    relevant=None if label < 0 else bool(gallery_labels[found, column] == label),
+                    relevant=bool(alike[place]) if before < possible else None,
+                    details=details[found],
                 )
-                for found, similarity in zip(labelled[best], similarities[best], strict=True)
+                for place, found, before in zip(best, labelled[best], right_before, strict=True)
             ]
         views.append(view)
     return views
+
+
+def _details(dataset: AttributeDataset, split: str, rows: Sequence[int]) -> list[tuple[str, ...]]:
+    """The texts of each row, from the group column and the columns in `DETAILS`."""
+    images = dataset[split]
+    group = [] if dataset.group_column is None else [dataset.group_column]
+    names = [
+        name
+        for name in dict.fromkeys([*group, *detail_columns(images.column_names)])
+        if name not in dataset.attributes and isinstance(images.features.get(name), Value)
+    ]
+    if not names:
+        return [() for _ in rows]
+    return [detail_texts(row) for row in images.select_columns(names).select(rows)]
 
 
 def plot_neighbours(
@@ -128,12 +180,13 @@ def plot_neighbours(
     query_values: Mapping[str, str | None] | None = None,
     attention: Mapping[str, ImageInput] | None = None,
 ) -> Figure:
-    """Draw a query and a row of nearest images for each attribute, framed green (same value) or red.
+    """Draw a query and a row of nearest images for each attribute, framed green (same value), red or grey.
 
     Save the figure with `figure.savefig("neighbours.png", dpi=150)`. Needs matplotlib (`pip install "cca_hf[plot]"`).
 
     Args:
-        neighbours: attribute -> the nearest images, as `(image, similarity, value, relevant)`, the nearest first.
+        neighbours: attribute -> the nearest images, as `(image, similarity, value, relevant)`, the nearest first. The
+            frame is grey if `relevant` is None.
         query_values: attribute -> the value of the query, shown beside the attribute.
         attention: attribute -> the query with the attention of that attribute, as from `attention_overlays`.
 

@@ -8,8 +8,8 @@ not seen. Its balanced accuracy E_ab is compared with two others,
 F_ab is that of a reader that knows only the value of a, because the labels of attributes may be correlated. U_ab is
 that of a reader of the unconditioned features that knows the value of a. 0 means that the embedding reveals no more
 about b than a's own label does, 1 that it reveals as much as the features. On the diagonal the readers know no value
-and F is chance. If U_ab - F_ab < 0.1, M_ab is undefined and no mean includes it. M_ab is not clipped: without
-entanglement it varies around 0, and the mean is unbiased.
+and F is chance. If U_ab - F_ab < 0.1, or fewer than 200 images have both labels, M_ab is undefined and no mean
+includes it. M_ab is not clipped: without entanglement it varies around 0, and the mean is unbiased.
 
 The *entanglement score* is the mean off the diagonal. The mean of the diagonal is the *informativeness*, above 1 if
 training added information to the features. `docs/entanglement.md` explains how to read them.
@@ -31,6 +31,7 @@ from cca_hf.data.schema import AttributeDataset
 from cca_hf.evaluation.arrays import (
     check_finite,
     check_positive,
+    members,
     scaled,
     to_embeddings,
     to_group_ids,
@@ -49,7 +50,6 @@ from .readers import (
     balanced_accuracy,
     guess_from_label,
     make_folds,
-    members,
     read_linear,
     read_mlp,
     read_neighbours,
@@ -65,7 +65,7 @@ READERS = tuple(READER_NAMES)
 DEFAULT_READERS = ("linear", "neighbours")  # the others take minutes
 LEAST_RANGE = 0.1  # of balanced accuracy, between floor and ceiling
 LEAST_IMAGES = 2 * FOLDS  # of a value that is read
-LEAST_LABELLED = 200  # images with both labels of a pair; see `why_not_measured`
+LEAST_LABELLED = 200  # images with both labels of a pair; with fewer, M_ab is mostly chance
 _BOOTSTRAP_SAMPLES = 200
 _CHANCE_DRAWS = 8  # random neighbourhoods for the floor of that reader
 _WIDEST = 256  # dimensions of the features for the linear reader
@@ -87,14 +87,15 @@ def measure_entanglement(
 
     Raises:
         KeyError: if the split does not exist; the message names the existing ones.
-        ValueError: if a reader does not exist, the model does not know an attribute of the data set, or the data set
-            has fewer than two.
+        ValueError: if a reader does not exist, the model does not know an attribute of the data set, or the split is
+            too small; see [`check_enough_labels`].
         ImportError: if scikit-learn is missing.
         UnreadableImageError: if an image cannot be read; the message names it.
     """
     attributes = dataset.attributes
     check_readers(readers)
     check_attributes(model, attributes)
+    check_enough_labels(dataset, split)
     parts = [part for part in query_and_gallery(dataset, split) if part is not None]
     embed = partial(embed_with_features, batch_size=batch_size, num_workers=num_workers, show_progress=show_progress)
     embedded = [embed(model, dataset[part]["image"], list(attributes)) for part in parts]
@@ -119,17 +120,31 @@ def entanglement_of_parts(
     return entanglement(embeddings, labels, dataset.attributes, features, groups=joined, **settings)
 
 
-def why_not_measured(labels: NDArray[np.int64]) -> str | None:
-    """Why the figures of some images would be missing or mostly chance; None if they would not be.
+def check_enough_labels(dataset: AttributeDataset, split: str) -> None:
+    """Raises `ValueError` if a split is too small to measure its entanglement; the message says what is missing."""
+    parts = [part for part in query_and_gallery(dataset, split) if part is not None]
+    reason = _what_is_missing(np.concatenate([dataset.labels(part) for part in parts]))
+    if reason is not None:
+        raise ValueError(f"the entanglement of the split {split!r} cannot be measured: {reason}")
 
-    One pair of attributes must have `LEAST_LABELLED` images with both labels. With 200 images the standard deviation
-    of a balanced accuracy is about 0.035, a tenth of the usual range between floor and ceiling or less.
+
+def why_not_measured(labels: NDArray[np.int64]) -> str | None:
+    """Why the entanglement of some images cannot be measured; None if it can be.
 
     Args:
         labels: (N, A) value ids, -1 = not labelled.
     """
     if find_spec("sklearn") is None:
         return 'scikit-learn is missing: pip install "cca_hf[analysis]"'
+    return _what_is_missing(labels)
+
+
+def _what_is_missing(labels: NDArray[np.int64]) -> str | None:
+    """Why all figures of some images would be undefined; None if they would not be.
+
+    One pair of attributes must have `LEAST_LABELLED` images with both labels. With 200 images the standard deviation
+    of a balanced accuracy is about 0.035, a tenth of the usual range between floor and ceiling or less.
+    """
     count = labels.shape[1]
     if count < 2:
         return "it is between attributes, and there is only one"
@@ -190,8 +205,8 @@ def entanglement(
 
     Args:
         embeddings, groups: as in [`evaluate_embeddings`]; a group is always on the same side of a reader.
-        labels: (N, A) value ids, -1 = not labelled. A pair of attributes is measured on the images that have both;
-            values with fewer than `LEAST_IMAGES` of them are left out.
+        labels: (N, A) value ids, -1 = not labelled. A pair of attributes is measured on the images that have both,
+            if they are at least `LEAST_LABELLED`; values with fewer than `LEAST_IMAGES` of them are left out.
         attributes: attribute names, or attribute name -> value names.
         features: (N, F) unconditioned features of the images, as `embed_with_features` returns them.
         readers: "linear" and any of "neighbours" and "mlp"; see `readers.py`.
@@ -307,7 +322,7 @@ def _measure(
     for row, column in np.ndindex(count, count):
         labels = images.to_read(row, column)
         values = len(_read_values(labels))
-        if values < 2:
+        if values < 2 or (labels >= 0).sum() < LEAST_LABELLED:
             continue
         known = None if row == column else images.labels[:, row]
         floor = np.full(len(labels), 1 / values)

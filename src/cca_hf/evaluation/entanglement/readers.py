@@ -23,7 +23,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cca_hf.evaluation.arrays import BoolArray, FloatArray, IntArray, normalised
+from cca_hf.evaluation.arrays import BoolArray, FloatArray, IntArray, members, normalised
 
 # vectors (N, D), labels (N,), folds (N,), known (N,) or None -> guesses (N,); see `read_linear`
 Reader = Callable[[NDArray, IntArray, IntArray, IntArray | None], IntArray]
@@ -43,13 +43,6 @@ def make_folds(groups: IntArray, seed: int) -> IntArray:
     """(N,) a random fold for each image; images of a group share it, -1 = a group of its own."""
     member, sizes = members(groups)
     return np.random.default_rng(seed).permutation(len(sizes))[member] % FOLDS
-
-
-def members(groups: IntArray) -> tuple[IntArray, IntArray]:
-    """(N,) the index of each image's group, and the sizes of the groups; -1 = a group of its own."""
-    own = np.where(groups < 0, groups.max(initial=-1) + 1 + np.arange(len(groups)), groups)
-    _, member, sizes = np.unique(own, return_inverse=True, return_counts=True)
-    return member, sizes
 
 
 def balanced_accuracy(right: NDArray, labels: IntArray, weights: FloatArray | None = None) -> FloatArray:
@@ -83,17 +76,13 @@ def read_linear(vectors: NDArray, labels: IntArray, folds: IntArray, known: IntA
     """
     rows = _with_known(vectors, known)
 
-    def fit_each(train: BoolArray, test: BoolArray) -> Iterator[tuple[float, IntArray]]:
-        return ((strength, _fit_and_guess(rows, labels, train, test, strength)) for strength in STRENGTHS)
+    def fit(train: BoolArray, test: BoolArray, strength: float) -> IntArray:
+        return _fit_and_guess(rows, labels, train, test, strength)
 
-    strength = _choose(fit_each, labels, folds, known)
-    if strength is None and known is not None:
-        return guess_from_label(labels, folds, known)
-    guesses = np.full(len(labels), -1)
-    for fold in range(FOLDS):
-        train, test = (labels >= 0) & (folds != fold), (labels >= 0) & (folds == fold)
-        guesses[test] = _fit_and_guess(rows, labels, train, test, strength or STRENGTHS[0])
-    return guesses
+    def fit_each(train: BoolArray, test: BoolArray) -> Iterator[tuple[float, IntArray]]:
+        return ((strength, fit(train, test, strength)) for strength in STRENGTHS)
+
+    return _read(fit_each, fit, labels, folds, known)
 
 
 def read_neighbours(vectors: NDArray, labels: IntArray, folds: IntArray, known: IntArray | None = None) -> IntArray:
@@ -117,14 +106,11 @@ def read_mlp(vectors: NDArray, labels: IntArray, folds: IntArray, known: IntArra
         after = enumerate(_train_and_guess(rows, labels, train, test, EPOCHS[-1]), start=1)
         return ((epochs, guesses) for epochs, guesses in after if epochs in EPOCHS)
 
-    epochs = _choose(train_once, labels, folds, known)
-    if epochs is None and known is not None:
-        return guess_from_label(labels, folds, known)
-    guesses = np.full(len(labels), -1)
-    for fold in range(FOLDS):
-        train, test = (labels >= 0) & (folds != fold), (labels >= 0) & (folds == fold)
-        *_, guesses[test] = _train_and_guess(rows, labels, train, test, epochs or EPOCHS[0])
-    return guesses
+    def train_for(train: BoolArray, test: BoolArray, epochs: int) -> IntArray:
+        *_, guesses = _train_and_guess(rows, labels, train, test, epochs)
+        return guesses
+
+    return _read(train_once, train_for, labels, folds, known)
 
 
 def guess_from_label(labels: IntArray, folds: IntArray, known: IntArray) -> IntArray:
@@ -144,6 +130,30 @@ def _with_known(vectors: NDArray, known: IntArray | None) -> NDArray[np.float32]
     if known is None:
         return rows
     return np.concatenate([rows, np.eye(known.max() + 1, dtype=np.float32)[known]], axis=1)
+
+
+def _read(
+    try_each: Callable[[BoolArray, BoolArray], Iterator[tuple[Setting, IntArray]]],
+    read: Callable[[BoolArray, BoolArray, Setting], IntArray],
+    labels: IntArray,
+    folds: IntArray,
+    known: IntArray | None,
+) -> IntArray:
+    """The guesses with the setting that `_choose` prefers, each fold after training on the others.
+
+    Args:
+        try_each: as `guesses_of` of `_choose`.
+        read: the guesses of the second images with a setting, after training on the first ones.
+    """
+    setting = _choose(try_each, labels, folds, known)
+    if setting is None:
+        assert known is not None  # without known values, a setting is always chosen
+        return guess_from_label(labels, folds, known)
+    guesses = np.full(len(labels), -1)
+    for fold in range(FOLDS):
+        train, test = (labels >= 0) & (folds != fold), (labels >= 0) & (folds == fold)
+        guesses[test] = read(train, test, setting)
+    return guesses
 
 
 def _choose(

@@ -69,7 +69,7 @@ class EntanglementResult(Result):
 
     @property
     def undefined(self) -> list[tuple[str, str]]:
-        """(row, column) attributes that no mean includes: the features reveal hardly more than the label alone."""
+        """(row, column) attributes that no mean includes: too few images, or features that reveal too little."""
         missing = np.argwhere(np.isnan(self.readers["linear"].matrix)).tolist()
         return [(self.attributes[row], self.attributes[column]) for row, column in missing]
 
@@ -102,7 +102,7 @@ class EntanglementResult(Result):
             )
         if self.undefined:
             pairs = ", ".join(f"{read} from {row}" for row, read in self.undefined)
-            reason = "the features reveal hardly more than the label"
+            reason = "the features reveal hardly more than the label, or too few images have both labels"
             notes.append(f"Undefined, because {reason} (linear reader): {pairs}.")
         return Table(["embeddings (reader)", *self.attributes], sections, notes)
 

@@ -14,9 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.values import same_value
-from cca_hf.evaluation.arrays import to_embeddings, to_ids
+from cca_hf.evaluation.arrays import to_embeddings, to_group_ids, to_ids
 
 from .candidates import Exclusions, Side
+from .intervals import FEW_QUERIES, map_intervals
 from .metrics import AttributeRetrieval, retrieve
 from .result import AttributeResult, EvaluationResult
 
@@ -94,6 +95,9 @@ def evaluate_embeddings(
     `map_ignore_maybe` (a candidate that may show the query's label is left out). For an attribute without sets, both
     equal `map`.
 
+    With fewer than `FEW_QUERIES` images on the side of the queries, the result has intervals of the mAP; see
+    `intervals.py`.
+
     Args:
         embeddings: (N, A, D), one for each attribute in the order of `attributes`; or (N, D), the same for all.
         labels: (N, A) value ids, -1 = not labelled.
@@ -123,7 +127,7 @@ def evaluate_embeddings(
     queries = Gallery(embeddings, labels, groups, all_values, maybe_values).checked("", attributes)
     candidates = queries if gallery is None else Gallery(*gallery).checked("gallery ", attributes)
     maybe, several = {*candidates.maybe_values}, {*queries.all_values, *candidates.all_values}
-    results, unlabelled = [], []
+    results, retrievals, unlabelled = [], [], []
     for column, (name, values) in enumerate(attributes.items()):
         if not (queries.labels[:, column] >= 0).any():
             unlabelled.append(name)
@@ -140,12 +144,15 @@ def evaluate_embeddings(
             refined["map_multi_label"] = rank("shown") if name in several else protocol
         new = () if known_values is None else unknown_values(values, known_values.get(name, ()))
         results.append(AttributeResult.from_retrieval(name, values, protocol, refined, new))
+        retrievals.append(protocol)
     if not results:
         names = ", ".join(attributes)
         raise ValueError(f"nothing to evaluate: none of the {len(labels)} queries has a label of {names}")
     if unlabelled:
         logger.warning("No query is labelled with %s: left out of the evaluation", ", ".join(unlabelled))
-    return EvaluationResult(tuple(results), tuple(unlabelled))
+    result = EvaluationResult(tuple(results), tuple(unlabelled))
+    few = len(queries.labels) < FEW_QUERIES
+    return _with_intervals(result, retrievals, to_group_ids(groups, len(queries.labels))) if few else result
 
 
 def evaluate_splits(
@@ -227,3 +234,19 @@ def _retrieve(
     """Retrieval under one attribute, by the labels alone or with one kind of `sets` of values."""
     unused: dict[str, Any] = {kind: None for kind in ("shown", "maybe") if kind != sets}
     return retrieve(*(side._replace(**unused) for side in sides), ks=ks, device=device)
+
+
+def _with_intervals(
+    result: EvaluationResult, retrievals: Sequence[AttributeRetrieval], groups: NDArray[np.int64]
+) -> EvaluationResult:
+    """`groups` (N,) are those of all images on the side of the queries."""
+    precisions = np.full((len(groups), len(retrievals)), np.nan)
+    for column, retrieval in enumerate(retrievals):
+        precisions[retrieval.queries, column] = retrieval.scores.average_precision
+    of_each, overall = map_intervals(precisions, groups)
+    attributes = zip(result.attributes, of_each, strict=True)
+    return replace(
+        result,
+        attributes=tuple(replace(attribute, map_interval=interval) for attribute, interval in attributes),
+        map_interval=overall,
+    )

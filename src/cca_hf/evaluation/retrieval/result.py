@@ -11,6 +11,7 @@ from cca_hf.data.coverage import Coverage
 from cca_hf.evaluation.results import Result, ResultCard
 from cca_hf.evaluation.text_table import Table, markdown_table, markdown_text, percent
 
+from .intervals import Interval
 from .metrics import AttributeRetrieval, RetrievalScores
 
 MEASURE_NAMES = {
@@ -56,6 +57,7 @@ class AttributeResult:
     scores: dict[str, float]
     chance: dict[str, float]
     values: tuple[ValueResult, ...]  # those of the queries
+    map_interval: Interval | None = None  # 95 % interval of the mAP, for few queries
 
     @classmethod
     def from_retrieval(
@@ -109,6 +111,7 @@ class EvaluationResult(Result):
     attributes: tuple[AttributeResult, ...]
     unlabelled: tuple[str, ...] = ()  # attributes without a labelled query, which no metric includes
     coverage: Coverage | None = None  # set if images were missing; a subset is not comparable with others
+    map_interval: Interval | None = None  # of the mean over the attributes
 
     primary_metric: ClassVar[str] = "map"
 
@@ -156,8 +159,18 @@ class EvaluationResult(Result):
             chance.setdefault(name, queries.chance_map)
         return metrics | {f"chance_{name}": value for name, value in chance.items()}
 
+    def intervals(self) -> dict[str, float]:
+        """`map_interval_low` and `map_interval_high`, also per attribute; empty if there are no intervals."""
+        named = {"": self.map_interval, **{f"_{each.name}": each.map_interval for each in self.attributes}}
+        return {
+            f"map_interval_{end}{tail}": figure
+            for tail, interval in named.items()
+            if interval is not None
+            for end, figure in zip(("low", "high"), interval, strict=True)
+        }
+
     def as_table(self, decimals: int) -> Table:
-        """Figures in percent, each with its chance level in brackets."""
+        """Figures in percent, each with its chance level in brackets. Few queries have intervals of the mAP."""
         measures = list(self.attributes[0].scores)
         overall, chance = self.overall, self.chance_overall
 
@@ -187,9 +200,15 @@ class EvaluationResult(Result):
                 achieved, level = (percent(figure, decimals) for figure in figures)
                 names = [each.name for each in self.attributes if f"map_{kind}_{each.name}" in apart]
                 notes.append(f"mAP of {kind} values: {achieved} ({level}); {queries:,} queries of {', '.join(names)}.")
+        header = ["% (chance)", "queries", *(MEASURE_NAMES.get(measure, measure) for measure in measures)]
+        if self.intervals():
+            intervals = [*(each.map_interval for each in self.attributes), self.map_interval, None]
+            header.insert(3, "95 % interval")
+            for row, interval in zip([*attributes, *means], intervals, strict=True):
+                row.insert(3, _interval_text(interval, decimals))
+            notes.insert(0, "The intervals show how far the mAP may be from that of many queries (bootstrap).")
         if self.coverage is not None:
             notes.append(f"Subset: {self.coverage}.")
-        header = ["% (chance)", "queries", *(MEASURE_NAMES.get(measure, measure) for measure in measures)]
         return Table(header, [attributes, means], notes)
 
     def card(self, baselines: Mapping[str, "EvaluationResult"] = MappingProxyType({})) -> ResultCard:
@@ -211,6 +230,11 @@ class EvaluationResult(Result):
             f"\nThe attribute least above chance is {markdown_text(weakest.name)}, with a mAP of "
             f"{percent(weakest.scores['map'])} where chance is {percent(weakest.chance['map'])}.\n"
         )
+        if self.map_interval is not None:
+            markdown += (
+                f"\nBecause the queries are few, the mean is uncertain: its 95 % interval is "
+                f"{_interval_text(self.map_interval, decimals=1)} (bootstrap).\n"
+            )
         if self.coverage is not None:
             subset = markdown_text(self.coverage)
             markdown += f"\n**Subset**: {subset}. Do not compare these figures with results on the full set.\n"
@@ -225,11 +249,14 @@ class EvaluationResult(Result):
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "EvaluationResult":
         attributes = tuple(
-            AttributeResult(**(each | {"values": tuple(ValueResult(**value) for value in each["values"])}))
+            AttributeResult(
+                **(each | {"values": tuple(ValueResult(**value) for value in each["values"])} | _read_interval(each))
+            )
             for each in content["attributes"]
         )
         coverage = content.get("coverage")  # missing in results of early versions
-        return cls(attributes, tuple(content["unlabelled"]), None if coverage is None else Coverage(**coverage))
+        found = None if coverage is None else Coverage(**coverage)
+        return cls(attributes, tuple(content["unlabelled"]), found, **_read_interval(content))
 
     def _known_and_new(self) -> dict[str, Among]:
         """`map_known`, `map_new`, `map_known_<attribute>`, ...; empty if no query has a new value."""
@@ -256,6 +283,16 @@ class EvaluationResult(Result):
 def _means(scores: RetrievalScores) -> dict[str, float]:
     recall = {f"recall@{k}": float(hits.mean()) for k, hits in scores.recall.items()}
     return {**recall, "r_precision": float(scores.r_precision.mean())}
+
+
+def _interval_text(interval: Interval | None, decimals: int) -> str:
+    return "" if interval is None else " to ".join(percent(end, decimals) for end in interval)
+
+
+def _read_interval(content: Mapping[str, Any]) -> dict[str, Interval | None]:
+    """`map_interval` of a JSON file; results of early versions have none."""
+    interval = content.get("map_interval")
+    return {"map_interval": None if interval is None else tuple(interval)}
 
 
 def _card_cells(attributes: Sequence[Mapping[str, float]], overall: Mapping[str, float]) -> list[str]:

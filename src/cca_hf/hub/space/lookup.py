@@ -16,7 +16,7 @@ from cca_hf.search import AttributeIndex, Hit
 from cca_hf.search.images import IMAGE_REFERENCE, ImageFinder
 from cca_hf.search.schema import ITEM_ID
 from cca_hf.visualization.attention import attention_overlays
-from cca_hf.visualization.neighbours import choose_queries
+from cca_hf.visualization.neighbours import choose_queries, detail_columns, detail_texts
 from cca_hf.visualization.page import data_uri
 
 _THUMBNAIL = 224  # pixels: about twice the size on the page
@@ -44,6 +44,7 @@ class Found(NamedTuple):
     similarity: float
     value: str  # of the attribute; "" if it is not known
     alike: bool  # whether the query has the same value
+    details: tuple[str, ...]  # its id, and its name and price if the index has such columns
 
 
 class Row(NamedTuple):
@@ -161,9 +162,9 @@ class Lookup:
         value = value_name(known.get(attribute, ""))
         reference = hit.columns.get(IMAGE_REFERENCE)
         image = None if reference is None else self._thumbnail(str(reference))
-        return Found(
-            hit.item_id, image, words, hit.similarity, value, bool(value) and same_value(value) == same_value(wanted)
-        )
+        alike = bool(value) and same_value(value) == same_value(wanted)
+        details = detail_texts({"item": hit.item_id} | {name: known[name] for name in detail_columns(known)})
+        return Found(hit.item_id, image, words, hit.similarity, value, alike, details)
 
     def _make_thumbnail(self, reference: str) -> str | None:
         try:
