@@ -102,7 +102,7 @@ class AttributeResult:
         return Among(sum(queries), achieved, chance)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EvaluationResult(Result):
     """Retrieval quality under each attribute and over all of them."""
 
@@ -157,7 +157,7 @@ class EvaluationResult(Result):
         return metrics | {f"chance_{name}": value for name, value in chance.items()}
 
     def as_table(self, decimals: int) -> Table:
-        """Figures in percent, each with its chance level in brackets."""
+        """Figures in percent, each with its chance level in brackets; a notebook shows the best attributes in bold."""
         measures = list(self.attributes[0].scores)
         overall, chance = self.overall, self.chance_overall
 
@@ -190,7 +190,7 @@ class EvaluationResult(Result):
         if self.coverage is not None:
             notes.append(f"Subset: {self.coverage}.")
         header = ["% (chance)", "queries", *(MEASURE_NAMES.get(measure, measure) for measure in measures)]
-        return Table(header, [attributes, means], notes)
+        return Table(header, [attributes, means], notes, self._bold(measures))
 
     def card(self, baselines: Mapping[str, "EvaluationResult"] = MappingProxyType({})) -> ResultCard:
         """As in the protocol; `baselines` are results of other models on the same split, by name."""
@@ -230,6 +230,16 @@ class EvaluationResult(Result):
         )
         coverage = content.get("coverage")  # missing in results of early versions
         return cls(attributes, tuple(content["unlabelled"]), None if coverage is None else Coverage(**coverage))
+
+    def _bold(self, measures: Sequence[str]) -> dict[tuple[int, int, int], str]:
+        """The style of the highest figure of each measure, for its place in the table; none for a single attribute."""
+        if len(self.attributes) == 1:
+            return {}
+        styles = {}
+        for column, measure in enumerate(measures, start=2):
+            figures = [each.scores[measure] for each in self.attributes]
+            styles[0, int(np.argmax(figures)), column] = "font-weight: bold"
+        return styles
 
     def _known_and_new(self) -> dict[str, Among]:
         """`map_known`, `map_new`, `map_known_<attribute>`, ...; empty if no query has a new value."""
