@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features
 from .columns import ColumnPlace, check_names, column_places, encode_labels, group_codes, is_label_feature
 from .coverage import leave_out_missing, with_images_of
 from .image_column import IMAGE_COLUMN, find_image_column, with_undecoded_images
-from .schema import AttributeDataset
+from .schema import USUAL_NAMES, AttributeDataset
 from .sources import load_source
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 # a source has such a split under this name, or as `<name>_query` and `<name>_gallery`
 HELD_OUT = ("validation", "test")
 _SHARE = 0.1
-_OTHER_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 _SHOWN_VALUES = 5
 _CHOOSE = "Choose the attributes with attributes=[...] or --attributes"
 
@@ -204,7 +203,7 @@ def with_usual_names(splits: DatasetDict) -> DatasetDict:
     """Renames `val`, `valid` and `dev` to `validation`, and checks that queries and galleries come in pairs."""
     named = DatasetDict()
     for split, dataset in splits.items():
-        usual = _OTHER_NAMES.get(split, split)
+        usual = USUAL_NAMES.get(split, split)
         named[split if usual in splits else usual] = dataset
     for held_out in HELD_OUT:
         pair = (f"{held_out}_query", f"{held_out}_gallery")

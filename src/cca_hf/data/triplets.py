@@ -14,6 +14,7 @@ from .columns import ColumnPlace, check_names, encode_labels, missing_message
 from .coverage import FILE_NAME_COLUMN, rows_with_image
 from .image_column import IMAGE_COLUMN, with_undecoded_images
 from .loading import with_usual_names
+from .schema import find_split
 from .sources import load_source
 
 CONDITION_COLUMN = "condition"
@@ -66,9 +67,10 @@ def load_triplets(
         ValueError: if the default configuration lacks the columns.
     """
     splits = with_usual_names(load_source(source, config_name, None))
-    if split not in splits:
+    found = find_split(split, splits)
+    if found not in splits:
         raise KeyError(missing_message("split", [split], splits))
-    triplets = splits[split]
+    triplets = splits[found]
     if config_name is None or isinstance(triplets.features[TRIPLET_COLUMNS[0]], Image):
         return triplets, None
     columns, parts = [IMAGE_COLUMN, FILE_NAME_COLUMN], []

@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict, Features, Image
 from cca_hf.data.columns import column_places, missing_message
 from cca_hf.data.image_column import IMAGE_COLUMN, find_image_column, with_undecoded_images
 from cca_hf.data.image_files import find_files, image_suffixes, passed_over_text, warn_of_passed_over
+from cca_hf.data.schema import find_split
 from cca_hf.data.sources import load_source
 
 ITEM_ID = "item_id"
@@ -82,11 +83,11 @@ class Catalogue:
         splits = load_source(source, config_name, revision, image_column=image_column)
         if split is None and len(splits) > 1:
             raise ValueError(f"the data set has several splits; choose one of {', '.join(splits)}")
-        split = split or next(iter(splits))
-        if split not in splits:
-            raise ValueError(missing_message("split", [split], splits))
-        dataset = splits[split].with_format(None)
-        image_column = find_image_column({split: dataset}, image_column)
+        found = find_split(split, splits) if split else next(iter(splits))
+        if found not in splits:
+            raise ValueError(missing_message("split", [found], splits))
+        dataset = splits[found].with_format(None)
+        image_column = find_image_column({found: dataset}, image_column)
         places = column_places(dataset.features)
         missing = [name for name in [*([id_column] if id_column else []), *columns] if name not in places]
         if missing:

@@ -9,7 +9,7 @@ from datasets import DatasetDict
 
 from cca_hf.data.columns import column_places
 from cca_hf.data.loading import HELD_OUT, load_attribute_dataset, with_usual_names
-from cca_hf.data.schema import AttributeDataset
+from cca_hf.data.schema import AttributeDataset, find_split
 from cca_hf.data.sources import load_source
 from cca_hf.data.triplets import holds_triplets, load_triplets
 from cca_hf.evaluation.entanglement.evaluator import DEFAULT_READERS, check_readers, measure_entanglement
@@ -120,6 +120,7 @@ def load_evaluation_data(
     given = {"group_column": group_column, "split_seed": split_seed, "dataset_config": config_name}
     given = {name: value for name, value in given.items() if value is not None}
     source = with_usual_names(_load_source(dataset, config_name, recorded))
+    split = find_split(split, source)
     columns = {column for rows in source.values() for column in column_places(rows.features)}
     cut = recorded.get("cut_splits", {})
     must_cut = split in HELD_OUT and split not in source and f"{split}_query" not in source

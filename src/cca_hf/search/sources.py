@@ -17,6 +17,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from cca_hf.data.columns import ColumnPlace, column_places, missing_message
 from cca_hf.data.image_column import IMAGE_COLUMN, find_image_column
+from cca_hf.data.schema import find_split
 from cca_hf.data.sources import load_source
 from cca_hf.embedding.catalogue import Catalogue
 from cca_hf.embedding.shards import MANIFEST, Manifest, check_shard, column_of
@@ -110,6 +111,8 @@ class ImageSource:
         splits: DatasetDict = load_source(source, None, None, image_column=image_column)
         if split is None and len(splits) == 1:
             (split,) = splits
+        if split is not None:
+            split = find_split(split, splits)
         carried: Sequence[str] = columns or ()
         left_out: dict[str, str] = {}
         if split is not None and split in splits:
