@@ -14,6 +14,8 @@ from PIL import Image
 from cca_hf import load_attribute_dataset
 from cca_hf.data.html_table import html_table, thumbnail
 from cca_hf.data.schema import AttributeDataset, find_split
+from cca_hf.embedding.catalogue import Catalogue
+from cca_hf.evaluation.retrieval.evaluator import query_and_gallery
 from cca_hf.models.encoding import as_sequence
 from cca_hf.models.images import UnreadableImageError, load_image
 
@@ -169,3 +171,16 @@ def test_a_table_escapes_every_text():
     for tag in ("b", "i", "u", "s", "p", "h1"):
         assert f"&lt;{tag}&gt;" in html
     assert not re.search(r"<(i|u|s|h1)>", html)
+
+
+def test_other_names_in_commands(built, rows):
+    """`--split valid` of `cca evaluate`, and of `cca embed` and `cca index`, which take the splits of the source."""
+    source = DatasetDict(train=built(rows[:18]), val=built(rows[18:]))
+    for name in ("val", "valid", "validation"):
+        assert len(Catalogue.from_dataset(source, split=name)) == 12
+    with pytest.raises(ValueError, match="no split 'test'; there are: train, val"):
+        Catalogue.from_dataset(source, split="test")
+    data = load_attribute_dataset(source, ["colour"], make_splits=False)
+    assert query_and_gallery(data, "valid") == ("validation", None)
+    pair = DatasetDict(validation_query=data.splits["train"], validation_gallery=data.splits["validation"])
+    assert query_and_gallery(replace(data, splits=pair), "val") == ("validation_query", "validation_gallery")

@@ -98,6 +98,11 @@ def test_the_splits_are_those_of_the_training(run, catalogue, checkpoint, split)
     assert data.group_column == "item" and data.attributes == run.data.attributes
 
 
+def test_another_name_of_the_validation_split(run, catalogue):
+    data = load_evaluation_data(str(catalogue), ATTRIBUTES, "valid", str(run.output_dir))
+    assert pixels(data.splits["validation"]) == pixels(run.data.splits["validation"])
+
+
 def test_the_figures_are_those_of_the_training(run, catalogue, capsys):
     assert figures(capsys, run.output_dir, catalogue) == pytest.approx(saved_figures(run), abs=1e-6)
 
