@@ -156,7 +156,7 @@ class AttributeDataset(Mapping[str, Dataset]):
         return isinstance(split, str) and find_split(split, self.splits) in self.splits
 
     def __repr__(self) -> str:
-        width = max(map(len, [*self.splits, *self.attributes]))
+        width = max(map(len, [*self.splits, *self.attributes]), default=0)
         lines = ["AttributeDataset", "  splits:"]
         lines += [f"    {split:{width}}  {rows.num_rows:,} images" for split, rows in self.splits.items()]
         lines.append("  attributes:")
@@ -184,17 +184,18 @@ class AttributeDataset(Mapping[str, Dataset]):
 
     def _first_values(self, values: list[str], labels: Mapping[str, np.ndarray]) -> list[Thumbnail]:
         """One image for each of the first values that have images; `labels` are those of the attribute, by split."""
-        shown: list[Thumbnail] = []
-        for value, name in enumerate(values):
-            rows = {split: np.flatnonzero(of_split == value) for split, of_split in labels.items()}
-            split = next((split for split, found in rows.items() if len(found)), None)
-            if split is None:
-                continue
-            image = self.splits[split].select_columns([IMAGE_COLUMN])[int(rows[split][0])][IMAGE_COLUMN]
-            shown.append(thumbnail(image, f"{name} ({sum(map(len, rows.values())):,})"))
-            if len(shown) == _SHOWN_VALUES:
-                break
-        return shown
+        together = np.concatenate(list(labels.values()))
+        counts = np.bincount(together[together >= 0], minlength=len(values))
+        return [
+            thumbnail(self._first_image(labels, value), f"{values[value]} ({counts[value]:,})")
+            for value in np.flatnonzero(counts)[:_SHOWN_VALUES].tolist()
+        ]
+
+    def _first_image(self, labels: Mapping[str, np.ndarray], value: int) -> dict | None:
+        """The first image with this value, encoded; None if its row has no image."""
+        split = next(split for split, of_split in labels.items() if value in of_split)
+        row = int(np.flatnonzero(labels[split] == value)[0])
+        return self.splits[split].select_columns([IMAGE_COLUMN])[row][IMAGE_COLUMN]
 
     def labels(self, split: str) -> np.ndarray:
         """(images, attributes) int64 value ids, -1: not labelled. Reads only the label columns."""
