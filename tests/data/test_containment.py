@@ -50,7 +50,7 @@ def test_a_path_out_of_the_folder(folders, name, feature, monkeypatch):
     told = f"the column 'image' of the split 'train' names the file {path!r}, which is not in {data}. If you trust the"
     assert str(error.value).startswith(told)
     monkeypatch.setenv("CCA_TRUST_DATA", "1")
-    assert load(data)["train"][3]["image"]["path"] == path
+    assert load(data).splits["train"][3]["image"]["path"] == path
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_what_is_in_the_folder(folders):
     (shoes / "data").mkdir()
     write(shoes / "data", paths, Image())
     (shoes / "README.md").write_text('---\nconfigs: [{config_name: default, data_files: "data/*.parquet"}]\n---\n')
-    assert [row["image"]["path"] for row in load(shoes)["train"]] == paths
+    assert [row["image"]["path"] for row in load(shoes).splits["train"]] == paths
     content = (folders / "private" / "x.png").read_bytes()
     write(shoes / "data", [{"bytes": content, "path": str(folders / "private" / "x.png")}] * 4, Image())
     assert load(shoes)["train"].num_rows == 4

@@ -57,7 +57,7 @@ def labelled(images: list, feature: object) -> Dataset:
 def test_all_forms_are_the_same_images(form):
     data = labelled(*FORMS[form])
     catalogue = Catalogue.from_dataset(data)
-    loaded = load_attribute_dataset(data, make_splits=False)["train"]
+    loaded = load_attribute_dataset(data, make_splits=False).splits["train"]
     assert loaded.features["image"] == Image(decode=False)
     for row in range(ROWS):
         for image in (catalogue.images[row], loaded[row]["image"]):

@@ -45,7 +45,7 @@ def as_data(year="int64", **fields) -> AttributeDataset:
 
 
 def images_of(data: AttributeDataset, split: str) -> str:
-    return b"".join(image["bytes"] for image in data[split]["image"]).decode()
+    return b"".join(image["bytes"] for image in data.splits[split]["image"]).decode()
 
 
 @pytest.mark.parametrize("kind", ["int64", "float64", "string"])
@@ -79,7 +79,10 @@ def test_images_may_be_files_and_some_may_be_missing(tmp_path):
         cells = [{"bytes": None, "path": str(path)} for path in paths]
         data.splits[split] = dataset.remove_columns("image").add_column("image", cells, feature=Image(decode=False))
     later = split_by_threshold(data, "year", 2012)
-    assert [Path(image["path"]).name for image in later["test"]["image"]] == ["test-1", "test-3"]  # train-3 is a copy
+    assert [Path(image["path"]).name for image in later.splits["test"]["image"]] == [
+        "test-1",
+        "test-3",
+    ]  # train-3 is a copy
     assert later.coverage_of("test") == Coverage(4 + 6 + 3, 10 + 6 + 3)
 
 

@@ -1,7 +1,9 @@
 """The protocol of results: metrics, table, notebook table, card, and one file for each."""
 
 import json
+import re
 from dataclasses import replace
+from html import unescape
 
 import numpy as np
 import pytest
@@ -96,13 +98,38 @@ def test_every_result_has_the_protocol(kind, tmp_path):
 def test_the_notebook_table_has_the_cells_of_the_table(kind):
     result = RESULTS[kind]()
     html, table = result._repr_html_(), result.as_table(2)
-    assert html.count("<table>") == html.count("</table>") == 1
-    rows = [row for section in table.sections for row in section]
-    assert html.count("<tr>") == len(rows) + 1
-    for row in rows:
-        assert f"<td>{row[-1]}</td></tr>" in html
-    assert "<shape>" not in html
-    assert html.count("<p>") == len(table.notes)
+    cells = re.findall(r"<t[hd] [^>]*>(.*?)</t[hd]>", html)
+    assert list(map(unescape, cells)) == [
+        *table.header,
+        *(cell for part in table.sections for row in part for cell in row),
+    ]
+    assert "<shape>" not in html and "<script" not in html
+    assert [unescape(note) for note in re.findall(r"<p>(.*?)</p>", html)] == list(table.notes)
+    assert repr(result) == f"{type(result).__name__}\n{result.table()}"
+
+
+def test_the_best_attribute_is_bold_in_a_notebook():
+    result = retrieval()
+    bold = re.findall(r"font-weight: bold[^>]*>(.*?)<", result._repr_html_())
+    table = result.as_table(2)
+    expected = []
+    for place, row in enumerate(table.sections[0]):
+        for column, measure in enumerate(result[row[0]].scores, start=2):
+            others = [each.scores[measure] for each in result.attributes]
+            if others.index(max(others)) == place:
+                expected.append(row[column])
+    assert bold == expected and len(bold) == len(result["colour"].scores)
+    single = replace(result, attributes=result.attributes[:1])
+    assert "bold" not in single._repr_html_()
+
+
+def test_entanglement_is_a_heat_map_in_a_notebook():
+    cells = re.findall(
+        r'<td style="text-align: right(?:; background-color: (.*?))?">(.*?)</td>', entangled()._repr_html_()
+    )
+    expected = [("rgba(70, 130, 220, 0.63)", "0.90"), ("", "-"), ("rgba(240, 140, 40, 0.17)", "0.25")]
+    expected.append(("rgba(70, 130, 220, 0.56)", "0.80"))
+    assert cells == expected * 2
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_annotations_alone(data, folder, tmp_path, monkeypatch):
     exec(text.split("```python\n")[1].split("```")[0], names)
     for split in ("train", "validation", "test"):
         assert names["data"].labels(split).tolist() == data.labels(split).tolist()
-        paths = [picture["path"] for picture in names["data"][split]["image"]]
+        paths = [picture["path"] for picture in names["data"].splits[split]["image"]]
         assert paths == [str(tmp_path / "images" / split / f"{row}.png") for row in range(len(paths))]
 
 

@@ -95,7 +95,7 @@ def pixels(dataset: Dataset) -> list[bytes]:
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_the_splits_are_those_of_the_training(run, catalogue, checkpoint, split):
     data = load_evaluation_data(str(catalogue), ATTRIBUTES, split, str(run.output_dir / checkpoint))
-    assert pixels(data[split]) == pixels(run.data[split])
+    assert pixels(data.splits[split]) == pixels(run.data.splits[split])
     assert data.group_column == "item" and data.attributes == run.data.attributes
 
 
@@ -103,6 +103,11 @@ def test_the_splits_are_those_of_the_training(run, catalogue, checkpoint, split)
 def test_other_names_of_the_validation_split(run, catalogue, capsys, split):
     measured = figures(capsys, run.output_dir, catalogue, "--split", split)
     assert measured == figures(capsys, run.output_dir, catalogue, "--split", "validation")
+
+
+def test_another_name_of_the_validation_split(run, catalogue):
+    data = load_evaluation_data(str(catalogue), ATTRIBUTES, "valid", str(run.output_dir))
+    assert pixels(data.splits["validation"]) == pixels(run.data.splits["validation"])
 
 
 def test_the_figures_are_those_of_the_training(run, catalogue, capsys):
@@ -113,8 +118,8 @@ def test_the_figures_are_those_of_the_training(run, catalogue, capsys):
 def test_no_test_image_was_trained_on(catalogue, tmp_path, capsys, data):
     """With groups or a seed, 21 to 23 of 30 test images were."""
     run = train(catalogue, tmp_path / "out", **data)
-    evaluated = load_evaluation_data(str(catalogue), ATTRIBUTES, "test", str(run.output_dir))["test"]
-    assert not {*pixels(evaluated)} & {*pixels(run.data["train"]), *pixels(run.data["validation"])}
+    evaluated = load_evaluation_data(str(catalogue), ATTRIBUTES, "test", str(run.output_dir)).splits["test"]
+    assert not {*pixels(evaluated)} & {*pixels(run.data.splits["train"]), *pixels(run.data.splits["validation"])}
     assert figures(capsys, run.output_dir, catalogue) == pytest.approx(saved_figures(run), abs=1e-6)
 
 
@@ -201,8 +206,8 @@ def test_files_and_images_that_were_skipped(tmp_path, images):
     run = train(folder, tmp_path / "out", on_unreadable="skip")
     moved = shutil.copytree(folder, tmp_path / "elsewhere" / "files")
     data = load_evaluation_data(str(moved), ATTRIBUTES, "test", str(run.output_dir))
-    names = [Path(image["path"]).name for image in data["test"]["image"]]
-    assert names == [Path(image["path"]).name for image in run.data["test"]["image"]]
+    names = [Path(image["path"]).name for image in data.splits["test"]["image"]]
+    assert names == [Path(image["path"]).name for image in run.data.splits["test"]["image"]]
     assert all(int(Path(name).stem) % 4 for name in names)
 
 

@@ -1,6 +1,8 @@
 """One file for both engines: the same calls on the same data, against plain numpy and plain Python."""
 
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -481,3 +483,17 @@ def test_more_items_than_one_request_takes(engine, tmp_path):
         centre = many.embeddings[:, 0].sum(axis=0)
         index.add(many.item_ids, embeddings=many.embeddings, columns={"colour": ["red"] * 1100})
         np.testing.assert_allclose(index.centroid("colour", "red"), centre / np.linalg.norm(centre), atol=1e-5)
+
+
+def test_a_notebook_shows_what_the_index_contains(index, catalogue):
+    html = index._repr_html_()
+    facts = dict(re.findall(r"<th [^>]*>(.*?)</th>\s*<td [^>]*>(.*?)</td>", html))
+    _, location = re.findall(r"<th [^>]*>(.*?)</th>", html)[:2]
+    if Path(location).is_dir():
+        assert 0 < float(facts.pop("size").removesuffix(" MB")) < 100
+    assert facts == {
+        "items": f"{len(catalogue.item_ids):,}",
+        "attributes": f"colour, shape, heel height; {catalogue.schema.dim} numbers for each",
+        "columns": ", ".join(f"{name} ({kind})" for name, kind in COLUMNS.items()),
+        "model": f"me/cca-shoes (fingerprint {CHECKPOINT.fingerprint[:12]})",
+    }

@@ -3,8 +3,9 @@
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -14,12 +15,16 @@ from cca_hf.models.images import UnreadableImageError, load_image
 
 from .columns import ColumnPlace, ValueSetKind, group_codes, integers, missing_message, read_value_sets
 from .coverage import Coverage
+from .decoded_images import with_decoded_images, with_encoded_images
+from .html_table import Cell, Thumbnail, html_table, thumbnail
 from .image_column import IMAGE_COLUMN
 from .split_names import same_split
 
 logger = logging.getLogger(__name__)
 
 _SHOWN_IMAGES = 5
+_SHOWN_VALUES = 5
+_SHOWN_ATTRIBUTES = 10  # in a notebook; each shows images, which takes time
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,9 @@ class SplitSummary:
     attributes: dict[str, AttributeSummary]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DatasetSummary:
-    """The result of `AttributeDataset.summary`. As text it is a table of the values with images in each split."""
+    """The result of `AttributeDataset.summary`. It is shown as a table of the values with images in each split."""
 
     splits: dict[str, SplitSummary]
     value_counts: Mapping[str, int]  # attribute -> number of named values, with or without images
@@ -51,17 +56,26 @@ class DatasetSummary:
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
-    def __str__(self) -> str:
-        groups = {
-            name: "" if each.groups is None else f", {each.groups:,} groups" for name, each in self.splits.items()
-        }
-        titles = [f"{name}: {each.images:,} images{groups[name]}" for name, each in self.splits.items()]
-        rows = [["attribute", "values", *titles]]
-        for attribute, named in self.value_counts.items():
-            cells = [_cell(split.attributes[attribute]) for split in self.splits.values()]
-            rows.append([attribute, f"{named:,}", *cells])
+    def __repr__(self) -> str:
+        rows = [self._header(), *self._rows()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+    def _repr_html_(self) -> str:
+        return html_table(self._header(), [self._rows()], align="left")
+
+    def _header(self) -> list[str]:
+        header = ["attribute", "values"]
+        for name, split in self.splits.items():
+            groups = "" if split.groups is None else f", {split.groups:,} groups"
+            header.append(f"{name}: {split.images:,} images{groups}")
+        return header
+
+    def _rows(self) -> list[list[str]]:
+        return [
+            [attribute, f"{named:,}", *(_cell(split.attributes[attribute]) for split in self.splits.values())]
+            for attribute, named in self.value_counts.items()
+        ]
 
 
 def _cell(attribute: AttributeSummary) -> str:
@@ -73,9 +87,12 @@ def _cell(attribute: AttributeSummary) -> str:
     return text
 
 
-@dataclass(frozen=True)
-class AttributeDataset:
-    """Images with one label per attribute, in named splits.
+@dataclass(frozen=True, repr=False)
+class AttributeDataset(Mapping[str, Dataset]):
+    """Images with one label per attribute, in named splits: a mapping from the name of a split to its rows.
+
+    `data["train"]` is a `datasets.Dataset` whose images are PIL images on access, upright and RGB. `valid`, `val` and
+    `dev` are other names of `validation`.
 
     Args:
         splits: data sets with the column `image`, an undecoded `datasets.Image`, and one `ClassLabel` column per
@@ -84,6 +101,15 @@ class AttributeDataset:
         group_column: column whose values near copies share, such as an item number; None without such a column.
         coverage: split -> number of images present and listed, for splits with missing images.
         cut_splits: the splits that `load_attribute_dataset` cut from the training images, and what it left of them.
+
+    Example:
+
+    ```python
+    >>> len(data), list(data)
+    (3, ['train', 'validation', 'test'])
+    >>> data["train"][0]["image"]
+    <PIL.Image.Image image mode=RGB size=64x64>
+    ```
     """
 
     splits: DatasetDict
@@ -92,14 +118,72 @@ class AttributeDataset:
     coverage: dict[str, Coverage] = field(default_factory=dict)
     cut_splits: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        encoded = {split: with_encoded_images(dataset) for split, dataset in self.splits.items()}
+        if any(encoded[split] is not dataset for split, dataset in self.splits.items()):
+            object.__setattr__(self, "splits", DatasetDict(encoded))
+
     def __getitem__(self, split: str) -> Dataset:
-        split = same_split(split, self.splits)
-        if split not in self.splits:
+        """
+        Raises:
+            KeyError: for an unknown split; the message has the closest name.
+        """
+        found = same_split(split, self.splits)
+        if found not in self.splits:
             raise KeyError(missing_message("split", [split], self.splits))
-        return self.splits[split]
+        return with_decoded_images(self.splits[found])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.splits)
+
+    def __len__(self) -> int:
+        """The number of splits."""
+        return len(self.splits)
 
     def __contains__(self, split: object) -> bool:
         return isinstance(split, str) and same_split(split, self.splits) in self.splits
+
+    def __repr__(self) -> str:
+        width = max(map(len, [*self.splits, *self.attributes]), default=0)
+        lines = ["AttributeDataset", "  splits:"]
+        lines += [f"    {split:{width}}  {rows.num_rows:,} images" for split, rows in self.splits.items()]
+        lines.append("  attributes:")
+        for attribute, values in self.attributes.items():
+            more = ", ..." if len(values) > _SHOWN_VALUES else ""
+            lines.append(f"    {attribute:{width}}  {len(values):,} values: {', '.join(values[:_SHOWN_VALUES])}{more}")
+        if self.group_column is not None:
+            lines.append(f"  groups of near copies: {self.group_column}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        labels = {split: self.labels(split) for split in self.splits}
+        rows: list[list[Cell]] = []
+        for index, (attribute, values) in enumerate(islice(self.attributes.items(), _SHOWN_ATTRIBUTES)):
+            of_attribute = {split: of_split[:, index] for split, of_split in labels.items()}
+            rows.append([attribute, f"{len(values):,}", self._first_values(values, of_attribute)])
+        notes = [", ".join(f"{split}: {rows.num_rows:,} images" for split, rows in self.splits.items())]
+        if len(self.attributes) > _SHOWN_ATTRIBUTES:
+            others = list(self.attributes)[_SHOWN_ATTRIBUTES:]
+            notes.append(f"{len(others):,} more attributes: {', '.join(others)}")
+        if self.group_column is not None:
+            notes.append(f"Groups of near copies: {self.group_column}")
+        header = ["attribute", "values", "the first values, with the number of their images"]
+        return html_table(header, [rows], notes, title="AttributeDataset", align="left")
+
+    def _first_values(self, values: list[str], labels: Mapping[str, np.ndarray]) -> list[Thumbnail]:
+        """One image for each of the first values that have images; `labels` are those of the attribute, by split."""
+        together = np.concatenate(list(labels.values()))
+        counts = np.bincount(together[together >= 0], minlength=len(values))
+        return [
+            thumbnail(self._first_image(labels, value), f"{values[value]} ({counts[value]:,})")
+            for value in np.flatnonzero(counts)[:_SHOWN_VALUES].tolist()
+        ]
+
+    def _first_image(self, labels: Mapping[str, np.ndarray], value: int) -> dict | None:
+        """The first image with this value, encoded; None if its row has no image."""
+        split = next(split for split, of_split in labels.items() if value in of_split)
+        row = int(np.flatnonzero(labels[split] == value)[0])
+        return self.splits[split].select_columns([IMAGE_COLUMN])[row][IMAGE_COLUMN]
 
     def labels(self, split: str) -> np.ndarray:
         """(images, attributes) int64 value ids, -1: not labelled. Reads only the label columns."""
@@ -142,6 +226,7 @@ class AttributeDataset:
 
     def coverage_of(self, *splits: str) -> Coverage | None:
         """The coverage of these splits together; None if no image is missing."""
+        splits = tuple(same_split(split, self.splits) for split in splits)
         if not any(split in self.coverage for split in splits):
             return None
         parts = [self.coverage.get(split, Coverage(self[split].num_rows, self[split].num_rows)) for split in splits]

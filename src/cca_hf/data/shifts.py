@@ -36,9 +36,9 @@ def split_by_threshold(data: AttributeDataset, column: str, last: float | str) -
             empty then.
     """
     _check_splits(data)
-    sides = {split: _is_later(data[split], split, column, last) for split in _SPLITS}
-    kept = {split: data[split].select(np.flatnonzero(sides[split] == 0)) for split in _TRAINING}
-    later = concatenate_datasets([data[split].select(np.flatnonzero(sides[split] == 1)) for split in _SPLITS])
+    sides = {split: _is_later(data.splits[split], split, column, last) for split in _SPLITS}
+    kept = {split: data.splits[split].select(np.flatnonzero(sides[split] == 0)) for split in _TRAINING}
+    later = concatenate_datasets([data.splits[split].select(np.flatnonzero(sides[split] == 1)) for split in _SPLITS])
     of_training = set(_image_digests(kept["train"]))
     foreign = np.array([digest not in of_training for digest in _image_digests(later)], dtype=bool)
     if data.group_column is not None:
@@ -84,7 +84,7 @@ def leave_values_out(data: AttributeDataset, attribute: str, share: float, *, se
         rows = np.flatnonzero(~np.isin(data.labels(split)[:, index], ids))
         if not len(rows):
             raise ValueError(f"all images of {split!r} have one of the values left out: {', '.join(left_out)}")
-        splits[split] = data[split].select(rows)
+        splits[split] = data.splits[split].select(rows)
     return replace(data, splits=splits, cut_splits=())
 
 

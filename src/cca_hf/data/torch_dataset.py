@@ -19,6 +19,7 @@ from cca_hf.models.images import ImageReader, UnreadableImageError, decode_image
 
 from .sampler import SampleKey
 from .schema import IMAGE_COLUMN, AttributeDataset
+from .split_names import same_split
 
 
 class TrainingTransform:
@@ -104,7 +105,7 @@ class AttributeImages(Dataset[AttributeExample]):
         self.labels = torch.from_numpy(data.labels(split))
         self.transform = transform
         # reads no other column
-        self._images = data[split].select_columns([IMAGE_COLUMN])
+        self._images = data.splits[same_split(split, data)].select_columns([IMAGE_COLUMN])
 
     def __len__(self) -> int:
         return len(self.labels)

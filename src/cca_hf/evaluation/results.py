@@ -57,6 +57,9 @@ class Result(Protocol):
         """A table for terminals."""
         return self.as_table(decimals).text()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}\n{self.table()}"
+
     def _repr_html_(self) -> str:
         return self.as_table(decimals=2).html()
 

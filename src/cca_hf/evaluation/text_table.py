@@ -1,9 +1,8 @@
 """Tables as text for terminals and logs, and as HTML for notebooks."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 # Characters with a meaning anywhere; an underscore at the edge of a word; what makes a link of an address; and what
 # begins a list or a heading at the start of a line, or ends a heading.
@@ -15,20 +14,23 @@ _MARKS = re.compile(
 
 @dataclass(frozen=True)
 class Table:
-    """Rows in sections, with a rule between two sections, and lines of text below the table."""
+    """Rows in sections, with a rule between two sections, and lines of text below the table.
+
+    `styles` is the CSS of some cells in a notebook, by section, row and column.
+    """
 
     header: Sequence[str]
     sections: Sequence[Sequence[Sequence[str]]]
     notes: Sequence[str] = ()
+    styles: Mapping[tuple[int, int, int], str] = field(default_factory=dict)
 
     def text(self) -> str:
         return "\n".join([format_table(self.header, self.sections), *self.notes])
 
     def html(self) -> str:
-        bodies = [f"<tbody>{''.join(map(_html_row, section))}</tbody>" for section in self.sections]
-        head = "".join(f"<th>{escape(cell)}</th>" for cell in self.header)
-        notes = [f"<p>{escape(note)}</p>" for note in self.notes]
-        return "\n".join([f"<table><thead><tr>{head}</tr></thead>", *bodies, "</table>", *notes])
+        from cca_hf.data.html_table import html_table  # loads torch, which `cca search` does without
+
+        return html_table(self.header, self.sections, self.notes, styles=self.styles)
 
 
 def percent(fraction: float, decimals: int = 1) -> str:
@@ -71,8 +73,3 @@ def format_table(header: Sequence[str], sections: Sequence[Sequence[Sequence[str
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     others = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
     return "  ".join([cells[0].ljust(widths[0]), *others]).rstrip()
-
-
-def _html_row(cells: Sequence[str]) -> str:
-    first, *others = map(escape, cells)
-    return f"<tr><th>{first}</th>{''.join(f'<td>{cell}</td>' for cell in others)}</tr>"

@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set, Sized, ValuesView
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import singledispatch
 from io import IOBase
 from os import PathLike
 from threading import Lock
@@ -329,6 +330,7 @@ def _finite(embeddings: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     return embeddings
 
 
+@singledispatch  # `data/decoded_images.py` registers the columns of a split
 def as_sequence(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:
     """A list of the image if it is a single one; a column of a data set is returned as it is, and read lazily.
 

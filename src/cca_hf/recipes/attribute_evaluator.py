@@ -51,7 +51,8 @@ class AttributeEvaluator:
         `"test"` means `test_query` and `test_gallery` if the data set has these two instead.
         """
         if isinstance(split, datasets.Dataset):
-            given, split = split, next((name for name, known in self.data.splits.items() if known is split), None)
+            given, data = split, self.data
+            split = next((name for name in data if given is data[name] or given is data.splits[name]), None)
             if split is None and self.cache is not None:
                 raise ValueError(
                     "with cache_tokens only the splits of the data set can be evaluated: give a split's name"

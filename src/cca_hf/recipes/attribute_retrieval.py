@@ -147,7 +147,7 @@ def measure(
     embedded, features = [], []
     for split in splits:
         rows = np.array_split(np.arange(data[split].num_rows), accelerator.num_processes)[accelerator.process_index]
-        part = _embed(model, evaluator, data[split].select(rows)["image"], entanglement) if len(rows) else None
+        part = _embed(model, evaluator, data.splits[split].select(rows)["image"], entanglement) if len(rows) else None
         parts = [part for part in gather_object([part]) if part is not None]
         embeddings = np.concatenate([part[0] for part in parts])
         embedded.append(Gallery.of_split(data, split, embeddings, data.labels(split)))

@@ -371,6 +371,24 @@ class AttributeIndex:
         """
         return centroid_of(self._store, attribute, value)
 
+    def _repr_html_(self) -> str:
+        from cca_hf.data.html_table import html_table  # loads torch, which a search for items does without
+
+        columns = [f"{name} ({kind})" for name, kind in self.schema.columns.items()]
+        facts = {
+            "items": f"{self.count():,}",
+            "attributes": f"{', '.join(self.schema.attributes)}; {self.schema.dim} numbers for each",
+            "columns": ", ".join(columns) or "none",
+            "model": str(self.schema.checkpoint),
+        }
+        folder = Path(self._store.location)
+        if folder.is_dir():
+            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            facts["size"] = f"{size / 1e6:,.1f} MB"
+        if self.sources:
+            facts["made from"] = ", ".join(self.sources)
+        return html_table(["AttributeIndex", self._store.location], [list(facts.items())], align="left")
+
     def _condition(self, where: Where) -> Condition | None:
         if where is None:
             return None

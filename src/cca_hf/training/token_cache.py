@@ -200,7 +200,7 @@ class TokenCache:
         path = folder / f"{split}.features"
         if split not in self._described:
             described = self._backbone | {
-                "pictures": _hash_images(self.data[split].select_columns([IMAGE_COLUMN])),
+                "pictures": _hash_images(self.data.splits[split].select_columns([IMAGE_COLUMN])),
                 "rows": self.data[split].num_rows,
                 "versions": 2 if self.flipped and split == "train" else 1,
             }

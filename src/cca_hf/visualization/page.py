@@ -3,29 +3,15 @@
 The templates are beside this file. Their content security policy forbids loading anything else.
 """
 
-import base64
-import io
 from functools import cache, partial
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 
+from cca_hf.data.html_table import data_uri
 from cca_hf.evaluation.text_table import percent
-from cca_hf.models.images import ImageInput, load_image
 
 _THUMBNAIL = 168  # pixels: twice the displayed size, so that it is sharp on screens of a high resolution
 _LARGE = 380
-
-
-def data_uri(image: ImageInput, size: int) -> str:
-    """The image as a data: URI, reduced to sides of at most `size` pixels."""
-    loaded = load_image(image)
-    if max(loaded.size) > size:
-        loaded = loaded.copy()
-        loaded.thumbnail((size, size), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    loaded.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def render(template: str, **values: object) -> str:

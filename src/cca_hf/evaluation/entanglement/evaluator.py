@@ -98,7 +98,7 @@ def measure_entanglement(
     check_enough_labels(dataset, split)
     parts = [part for part in query_and_gallery(dataset, split) if part is not None]
     embed = partial(embed_with_features, batch_size=batch_size, num_workers=num_workers, show_progress=show_progress)
-    embedded = [embed(model, dataset[part]["image"], list(attributes)) for part in parts]
+    embedded = [embed(model, dataset.splits[part]["image"], list(attributes)) for part in parts]
     return entanglement_of_parts(dataset, parts, embedded, readers=readers, max_images=max_images, seed=seed)
 
 

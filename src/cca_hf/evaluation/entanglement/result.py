@@ -12,6 +12,8 @@ from cca_hf.evaluation.results import Result, ResultCard
 from cca_hf.evaluation.text_table import Table, markdown_table
 
 READER_NAMES = {"linear": "linear reader", "neighbours": "nearest neighbours", "mlp": "small MLP"}
+_ON_DIAGONAL, _OFF_DIAGONAL = "70, 130, 220", "240, 140, 40"  # red, green and blue
+_STRONGEST = 0.7  # opacity at 1: the figure stays readable on a light and on a dark page
 
 Matrix = NDArray[np.float64]  # (A, A): row = attribute of the embeddings, column = attribute that is predicted
 
@@ -43,7 +45,7 @@ class ReaderEntanglement:
         return _mean(np.diagonal(self.matrix))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EntanglementResult(Result):
     """How much each attribute's embeddings reveal about the other attributes.
 
@@ -88,9 +90,17 @@ class EntanglementResult(Result):
         return super().table(decimals)
 
     def as_table(self, decimals: int) -> Table:
-        """A section for each reader; rows = embeddings, columns = attribute that is predicted, `-` = undefined."""
+        """A section for each reader; rows = embeddings, columns = attribute that is predicted, `-` = undefined.
+
+        In a notebook it is a heat map: blue on the diagonal, where much is good, and orange off it, where much is bad.
+        """
         sections, notes = [], []
-        for reader_name, reader in self.readers.items():
+        styles: dict[tuple[int, int, int], str] = {}
+        for section, (reader_name, reader) in enumerate(self.readers.items()):
+            for row, column in np.argwhere(np.isfinite(reader.matrix)).tolist():
+                colour = _ON_DIAGONAL if row == column else _OFF_DIAGONAL
+                strength = min(max(float(reader.matrix[row, column]), 0.0), 1.0)
+                styles[section, row, column + 1] = f"background-color: rgba({colour}, {strength * _STRONGEST:.2f})"
             cells = ([_cell(each, decimals) for each in figures] for figures in reader.matrix)
             names = (f"{name} ({reader_name})" for name in self.attributes)
             sections.append([[name, *row] for name, row in zip(names, cells, strict=True)])
@@ -104,7 +114,7 @@ class EntanglementResult(Result):
             pairs = ", ".join(f"{read} from {row}" for row, read in self.undefined)
             reason = "the features reveal hardly more than the label, or too few images have both labels"
             notes.append(f"Undefined, because {reason} (linear reader): {pairs}.")
-        return Table(["embeddings (reader)", *self.attributes], sections, notes)
+        return Table(["embeddings (reader)", *self.attributes], sections, notes, styles)
 
     def card(self) -> ResultCard:
         scores = [f"{READER_NAMES[name]} {_cell(reader.score, 3)}" for name, reader in self.readers.items()]

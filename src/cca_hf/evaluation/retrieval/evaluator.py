@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from transformers.utils.logging import tqdm
 
 from cca_hf.data.schema import AttributeDataset
+from cca_hf.data.split_names import same_split
 from cca_hf.evaluation.arrays import to_numpy
 from cca_hf.models.backbones import extract_features
 from cca_hf.models.encoding import pixel_batches
@@ -68,7 +69,7 @@ class RetrievalEvaluator:
         check_attributes(model, self.dataset.attributes)
         sides = []
         for split in reversed(self._splits):  # a gallery first
-            embeddings = self.embed(model, self.dataset[split]["image"])
+            embeddings = self.embed(model, self.dataset.splits[split]["image"])
             sides.append(Gallery.of_split(self.dataset, split, embeddings, self.dataset.labels(split)))
         *gallery, queries = sides
         return evaluate_splits(
@@ -116,7 +117,8 @@ class BackboneEvaluator(RetrievalEvaluator):
 
 
 def query_and_gallery(dataset: AttributeDataset, split: str) -> tuple[str, str | None]:
-    """The parts of `split`: itself, or `<split>_query` and `<split>_gallery`."""
+    """The parts of `split`: itself, or `<split>_query` and `<split>_gallery`; `valid` is `validation`."""
+    split = same_split(split, dataset)
     if split not in dataset and f"{split}_query" in dataset:
         return f"{split}_query", f"{split}_gallery"
     return split, None

@@ -104,7 +104,7 @@ class AttributeResult:
         return Among(sum(queries), achieved, chance)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EvaluationResult(Result):
     """Retrieval quality under each attribute and over all of them."""
 
@@ -170,7 +170,10 @@ class EvaluationResult(Result):
         }
 
     def as_table(self, decimals: int) -> Table:
-        """Figures in percent, each with its chance level in brackets. Few queries have intervals of the mAP."""
+        """Figures in percent, each with its chance level in brackets. Few queries have intervals of the mAP.
+
+        A notebook shows the best attributes in bold.
+        """
         measures = list(self.attributes[0].scores)
         overall, chance = self.overall, self.chance_overall
 
@@ -209,7 +212,7 @@ class EvaluationResult(Result):
             notes.insert(0, "The intervals show how far the mAP may be from that of many queries (bootstrap).")
         if self.coverage is not None:
             notes.append(f"Subset: {self.coverage}.")
-        return Table(header, [attributes, means], notes)
+        return Table(header, [attributes, means], notes, self._bold(header, measures))
 
     def card(self, baselines: Mapping[str, "EvaluationResult"] = MappingProxyType({})) -> ResultCard:
         """As in the protocol; `baselines` are results of other models on the same split, by name."""
@@ -257,6 +260,17 @@ class EvaluationResult(Result):
         coverage = content.get("coverage")  # missing in results of early versions
         found = None if coverage is None else Coverage(**coverage)
         return cls(attributes, tuple(content["unlabelled"]), found, **_read_interval(content))
+
+    def _bold(self, header: Sequence[str], measures: Sequence[str]) -> dict[tuple[int, int, int], str]:
+        """The style of the highest figure of each measure, for its place in the table; none for a single attribute."""
+        if len(self.attributes) == 1:
+            return {}
+        styles = {}
+        for measure in measures:
+            column = header.index(MEASURE_NAMES.get(measure, measure))
+            figures = [each.scores[measure] for each in self.attributes]
+            styles[0, int(np.argmax(figures)), column] = "font-weight: bold"
+        return styles
 
     def _known_and_new(self) -> dict[str, Among]:
         """`map_known`, `map_new`, `map_known_<attribute>`, ...; empty if no query has a new value."""

@@ -48,7 +48,7 @@ class ConditionAccuracy:
         return self.correct / self.triplets
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TripletResult(Result):
     """Triplet accuracy under each condition and over all of them."""
 
