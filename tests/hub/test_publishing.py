@@ -396,10 +396,12 @@ def test_push_to_hub_of_the_trainer(finished, tmp_path):
 
 def test_push_to_hub_of_a_training(monkeypatch, tmp_path):
     pushed = []
-    run = SimpleNamespace(result="a result", output_dir=tmp_path / "my-run")
+    parts = {"model": "a model", "data": "data", "history": [], "entanglement": None}
+    run = SimpleNamespace(result="a result", output_dir=tmp_path / "my-run", **parts)
     monkeypatch.setattr("cca_hf.training.process.prepare_process", lambda *settings: None)
     monkeypatch.setattr("cca_hf.recipes.attribute_retrieval.run_training", lambda *arguments: run)
-    monkeypatch.setattr("cca_hf.recipes.evaluation.can_draw", lambda needed: False)
+    monkeypatch.setattr("cca_hf.recipes.evaluation.report_name", lambda model: "CCA")
+    monkeypatch.setattr("cca_hf.visualization.report.write_report", lambda *given, **measured: "report.html")
     monkeypatch.setattr("cca_hf.hub.model_card.write_model_card", lambda folder: folder / "README.md")
     monkeypatch.setattr(
         "cca_hf.hub.publishing.push_model", lambda *places, **settings: pushed.append((places, settings))

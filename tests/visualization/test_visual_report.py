@@ -160,18 +160,15 @@ def test_results_of_other_images_are_refused_before_any_work(model, dataset, res
     assert not (tmp_path / "none").exists()
 
 
-def test_without_matplotlib_it_says_what_to_install():
-    script = """
-import sys
-sys.modules["matplotlib"] = None
-from cca_hf.visualization import write_report
-try:
-    write_report(None, None, "test", {}, "nowhere")
-except ImportError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == 'figures need matplotlib: pip install "cca_hf[plot]"'
+def test_the_page_needs_no_matplotlib(report, model, dataset, results, entangled, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    shown = {"queries": 3, "neighbours": 5, "history": HISTORY, "entanglement": entangled}
+    path = write_report(model, dataset, "test", results, tmp_path, **shown)
+    assert path.read_bytes() == report.read_bytes()
+    assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
+    assert caplog.messages == [
+        'without matplotlib, report.png and examples/ are not drawn: pip install "cca_hf[plot]"'
+    ]
 
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -58,23 +58,22 @@ def train_and_report(
     from cca_hf.hub.model_card import write_model_card
     from cca_hf.hub.publishing import push_model
     from cca_hf.recipes.attribute_retrieval import run_training
-    from cca_hf.recipes.evaluation import can_draw, report_name
+    from cca_hf.recipes.evaluation import report_name
     from cca_hf.training.process import prepare_process
     from cca_hf.visualization.entanglement import plot_entanglement
+    from cca_hf.visualization.figures import can_draw
     from cca_hf.visualization.report import write_report
 
     prepare_process(training_args.device, training_args.cpu_threads)
-    draws = can_draw(needed=False)
     run = run_training(model_args, data_args, training_args)
     if run.result is None:  # only the main process has the result
         return
-    if draws:
-        results = {report_name(run.model): run.result}
-        measured: dict[str, Any] = {"history": run.history, "entanglement": run.entanglement}
-        page = write_report(run.model, run.data, "test", results, run.output_dir, **measured)
-        if run.entanglement is not None:
-            plot_entanglement(run.entanglement).savefig(run.output_dir / "test_entanglement.png", dpi=150)
-        print(f"report: {page}")
+    results = {report_name(run.model): run.result}
+    measured: dict[str, Any] = {"history": run.history, "entanglement": run.entanglement}
+    page = write_report(run.model, run.data, "test", results, run.output_dir, **measured)
+    if run.entanglement is not None and can_draw():
+        plot_entanglement(run.entanglement).savefig(run.output_dir / "test_entanglement.png", dpi=150)
+    print(f"report: {page}")
     print(f"model card: {write_model_card(run.output_dir)}")
     if training_args.push_to_hub:
         commit = push_model(

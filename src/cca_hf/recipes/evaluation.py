@@ -19,7 +19,7 @@ from cca_hf.evaluation.retrieval.triplets import TripletEvaluator
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.run_record import RunRecord, rows_digest
 from cca_hf.visualization.entanglement import plot_entanglement
-from cca_hf.visualization.figures import new_figure
+from cca_hf.visualization.figures import can_draw
 from cca_hf.visualization.report import plot_results, write_report
 
 logger = logging.getLogger(__name__)
@@ -51,16 +51,19 @@ def evaluate_checkpoint(
         attributes: default: all of the model's, or all conditions of the triplets.
         group_column, split_seed, config_name: default: those of the training, see [`load_evaluation_data`].
         output_dir: where to write `evaluation.json` and, with matplotlib, `evaluation.png`.
-        report: also write `report.html`, `report.png` and `examples/` there.
-        entanglement: also measure the entanglement, and write `entanglement.json` and `entanglement.png` there.
+        report: also write `report.html` there and, with matplotlib, `report.png` and `examples/`.
+        entanglement: also measure the entanglement, and write `entanglement.json` and, with matplotlib,
+            `entanglement.png` there.
         readers: of the entanglement, see [`measure_entanglement`].
 
     Raises:
         KeyError, ValueError: for a split, attribute or column that does not exist, and see [`load_evaluation_data`].
-        ImportError: if the report needs matplotlib, or the entanglement scikit-learn, and it is missing.
+        ImportError: if the entanglement needs scikit-learn, and it is missing.
     """
     check_readers(readers)
-    draws = output_dir is not None and can_draw(needed=report)
+    draws = output_dir is not None and can_draw()
+    if output_dir is not None and not draws and not report:  # the report says it itself
+        logger.warning('no figures will be drawn, because matplotlib is missing: pip install "cca_hf[plot]"')
     reading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
     if holds_triplets(_load_source(dataset, config_name, _recorded(checkpoint, dataset))):
         if report or entanglement or group_column is not None or split_seed is not None:
@@ -178,15 +181,3 @@ def report_name(model: CCAModel) -> str:
     """The name of a model in a report."""
     name = model.display_name
     return "one space" if name == "CCA" and model.config.condition_embedding == "none" else name
-
-
-def can_draw(*, needed: bool) -> bool:
-    """Whether matplotlib is installed; a warning before the work begins, or an error if figures are needed."""
-    try:
-        new_figure(1, 1)
-    except ImportError as error:
-        if needed:
-            raise
-        logger.warning("no figures will be written: %s", error)
-        return False
-    return True

@@ -3,6 +3,7 @@
 Figures are made without pyplot, which has a global state and is not safe in threads.
 """
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +18,11 @@ MUTED = "#6b7280"
 FAINT = "#e5e7eb"
 ACCENT = "#f59e0b"  # the main model of the figure
 BASELINES = ("#cbd5e1", "#64748b", "#334155")  # from light to dark, in the order of the results
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
 
 
 def new_figure(width: float, height: float) -> Figure:

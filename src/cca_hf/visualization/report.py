@@ -1,8 +1,10 @@
 """Results of models on the same split, compared with each other and with chance, and the report of a run.
 
-The report is `report.html`, which needs no other file, `report.png`, examples of queries, and training curves.
+The report is `report.html`, which needs no other file. With matplotlib, `report.png` and examples of queries are
+beside it.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -19,9 +21,11 @@ from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.models.whole_files import write_text
 
 from .entanglement import cell_text
-from .figures import ACCENT, BASELINES, FAINT, INK, MUTED, Figure, SubFigure, new_figure, quiet
+from .figures import ACCENT, BASELINES, FAINT, INK, MUTED, Figure, SubFigure, can_draw, new_figure, quiet
 from .neighbours import QueryView, draw_neighbours, plot_neighbours, view_queries
 from .page import render
+
+logger = logging.getLogger(__name__)
 
 EXAMPLES = "examples"  # the folder of example queries, for a model card
 _QUERIES_IN_PNG = 2  # also the number of example queries
@@ -52,11 +56,11 @@ def write_report(
     batch_size: int = 64,
     seed: int = 0,
 ) -> Path:
-    """Write `report.html` (self-contained) and `report.png` into `output_dir`; returns the path of the page.
+    """Write `report.html` (self-contained) into `output_dir`, and images of it; returns the path of the page.
 
     The page shows the metrics, the nearest images of some queries under each attribute with the attention of that
-    attribute, the entanglement if it is given, and the training curves. `examples/1.jpg` is the first query and
-    `examples/1-neighbours.png` its nearest images, and so on. Needs matplotlib (`pip install "cca_hf[plot]"`).
+    attribute, the entanglement if it is given, and the training curves. With matplotlib, `report.png` shows the first
+    queries, `examples/1.jpg` is the first query, `examples/1-neighbours.png` shows its nearest images, and so on.
 
     Args:
         split, queries, neighbours, candidates: as in `view_queries`.
@@ -65,10 +69,8 @@ def write_report(
         entanglement: of `model` and the same split.
 
     Raises:
-        ImportError: if matplotlib is missing.
         ValueError: if the results cannot be compared, or a query is outside the split.
     """
-    figure = new_figure(12.0, 1.0)  # raises without matplotlib, before anything is encoded
     named = {"model": results} if isinstance(results, EvaluationResult) else dict(results)
     bars = comparison_rows(named)  # raises if the results cannot be compared
     views = view_queries(
@@ -103,12 +105,10 @@ def write_report(
     )
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    _draw(figure, views[:_QUERIES_IN_PNG], named).savefig(folder / "report.png", dpi=110)
-    (folder / EXAMPLES).mkdir(exist_ok=True)
-    for number, view in enumerate(views[:_QUERIES_IN_PNG], start=1):
-        view.image.save(folder / EXAMPLES / f"{number}.jpg", quality=90)
-        example = plot_neighbours(view.image, view.neighbours, query_values=view.values, attention=view.attention)
-        example.savefig(folder / EXAMPLES / f"{number}-neighbours.png", dpi=110)
+    if can_draw():
+        _draw_examples(views[:_QUERIES_IN_PNG], named, folder)
+    else:
+        logger.warning('without matplotlib, report.png and examples/ are not drawn: pip install "cca_hf[plot]"')
     return write_text(text, folder / "report.html")
 
 
@@ -273,11 +273,17 @@ def _heat_map(result: EntanglementResult, name: str) -> dict[str, Any]:
     return {"title": f"{READER_NAMES[name]}: {figures}", "rows": [*zip(result.attributes, cells, strict=True)]}
 
 
-def _draw(figure: Figure, views: Sequence[QueryView], results: Mapping[str, EvaluationResult]) -> Figure:
+def _draw_examples(views: Sequence[QueryView], results: Mapping[str, EvaluationResult], folder: Path) -> None:
+    """`report.png`, and the files of `examples/`."""
     heights = [max(2.6, 1.42 * len(view.neighbours)) for view in views] + [bars_height(results)]
-    figure.set_size_inches(12.0, sum(heights))
+    figure = new_figure(12.0, sum(heights))
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, view in zip(parts, views, strict=False):
         draw_neighbours(part, view.image, view.neighbours, view.values, view.attention)
     draw_results(parts[-1], results)
-    return figure
+    figure.savefig(folder / "report.png", dpi=110)
+    (folder / EXAMPLES).mkdir(exist_ok=True)
+    for number, view in enumerate(views, start=1):
+        view.image.save(folder / EXAMPLES / f"{number}.jpg", quality=90)
+        example = plot_neighbours(view.image, view.neighbours, query_values=view.values, attention=view.attention)
+        example.savefig(folder / EXAMPLES / f"{number}-neighbours.png", dpi=110)
