@@ -1,4 +1,4 @@
-"""Trains a small CCA from scratch on drawn shapes, without data or internet access (`cca try`, `make demo`, `cca demo`)."""
+"""Trains a small CCA from scratch on drawn shapes, without data or network (`cca try`, `make demo`, `cca demo`)."""
 
 from pathlib import Path
 

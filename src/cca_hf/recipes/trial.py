@@ -18,7 +18,7 @@ from transformers import set_seed
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.torch_dataset import QueriesAndGallery
-from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
+from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator, query_and_gallery
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.evaluation.text_table import format_table
 from cca_hf.models.modeling_cca import CCAModel
@@ -90,13 +90,11 @@ def describe(data: AttributeDataset) -> str:
 def explain(trial: Trial) -> str:
     """What was compared with what, and a warning if the figures are those of few images."""
     splits = trial.data.splits
-    if "test" in splits:
-        queries, text = splits["test"].num_rows, "Each of the {:,} test images was compared with the others."
-    else:
-        queries, gallery = splits["test_query"].num_rows, splits["test_gallery"].num_rows
-        text = f"Each of the {{:,}} test images was compared with {gallery:,} other images."
-    few = f" These figures are uncertain: {queries} queries are few." if queries < _FEW_QUERIES else ""
-    return text.format(queries) + few
+    query_split, gallery_split = query_and_gallery(trial.data, "test")
+    queries = splits[query_split].num_rows
+    gallery = queries - 1 if gallery_split is None else splits[gallery_split].num_rows
+    few = " Figures of so few queries are uncertain." if queries < _FEW_QUERIES else ""
+    return f"Queries: {queries:,} (the test images). Other images that each is compared with: {gallery:,}.{few}"
 
 
 def _sizes(data: AttributeDataset) -> str:
@@ -169,7 +167,7 @@ def try_images(data: AttributeDataset, data_args: DataArguments, backbone: str, 
 
 
 def try_shapes(output_dir: Path) -> Trial:
-    """Draws shapes, trains the model of `make demo` on them for a minute, evaluates, and writes checkpoint and page."""
+    """Draws shapes, trains the model of `make demo` on them, evaluates, and writes checkpoint and page."""
     shapes = output_dir / "shapes"
     draw_shapes(shapes, num_images=SHAPES)
     run = train_on_shapes(shapes, output_dir, epochs=SHAPE_EPOCHS, measure_entanglement=False)
