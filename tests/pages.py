@@ -1,7 +1,8 @@
 """Runs the code blocks of a documentation page, one after the other, in a temporary folder.
 
 The Hub names in the pages are subfolders: `me/shoes` (images with a metadata.csv), `me/cca-shoes` (a tiny checkpoint),
-`google/vit-base-patch16-224-in21k` and `google/mobilenet_v2_1.0_224` (a tiny random ViT). The tools prefer a folder to the Hub.
+`google/vit-base-patch16-224-in21k` and `google/mobilenet_v2_1.0_224` (a tiny random ViT). The tools prefer a folder to
+the Hub.
 """
 
 import contextlib
