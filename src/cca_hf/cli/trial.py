@@ -49,39 +49,44 @@ def trial(
 
         prepare_process()
     if source is None:
-        dataset, flags = str(output_dir / "shapes"), []
+        following = [["cca", "try", "FOLDER_OR_TABLE"], _evaluate(output_dir, str(output_dir / "shapes"))]
         print("No images given: drawing shapes with five attributes, and learning them from scratch", flush=True)
         with stdout_kept_clean():
             done = try_shapes(output_dir)
     else:
-        dataset, flags = source, _flags(attributes, group_column)
         data_args = DataArguments(source, attributes, group_column=group_column)
         with stdout_kept_clean():
             data = load_images(data_args)
+        several = set(data.splits) != set(data.cut_splits)
+        following = [
+            _index(output_dir, source, "train" if several else None),
+            _evaluate(output_dir, source),
+            _train(source, attributes, group_column),
+        ]
         print(printable(f"{source}: {describe(data)}"), flush=True)
         with stdout_kept_clean():
             done = try_images(data, data_args, backbone or BACKBONE, output_dir)
-    print(printable(f"\n{done.result.table()}\n{explain(done)}\n\nPage: {done.page}"))
-    print("\nNext:")
-    for words in _next_steps(str(output_dir), dataset, flags, own_images=source is not None):
-        print(f"  {shlex.join(words)}")
+    print(printable(f"\n{done.result.table()}\n{explain(done)}\n\nPage: {done.page}\n\nNext:"))
+    for words in following:
+        print(f"  {printable(shlex.join(words))}")
     if not no_open and _has_screen():
         webbrowser.open(done.page.resolve().as_uri())
 
 
-def _flags(attributes: list[str] | None, group_column: str | None) -> list[str]:
-    """The flags of the data set, for the next commands."""
-    flags = ["--attributes", *attributes] if attributes else []
-    return flags + (["--group_column", group_column] if group_column else [])
+def _index(model: Path, dataset: str, split: str | None) -> list[str]:
+    part = ["--split", split] if split else []
+    return ["cca", "index", "--model", str(model), "--dataset", dataset, *part, "--store", f"{model}.index"]
 
 
-def _next_steps(model: str, dataset: str, flags: list[str], *, own_images: bool) -> list[list[str]]:
-    evaluate = ["cca", "evaluate", "--model", model, "--dataset", dataset]
-    if not own_images:
-        return [["cca", "try", "FOLDER_OR_TABLE"], evaluate]
-    index = ["cca", "index", "--model", model, "--dataset", dataset, "--store", f"{model}.index"]
-    train = ["cca", "train", "--dataset", dataset, *flags, "--backbone", "google/vit-base-patch16-224-in21k"]
-    return [index, evaluate, [*train, "--output_dir", "out"]]
+def _evaluate(model: Path, dataset: str) -> list[str]:
+    return ["cca", "evaluate", "--model", str(model), "--dataset", dataset]
+
+
+def _train(dataset: str, attributes: list[str] | None, group_column: str | None) -> list[str]:
+    words = ["cca", "train", "--dataset", dataset, "--backbone", "google/vit-base-patch16-224-in21k"]
+    words += ["--attributes", *attributes] if attributes else []
+    words += ["--group_column", group_column] if group_column else []
+    return [*words, "--output_dir", "out"]
 
 
 def _has_screen() -> bool:
