@@ -65,7 +65,7 @@ def run(*words: object) -> int:
     return main(["try", *map(str, words)])
 
 
-def test_own_images(photos, backbone, tmp_path, opened, monkeypatch, capsys):
+def test_own_images(photos, backbone, tmp_path, opened, monkeypatch, capsys, caplog):
     out = tmp_path / "out"
     monkeypatch.setattr(trial, "MOST_IMAGES", {"train": 30, "validation": 100, "test": 100})
     assert run(photos, "--attributes", "colour", "shape", "--backbone", backbone, "--output_dir", out) == 0
@@ -79,7 +79,7 @@ def test_own_images(photos, backbone, tmp_path, opened, monkeypatch, capsys):
         "Drawn at random for this trial: 30 train, 5 validation, 5 test.\n"
     )
     assert "'loss': " in progress and "'eval_map': " in progress
-    assert "left out 1 unreadable image(s)" in progress
+    assert "left out 1 unreadable image(s)" in caplog.text
     assert "% (chance)  queries" in printed
     assert "\nQueries: 5 (the test images). Other images that each is compared with: 29. Figures of so few" in printed
 

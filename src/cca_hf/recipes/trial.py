@@ -34,7 +34,7 @@ from .shapes import draw_shapes, train_on_shapes
 
 BACKBONE = "google/mobilenet_v2_1.0_224"
 SHAPES, SHAPE_EPOCHS = 1500, 8
-STEPS = 300
+STEPS = 120
 # Of a larger split, this many images are drawn at random.
 MOST_IMAGES = {"train": 1000, "validation": 100, "test": 100}
 _FEW_IMAGES = 16  # for batches with four images of a value
