@@ -1,7 +1,8 @@
 """Runs the code blocks of a documentation page, one after the other, in a temporary folder.
 
 The Hub names in the pages are subfolders: `me/shoes` (images with a metadata.csv), `me/cca-shoes` (a tiny checkpoint),
-`google/vit-base-patch16-224-in21k` (a tiny random ViT). The tools prefer a folder to the Hub.
+`google/vit-base-patch16-224-in21k` and `google/mobilenet_v2_1.0_224` (a tiny random ViT). The tools prefer a folder to
+the Hub.
 """
 
 import contextlib
@@ -141,14 +142,15 @@ def make_world(folder: Path) -> None:
     write_triplets(folder / "me" / "shoe-triplets", folder / "me" / "shoes" / "test")
     for name in ("query.jpg", "other.jpg"):
         Image.fromarray(rng.integers(0, 256, (50, 40, 3), dtype=np.uint8)).save(folder / name)
-    backbone = folder / "google" / "vit-base-patch16-224-in21k"
+    vit, mobilenet = (folder / "google" / name for name in ("vit-base-patch16-224-in21k", "mobilenet_v2_1.0_224"))
     config = ViTConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
     )
-    ViTModel(config, add_pooling_layer=False).save_pretrained(backbone)
-    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(backbone)
+    for backbone in (vit, mobilenet):
+        ViTModel(config, add_pooling_layer=False).save_pretrained(backbone)
+        ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(backbone)
     attributes = {"colour": list(COLOURS), "heel_height": list(HEELS), "closure": list(CLOSURES)}
-    CCAModel.from_backbone(backbone, attributes=attributes).save_pretrained(folder / "me" / "cca-shoes")
+    CCAModel.from_backbone(vit, attributes=attributes).save_pretrained(folder / "me" / "cca-shoes")
 
 
 def write_split(folder: Path, images: int, rng: np.random.Generator) -> None:

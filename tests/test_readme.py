@@ -29,8 +29,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def five_lines(names: dict[str, object]) -> None:
     embeddings = np.asarray(names["embeddings"])
-    assert embeddings.shape[:2] == (24, 2)
+    assert embeddings.shape[:2] == (120, 2)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=-1), 1, atol=1e-5)
+    metrics = names["trainer"].evaluation_result.metrics()
+    assert metrics["map_colour"] > metrics["chance_map_colour"] + 0.1  # trained, even with a tiny backbone
 
 
 def use_a_checkpoint(names: dict[str, object]) -> None:
@@ -98,7 +100,7 @@ def index_shoes(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("words", SHELL, ids=" ".join)
-def test_shell(words: list[str], world: Path) -> None:
+def test_shell(words: list[str], world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     match words:
         case ["make", target]:
             assert f"make {target} " in run(["make", "--no-print-directory", "help"], ROOT)
@@ -110,6 +112,11 @@ def test_shell(words: list[str], world: Path) -> None:
             quick = ["--max_steps", "2", "--report_to", "none", "--cpu_threads", "1"]
             run([*launch, str(ROOT / "scripts" / "train.py"), *flags, *quick], world)
             assert (world / "out" / "all_results.json").is_file()
+        case ["cca", "try", *_]:
+            for name, value in {"STEPS": 15, "SHAPES": 150, "SHAPE_EPOCHS": 1}.items():
+                monkeypatch.setattr(f"cca_hf.recipes.trial.{name}", value)
+            monkeypatch.setattr("cca_hf.training.process.prepare_process", lambda: None)
+            assert "Page: cca-try/report.html" in run_cca([*words, "--no_open"], world)
         case ["cca", "evaluate", *_]:
             printed = run_cca(words, world)
             assert "heel_height" in printed and "chance" in printed.lower()

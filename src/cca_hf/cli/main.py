@@ -20,6 +20,7 @@ from .index import search
 from .options import Command, UsageError, printable
 from .serve import demo, serve
 from .train import Training, train
+from .trial import trial
 
 # the exceptions whose message says what is wrong with the input; of others, the type is printed too
 _EXPECTED = (ValueError, KeyError, OSError, ImportError, RuntimeError)
@@ -32,6 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.command("try", cls=Command)(trial)
 app.command(cls=Training)(train)
 for command in (evaluate, embed, export, search, card, push, check, serve, demo, docs):
     app.command(cls=Command)(command)

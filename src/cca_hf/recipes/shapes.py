@@ -1,4 +1,4 @@
-"""Trains a small CCA from scratch on drawn shapes, without data or internet access (`make demo`, `cca demo`)."""
+"""Trains a small CCA from scratch on drawn shapes, without data or network (`cca try`, `make demo`, `cca demo`)."""
 
 from pathlib import Path
 
@@ -24,7 +24,13 @@ def draw_shapes(folder: Path, *, num_images: int = NUM_IMAGES, seed: int = 0) ->
 
 
 def train_on_shapes(
-    shapes: Path, output_dir: Path, *, epochs: float = EPOCHS, seed: int = 0, one_space: bool = False
+    shapes: Path,
+    output_dir: Path,
+    *,
+    epochs: float = EPOCHS,
+    seed: int = 0,
+    one_space: bool = False,
+    measure_entanglement: bool = True,
 ) -> TrainingRun:
     """Trains on the shapes of `draw_shapes`, as `scripts/train.py` does; `one_space`: one space for all attributes."""
     return run_training(
@@ -42,9 +48,12 @@ def train_on_shapes(
             learning_rate=2e-3,
             crop_scale=0.9,  # size is an attribute, which a tighter crop would change
             bf16=False,  # so that all machines give the same figures
-            eval_strategy="no",
+            eval_strategy="steps",  # to be seen; the last weights are those that are kept
+            eval_steps=0.25,
             save_strategy="no",
-            logging_steps=100,
+            load_best_model_at_end=False,
+            logging_steps=0.05,
+            measure_entanglement=measure_entanglement,
             report_to="none",
             seed=seed,
         ),
