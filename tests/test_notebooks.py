@@ -48,8 +48,8 @@ def test_train_on_your_images(tmp_path: Path) -> None:
 def test_search_a_catalogue(tmp_path: Path) -> None:
     pytest.importorskip("lancedb", reason='the index needs LanceDB: pip install "cca_hf[search]"')
     notebook = execute("search_a_catalogue.ipynb", tmp_path)
-    but_red, like_item = shown(notebook, "text/plain")[-2:]
-    assert len(re.findall(r"\('red', ", but_red)) == 6
+    but_blue, like_item = shown(notebook, "text/plain")[-2:]
+    assert len(re.findall(r"\('blue', ", but_blue)) == 6
     assert len(set(re.findall(r"\('item-\d+', '(\w+)'\)", like_item))) == 1
     assert len(shown(notebook, "image/png")) == 5
 
