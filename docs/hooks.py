@@ -3,9 +3,11 @@
 The README is the first page. `api/<room>.md` documents the public names of a room with their docstrings, and
 `commands.md` has the `--help` of every command of `cca`, so neither text is written twice. On GitHub, pages refer to
 each other by file name, such as `docs/speed.md`; this module turns the names into links with the title of the page.
+The notebooks of `notebooks/` become files of the site.
 """
 
 import dataclasses
+import json
 import posixpath
 import re
 from collections.abc import Iterator
@@ -36,6 +38,18 @@ ROOMS = {
 _FENCE = re.compile(r"^ *```")
 _LIST_ITEM = re.compile(r"^ *([-*]|\d+\.) ")
 _FILE_NAME = re.compile(r"`docs/([\w/]+\.md)`")
+_NOTEBOOK = re.compile(r"\]\(\.\./((?:\.\./)*notebooks/)")
+_WORKER_SCRIPT = """\
+// A browser starts no worker from a file. On a page that is a file, a worker gets the text of the theme's worker.
+if (location.protocol === "file:") {
+  const source = new Blob([%s]);
+  window.Worker = class extends Worker {
+    constructor() {
+      super(URL.createObjectURL(source));
+    }
+  };
+}
+"""
 
 
 def public_names() -> dict[str, list[str]]:
@@ -57,11 +71,13 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the generated pages."""
+    """Adds the generated pages and the notebooks."""
     generated = {"index.md": (ROOT / "README.md").read_text(encoding="utf-8"), "commands.md": commands_page()}
     generated |= {f"api/{room}.md": api_page(room, names) for room, names in public_names().items()}
     for path, content in generated.items():
         files.append(File.generated(config, path, content=content))
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        files.append(File.generated(config, f"notebooks/{notebook.name}", abs_src_path=str(notebook)))
     return files
 
 
@@ -136,6 +152,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             in_list = item or (in_list and (not line or line.startswith(" ") or bool(before)))
             if not fence:
                 line = _FILE_NAME.sub(link, line)
+                line = _NOTEBOOK.sub(r"](\1", line)
                 if page.file.src_uri == "index.md":
                     line = line.replace("](docs/", "](")
         elif fence and not line.startswith(" "):
@@ -146,6 +163,24 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             if not in_code:
                 lines.append("")
     return "\n".join(lines) + "\n"
+
+
+# ---- Search in a page that is a file ----
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Writes the script with which the search of a page that is a file starts its worker.
+
+    The plugin `offline` does the rest: it writes the index as a script, because such a page may not fetch it. It
+    expects a script of this name, `iframe-worker.js`, in `extra.polyfills`.
+    """
+    scripts = Path(config.site_dir, "assets", "javascripts")
+    (worker,) = (scripts / "workers").glob("search.*.js")
+    script = _WORKER_SCRIPT % json.dumps(worker.read_text(encoding="utf-8"))
+    (scripts / "iframe-worker.js").write_text(script, encoding="utf-8")
+
+
+# ---- Docstrings ----
 
 
 class References(griffe.Extension):

@@ -31,6 +31,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # Files that take a minute or more come first: at the end, one worker would wait for the other.
 SLOWEST = ("test_benchmark_speed", "test_benchmark_server", "test_ray_engine", "test_interruption", "test_tutorials")
 SLOWEST += ("test_retrieval_memory", "test_publishing", "test_space", "test_remote_code", "test_height_and_width")
+SLOWEST += ("test_notebooks",)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,9 @@
 """The documentation site builds without warnings, documents every public name, and loads nothing from other hosts."""
 
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,68 @@ def test_file_names_of_pages_become_links(site: Path) -> None:
         assert not re.findall(r"<p>[^<]*\n(?:- |\| )", text), (
             f"{page.name} has a list or a table that is shown as text"
         )
+
+
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+# the parts of the text that end to the right of the window and cannot be scrolled into it
+CUT_OFF = """() => {
+  const scrolls = element => ["auto", "scroll"].includes(getComputedStyle(element).overflowX);
+  const reached = element => !element.matches(".md-content") && (scrolls(element) || reached(element.parentElement));
+  return [...document.querySelectorAll(".md-content *")]
+    .filter(element => element.getBoundingClientRect().right > innerWidth + 1 && !reached(element))
+    .map(element => element.outerHTML.slice(0, 200));
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: the site is not opened")
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no chromium on the PATH: the site is not opened in a real browser")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser, page: Path, **options: object) -> Iterator:
+    """A page that is opened as a file; it may neither fetch anything from a host nor report an error."""
+    context = browser.new_context(reduced_motion="reduce", **options)
+    context.set_default_timeout(60_000)
+    tab, complaints = context.new_page(), []
+    tab.on("request", lambda request: complaints.append(request.url) if request.url.startswith("http") else None)
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.goto(page.as_uri())
+    yield tab
+    context.close()
+    assert not complaints
+
+
+@pytest.mark.parametrize("device", [{"viewport": {"width": 1280, "height": 900}}, PHONE], ids=["desktop", "phone"])
+def test_search_works_in_a_file(site: Path, browser, device: dict[str, object]) -> None:
+    with opened(browser, site / "index.html", **device) as tab:
+        if device is PHONE:
+            tab.locator("label.md-header__button[for=__search]").click()
+        tab.locator("[data-md-component=search-query]").press_sequentially("leave-one-out")
+        hit = tab.locator("a.md-search-result__link", has_text="Query and gallery").first
+        hit.click()
+        tab.wait_for_url("**/glossary.html*#query-and-gallery")
+        heading = tab.locator("#query-and-gallery")
+        heading.wait_for()
+        assert heading.evaluate("heading => heading.getBoundingClientRect().top") < 844
+
+
+def test_pages_fit_on_a_phone(site: Path, browser) -> None:
+    """No page is wider than 390 pixels; wide tables and code scroll within themselves."""
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 30
+    with opened(browser, pages[0], **PHONE) as tab:
+        for page in pages:
+            tab.goto(page.as_uri())
+            assert tab.evaluate("document.documentElement.scrollWidth") <= 390, page.name
+            assert not tab.evaluate(CUT_OFF), page.name
 
 
 def test_nothing_is_loaded_from_other_hosts(site: Path) -> None:

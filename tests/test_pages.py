@@ -15,6 +15,23 @@ def world(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_quick_start(world: Path) -> None:
+    """As if `cca try` had trained on the folder photos; tests of `cca try` run the training."""
+    pytest.importorskip("lancedb", reason='the index needs LanceDB: pip install "cca_hf[search]"')
+    (world / "cca-try").symlink_to(world / "me" / "cca-shoes")
+    (world / "photos").symlink_to(world / "me" / "shoes")
+    ran = list(run_page("docs/quick_start.md", world))
+    assert [block.command[:2] for block in ran] == [
+        ["pip", "install"],
+        [],
+        ["pip", "install"],
+        ["cca", "index"],
+        ["cca", "search"],
+    ]
+    assert ran[1].printed.split()[::2] == ["colour", "heel_height", "closure"]
+    assert (world / "found.html").read_text(encoding="utf-8").count("data:image/jpeg;base64,") == 10
+
+
 def test_search(world: Path) -> None:
     pytest.importorskip("lancedb", reason='the index needs LanceDB: pip install "cca_hf[search]"')
     steps = []
