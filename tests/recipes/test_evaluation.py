@@ -105,11 +105,6 @@ def test_other_names_of_the_validation_split(run, catalogue, capsys, split):
     assert measured == figures(capsys, run.output_dir, catalogue, "--split", "validation")
 
 
-def test_another_name_of_the_validation_split(run, catalogue):
-    data = load_evaluation_data(str(catalogue), ATTRIBUTES, "valid", str(run.output_dir))
-    assert pixels(data.splits["validation"]) == pixels(run.data.splits["validation"])
-
-
 def test_the_figures_are_those_of_the_training(run, catalogue, capsys):
     assert figures(capsys, run.output_dir, catalogue) == pytest.approx(saved_figures(run), abs=1e-6)
 
