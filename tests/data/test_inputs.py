@@ -223,7 +223,8 @@ def test_from_the_command_line(kind, shop, rows, served):
     """The command writes the images and the labels that it has read."""
     source = FILES.get(kind, KINDS[kind])(shop, rows)
     run_cca(["cca", "data", "push", "--dataset", str(source), "--repo", "me/shoes", "--dry_run", "staged"], shop)
-    check(load_attribute_dataset(shop / "staged", make_splits=False), kind)
+    written = shop / "staged" / "data" / "train-00000-of-00001.parquet"
+    check(load_attribute_dataset(written, make_splits=False), kind)
 
 
 def test_the_page_lists_what_is_tested(repository):
