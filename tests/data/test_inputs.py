@@ -480,6 +480,9 @@ def test_tables_among_images_that_do_not_label_them(shop, rows, caplog):
     (folder / "prices.csv").write_text("sku,price\n1,2\n")
     assert load_attribute_dataset(folder, make_splits=False).attributes == {"label": VALUES["colour"]}
     assert "prices.csv does not label the images beside it: " in caplog.text
+    (folder / "prices.csv").write_text("file_name,price\n")
+    assert load_attribute_dataset(folder, make_splits=False).attributes == {"label": VALUES["colour"]}
+    assert "prices.csv does not label the images beside it: it has no rows" in caplog.text
     (folder / "prices.csv").write_text("image,price\nother.jpg,2\n")
     assert load_attribute_dataset(folder, make_splits=False).attributes == {"label": VALUES["colour"]}
     assert "most of its paths, such as 'other.jpg', are no images in this folder" in caplog.text
