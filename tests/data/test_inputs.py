@@ -223,7 +223,8 @@ def test_from_the_command_line(kind, shop, rows, served):
     """The command writes the images and the labels that it has read."""
     source = FILES.get(kind, KINDS[kind])(shop, rows)
     run_cca(["cca", "data", "push", "--dataset", str(source), "--repo", "me/shoes", "--dry_run", "staged"], shop)
-    check(load_attribute_dataset(shop / "staged", make_splits=False), kind)
+    written = shop / "staged" / "data" / "train-00000-of-00001.parquet"
+    check(load_attribute_dataset(written, make_splits=False), kind)
 
 
 def test_the_page_lists_what_is_tested(repository):
@@ -479,6 +480,9 @@ def test_tables_among_images_that_do_not_label_them(shop, rows, caplog):
     (folder / "prices.csv").write_text("sku,price\n1,2\n")
     assert load_attribute_dataset(folder, make_splits=False).attributes == {"label": VALUES["colour"]}
     assert "prices.csv does not label the images beside it: " in caplog.text
+    (folder / "prices.csv").write_text("file_name,price\n")
+    assert load_attribute_dataset(folder, make_splits=False).attributes == {"label": VALUES["colour"]}
+    assert "prices.csv does not label the images beside it: it has no rows" in caplog.text
     (folder / "prices.csv").write_text("image,price\nother.jpg,2\n")
     assert load_attribute_dataset(folder, make_splits=False).attributes == {"label": VALUES["colour"]}
     assert "most of its paths, such as 'other.jpg', are no images in this folder" in caplog.text

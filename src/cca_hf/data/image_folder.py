@@ -185,6 +185,9 @@ def _table_beside(folder: Path, found: FoundFiles) -> pa.Table | None:
         logger.warning("%s does not label the images beside it: %s", folder / name, error)
         return None
     paths = _first_paths(table)
+    if not paths:
+        logger.warning("%s does not label the images beside it: it has no rows", folder / name)
+        return None
     places = _places_of(folder, paths, found.images)
     if 2 * sum(place is not None for place in places) < sum(path is not None for path in paths):
         logger.warning(

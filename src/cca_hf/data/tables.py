@@ -101,10 +101,9 @@ def _dataset(table: pa.Table) -> Dataset:
     """A table of any origin, with types that all versions of `datasets` know."""
     for place, name in enumerate(table.column_names):
         column = table.column(name)
-        if pa.types.is_dictionary(column.type):
-            table = table.set_column(place, name, column.cast(column.type.value_type))
-        elif str(column.type) in ("string_view", "binary_view"):  # of polars
-            kind = pa.large_string() if str(column.type) == "string_view" else pa.large_binary()
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        kind = {"string_view": pa.string(), "binary_view": pa.binary()}.get(str(kind), kind)  # of polars
+        if kind != column.type:
             table = table.set_column(place, name, column.cast(kind))
     return Dataset(table)
 
@@ -157,7 +156,7 @@ def _with_images(dataset: Dataset, images: TableImages, origin: _Origin) -> Data
     missing = [row for row, cell in enumerate(cells) if cell is not None and _is_missing(cell)]
     if missing:
         problem = (
-            f"{origin.name}, row {origin.first_row + missing[0]}: there is no image {texts[missing[0]]!r}. "
+            f"{origin.name}, row {origin.first_row + missing[0]}: there is no image '{texts[missing[0]]}'. "
             f"{len(missing):,} of {len(texts):,} rows name missing files"
         )
         if images.on_unreadable == "error":
