@@ -73,21 +73,6 @@ class WithLoss:
         return output
 
 
-class WithAttributeIds:
-    """The adapter for tests that pass images alone."""
-
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        attribute_ids: torch.Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        attention_mask: torch.Tensor | None = None,
-    ) -> Any:
-        ids = torch.arange(len(pixel_values)) % len(ATTRIBUTES)
-        return super().forward(pixel_values, ids, output_attentions, output_hidden_states=output_hidden_states)
-
-
 class WithTuple:
     """The adapter for a test of the gradient of `attentions[0]`: ours is one tensor, of one layer."""
 
@@ -99,7 +84,6 @@ class WithTuple:
 
 ADAPTERS = {
     "test_training": WithLoss,
-    "test_eager_matches_sdpa": WithAttributeIds,
     "test_retain_grad": WithTuple,
 }
 
