@@ -29,7 +29,7 @@ def test_quick_start(world: Path) -> None:
         ["cca", "search"],
     ]
     assert ran[1].printed.split()[::2] == ["colour", "heel_height", "closure"]
-    assert (world / "found.html").read_text(encoding="utf-8").count("data:image/jpeg;base64,") == 10
+    assert (world / "found.html").read_text(encoding="utf-8").count("data:image/jpeg;base64,") == 11  # with the query
 
 
 def test_search(world: Path) -> None:
