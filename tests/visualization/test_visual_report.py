@@ -171,6 +171,13 @@ def test_it_counts_what_could_be_right(page_of_boots):
         assert f"<span>{count}</span>" in colour
 
 
+def test_a_split_of_one_image(model, boots, tmp_path):
+    alone = AttributeDataset(DatasetDict(test=boots["test"].select([7])), VALUES)
+    text = write_report(model, alone, "test", RetrievalEvaluator(alone)(model), tmp_path).read_text(encoding="utf-8")
+    assert "no other image with this value was searched" in text
+    assert (tmp_path / "report.png").is_file() and not [*(tmp_path / "examples").iterdir()]
+
+
 def test_an_image_has_its_id_name_and_price(page_of_boots):
     query, *others = page_of_boots.split('<article class="query card">')[1].split("<figure")
     assert query.count("<span>A-0</span>\n<span>Boot &lt;0&gt;</span>\n<span>price 49.9</span>") == 1

@@ -1,6 +1,6 @@
 """What a training shows while it runs: the logs of the Trainer without the figures of single attributes and values."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from transformers import Trainer
@@ -18,7 +18,7 @@ class Brief(TrainerCallback):
         epoch: a sentence that is printed when the training begins; it says what an epoch is.
     """
 
-    def __init__(self, metrics: Sequence[str] = (), epoch: str = "") -> None:
+    def __init__(self, metrics: Iterable[str] = (), epoch: str = "") -> None:
         super().__init__()
         self.metrics = [f"eval_{name}" for name in metrics]
         self.epoch = epoch
@@ -42,7 +42,7 @@ class BriefPrinter(Brief, PrinterCallback):
     """The same logs without a progress bar."""
 
 
-def show_briefly(trainer: Trainer, metrics: Sequence[str], epoch: str) -> None:
+def show_briefly(trainer: Trainer, metrics: Iterable[str], epoch: str) -> None:
     """Replaces the callbacks with which the Trainer shows its progress; the arguments are those of [`Brief`]."""
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(BriefProgress(metrics, epoch))

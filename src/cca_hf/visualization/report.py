@@ -109,7 +109,8 @@ def write_report(
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if can_draw():
-        _draw_examples(views[:_QUERIES_IN_PNG], named, folder)
+        drawn = [view for view in views if any(view.neighbours.values())]
+        _draw_examples(drawn[:_QUERIES_IN_PNG], named, folder)
     else:
         logger.warning('without matplotlib, report.png and examples/ are not drawn: pip install "cca_hf[plot]"')
     return write_text(text, folder / "report.html")
