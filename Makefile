@@ -38,7 +38,7 @@ $(LOWEST)/ready: $(SETUP_FILES) constraints-lowest.txt
 
 environment: $(VENV)/ready ## Create the environment (.venv)
 
-demo: $(VENV)/ready ## Train a small CCA on drawn shapes, evaluate it, write demo/report.html (minutes, offline)
+demo: $(VENV)/ready ## Compare CCA with one space for all on drawn shapes, write demo/report.html (5 minutes on 2 cores, offline)
 	$(VENV)/bin/python scripts/demo.py --output_dir demo
 
 space: $(VENV)/ready ## Search drawn shapes in the browser, with the model of `make demo` (trained first if missing)

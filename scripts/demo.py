@@ -1,4 +1,4 @@
-"""A tour of cca_hf in a few minutes, on two cores, without data or network (`make demo`).
+"""A tour of cca_hf in five minutes, on two cores, without data or network (`make demo`).
 
     python scripts/demo.py                        # writes demo/report.html
     python scripts/demo.py --images 1200 --epochs 4 --output_dir /tmp/demo
@@ -31,6 +31,8 @@ def main() -> None:
     prepare_process()
     started = time.monotonic()
 
+    if (options.images, options.epochs) == (NUM_IMAGES, EPOCHS):
+        print("This takes about 5 minutes on two cores.", flush=True)
     say(f"1/5  Drawing {options.images:,} images")
     shapes = options.output_dir / "shapes"
     draw_shapes(shapes, num_images=options.images, seed=options.seed)

@@ -1,6 +1,7 @@
 """`cca try`: what it prints, the page with the user's own images, and the checkpoint that it leaves."""
 
 import csv
+import re
 import webbrowser
 from pathlib import Path
 
@@ -50,12 +51,13 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Short trials, in this process; the addresses that a browser would show."""
+    """Short trials, in this process and without matplotlib; the addresses that a browser would show."""
     addresses: list[str] = []
-    monkeypatch.setattr(trial, "STEPS", 30)
-    monkeypatch.setattr(trial, "SHAPES", 150)
+    monkeypatch.setattr(trial, "STEPS", 15)
+    monkeypatch.setattr(trial, "SHAPES", 100)
     monkeypatch.setattr(trial, "SHAPE_EPOCHS", 1)
     monkeypatch.setattr("cca_hf.training.process.prepare_process", lambda: None)
+    monkeypatch.setattr("cca_hf.visualization.report.can_draw", lambda: False)
     monkeypatch.setattr(webbrowser, "open", addresses.append)
     monkeypatch.setenv("DISPLAY", ":0")
     return addresses
@@ -80,7 +82,7 @@ def test_own_images(photos, backbone, tmp_path, opened, monkeypatch, capsys, cap
     )
     assert "'loss': " in progress and "'eval_map': " in progress
     assert "left out 1 unreadable image(s)" in caplog.text
-    assert "% (chance)  queries" in printed
+    assert re.search("^colour +5 ", printed, re.MULTILINE)  # a row of the table of results
     assert "\nQueries: 5 (the test images). Other images that each is compared with: 29. Figures of so few" in printed
 
     page = (out / "report.html").read_text(encoding="utf-8")
@@ -113,8 +115,8 @@ def test_one_attribute_of_few_images(photos, backbone, tmp_path, opened, capsys)
 def test_shapes(tmp_path, opened, capsys):
     assert run("--output_dir", tmp_path / "out") == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("No images given: drawing shapes with five attributes")
-    assert "\nQueries: 30 (the test images). Other images that each is compared with: 29. Figures" in printed
+    assert printed.startswith("Draws 100 images of shapes, and learns from scratch: colour, size, background\n")
+    assert "\nQueries: 20 (the test images). Other images that each is compared with: 19. Figures" in printed
     assert printed.endswith(
         "Next:\n  cca try FOLDER_OR_TABLE\n"
         f"  cca evaluate --model {tmp_path / 'out'} --dataset {tmp_path / 'out' / 'shapes'}\n"

@@ -44,13 +44,22 @@ def trial(
                 raise UsageError(f"--{name} needs FOLDER_OR_TABLE: your images")
     with stdout_kept_clean():
         from cca_hf.recipes.command_line import DataArguments
-        from cca_hf.recipes.trial import BACKBONE, describe, explain, load_images, try_images, try_shapes
+        from cca_hf.recipes.trial import (
+            BACKBONE,
+            SHAPE_ATTRIBUTES,
+            SHAPES,
+            describe,
+            explain,
+            load_images,
+            try_images,
+            try_shapes,
+        )
         from cca_hf.training.process import prepare_process
 
         prepare_process()
     if source is None:
         following = [["cca", "try", "FOLDER_OR_TABLE"], _evaluate(output_dir, str(output_dir / "shapes"))]
-        print("No images given: drawing shapes with five attributes, and learning them from scratch", flush=True)
+        print(f"Draws {SHAPES:,} images of shapes, and learns from scratch: {', '.join(SHAPE_ATTRIBUTES)}", flush=True)
         with stdout_kept_clean():
             done = try_shapes(output_dir)
     else:

@@ -1,5 +1,6 @@
 """Trains a small CCA from scratch on drawn shapes, without data or network (`cca try`, `make demo`, `cca demo`)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cca_hf.data.shapes import SHAPE_ATTRIBUTES, generate_shapes_dataset
@@ -27,6 +28,7 @@ def train_on_shapes(
     shapes: Path,
     output_dir: Path,
     *,
+    attributes: Sequence[str] = tuple(SHAPE_ATTRIBUTES),
     epochs: float = EPOCHS,
     seed: int = 0,
     one_space: bool = False,
@@ -40,7 +42,7 @@ def train_on_shapes(
             image_size=[IMAGE_SIZE],
             hidden_size=HIDDEN_SIZE,
         ),
-        DataArguments(dataset=str(shapes), attributes=list(SHAPE_ATTRIBUTES)),
+        DataArguments(dataset=str(shapes), attributes=list(attributes)),
         CCATrainingArguments(
             output_dir=str(output_dir),
             num_train_epochs=epochs,
