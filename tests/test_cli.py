@@ -232,7 +232,8 @@ def test_dashes_and_underscores_are_the_same(flags, shoes, checkpoint, tmp_path,
     words = [word for pair in zip(flags, [tmp_path / "out", 0], strict=True) for word in pair]
     assert run("evaluate", "--model", checkpoint, "--dataset", shoes, *words, "--json") == 0
     metrics = json.loads(capsys.readouterr().out)
-    assert EvaluationResult.load_json(tmp_path / "out" / "evaluation.json").metrics() == metrics
+    result = EvaluationResult.load_json(tmp_path / "out" / "evaluation.json")
+    assert result.intervals() | result.metrics() == metrics
     assert run("embed", "--model", checkpoint, "--dataset", shoes, f"{flags[0]}={tmp_path}", "--id-columm", "a") == 2
     assert "--id_column" in capsys.readouterr().err
 

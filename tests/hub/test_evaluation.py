@@ -47,4 +47,4 @@ def test_the_splits_of_the_training(hub, run_on_hub, tmp_path):
     assert codes == [0, 1, 0]
     assert "me/evaluated was trained with --split_seed 3" in errors
     metrics = json.loads(results[results.index("{") :])
-    assert metrics == pytest.approx(run.result.metrics(), abs=1e-6)
+    assert metrics == pytest.approx(run.result.intervals() | run.result.metrics(), abs=1e-6)
