@@ -31,8 +31,9 @@ def five_lines(names: dict[str, object]) -> None:
     embeddings = np.asarray(names["embeddings"])
     assert embeddings.shape[:2] == (120, 2)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=-1), 1, atol=1e-5)
+    assert names["trainer"].state.global_step == 36  # 4 epochs
     metrics = names["trainer"].evaluation_result.metrics()
-    assert metrics["map_colour"] > metrics["chance_map_colour"] + 0.1  # trained, even with a tiny backbone
+    assert metrics["map_colour"] > 1.2 * metrics["chance_map_colour"]  # the tiny backbone has random weights
 
 
 def use_a_checkpoint(names: dict[str, object]) -> None:
