@@ -10,7 +10,7 @@ from .attribute_retrieval import TrainingRun, run_training
 from .command_line import DataArguments, ModelArguments
 
 NUM_IMAGES = 3000
-EPOCHS = 18
+EPOCHS = 10
 IMAGE_SIZE, HIDDEN_SIZE = 64, 128
 # ResNet's basic blocks: small enough for two cores, and quick to learn shapes from scratch.
 BACKBONE = """{"model_type": "resnet", "layer_type": "basic", "embedding_size": 32,
