@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from datasets import DatasetDict
@@ -17,7 +17,7 @@ from transformers import set_seed
 
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.schema import AttributeDataset
-from cca_hf.data.torch_dataset import QueriesAndGallery
+from cca_hf.data.torch_dataset import AttributeImages, QueriesAndGallery
 from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator, query_and_gallery
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.evaluation.text_table import format_table
@@ -152,7 +152,8 @@ def try_images(data: AttributeDataset, data_args: DataArguments, backbone: str, 
         model = _make_model(backbone, used)
         trainer = CCATrainer(model, args, used)
         if "validation" in used:
-            trainer.eval_dataset = QueriesAndGallery(trainer.images_of("validation"), trainer.images_of("train"))
+            queries, gallery = (cast(AttributeImages, trainer.images_of(split)) for split in ("validation", "train"))
+            trainer.eval_dataset = QueriesAndGallery(queries, gallery)
         outcome = trainer.train()
         trainer.save_model()
     counts = count_values(used.attributes, labels)
