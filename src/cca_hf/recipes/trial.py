@@ -17,7 +17,7 @@ from transformers import set_seed
 
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.schema import AttributeDataset
-from cca_hf.data.torch_dataset import QueriesAndGallery
+from cca_hf.data.torch_dataset import AttributeImages, QueriesAndGallery
 from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator, query_and_gallery
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.evaluation.text_table import format_table
@@ -152,7 +152,9 @@ def try_images(data: AttributeDataset, data_args: DataArguments, backbone: str, 
         model = _make_model(backbone, used)
         trainer = CCATrainer(model, args, used)
         if "validation" in used:
-            trainer.eval_dataset = QueriesAndGallery(trainer.images_of("validation"), trainer.images_of("train"))
+            queries, gallery = trainer.images_of("validation"), trainer.images_of("train")
+            assert isinstance(queries, AttributeImages) and isinstance(gallery, AttributeImages)
+            trainer.eval_dataset = QueriesAndGallery(queries, gallery)
         outcome = trainer.train()
         trainer.save_model()
     counts = count_values(used.attributes, labels)
