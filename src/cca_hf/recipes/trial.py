@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 from datasets import DatasetDict
@@ -152,7 +152,8 @@ def try_images(data: AttributeDataset, data_args: DataArguments, backbone: str, 
         model = _make_model(backbone, used)
         trainer = CCATrainer(model, args, used)
         if "validation" in used:
-            queries, gallery = (cast(AttributeImages, trainer.images_of(split)) for split in ("validation", "train"))
+            queries, gallery = trainer.images_of("validation"), trainer.images_of("train")
+            assert isinstance(queries, AttributeImages) and isinstance(gallery, AttributeImages)
             trainer.eval_dataset = QueriesAndGallery(queries, gallery)
         outcome = trainer.train()
         trainer.save_model()
