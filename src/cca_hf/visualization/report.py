@@ -81,8 +81,8 @@ def write_report(
     )
     *_, (name, result) = named.items()
     log = list(history or ())
-    parts = [each for each in (split, f"{split}_query", f"{split}_gallery") if each in dataset]
-    gallery = len(dataset[split if split in dataset else f"{split}_gallery"])
+    queried, searched = (split, split) if split in dataset else (f"{split}_query", f"{split}_gallery")
+    gallery = len(dataset[searched])
     means = ("mean", result.queries, result.overall, result.chance_overall)
     text = render(
         "report.html",
@@ -91,7 +91,8 @@ def write_report(
         name=name,
         attributes=list(dataset.attributes),
         backbone=public_name(model.config.backbone_name or type(model.backbone).__name__),
-        images=sum(len(dataset[each]) for each in parts),
+        images=len(dataset[queried]),
+        gallery=None if searched == queried else gallery,
         result=result,
         tiles=[(measure, label) for measure, label in _TILES.items() if measure in result.overall],
         kinds=dict(zip(named, [f"c{place % 3}" for place in range(len(named) - 1)] + ["accent"], strict=True)),
