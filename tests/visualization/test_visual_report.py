@@ -217,7 +217,7 @@ def test_query_and_gallery_splits(model, dataset, tmp_path):
     result = RetrievalEvaluator(dataset, "benchmark")(model)
     path = write_report(model, dataset, "benchmark", result, tmp_path, queries=2, neighbours=2, candidates=20)
     text = path.read_text(encoding="utf-8")
-    assert "5 images of the\nsplit <code>test</code>, which are compared with 25 other images." in text
+    assert "5 images of the\nsplit <code>benchmark</code>, which are compared with 25 other images." in text
     assert "searched among 20 randomly drawn images" in text
 
 
