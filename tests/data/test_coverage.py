@@ -71,7 +71,7 @@ def test_image_root(tmp_path, rows, built, encode):
         (tmp_path / name).write_bytes(b"" if index == 3 else encode(index, None))
     data = load_attribute_dataset(DatasetDict(test=annotations), ["size"], image_root=tmp_path, make_splits=False)
     assert data.coverage == {"test": Coverage(24, 30)}
-    assert data["test"]["image"][3] == {"bytes": None, "path": str(tmp_path / names[4])}
+    assert data.splits["test"]["image"][3] == {"bytes": None, "path": str(tmp_path / names[4])}
     assert data.check_images() is data
     with pytest.raises(ValueError, match=r"image_root needs .* no column 'file_name'; there are: buttons"):
         load_attribute_dataset(built(rows), ["size"], image_root=tmp_path)

@@ -245,9 +245,9 @@ def test_the_column_of_images(shop, rows):
         del row["image"]
     write_csv(shop / "catalogue.csv", other)
     data = load_attribute_dataset("catalogue.csv", make_splits=False)
-    assert data["train"][5]["image"]["path"] == str(shop / "images" / "05.jpg")
+    assert data.splits["train"][5]["image"]["path"] == str(shop / "images" / "05.jpg")
     data = load_attribute_dataset("catalogue.csv", image_column="thumbnail", make_splits=False)
-    assert data["train"][5]["image"]["path"] == str(shop / "images" / "00.jpg")
+    assert data.splits["train"][5]["image"]["path"] == str(shop / "images" / "00.jpg")
     write_csv(
         shop / "catalogue.csv",
         [{"front": row["image"], "back": row["image"], "colour": row["colour"]} for row in rows],

@@ -32,7 +32,7 @@ def check_all(data, splits, encode, exact=True):
     assert data.attributes == VALUES
     assert list(data.splits) == list(splits)
     for split, rows in splits.items():
-        dataset = data[split]
+        dataset = data.splits[split]
         assert dataset.features["image"] == Image(decode=False)
         assert dataset.column_names[:4] == ["image", *ATTRIBUTES]
         for attribute in ATTRIBUTES:

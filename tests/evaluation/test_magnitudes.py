@@ -73,7 +73,7 @@ def test_readers_do_not_depend_on_the_length(length, drawn):
 
 @pytest.mark.parametrize("length", [2.0**100, 2.0**-120])
 def test_entanglement_does_not_depend_on_the_length(length, plant):
-    planted = plant(90, (2, 2), dim=4)
+    planted = plant(240, (2, 2), dim=4)
     names = ["first", "second"]
 
     def measure(factor):

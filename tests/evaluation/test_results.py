@@ -12,6 +12,7 @@ from cca_hf.data.coverage import Coverage
 from cca_hf.evaluation import EvaluationResult, TripletResult, evaluate_embeddings, triplet_accuracy
 from cca_hf.evaluation.entanglement.result import EntanglementResult, ReaderEntanglement
 from cca_hf.evaluation.results import Result, load_result, save_result
+from cca_hf.evaluation.retrieval.result import MEASURE_NAMES
 
 # as version 0.1 wrote it
 OLD_TRIPLETS = {
@@ -114,7 +115,8 @@ def test_the_best_attribute_is_bold_in_a_notebook():
     table = result.as_table(2)
     expected = []
     for place, row in enumerate(table.sections[0]):
-        for column, measure in enumerate(result[row[0]].scores, start=2):
+        for measure in result[row[0]].scores:
+            column = table.header.index(MEASURE_NAMES.get(measure, measure))
             others = [each.scores[measure] for each in result.attributes]
             if others.index(max(others)) == place:
                 expected.append(row[column])

@@ -105,7 +105,7 @@ class AttributeImages(Dataset[AttributeExample]):
         self.labels = torch.from_numpy(data.labels(split))
         self.transform = transform
         # reads no other column
-        self._images = data.splits[same_split(split, data)].select_columns([IMAGE_COLUMN])
+        self._images = data.splits[same_split(split, data.splits)].select_columns([IMAGE_COLUMN])
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -102,7 +102,7 @@ def test_prepare_load_train_evaluate(root, asen, add_pictures, train_a_step_and_
     assert data.coverage["test_query"] == Coverage(queries, 3600)
     # values, pictures and names belong together
     official = {row.file_name: row for row in read_official_rows(root).values()}
-    for row in data["test_gallery"].select_columns(["image", "file_name", *NAMES]):
+    for row in data.splits["test_gallery"].select_columns(["image", "file_name", *NAMES]):
         told = official[row["file_name"]]
         assert row["image"]["bytes"] == (pictures / row["file_name"]).read_bytes()
         assert [row[name] for name in NAMES] == [told.value if a == told.attribute else -1 for a in range(len(NAMES))]

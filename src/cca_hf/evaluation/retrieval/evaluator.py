@@ -118,8 +118,8 @@ class BackboneEvaluator(RetrievalEvaluator):
 
 def query_and_gallery(dataset: AttributeDataset, split: str) -> tuple[str, str | None]:
     """The parts of `split`: itself, or `<split>_query` and `<split>_gallery`; `valid` is `validation`."""
-    split = same_split(split, dataset)
-    if split not in dataset and f"{split}_query" in dataset:
+    split = same_split(split, dataset.splits)
+    if split not in dataset.splits and f"{split}_query" in dataset.splits:
         return f"{split}_query", f"{split}_gallery"
     return split, None
 
