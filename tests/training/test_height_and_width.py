@@ -39,6 +39,8 @@ PADS = ViTImageProcessorPil(
 )
 CROPS = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 128, "width": 64})
 
+EXPORTED = ("vit", "mobilenet_v2")  # an export takes many seconds
+
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):
@@ -88,6 +90,8 @@ def test_from_files_to_figures(name, data, people, make_args, tmp_path):
     files = sorted((people / "test").glob("*.jpg"))
     maps = model.attention_maps(files[:2], "lower")
     assert maps.shape == (2, 1, model.config.num_attention_heads, *GRIDS[name])
+    if name not in EXPORTED:
+        return
     embeddings = model.encode(files)
     exported = ExportedModel.from_pretrained(export_model(model, tmp_path / "onnx"), num_threads=1)
     np.testing.assert_allclose(exported.encode(files), embeddings, atol=1e-5)
