@@ -134,6 +134,8 @@ def _image_cell(row: int, cell: Any) -> dict[str, Any] | None:
             cell = load_image(cell)
         except UnreadableImageError as error:
             raise ValueError(f"row {row}: {error}") from error
+    if isinstance(cell, os.PathLike):  # datasets 4.0 takes a text only
+        cell = os.fspath(cell)
     return Image().encode_example(dict(cell) if isinstance(cell, Mapping) else cell)
 
 
