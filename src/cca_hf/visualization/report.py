@@ -14,6 +14,7 @@ import numpy as np
 
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.evaluation.entanglement.result import READER_NAMES, EntanglementResult
+from cca_hf.evaluation.retrieval.evaluator import query_and_gallery
 from cca_hf.evaluation.retrieval.result import MEASURE_NAMES, EvaluationResult
 from cca_hf.evaluation.text_table import format_table, percent
 from cca_hf.models.configuration_images import public_name
@@ -81,8 +82,8 @@ def write_report(
     )
     *_, (name, result) = named.items()
     log = list(history or ())
-    queried, searched = (split, split) if split in dataset else (f"{split}_query", f"{split}_gallery")
-    gallery = len(dataset[searched])
+    query_split, gallery_split = query_and_gallery(dataset, split)
+    searched = len(dataset.splits[gallery_split or query_split])
     means = ("mean", result.queries, result.overall, result.chance_overall)
     text = render(
         "report.html",
@@ -91,8 +92,8 @@ def write_report(
         name=name,
         attributes=list(dataset.attributes),
         backbone=public_name(model.config.backbone_name or type(model.backbone).__name__),
-        images=len(dataset[queried]),
-        gallery=None if searched == queried else gallery,
+        images=len(dataset.splits[query_split]),
+        gallery=None if gallery_split is None else searched,
         result=result,
         tiles=[(measure, label) for measure, label in _TILES.items() if measure in result.overall],
         kinds=dict(zip(named, [f"c{place % 3}" for place in range(len(named) - 1)] + ["accent"], strict=True)),
@@ -101,7 +102,7 @@ def write_report(
         measure_names=MEASURE_NAMES,
         rows=[*((each.name, each.queries, each.scores, each.chance) for each in result.attributes), means],
         seed=seed if isinstance(queries, int) else None,
-        candidates=candidates if gallery > candidates else None,
+        candidates=candidates if searched > candidates else None,
         views=views,
         entanglement=entanglement,
         heat_maps=[] if entanglement is None else [_heat_map(entanglement, reader) for reader in entanglement.readers],
