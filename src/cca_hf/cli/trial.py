@@ -29,8 +29,8 @@ def trial(
     """Train a small model in a minute or two, and open a page with the nearest images under each attribute.
 
     Your images may be a folder with a metadata.csv, a table with a column of paths or addresses, or folders that are
-    named like the values. Without them, the command draws shapes and needs no network. The backbone stays frozen. Of
-    more than 1,000 training images, 1,000 are used. 'cca train' trains on all images.
+    named like the values. Without them, the command draws shapes and needs no network. The backbone stays frozen. At
+    most 1,000 training images are used. 'cca train' trains on all images.
 
     \b
     Examples:

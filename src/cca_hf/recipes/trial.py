@@ -37,7 +37,7 @@ SHAPES, SHAPE_EPOCHS = 1500, 6
 # A small model learns these three in half a minute; pattern and shape take `make demo` some minutes.
 SHAPE_ATTRIBUTES = ("colour", "size", "background")
 STEPS = 120
-# Of a larger split, this many images are drawn at random.
+# So many images of a larger split are drawn at random.
 MOST_IMAGES = {"train": 1000, "validation": 100, "test": 100}
 _FEW_IMAGES = 16  # for batches with four images of a value
 _FEW_QUERIES = 100

@@ -43,8 +43,8 @@ class Neighbour(NamedTuple):
 class QueryView:
     """One query with its values, nearest images and attention, by attribute.
 
-    Of the nearest images, at most `possible` have the query's value. Once they are found, or if the query is not
-    labelled, `relevant` of the further images is None.
+    At most `possible` of the nearest images have the query's value. `relevant` of the images after the last of them is
+    None, and so is that of all images if the query is not labelled.
     """
 
     index: int  # row in the split of the queries
