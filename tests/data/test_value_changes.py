@@ -100,8 +100,8 @@ def test_targets_that_are_drawn():
 def test_twenty_thousand_images_with_twelve_attributes():
     values = [16, 17, 19, 14, 10, 15, 2, 11, 16, 7, 9, 15]  # Shopping100k
     random = np.random.default_rng(0)
-    kinds = random.integers(values, size=(60, 12))  # so that label vectors are near others
-    labels = kinds[random.integers(60, size=20_000)]
+    kinds = random.integers(values, size=(150, 12))  # so that label vectors are near others
+    labels = kinds[random.integers(150, size=20_000)]
     place = random.integers(12, size=20_000)
     labels[np.arange(20_000), place] = random.integers(values, size=(20_000, 12))[np.arange(20_000), place]
     changes = enumerate_changes(labels)

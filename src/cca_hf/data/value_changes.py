@@ -92,28 +92,15 @@ def enumerate_changes(
     if max_queries is not None and (not isinstance(max_queries, Integral) or max_queries < 1):
         raise ValueError(f"max_queries must be None or an integer of at least 1, got {max_queries!r}")
     groups = list(_agreeing(references, gallery, int(num_changes)))
-    if max_queries is None:
-        parts = [group.changes(references, np.arange(group.size))[0] for group in groups]
-        return _in_order(_joined(parts, attributes))
-    ends = np.cumsum([group.size for group in groups], dtype=np.int64)
-    total = int(ends[-1]) if len(ends) else 0
-    drawn = _SPARE * int(max_queries)
-    while True:
-        pairs = _draw(total, min(drawn, total), seed)
-        found, places = [], []
-        group_of = np.searchsorted(ends, pairs, side="right")
-        for number in np.unique(group_of).tolist():
-            group = groups[number]
-            mine = np.flatnonzero(group_of == number)
-            positions = pairs[mine] - (ends[number] - group.size)
-            changes, kept = group.changes(references, positions)
-            found.append(changes)
-            places.append(mine[kept])
-        changes = _joined(found, attributes)
-        if len(changes) >= max_queries or drawn >= total:
-            as_drawn = np.argsort(np.concatenate([*places, np.empty(0, dtype=np.int64)]), kind="stable")
-            return _in_order(changes.select(as_drawn[:max_queries]))
-        drawn *= _SPARE
+    random = np.random.default_rng(seed)
+    if max_queries is not None:
+        sample = _sample(groups, references, int(max_queries), random)
+        if sample is not None:
+            return _in_order(sample)
+    every = _joined([group.changes(references, np.arange(group.size))[0] for group in groups], attributes)
+    if max_queries is not None and len(every) > max_queries:
+        every = every.select(random.choice(len(every), max_queries, replace=False))
+    return _in_order(every)
 
 
 def draw_targets(changes: Changes, gallery_labels: ArrayLike, random: np.random.Generator) -> IntArray:
@@ -126,7 +113,7 @@ def draw_targets(changes: Changes, gallery_labels: ArrayLike, random: np.random.
         keys = (_keys(hashes, each, compared) for each in (changes.target_labels[mine], gallery[candidates]))
         order, first, counts = _equal_keys(*keys)
         exists = np.flatnonzero(counts)
-        places = first[exists] + random.integers(counts[exists])
+        places = first[exists] + (random.random(len(exists)) * counts[exists]).astype(np.int64)
         rows[mine[exists]] = candidates[order[places]]
     return rows
 
@@ -160,11 +147,13 @@ class _Agreeing:
     def changes(self, references: IntArray, positions: IntArray) -> tuple[Changes, BoolArray]:
         """The pairs that differ in exactly the attributes that change, and which of the positions they are."""
         rows, vectors = self.pairs(positions)
+        kept = np.ones(len(rows), dtype=bool)
+        for attribute in self.changed:
+            kept &= references[rows, attribute] != self.vectors[vectors, attribute]
+        rows, vectors = rows[kept], vectors[kept]
         mask = np.isin(np.arange(len(self.compared)), self.changed)
-        targets = np.where(self.compared, self.vectors[vectors], -1)
-        kept = ((references[rows] != targets) == mask).all(axis=1)
-        count = int(kept.sum())
-        return Changes(rows[kept], np.tile(mask, (count, 1)), targets[kept]), kept
+        targets = self.vectors[vectors]
+        return Changes(rows, np.tile(mask, (len(rows), 1)), targets), kept
 
 
 def _agreeing(references: IntArray, gallery: IntArray, num_changes: int) -> Iterator[_Agreeing]:
@@ -184,11 +173,14 @@ def _agreeing(references: IntArray, gallery: IntArray, num_changes: int) -> Iter
 
 def _by_pattern(labels: IntArray) -> Iterator[tuple[IntArray, BoolArray]]:
     """The rows that are labelled with the same attributes, and these attributes as (A,) booleans."""
+    if (labels >= 0).all():  # the usual case, without the sort of `unique`
+        yield np.arange(len(labels)), np.ones(labels.shape[1], dtype=bool)
+        return
     patterns, pattern_of = np.unique(labels >= 0, axis=0, return_inverse=True)
     pattern_of = pattern_of.reshape(-1)  # numpy 2.0 keeps the number of dimensions
     order = np.argsort(pattern_of, kind="stable")
     ends = np.cumsum(np.bincount(pattern_of, minlength=len(patterns)))
-    yield from zip(np.split(order, ends[:-1]) if len(ends) else [], patterns, strict=True)
+    yield from zip(np.split(order, ends[:-1]), patterns, strict=True)
 
 
 def _hashes(labels: Sequence[IntArray]) -> NDArray[np.uint64]:
@@ -214,9 +206,27 @@ def _equal_keys(left: NDArray[np.uint64], right: NDArray[np.uint64]) -> tuple[In
     return order, first, np.searchsorted(sorted_keys, left, side="right") - first
 
 
-def _draw(total: int, count: int, seed: int) -> IntArray:
-    """`count` of the numbers below `total`, in random order, none twice."""
-    return np.random.default_rng(seed).choice(total, count, replace=False) if total else np.empty(0, dtype=np.int64)
+def _sample(
+    groups: Sequence[_Agreeing], references: IntArray, count: int, random: np.random.Generator
+) -> Changes | None:
+    """`count` random changes; None if so many pairs differ in fewer attributes that all pairs have to be compared."""
+    ends = np.cumsum([group.size for group in groups], dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    drawn = _SPARE * count
+    while drawn < total:
+        pairs = random.choice(total, drawn, replace=False)
+        found, places = [], []
+        group_of = np.searchsorted(ends, pairs, side="right")
+        for number in np.unique(group_of).tolist():
+            mine = np.flatnonzero(group_of == number)
+            changes, kept = groups[number].changes(references, pairs[mine] - (ends[number] - groups[number].size))
+            found.append(changes)
+            places.append(mine[kept])
+        if sum(map(len, found)) >= count:
+            as_drawn = np.argsort(np.concatenate(places))
+            return Changes.concatenate(found).select(as_drawn[:count])
+        drawn *= _SPARE
+    return None
 
 
 def _joined(parts: Sequence[Changes], attributes: int) -> Changes:
