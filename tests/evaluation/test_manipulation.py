@@ -49,9 +49,8 @@ def ranking_of(embeddings, labels, changes, query, keep=1.0):
 def shares(labels, changes, query, row):
     """The relevance of an image: by all labels, by the changed ones, and by the rest; None without a label."""
     target, changed = changes.target_labels[query], changes.changed[query]
-    sets = [
-        [a for a in range(3) if target[a] >= 0 and keep(changed[a])] for keep in (lambda _: True, bool, np.logical_not)
-    ]
+    compared = [place for place in range(3) if target[place] >= 0]
+    sets = (compared, [a for a in compared if changed[a]], [a for a in compared if not changed[a]])
     return [np.mean([labels[row, a] == target[a] for a in places]) if places else None for places in sets]
 
 

@@ -95,8 +95,8 @@ class _SplitFiles:
         if wrong.any():
             line = int(wrong.argmax()) + 1
             raise ValueError(
-                f"{self.folder / 'gt_test.txt'}, line {line}: the labels are not those of the reference with the change "
-                f"of indfull_test.txt, line {line}"
+                f"{self.folder / 'gt_test.txt'}, line {line}: the labels are not those of the reference with the "
+                f"change of indfull_test.txt, line {line}"
             )
         return self._dataset({REFERENCE_COLUMN: [images[row] for row in references]}, changes)
 
