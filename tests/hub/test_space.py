@@ -292,15 +292,29 @@ def test_what_was_found_can_be_asked_with(page, lookup):
 
 def test_this_one_but_red_and_filters(page, lookup):
     query = re.search(r"item (\S+)", page.locator("#cca-found").inner_text())[1]
-    page.get_by_role("button", name="Change values, filter").click()
-    page.locator("#cca-instead input").fill("colour: blue")
-    page.get_by_role("option", name="colour: blue").click()
+    (own,) = lookup.index.get([query])
     choose(page, "shape")
+    page.get_by_role("button", name="But with other values, or a filter").click()
+    assert page.locator(".cca-change label").all_inner_texts() == ATTRIBUTES
+    change(page, "colour", "blue")
     page.locator(".cca-mixed").wait_for()
     mixed, shape = page.locator("#cca-results .cca-card").all()
     assert mixed.locator("h3").inner_text() == "colour blue, the same shape"
     wanted = {"values": {"colour": "blue"}, "weights": {"shape": 1, "colour": 1}}
-    assert items(mixed) == [hit.item_id for hit in lookup.index.search(item=query, **wanted)]
+    hits = lookup.index.search(item=query, **wanted)
+    assert items(mixed) == [hit.item_id for hit in hits]
+    right = [value for hit in hits for value in ("blue", own.columns["shape"]) if value in hit.columns.values()]
+    assert mixed.locator(".cca-alike").all_inner_texts() == [f"✓ {value}" for value in right]
+    change(page, "shape", "any")
+    mixed.locator("h3", has_text="colour blue, any shape").wait_for()
+    assert items(mixed) == [hit.item_id for hit in lookup.index.search(values={"colour": "blue"}, top=11)
+                            if hit.item_id != query][:10]  # fmt: skip
+    change(page, "shape", "as in the image")
+    change(page, "colour", own.columns["colour"])
+    page.get_by_text(f"item {query} has colour {own.columns['colour']} already.").wait_for()
+    change(page, "colour", "as in the image")
+    page.locator(".cca-mixed").wait_for(state="detached")
+    (shape,) = page.locator("#cca-results .cca-card").all()
     where = page.get_by_label("Only items that match this filter")
     where.fill("colour == 'red' and shape != 'star'")
     where.press("Enter")
@@ -314,6 +328,12 @@ def test_this_one_but_red_and_filters(page, lookup):
     where.press("Enter")
     shape.wait_for()
     assert len(items(shape)) == 10
+
+
+def change(page, attribute: str, value: str) -> None:
+    box = page.locator(".cca-change").filter(has=page.get_by_text(attribute, exact=True))
+    box.locator("input").fill(value)
+    page.get_by_role("option", name=value, exact=True).click()
 
 
 def test_by_keyboard_alone(page):
@@ -353,11 +373,11 @@ def test_on_a_phone(phone, own_picture):
     """Nothing to scroll sideways, every control within reach and large enough to hit, all of it usable."""
     upload(phone, "mine.jpg", encoded(own_picture))
     headline(phone, "mine.jpg")
-    phone.get_by_role("button", name="Change values, filter").tap()
+    phone.get_by_role("button", name="But with other values, or a filter").tap()
     phone.get_by_label("Only items that match this filter").wait_for()
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
     for selector in ("#cca-picture", "#cca-examples button", "#cca-attributes label", "#cca-where textarea",
-                     "#cca-where input", "#cca-instead input", "#cca-results button", "#cca-results img"):  # fmt: skip
+                     "#cca-where input", ".cca-change input", "#cca-results button", "#cca-results img"):  # fmt: skip
         for box in (each.bounding_box() for each in phone.locator(selector).all() if each.is_visible()):
             assert box["x"] >= 0 and box["x"] + box["width"] <= 390, selector
             assert "label" not in selector or box["height"] >= 24, selector

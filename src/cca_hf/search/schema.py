@@ -125,7 +125,7 @@ class IndexSchema:
         """The schema for the embeddings of `model`, which can be loaded again from `name`."""
         dim = model.config.embedding_dim or model.config.hidden_size
         checkpoint = CheckpointId(name, model.checkpoint_fingerprint())
-        return cls(tuple(model.config.attributes), dim, dict(columns), checkpoint)
+        return cls(tuple(model.config.attributes), dim, dict(columns), checkpoint, prototypes_of(model))
 
     @property
     def filterable(self) -> dict[str, ColumnType]:
@@ -160,6 +160,14 @@ class IndexSchema:
             for attribute, vectors in fields.get("prototypes", {}).items()
         }
         return cls(tuple(fields["attributes"]), fields["dim"], fields["columns"], checkpoint, prototypes)
+
+
+def prototypes_of(model: "ImageEncoder") -> Prototypes:
+    """The prototypes of the model's values; empty for a model without them."""
+    if not model.has_prototypes:
+        return {}
+    found = {attribute: model.value_prototypes(attribute) for attribute in model.config.attributes}
+    return {attribute: vectors for attribute, vectors in found.items() if vectors}
 
 
 def _to_text(vector: Vectors) -> str:
