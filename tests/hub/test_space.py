@@ -506,10 +506,39 @@ def test_values_of_number_and_boolean_columns_are_offered(lookup, tmp_path, monk
         assert shown.values == {first: ["38", "9"], second: ["false", "true"]}
         query = shown.make_query(PILImage.new("RGB", (48, 48), "lime"))
         (wish,) = shown.find(query, [], instead={first: "38"}, top=3)
-        (best,) = [found for found in wish.found if found.alike]
-        assert (wish.title, best.item_id, best.value) == (f"{first} 38", "a", "38")
+        assert wish.title == f"{first} 38" and wish.note == ""
+        assert {found.item_id: found.values for found in wish.found} == {
+            "a": (("38", True),), "b": (("9", False),), "c": (),
+        }  # fmt: skip
         (wish,) = shown.find(query, [], instead={second: "false"}, top=3)
-        assert {found.item_id: found.alike for found in wish.found} == {"a": False, "b": True, "c": True}
+        assert {found.item_id: found.values for found in wish.found} == {
+            "a": (("true", False),), "b": (("false", True),), "c": (("false", True),),
+        }  # fmt: skip
+        own = shown.make_query(PILImage.new("RGB", (48, 48), "blue"), item_id="b")
+        (wish, *_) = shown.find(own, [first], instead={second: "FALSE", first: None}, keep=0.5)
+        assert (wish.title, wish.note) == (f"{second} FALSE, any {first}", f"item b has {second} false already.")
+
+
+def test_values_with_a_prototype_need_no_column(lookup, tmp_path):
+    """The values that the model has a prototype of are offered, and searched for by it."""
+    model = lookup.model
+    most = max(map(len, model.config.attribute_values.values()))
+    known = np.zeros((5, most), bool)
+    known[0, :2] = True
+    model.set_prototypes(np.random.default_rng(0).normal(size=(5, most, 32)), known)
+    rows = np.asarray(model.encode([PILImage.new("RGB", (48, 48), colour) for colour in ("red", "blue", "lime")]))
+    with AttributeIndex.create(tmp_path / "index", model, columns={"picture": "text"}) as index:
+        prototypes = model.value_prototypes("colour")
+        model.set_prototypes(None)
+        index.add(["a", "b", "c"], embeddings=rows, columns={"picture": [None] * 3})
+        shown = Lookup(model, index)
+        assert shown.values == {"colour": list(prototypes)} and len(prototypes) == 2
+        query, value = shown.make_query(PILImage.new("RGB", (48, 48), "lime")), next(iter(prototypes))
+        (wish, _) = shown.find(query, ["shape"], instead={"colour": value}, keep=0.5)
+        similarity = (rows[:, 0] @ prototypes[value] + 0.5 * rows[:, 1] @ query.embeddings[1]) / 1.5
+        assert {found.item_id: found.similarity for found in wish.found} == pytest.approx(
+            dict(zip("abc", similarity.tolist(), strict=True)), abs=1e-5
+        )
 
 
 def test_an_index_that_cannot_be_shown_is_refused(lookup, tmp_path):

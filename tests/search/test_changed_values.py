@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cca_hf.search import AttributeIndex, IndexSchema, LanceSettings, copy_index
+from cca_hf.search.lance_store import LanceStore
 
 from .conftest import ATTRIBUTES, CHECKPOINT, ENGINES, Catalogue, a_place
 
@@ -186,3 +187,34 @@ def test_an_index_of_version_01(tmp_path, few):
 def test_prototypes_that_cannot_be(prototypes, message):
     with pytest.raises(ValueError, match=message):
         IndexSchema(ATTRIBUTES, DIM, {}, CHECKPOINT, prototypes)
+
+
+def test_contradictory_values_are_compared_with_all_items(tmp_path, monkeypatch):
+    """Red items and round items, but none that is both: lists of the nearest items never suffice."""
+    rng = np.random.default_rng(2)
+    centres, groups = rng.normal(size=(2, 2, DIM)), np.repeat([0, 1], 700)
+    vectors = np.stack([centres[groups, 0], centres[groups, 1]], axis=1) + 0.05 * rng.normal(size=(1400, 2, DIM))
+    vectors = (vectors / np.linalg.norm(vectors, axis=2, keepdims=True)).astype(np.float32)
+    schema = IndexSchema(("colour", "shape"), DIM, {"price": "number"}, CHECKPOINT)
+    query = np.stack([vectors[0, 0], vectors[-1, 1]])
+    prices = np.arange(1400.0)
+
+    def expected(rows: np.ndarray) -> list[str]:
+        similarity = np.einsum("iad,ad->i", vectors, query) / 2
+        return [str(row) for row in sorted(rows, key=lambda row: -similarity[row])[:10]]
+
+    with AttributeIndex.create_from_schema(tmp_path / "index", schema) as index:
+        index.add(list(range(1400)), embeddings=vectors, columns={"price": prices})
+
+        def found(**asked: object) -> list[str]:
+            return [hit.item_id for hit in index.search(embedding=query, weights={"colour": 1, "shape": 1}, **asked)]
+
+        assert found() == expected(np.arange(1400))
+        with monkeypatch.context() as without_lists:  # the vectors are in memory now
+            without_lists.setattr(LanceStore, "nearest", None)
+            assert found() == expected(np.arange(1400))
+            assert found(where="price >= 700") == expected(np.arange(700, 1400))
+            assert found(where="price < 0") == []
+        first = found()[:3]
+        index.delete(first)
+        assert found() == expected(np.setdiff1d(np.arange(1400), np.array(first, int)))

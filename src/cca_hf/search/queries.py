@@ -3,7 +3,8 @@
 The threshold algorithm (Fagin, Lotem, Naor 2003, https://arxiv.org/abs/cs/0204046) reads a list of the nearest items
 of each attribute. An item that is in no list is at most as similar as the last items of the lists. While such an item
 could be among the best, the lists grow fourfold. Only the listed items that could be among the best are read and
-compared exactly.
+compared exactly. If the first lists do not suffice, and the vectors of all items fit into memory, the engine keeps
+them there, and compares all items from then on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -188,10 +189,18 @@ def nearest_to_mixture(
         targets: attribute -> (dim,), L2-normalised.
         weights: attribute -> weight, for the same attributes; positive, with sum 1.
     """
+    compared = store.compare_with_all(targets, weights, count, condition, may_load=False)
+    if compared is not None:
+        return compared
     shares = np.array([weights[attribute] for attribute in targets], dtype=np.float64)
     search = _Search(store, targets, shares, count, condition)
     length = max(_FIRST_LIST, 4 * count)
     while not search.is_complete_with(length):
+        # contradictory targets, such as a value that no similar item has, would need lists of nearly all items
+        if condition is None or store.count(condition) > 32 * length:
+            compared = store.compare_with_all(targets, weights, count, condition, may_load=True)
+            if compared is not None:
+                return compared
         if 4 * length > _LONGEST_LIST or store.count(condition) <= min(store.read_up_to, 32 * length):
             if store.count(condition) <= store.read_up_to:
                 search.read(condition)  # compares with every item
