@@ -209,7 +209,7 @@ class EmbeddingServer:
             given.setdefault(key, []).append(value)
         parameters: dict[str, Any] = dict(given)
         if "add" in given:  # ?add=colour=red
-            parameters["add"] = dict(pair.split("=", 1) if "=" in pair else (pair, "") for pair in given["add"])
+            parameters["add"] = {name: value for name, _, value in (pair.partition("=") for pair in given["add"])}
         kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "application/json":
             self._check_marks(body)

@@ -254,7 +254,7 @@ class Version:
     def _load_columns(self, names: Sequence[str]) -> "_Columns":
         with self._reading:
             loaded = [] if self._columns is None else self._columns.names
-            if not set(names) <= set(loaded):
+            if self._columns is None or not set(names) <= set(loaded):
                 self._columns = _Columns(self.dataset, sorted({*names, *loaded}))
             return self._columns
 
