@@ -311,10 +311,10 @@ def test_this_one_but_red_and_filters(page, lookup):
     mixed.locator("h3", has_text="colour blue, any shape").wait_for()
     assert items(mixed) == [hit.item_id for hit in lookup.index.search(values={"colour": "blue"}, top=11)
                             if hit.item_id != query][:10]  # fmt: skip
-    change(page, "shape", "as in the image")
+    change(page, "shape", "the same")
     change(page, "colour", own.columns["colour"])
     page.get_by_text(f"item {query} has colour {own.columns['colour']} already.").wait_for()
-    change(page, "colour", "as in the image")
+    change(page, "colour", "the same")
     page.locator(".cca-mixed").wait_for(state="detached")
     (shape,) = page.locator("#cca-results .cca-card").all()
     where = page.get_by_label("Only items that match this filter")

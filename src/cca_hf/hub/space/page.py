@@ -139,7 +139,7 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
                         changes = [
                             gr.Dropdown(
                                 [
-                                    ("as in the image", _SAME),
+                                    ("the same", _SAME),
                                     *((value, _VALUE + value) for value in values),
                                     ("any", _ANY),
                                 ],
