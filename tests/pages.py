@@ -150,7 +150,9 @@ def make_world(folder: Path) -> None:
         ViTModel(config, add_pooling_layer=False).save_pretrained(backbone)
         ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(backbone)
     attributes = {"colour": list(COLOURS), "heel_height": list(HEELS), "closure": list(CLOSURES)}
-    CCAModel.from_backbone(vit, attributes=attributes).save_pretrained(folder / "me" / "cca-shoes")
+    model = CCAModel.from_backbone(vit, attributes=attributes)
+    values = np.arange(4) < np.array([[len(each)] for each in attributes.values()])
+    model.set_prototypes(rng.normal(size=(3, 4, 32)), values).save_pretrained(folder / "me" / "cca-shoes")
 
 
 def write_split(folder: Path, images: int, rng: np.random.Generator) -> None:

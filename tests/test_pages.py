@@ -47,10 +47,14 @@ def test_search(world: Path) -> None:
             assert len(names["one"]) == 5 and "sku-3" not in {hit.item_id for hit in names["one"] + names["but_red"]}
             assert all(len(names[name]) == 10 for name in ("mixed", "red", "but_red", "same_colour"))
             assert [len(hits) for hits in names["many"]] == [10, 10]
+        elif steps[-1] == "This one, but red" and "results" not in names:
+            assert all(len(names[name]) == 10 for name in ("two", "any_heel", "mostly_red"))
+        elif steps[-1] == "This one, but red":
+            assert [len(hits) for hits in names["results"]] == [10, 10]
         elif steps[-1] == "Filters":
             assert (names["cheap"], names["same"], names["unknown"]) == (5, 5, 4)
-    shell = ["pip install"] * 2 + ["cca index"] + ["cca search"] * 3
-    assert steps == [*shell, "From Python", "Kinds of queries", "Filters"]
+    shell = ["pip install"] * 2 + ["cca index"] + ["cca search"] * 4
+    assert steps == [*shell, "From Python", "Kinds of queries", *["This one, but red"] * 2, "Filters"]
     assert (world / "found.html").read_text(encoding="utf-8").count("data:image/jpeg;base64,") == 10
 
 

@@ -68,18 +68,25 @@ def look(names: dict[str, object]) -> None:
     assert Path("report/report.png").is_file()
 
 
+def search(names: dict[str, object]) -> None:
+    assert len(names["hits"]) == 10 and "3" not in {hit.item_id for hit in names["hits"]}
+
+
 CHECKS: dict[str, Callable[[dict[str, object]], None]] = {
     "Five lines": five_lines,
     "Use a checkpoint": use_a_checkpoint,
     "Train on your own data": train,
     "Evaluate": evaluate,
     "Look": look,
+    "Search": search,
 }
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=[f"{i}-{block.heading}" for i, block in enumerate(PYTHON)])
 def test_python(block: Block, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world)
+    if block.heading == "Search":
+        index_shoes(world)
     names: dict[str, object] = {"__name__": "readme"}
     exec(compile(block.text, f"README.md: {block.heading}", "exec"), names)
     CHECKS[block.heading](names)

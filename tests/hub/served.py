@@ -14,11 +14,12 @@ ATTRIBUTES = {"colour": ["red", "blue"], "shape": ["round", "long"], "heel heigh
 
 
 def save_checkpoint(folder: Path) -> CCAModel:
-    """A tiny ViT under CCA, random, saved to `folder`; in eval mode."""
+    """A tiny ViT under CCA, random, with prototypes of three values, saved to `folder`; in eval mode."""
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     config = ViTConfig(**shape, image_size=32, patch_size=8)
     model = CCAModel.from_backbone(config, ATTRIBUTES, embedding_dim=16).eval()
+    model.set_prototypes(torch.randn(3, 2, 16), torch.tensor([[True, True], [True, False], [False, False]]))
     model.save_pretrained(folder)
     return model
 

@@ -77,9 +77,27 @@ def test_lists_and_names(handler, model):
     np.testing.assert_allclose(one["shape"], want[0, 1], atol=1e-6)
 
 
+def test_this_one_but_red(handler, model):
+    own = model.encode([JPEG, OTHER])
+    red = model.value_prototypes("colour")["red"]
+    answer = handler({"inputs": JPEG, "parameters": {"add": {"colour": "red"}, "remove": ["shape"]}})
+    np.testing.assert_allclose(list(answer.values()), [red, np.zeros(16), own[0, 2]], atol=1e-6)
+    parameters = {"attribute": ["shape", "colour"], "add": {"shape": "round"}, "remove": {"colour": "red"}}
+    answers = handler({"inputs": [JPEG, OTHER], "parameters": parameters})
+    want = model.manipulate(own, add=parameters["add"], remove=parameters["remove"])[:, [1, 0]]
+    assert [list(each) for each in answers] == [["shape", "colour"]] * 2
+    np.testing.assert_allclose([list(each.values()) for each in answers], want, atol=1e-6)
+    assert abs(answers[0]["colour"] @ red) < 1e-6 < abs(own[0, 0] @ red)
+    assert handler({"inputs": JPEG, "parameters": {"add": {}, "remove": None}}) == handler({"inputs": JPEG})
+
+
 SCANS = JPEG[:-2] + 100 * (b"\xff\xda\x00\x0c" + bytes(10)) + JPEG[-2:]
 HEADER = b"IHDR" + 2 * (60_000).to_bytes(4, "big") + b"\x08\x02\0\0\0"
 HUGE = b"\x89PNG\r\n\x1a\n\0\0\0\r" + HEADER + zlib.crc32(HEADER).to_bytes(4, "big") + b"\0\0\0\0IDAT"
+
+
+def changing(**parameters: object) -> dict:
+    return {"inputs": TEXT, "parameters": parameters}
 
 
 @pytest.mark.parametrize(
@@ -109,6 +127,17 @@ HUGE = b"\x89PNG\r\n\x1a\n\0\0\0\r" + HEADER + zlib.crc32(HEADER).to_bytes(4, "b
             "unknown_attribute",
             f"The model's attributes are {NAMES}.",
         ),
+        (changing(add={"colour": "rd"}), "invalid_request", "unknown value 'rd' of 'colour'. Did you mean 'red'?"),
+        (changing(add={"color": "red"}), "unknown_attribute", "Did you mean 'colour'?"),
+        (changing(add={"shape": "long"}), "invalid_request", "'long' of 'shape' has no prototype"),
+        (changing(add={"heel height": "flat"}), "invalid_request", "'heel height' has no prototypes of its values"),
+        (changing(add={"colour": "red"}, remove=["colour"]), "invalid_request", "'colour' is in add, with 'red', and"),
+        (changing(add={"colour": "red"}, attribute="shape"), "invalid_request", "which 'attribute' leaves out of the"),
+        (changing(add=["colour"]), "invalid_request", "'add' must be an object of attributes and values, such as"),
+        (changing(add={"colour": 3}), "invalid_request", "'add' must be an object of attributes and values, such as"),
+        (changing(add={"colour": "x" * 9999}), "invalid_request", "a name in 'add' has more than 1000 characters"),
+        (changing(remove="shape"), "invalid_request", "'remove' must be a list of attributes, or an object of"),
+        (changing(remove=[3]), "invalid_request", "'remove' must be a list of attributes, or an object of"),
         ({"inputs": "../shoe.jpg"}, "invalid_request", "got '../shoe.jpg'"),
         (
             {"inputs": "https://example.com/shoe.jpg"},
@@ -187,7 +216,7 @@ sys.modules["handler"] = handler = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(handler)
 endpoint = handler.EndpointHandler(folder)
 with open(picture, "rb") as file:
-    print(json.dumps(endpoint({"inputs": file.read()})))
+    print(json.dumps(endpoint({"inputs": file.read(), "parameters": {"add": {"colour": "red"}}})))
 """
 
 
@@ -206,7 +235,8 @@ def test_on_the_hub(folder, model, tmp_path):
     )
     assert process.returncode == 0, process.stderr
     answer = json.loads(process.stdout.splitlines()[-1])
-    np.testing.assert_allclose(list(answer.values()), model.encode(JPEG)[0], atol=1e-6)
+    want = model.manipulate(model.encode(JPEG)[0], add={"colour": "red"})
+    np.testing.assert_allclose(list(answer.values()), want, atol=1e-6)
 
 
 def test_it_travels_alone():

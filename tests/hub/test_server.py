@@ -96,6 +96,7 @@ def metric(client, name):
 def test_what_is_served(client, folder):
     told = client.get("/").json()
     assert told["model"] == folder.name and told["attributes"] == NAMES and told["dim"] == 16
+    assert told["values"] == {"colour": ["red", "blue"], "shape": ["round"], "heel height": []}
     assert told["limits"]["max_body"] == MOST and told["limits"]["allow_urls"] is False
 
 
@@ -111,6 +112,20 @@ def test_a_picture_as_the_body(client, model):
     ).json()
     assert list(answer) == ["heel height", "colour"]
     np.testing.assert_allclose(list(answer.values()), want[[2, 0]], atol=1e-6)
+
+
+def test_this_one_but_red(client, model):
+    """In the URL and in JSON."""
+    want = model.manipulate(model.encode(JPEG)[0], add={"colour": "red", "shape": "round"}, remove=["heel height"])
+    url = "/?add=colour=red&add=shape=round&remove=heel+height"
+    change = {"add": {"colour": "red", "shape": "round"}, "remove": ["heel height"]}
+    for answer in (
+        client.post(url, content=JPEG, headers=IMAGE),
+        client.post("/", json={"inputs": TEXT, "parameters": change}),
+    ):
+        np.testing.assert_allclose(list(answer.json().values()), want, atol=1e-6)
+    answer = client.post("/?add=colour", content=JPEG, headers=IMAGE)
+    assert answer.status_code == 400 and "unknown value '' of 'colour'" in answer.json()["error"]
 
 
 def test_as_an_endpoint_is_asked(client, model):
@@ -524,9 +539,11 @@ def test_an_exported_model(model, tmp_path):
     async def ask(server, client):
         one = client.post("/?attribute=shape", content=JPEG, headers=IMAGE)
         other = client.post("/", content=picture_file(1), headers=IMAGE)
-        return [each.json() for each in await asyncio.gather(one, other)]
+        changed = client.post("/?add=colour=red", content=JPEG, headers=IMAGE)
+        return [each.json() for each in await asyncio.gather(one, other, changed)]
 
-    one, other = in_process(exported, Limits(), ServerSettings(), ask)
+    one, other, refused = in_process(exported, Limits(), ServerSettings(), ask)
+    assert refused["error"] == "'add' and 'remove' need a checkpoint; this is an exported model"
     np.testing.assert_allclose(one["shape"], want[0, 1], atol=1e-5)
     np.testing.assert_allclose(list(other.values()), want[1], atol=1e-5)
 

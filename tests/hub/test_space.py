@@ -292,15 +292,31 @@ def test_what_was_found_can_be_asked_with(page, lookup):
 
 def test_this_one_but_red_and_filters(page, lookup):
     query = re.search(r"item (\S+)", page.locator("#cca-found").inner_text())[1]
-    page.get_by_role("button", name="Change values, filter").click()
-    page.locator("#cca-instead input").fill("colour: blue")
-    page.get_by_role("option", name="colour: blue").click()
+    (own,) = lookup.index.get([query])
     choose(page, "shape")
+    page.get_by_role("button", name="But with other values, or a filter").click()
+    page.locator(".cca-change input").first.wait_for()
+    names = page.locator(".cca-change input").evaluate_all("inputs => inputs.map(each => each.ariaLabel)")
+    assert names == ATTRIBUTES
+    change(page, "colour", "blue")
     page.locator(".cca-mixed").wait_for()
     mixed, shape = page.locator("#cca-results .cca-card").all()
     assert mixed.locator("h3").inner_text() == "colour blue, the same shape"
     wanted = {"values": {"colour": "blue"}, "weights": {"shape": 1, "colour": 1}}
-    assert items(mixed) == [hit.item_id for hit in lookup.index.search(item=query, **wanted)]
+    hits = lookup.index.search(item=query, **wanted)
+    assert items(mixed) == [hit.item_id for hit in hits]
+    right = [value for hit in hits for value in ("blue", own.columns["shape"]) if value in hit.columns.values()]
+    assert mixed.locator(".cca-alike").all_inner_texts() == [f"✓ {value}" for value in right]
+    change(page, "shape", "any")
+    mixed.locator("h3", has_text="colour blue, any shape").wait_for()
+    assert items(mixed) == [hit.item_id for hit in lookup.index.search(values={"colour": "blue"}, top=11)
+                            if hit.item_id != query][:10]  # fmt: skip
+    change(page, "shape", "the same")
+    change(page, "colour", own.columns["colour"])
+    page.get_by_text(f"item {query} has colour {own.columns['colour']} already.").wait_for()
+    change(page, "colour", "the same")
+    page.locator(".cca-mixed").wait_for(state="detached")
+    (shape,) = page.locator("#cca-results .cca-card").all()
     where = page.get_by_label("Only items that match this filter")
     where.fill("colour == 'red' and shape != 'star'")
     where.press("Enter")
@@ -314,6 +330,11 @@ def test_this_one_but_red_and_filters(page, lookup):
     where.press("Enter")
     shape.wait_for()
     assert len(items(shape)) == 10
+
+
+def change(page, attribute: str, value: str) -> None:
+    page.locator(f".cca-change input[aria-label={attribute}]").fill(value)
+    page.get_by_role("option", name=value, exact=True).click()
 
 
 def test_by_keyboard_alone(page):
@@ -353,11 +374,11 @@ def test_on_a_phone(phone, own_picture):
     """Nothing to scroll sideways, every control within reach and large enough to hit, all of it usable."""
     upload(phone, "mine.jpg", encoded(own_picture))
     headline(phone, "mine.jpg")
-    phone.get_by_role("button", name="Change values, filter").tap()
+    phone.get_by_role("button", name="But with other values, or a filter").tap()
     phone.get_by_label("Only items that match this filter").wait_for()
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
     for selector in ("#cca-picture", "#cca-examples button", "#cca-attributes label", "#cca-where textarea",
-                     "#cca-where input", "#cca-instead input", "#cca-results button", "#cca-results img"):  # fmt: skip
+                     "#cca-where input", ".cca-change input", "#cca-results button", "#cca-results img"):  # fmt: skip
         for box in (each.bounding_box() for each in phone.locator(selector).all() if each.is_visible()):
             assert box["x"] >= 0 and box["x"] + box["width"] <= 390, selector
             assert "label" not in selector or box["height"] >= 24, selector
@@ -486,10 +507,39 @@ def test_values_of_number_and_boolean_columns_are_offered(lookup, tmp_path, monk
         assert shown.values == {first: ["38", "9"], second: ["false", "true"]}
         query = shown.make_query(PILImage.new("RGB", (48, 48), "lime"))
         (wish,) = shown.find(query, [], instead={first: "38"}, top=3)
-        (best,) = [found for found in wish.found if found.alike]
-        assert (wish.title, best.item_id, best.value) == (f"{first} 38", "a", "38")
+        assert wish.title == f"{first} 38" and wish.note == ""
+        assert {found.item_id: found.values for found in wish.found} == {
+            "a": (("38", True),), "b": (("9", False),), "c": (),
+        }  # fmt: skip
         (wish,) = shown.find(query, [], instead={second: "false"}, top=3)
-        assert {found.item_id: found.alike for found in wish.found} == {"a": False, "b": True, "c": True}
+        assert {found.item_id: found.values for found in wish.found} == {
+            "a": (("true", False),), "b": (("false", True),), "c": (("false", True),),
+        }  # fmt: skip
+        own = shown.make_query(PILImage.new("RGB", (48, 48), "blue"), item_id="b")
+        (wish, *_) = shown.find(own, [first], instead={second: "FALSE", first: None}, keep=0.5)
+        assert (wish.title, wish.note) == (f"{second} FALSE, any {first}", f"item b has {second} false already.")
+
+
+def test_values_with_a_prototype_need_no_column(lookup, tmp_path):
+    """The values that the model has a prototype of are offered, and searched for by it."""
+    model = lookup.model
+    most = max(map(len, model.config.attribute_values.values()))
+    known = np.zeros((5, most), bool)
+    known[0, :2] = True
+    model.set_prototypes(np.random.default_rng(0).normal(size=(5, most, 32)), known)
+    rows = np.asarray(model.encode([PILImage.new("RGB", (48, 48), colour) for colour in ("red", "blue", "lime")]))
+    with AttributeIndex.create(tmp_path / "index", model, columns={"picture": "text"}) as index:
+        prototypes = model.value_prototypes("colour")
+        model.set_prototypes(None)
+        index.add(["a", "b", "c"], embeddings=rows, columns={"picture": [None] * 3})
+        shown = Lookup(model, index)
+        assert shown.values == {"colour": list(prototypes)} and len(prototypes) == 2
+        query, value = shown.make_query(PILImage.new("RGB", (48, 48), "lime")), next(iter(prototypes))
+        (wish, _) = shown.find(query, ["shape"], instead={"colour": value}, keep=0.5)
+        similarity = (rows[:, 0] @ prototypes[value] + 0.5 * rows[:, 1] @ query.embeddings[1]) / 1.5
+        assert {found.item_id: found.similarity for found in wish.found} == pytest.approx(
+            dict(zip("abc", similarity.tolist(), strict=True)), abs=1e-5
+        )
 
 
 def test_an_index_that_cannot_be_shown_is_refused(lookup, tmp_path):

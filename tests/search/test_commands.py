@@ -617,12 +617,12 @@ def test_help_shows_what_to_type_and_needs_no_torch(command):
 
 
 def test_searching_by_item_needs_no_torch(store):
-    words = ["search", "--store", str(store), "--item", "1003", "--value", "colour=red"]
+    words = ["search", "--store", str(store), "--item", "1003", "--value", "colour=red", "shape=", "--top", "3"]
     script = (
         "import sys; from cca_hf.cli.main import main; "
         f"codes = [main({words!r}), main({[*words, '--json']!r})]; "
         "print(codes, [name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "item 1003, but colour red" in done.stdout
+    assert "item 1003, but colour red, any shape" in done.stdout
     assert done.stdout.splitlines()[-1] == "[0, 0] []"

@@ -151,7 +151,12 @@ def search(
     image: list[str] | None = option(None, "FILE ...", "Image files or URLs to search with."),
     item: list[str] | None = option(None, "ID ...", "Items of the index to search with."),
     value: list[str] | None = option(
-        None, "NAME=VALUE ...", "Values to search for, instead of the query's ('this one, but red')."
+        None,
+        "NAME=VALUE ...",
+        "Values to search for, instead of the query's ('this one, but red'). NAME= leaves the attribute out.",
+    ),
+    keep: float = option(
+        1.0, "WEIGHT", "How much the rest of the query counts beside each --value: 0.5 is half as much.", min=0
     ),
     attribute: list[str] | None = option(
         None,
@@ -178,6 +183,7 @@ def search(
       cca search --store shoes.index --item 4711 --weights colour=1 heel_height=0.5 --where "price < 50"
       cca search --store shoes.index --value colour=red closure=laces --html found.html
       cca search --store shoes.index --item 4711 --value colour=red --json | jq '.[0].found[0]'
+      cca search --store shoes.index --item 4711 --value colour=red sleeve=long pattern= --keep 0.5
     """
     if image and item:
         raise UsageError("give either --image or --item")
@@ -185,7 +191,8 @@ def search(
         raise UsageError("give an --image, an --item or a --value to search for")
     if attribute and weights:
         raise UsageError("give either --attribute, one result each, or --weights, one result for all")
-    values = named_values("--value", value)
+    named = named_values("--value", value, "NAME=VALUE, or NAME= to leave the attribute out", may_be_empty=True)
+    values = {name: text or None for name, text in named.items()}
     mixture = {}
     for name, weight in named_values("--weights", weights).items():
         try:
@@ -208,6 +215,7 @@ def search(
             values=values,
             attributes=attribute or (),
             weights=mixture,
+            keep=keep,
             where=where,
             top=top,
         )
@@ -221,7 +229,7 @@ def search(
         return
     for answer in answers:
         table = _table(answer.hits, [*answer.attributes, *values])
-        print(printable(f"{answer.query}, by {answer.attribute}\n{table}\n"))
+        print(printable("\n".join([f"{answer.query}, by {answer.attribute}", *answer.notes, table, ""])))
     if page is not None:
         print(f"page: {page}")
 

@@ -146,12 +146,18 @@ def message(default: str) -> Any:
 # ---- Used by several commands before their call of the library ----
 
 
-def named_values(name_of_option: str, words: list[str] | None, form: str = "NAME=...") -> dict[str, str]:
-    """The words `NAME=VALUE ...` of an option; an error names the `form` that the words must have."""
+def named_values(
+    name_of_option: str, words: list[str] | None, form: str = "NAME=...", *, may_be_empty: bool = False
+) -> dict[str, str]:
+    """The words `NAME=VALUE ...` of an option; an error names the `form` that the words must have.
+
+    Args:
+        may_be_empty: whether `NAME=` is allowed.
+    """
     values = {}
     for word in words or ():
         name, equals, value = word.partition("=")
-        if not (name and equals and value):
+        if not (name and equals and (value or may_be_empty)):
             raise UsageError(f"{name_of_option} takes {form}; got {word!r}")
         values[name] = value
     return values

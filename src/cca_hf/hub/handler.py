@@ -2,10 +2,12 @@
 
     {"inputs": image, "parameters": {"attribute": "colour"}}    ->  {"colour": [...]}
     {"inputs": [image, image]}                                  ->  [{"colour": [...], "closure": [...]}, {...}]
+    {"inputs": image, "parameters": {"add": {"colour": "red"}, "remove": ["pattern"]}}      # "this one, but red"
 
 An image is base64 text, a `data:` URL or, if URLs are allowed, an http URL; in Python also bytes or a PIL image. Text
-is never read as a file name. `attribute` is a name or a list of names; the default is all attributes. A request that
-cannot be answered raises a `RequestError`, and the endpoint sends its message as {"error": message}.
+is never read as a file name. `attribute` is a name or a list of names; the default is all attributes. `add` and
+`remove` change the embeddings as the model's `manipulate` does. A request that cannot be answered raises a
+`RequestError`, and the endpoint sends its message as {"error": message}.
 
 `cca serve` reads requests with the same classes, and decodes images in processes that load this file: therefore only
 the endpoint itself imports torch and transformers. This file imports nothing of cca_hf. It takes what it shares with
@@ -49,6 +51,11 @@ _BLANKS = b" \t\n\r\f\v"  # which base64 text may be wrapped with
 _MAX_DECODED = 16  # times `max_pixels`, in all scans of a JPEG together
 _NO_HOST = "the URL gives no image: its host must be public, and answer in time"
 _KIND_OF_PART = {"url": "url_not_allowed", "size": "too_large"}  # of a URL that cannot be fetched
+_LONGEST_NAME = 1000  # characters of an attribute or a value; the search for the closest name takes longer for more
+_FORMS_OF_CHANGES = {
+    "add": "an object of attributes and values, such as {'colour': 'red'}",
+    "remove": "a list of attributes, or an object of attributes and values",
+}
 _DECIMALS = 8  # the precision of float32 in a vector of length 1; more digits would be noise, and half of the answer
 
 
@@ -95,12 +102,14 @@ class RequestReader:
     Args:
         attributes: of the model.
         images: the module `images` of the model's code, which has `check_header`, `fetch` and `FetchError`.
+        model: changes embeddings with its `manipulate`; None if no request may change them.
     """
 
-    def __init__(self, attributes: Sequence[str], limits: Limits, images: Any):
+    def __init__(self, attributes: Sequence[str], limits: Limits, images: Any, model: Any = None):
         self.attributes = list(attributes)
         self.limits = limits
         self._images = images
+        self._model = model
         Image.init()
         self.formats = [name for name in _FORMATS if name in Image.OPEN]
 
@@ -115,15 +124,16 @@ class RequestReader:
         parameters = {} if data.get("parameters") is None else data["parameters"]
         if not isinstance(parameters, Mapping):
             raise RequestError("invalid_request", f"'parameters' must be an object; got {type(parameters).__name__}")
-        _refuse_unknown(parameters, ("attribute",), "'parameters'")
+        _refuse_unknown(parameters, ("attribute", "add", "remove"), "'parameters'")
         attributes = self._names(parameters.get("attribute"))
+        change = self._change(parameters, attributes)
         inputs = data["inputs"]
         if not isinstance(inputs, list | tuple):
-            return Request([inputs], attributes, self, is_list=False)
+            return Request([inputs], attributes, self, is_list=False, change=change)
         if not 1 <= len(inputs) <= self.limits.max_pictures:
             message = f"'inputs' is a list of {len(inputs)} images; 1 to {self.limits.max_pictures} are allowed"
             raise RequestError("too_many_pictures" if inputs else "invalid_request", message)
-        return Request(inputs, attributes, self, is_list=True)
+        return Request(inputs, attributes, self, is_list=True, change=change)
 
     def _names(self, attribute: Any) -> list[str]:
         if attribute is None:
@@ -137,6 +147,38 @@ class RequestReader:
                 message = f"unknown attribute {name[:100]!r}.{_closest(name, self.attributes)}"
                 raise RequestError("unknown_attribute", f"{message} The model's attributes are {self.attributes}.")
         return list(dict.fromkeys(names))
+
+    def _change(self, parameters: Mapping[str, Any], attributes: list[str]) -> dict[str, Any]:
+        """The arguments of the model's `manipulate`; empty if the request changes nothing."""
+        change = {name: parameters[name] for name in _FORMS_OF_CHANGES if parameters.get(name) not in (None, [], {})}
+        for name, given in change.items():
+            texts = [*given, *given.values()] if isinstance(given, Mapping) else given if name == "remove" else None
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise RequestError("invalid_request", f"{name!r} must be {_FORMS_OF_CHANGES[name]}")
+            if any(len(text) > _LONGEST_NAME for text in texts):
+                raise RequestError("invalid_request", f"a name in {name!r} has more than {_LONGEST_NAME} characters")
+            for attribute in self._names(list(given)):
+                if attribute not in attributes:
+                    message = f"{name!r} changes {attribute!r}, which 'attribute' leaves out of the answer"
+                    raise RequestError("invalid_request", message)
+        if not change:
+            return {}
+        if self._model is None:
+            raise RequestError("invalid_request", "'add' and 'remove' need a checkpoint; this is an exported model")
+        import torch
+
+        try:  # with any embedding, so that a wrong value is refused before an image is read
+            self._model.manipulate(torch.ones(len(self.attributes), self._model.get_embedding_dimension()), **change)
+        except ValueError as error:
+            raise RequestError("invalid_request", str(error)) from error
+        return change
+
+    def changed(self, rows: "torch.Tensor", attributes: list[str], change: Mapping[str, Any]) -> "torch.Tensor":
+        """Embeddings (images, k, dim) under k attributes, with a change."""
+        places = [self.attributes.index(name) for name in attributes]
+        whole = rows.new_zeros(len(rows), len(self.attributes), rows.shape[-1])
+        whole[:, places] = rows
+        return self._model.manipulate(whole, **change)[:, places]
 
     def read(self, image: Any) -> Readable:
         """The bytes of a JPEG, for which faster decoders than PIL exist, or an image decoded by PIL; fetches a URL.
@@ -220,13 +262,26 @@ class RequestReader:
 
 
 class Request(Sequence[Readable]):
-    """Images and attributes. An image is read at each access, in any thread, and is not stored."""
+    """Images and attributes. An image is read at each access, in any thread, and is not stored.
 
-    def __init__(self, images: Sequence[Any], attributes: list[str], reader: RequestReader, *, is_list: bool):
+    Args:
+        change: the arguments of `manipulate`, with which the embeddings are changed.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Any],
+        attributes: list[str],
+        reader: RequestReader,
+        *,
+        is_list: bool,
+        change: Mapping[str, Any],
+    ):
         self.images = images  # as the client sent them
         self.attributes = attributes
         self._reader = reader
         self._is_list = is_list
+        self._change = change
 
     def __len__(self) -> int:
         return len(self.images)
@@ -243,6 +298,10 @@ class Request(Sequence[Readable]):
 
     def answer(self, rows: Sequence["torch.Tensor"]) -> Answer:
         """The answer to the request; `rows` has embeddings (attributes, dim) of each image."""
+        if self._change:
+            import torch
+
+            rows = list(self._reader.changed(torch.stack(list(rows)), self.attributes, self._change))
         rounded = (row.double().round(decimals=_DECIMALS).tolist() for row in rows)
         vectors = [dict(zip(self.attributes, row, strict=True)) for row in rounded]
         return vectors if self._is_list else vectors[0]
@@ -260,7 +319,7 @@ class EndpointHandler:
         self.model = model.to(accelerator or "cpu").eval()
         limits = Limits.from_environment() if limits is None else limits
         images = importlib.import_module(".images", type(model).__module__.rpartition(".")[0])
-        self.reader = RequestReader(model.config.attributes, limits, images)
+        self.reader = RequestReader(model.config.attributes, limits, images, self.model)
 
     def __call__(self, data: Any) -> Answer:
         """Computes the L2-normalised embeddings of the images by attribute, as a list if the request has a list.

@@ -1,7 +1,7 @@
 """A model behind HTTP: reads requests as `handler.py` does, and embeds the images of many requests together.
 
-    POST /  or  /embed     a request as JSON, or an image as the body with ?attribute=colour&attribute=closure
-    GET  /                 the model's attributes, and the limits
+    POST /  or  /embed     a request as JSON, or an image as the body with ?attribute=colour&add=colour=red
+    GET  /                 the model's attributes, the values that a request can add, and the limits
     GET  /health           200 while the model answers, otherwise 503
     GET  /metrics          for Prometheus
 
@@ -17,7 +17,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from cca_hf.models import images
 from cca_hf.models.configuration_images import public_name
 from cca_hf.models.encoding import ImageEncoder
 from cca_hf.models.images import UnreadableImageError
+from cca_hf.models.value_prototypes import PrototypeEncoder
 
 from .batching import Batcher, BusyError
 from .clients import FairExecutor, client_of
@@ -80,8 +81,9 @@ class ServerSettings:
 class _Reader(RequestReader):
     """Decodes JPEGs in the thread that reads them, where they take a bounded time, and other formats in a process."""
 
-    def __init__(self, attributes: Sequence[str], limits: Limits):
-        super().__init__(attributes, limits, images)
+    def __init__(self, model: ImageEncoder, limits: Limits):
+        changer = model if isinstance(model, PrototypeEncoder) else None
+        super().__init__(model.config.attributes, limits, images, changer)
         self.processes = DecodingProcesses(limits)
 
     def _open(self, content: bytes) -> Readable:
@@ -98,12 +100,14 @@ class EmbeddingServer:
         if settings.max_waiting < least:
             raise ValueError(f"max_waiting must be at least max_pictures, {least}; got {settings.max_waiting}")
         self.settings = settings
-        self.reader = _Reader(model.config.attributes, limits)
+        self.reader = _Reader(model, limits)
         self.most_marks = _MOST_MARKS * (limits.max_pictures + len(model.config.attributes))
         self.model = model
+        names = model.config.attributes
         self.description = {
             "model": public_name(name),
-            "attributes": model.config.attributes,
+            "attributes": names,
+            "values": {name: list(model.value_prototypes(name)) for name in names} if model.has_prototypes else {},
             "dim": model.config.embedding_dim or model.config.hidden_size,
             "limits": {**asdict(limits), "max_body": settings.max_body},
         }
@@ -200,9 +204,12 @@ class EmbeddingServer:
         return await asyncio.to_thread(lambda: json.dumps(request.answer(embeddings), allow_nan=False).encode())
 
     def _parse(self, http: HTTPRequest, body: bytes) -> Request:
-        parameters: dict[str, list[str]] = {}
+        given: dict[str, list[str]] = {}
         for key, value in http.query_params.multi_items():
-            parameters.setdefault(key, []).append(value)
+            given.setdefault(key, []).append(value)
+        parameters: dict[str, Any] = dict(given)
+        if "add" in given:  # ?add=colour=red
+            parameters["add"] = {name: value for name, _, value in (pair.partition("=") for pair in given["add"])}
         kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "application/json":
             self._check_marks(body)

@@ -5,6 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cca_hf.data.values import same_value, value_name
 from cca_hf.search import AttributeIndex, Hit
 from cca_hf.search.images import IMAGE_REFERENCE, ImageFinder
 
@@ -23,6 +24,9 @@ class Answer(NamedTuple):
     hits: Sequence[Hit]  # the most similar first
     image: str | None = None  # the query, if it is an image
     item: str | None = None  # the query, if it is an item
+    change: str = ""  # the values that replace those of the query, to show
+    wanted: Mapping[str, str] = {}  # attribute -> value that a hit should have, as far as it is known
+    notes: Sequence[str] = ()  # what to know about the query, to show
 
 
 def search_index(
@@ -32,9 +36,10 @@ def search_index(
     precision: str = "auto",
     images: Sequence[str] = (),
     items: Sequence[str] = (),
-    values: Mapping[str, str] | None = None,
+    values: Mapping[str, str | None] | None = None,
     attributes: Sequence[str] = (),
     weights: Mapping[str, float] | None = None,
+    keep: float = 1.0,
     where: str | None = None,
     top: int = 10,
 ) -> list[Answer]:
@@ -47,17 +52,19 @@ def search_index(
         precision: number type in which a model computes, such as "bfloat16"; "auto" does not change it. The model is
             converted when the index has accepted it.
         images, items: the queries; without them the `values` are the only query.
-        values: attribute -> value to search for, instead of the value of the query.
+        values: attribute -> value to search for, instead of the value of the query; None leaves the attribute out.
         attributes: default: all of the index.
+        keep: how much the other attributes count, see [`AttributeIndex.search`].
 
     Raises:
         KeyError, ValueError: see [`AttributeIndex.search`].
     """
     values = values or {}
-    wish = ", ".join(f"{name} {value}" for name, value in values.items())
-    but = f", but {wish}" if wish else ""
+    change = describe_change(values)
+    but = f", but {change}" if change and (images or items) else ""
     answers = []
     with AttributeIndex.open(store, encoder) as index:
+        known: dict[str, dict[str, str]] = {}  # item -> attribute -> value
         queries: list[tuple[str, str | None, str | None, dict[str, Any]]]  # name, image, item, arguments of the search
         if images and encoder is not None:
             embeddings = encoder.in_precision(precision).encode(list(images), list(index.schema.attributes))
@@ -67,21 +74,52 @@ def search_index(
             ]
         elif items:
             queries = [(f"item {item}{but}", None, item, {"item": item}) for item in items]
+            known = {hit.item_id: values_of(index, hit) for hit in index.get(items)}
         else:
-            queries = [(wish, None, None, {})]
+            queries = [(change, None, None, {})]
         if values and not weights and not attributes:  # one mixture, as the index makes it by default
             weights = dict.fromkeys(index.schema.attributes if images or items else values, 1.0)
         spaces: list[tuple[str, Sequence[str], dict[str, Any]]]
         if weights:
-            mixture = ", ".join(name if weight == 1 else f"{name} x {weight:g}" for name, weight in weights.items())
-            spaces = [(mixture, list(weights), {"weights": weights})]
+            kept = {name: weight if values.get(name) else keep * weight for name, weight in weights.items()}
+            parts = {name: weight for name, weight in kept.items() if values.get(name, "") is not None}
+            mixture = ", ".join(name if weight == 1 else f"{name} x {weight:g}" for name, weight in parts.items())
+            spaces = [(mixture, list(parts), {"weights": weights})]
         else:
             spaces = [(name, [name], {"attribute": name}) for name in attributes or index.schema.attributes]
         for query, image, item, arguments in queries:
+            its_values = {} if item is None else known[str(item)]
+            wanted = changed_values(its_values, values)
+            notes = [f"item {item} {note}" for note in same_already(its_values, values)]
             for name, mixed, space in spaces:
-                hits = index.search(**arguments, **space, top=top, where=where, values=values or None)
-                answers.append(Answer(query, name, mixed, hits, image, item))
+                hits = index.search(**arguments, **space, top=top, where=where, values=values or None, keep=keep)
+                answers.append(Answer(query, name, mixed, hits, image, item, but and change, wanted, notes))
     return answers
+
+
+def describe_change(values: Mapping[str, str | None]) -> str:
+    """The values of a search in words: "colour red, any shape"."""
+    return ", ".join(f"any {name}" if value is None else f"{name} {value}" for name, value in values.items())
+
+
+def values_of(index: AttributeIndex, hit: Hit) -> dict[str, str]:
+    """Attribute -> value of an item, for the attributes whose value the index knows."""
+    stored = {name: hit.columns.get(name) for name in index.schema.attributes}
+    return {name: value_name(value) for name, value in stored.items() if value is not None}
+
+
+def changed_values(known: Mapping[str, str], values: Mapping[str, str | None]) -> dict[str, str]:
+    """Attribute -> value after a change; without the attributes that the change leaves out."""
+    return {name: value for name, value in {**known, **values}.items() if value is not None}
+
+
+def same_already(known: Mapping[str, str], values: Mapping[str, str | None]) -> list[str]:
+    """The values of a change that the query has: "has colour red already"."""
+    return [
+        f"has {name} {known[name]} already"
+        for name, value in values.items()
+        if name in known and value is not None and same_value(known[name]) == same_value(value)
+    ]
 
 
 def write_answers(answers: Sequence[Answer], path: Path, *, store: str, where: str | None = None) -> Path:
@@ -108,20 +146,35 @@ def write_answers(answers: Sequence[Answer], path: Path, *, store: str, where: s
     finder = ImageFinder()
     images = {item: finder.find(str(place)) for item, place in places.items()}
     shown = []
-    for query, rows in groupby(answers, key=lambda answer: (answer.query, answer.image, answer.item)):
-        name, image, item = query
+    for query, rows in groupby(answers, key=lambda answer: (answer.query, answer.image, answer.item, answer.notes)):
+        name, image, item, notes = query
         found = []
         for answer in rows:
             hits = []
             for hit in answer.hits:
                 values = {name: hit.columns[name] for name in answer.attributes if name in hit.columns}
                 others = {"item": hit.item_id} | {name: hit.columns[name] for name in detail_columns(hit.columns)}
+                right = {name: value for name, value in values.items() if _is_wanted(answer, name, value)}
                 details = detail_texts(values) + detail_texts(others)
-                hits.append((images[hit.item_id], f"{hit.similarity:.2f}", _title(hit), details))
+                hits.append((images[hit.item_id], f"{hit.similarity:.2f}", _title(hit), details, detail_texts(right)))
             found.append((answer.attribute, hits))
-        shown.append((name, image or (None if item is None else images[item]), found))
+        shown.append((name, image or (None if item is None else images[item]), found, notes))
     facts = {"index": store} | ({"where": where} if where else {})
-    return write_text(render("search_page.html", queries=shown, title="Found by attribute", facts=facts), path)
+    return write_text(render("search_page.html", queries=shown, title=_headline(answers), facts=facts), path)
+
+
+def _is_wanted(answer: Answer, attribute: str, value: object) -> bool:
+    return attribute in answer.wanted and same_value(answer.wanted[attribute]) == same_value(value)
+
+
+def _headline(answers: Sequence[Answer]) -> str:
+    """The title of the page: "Item 3, but colour red" for one changed query."""
+    changes, queries = {answer.change for answer in answers}, {answer.query for answer in answers}
+    if changes in (set(), {""}):
+        return "Found by attribute"
+    (change,) = changes
+    (query,) = queries if len(queries) == 1 else [f"{len(queries)} queries, but {change}"]
+    return query[0].upper() + query[1:]
 
 
 def _title(hit: Hit) -> str:

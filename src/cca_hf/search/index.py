@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from .conditions import INT64, AnyOf, ColumnType, Condition, check
 from .filter_text import parse
-from .queries import centroid_of, nearest_to_mixture, rows_of, shares_of, targets_of
+from .queries import Value, centroid_of, nearest_to_mixture, rows_of, shares_of, target_of, targets_of
 from .schema import ITEM_ID, CheckpointId, Hit, IndexSchema, Vectors, hits_of, item_table, vectors_of
 from .store import Settings, VectorStore, create_store, ids_among, open_store
 
@@ -233,9 +233,10 @@ class AttributeIndex:
         *,
         embedding: ArrayLike | None = None,
         item: str | int | None = None,
-        values: Mapping[str, str | int | bool] | None = None,
+        values: Mapping[str, Value | None] | None = None,
         attribute: str | None = None,
         weights: Mapping[str, float] | None = None,
+        keep: float = 1.0,
         top: int | None = None,
         where: Where = None,
         top_k: int | None = None,
@@ -245,14 +246,18 @@ class AttributeIndex:
 
         Args:
             image: the query image. Give at most one of image, embedding and item.
-            embedding: (dim,) for the one attribute of the search, or (attributes, dim) as `encode` returns it.
+            embedding: (dim,) for the one attribute of the search, or (attributes, dim) as `encode` and `manipulate`
+                return it. An attribute whose numbers are 0 takes no part in a comparison by several attributes.
             item: the id of an item of the index, which the result does not contain.
             values: attribute -> value, which replaces this attribute of the query ("this shoe, but red"), or is the
-                whole query ("red").
+                whole query ("red"). An attribute with None takes no part ("in any colour"). A value stands for the
+                model's prototype of it or, if the model has none, for the centroid of the items with this value.
             attribute: compares the items by this attribute. Default: the attribute of the only value.
             weights: compares the items by several attributes, attribute -> weight; the similarity is the weighted
                 mean. Default: equal weights, for all attributes if the query is an image, embedding or item with
                 values, and for the attributes of `values` if the query is values alone.
+            keep: how much the attributes that stay count beside those that `values` replaces. Their weights are
+                multiplied by it.
             top, top_k: the number of items, in either word; 10 by default.
             where: filters the items: `"price < 50 and colour != 'red'"`, or the same made with `column(...)`.
 
@@ -271,6 +276,7 @@ class AttributeIndex:
             values=values,
             attribute=attribute,
             weights=weights,
+            keep=keep,
             top=top,
             where=where,
             top_k=top_k,
@@ -283,9 +289,10 @@ class AttributeIndex:
         images: "Sequence[ImageInput] | None" = None,
         embeddings: ArrayLike | None = None,
         items: Sequence[str | int] | None = None,
-        values: Mapping[str, str | int | bool] | None = None,
+        values: Mapping[str, Value | None] | None = None,
         attribute: str | None = None,
         weights: Mapping[str, float] | None = None,
+        keep: float = 1.0,
         top: int | None = None,
         where: Where = None,
         top_k: int | None = None,
@@ -304,9 +311,10 @@ class AttributeIndex:
             raise ValueError(f"a query is an image, an embedding, an item or values; got {', '.join(given) or 'none'}")
         if not isinstance(top, (int, np.integer)) or not 1 <= top < INT64.stop:
             raise ValueError(f"top must be an integer of at least 1; got {top!r}")
-        shares = shares_of(self.schema, attribute, weights, values or {}, has_query=bool(given))
+        values = values or {}
+        shares = shares_of(self.schema, attribute, weights, values, has_query=bool(given), keep=keep)
         condition = self._condition(where)
-        fixed = {name: centroid_of(self._store, name, value) for name, value in (values or {}).items()}
+        fixed = {name: target_of(self._store, name, value) for name, value in values.items() if value is not None}
         open_attributes = [name for name in shares if name not in fixed]
         vectors = None if embeddings is None else np.atleast_1d(np.asarray(embeddings))
         count = len(next((rows for rows in (images, items, vectors) if rows is not None), [None]))
@@ -321,9 +329,11 @@ class AttributeIndex:
             targets = {name: vectors_of(stored, self.schema.vector_column(name)) for name in open_attributes}
         elif open_attributes and vectors is not None:
             self._check_trusted()
-            targets = targets_of(self.schema, vectors, open_attributes)
+            targets = targets_of(self.schema, vectors, open_attributes, is_mixture=len(shares) > 1)
         targets |= {name: np.broadcast_to(vector, (count, self.schema.dim)) for name, vector in fixed.items()}
         targets = {name: targets[name] for name in shares}
+        if not np.all(np.any([vectors.any(axis=1) for vectors in targets.values()], axis=0)):
+            raise ValueError("an embedding must be finite and not zero")
         query_items = [str(item) for item in items] if items is not None else [None] * count
         tables = self._nearest(targets, shares, condition, int(top) + (items is not None))
         columns = list(self.schema.columns)
@@ -403,7 +413,14 @@ class AttributeIndex:
             return self._store.nearest(attribute, vectors, count, condition, columns)
         tables = []
         for query in zip(*targets.values(), strict=True):
-            found = nearest_to_mixture(self._store, dict(zip(targets, query, strict=True)), shares, count, condition)
+            target = {name: vector for name, vector in zip(targets, query, strict=True) if vector.any()}
+            if len(target) == 1:
+                ((attribute, vector),) = target.items()
+                tables += self._store.nearest(attribute, vector[None], count, condition, columns)
+                continue
+            total = sum(shares[name] for name in target)
+            shared = {name: shares[name] / total for name in target}
+            found = nearest_to_mixture(self._store, target, shared, count, condition)
             these = AnyOf(ITEM_ID, tuple(found.column(ITEM_ID).to_pylist()))
             rows = self._store.scan(these, columns, ()) if len(found) else ()
             stored = pa.concat_tables([self.schema.arrow(None, ()).empty_table(), *rows])

@@ -39,6 +39,9 @@ _SPARE = 2  # reads twice the number of items that is expected to suffice
 _SAMPLE = 1024  # rows that a result of a graph is compared with
 # A row of the sample is in a cluster if another one is nearer than this share of the median distance.
 _NEAR, _MOST_IN_CLUSTERS = 0.05, 0.05
+# Comparing with this many numbers of each attribute takes about as long as 512 rows of its graph, and all together
+# need up to 1 GiB.
+_MOST_COMPARED, _MOST_NUMBERS_KEPT = 2**25, 2**28
 _FEWEST = 10  # rows that a graph looks for
 _MOST_MISSED = 0.1  # share of a result that may be missing, as the sample estimates it
 _MOST_EQUAL = 0.4  # share of a result that may be at the same distance
@@ -93,6 +96,7 @@ class Version:
         self._sample = _Sample(dataset, rows)
         self._enough = max(_QUERIES_BEFORE, rows // _ROWS_A_QUERY) if rows <= _MOST_ROWS_KEPT else math.inf
         self._columns: _Columns | None = None
+        self._vectors: dict[str, Vectors] = {}  # vector column -> (rows, dim), in the order of `_columns`
         self._reading = threading.Lock()
 
     def nearest(
@@ -120,6 +124,56 @@ class Version:
                 )
         tables = [table.slice(0, asked) for table in tables]
         return tables if kept is None else [kept.added_to(table, columns) for table in tables]
+
+    def compare_with_all(
+        self,
+        targets: Mapping[str, Vectors],
+        weights: Mapping[str, float],
+        count: int,
+        condition: Condition | None,
+        id_column: str,
+        *,
+        may_load: bool,
+    ) -> tuple[list[str], NDArray[np.float64]] | None:
+        """The best rows for a weighted sum of similarities, by falling score and then by id, and their scores.
+
+        Args:
+            targets: vector column -> (dim,), L2-normalised.
+            weights: vector column -> weight.
+            may_load: whether the vectors may be loaded into memory for it.
+
+        Returns:
+            None if the vectors are not in memory, or are too many.
+        """
+        if not self._load_vectors(targets, may_load=may_load):
+            return None
+        kept = self._load_columns([id_column, *columns_of(condition)])
+        scores = np.zeros(self._rows)
+        for column, target in targets.items():
+            scores += weights[column] * (self._vectors[column] @ target)
+        rows = np.arange(self._rows) if condition is None else np.flatnonzero(kept.mask(condition)[0])
+        if len(rows) > count:  # keeps all equal scores, so that the result does not depend on the order of the rows
+            least = np.partition(scores[rows], -count)[-count]
+            rows = rows[scores[rows] >= least]
+        ids = kept.values(id_column, rows)
+        order = sorted(range(len(rows)), key=lambda place: (-scores[rows[place]], ids[place]))[:count]
+        return [ids[place] for place in order], scores[rows[order]]
+
+    def _load_vectors(self, targets: Mapping[str, Vectors], *, may_load: bool) -> bool:
+        """Whether the vectors of these columns are in memory."""
+        missing = [column for column in targets if column not in self._vectors]
+        if not missing:
+            return True
+        numbers = self._rows * len(next(iter(targets.values())))
+        most = min(_MOST_COMPARED, _MOST_NUMBERS_KEPT // (len(self._vectors) + len(missing)))
+        if not may_load or numbers > most:
+            return False
+        with self._reading:
+            for column in missing:
+                rows = self.dataset.scanner(columns=[column], with_row_id=True).to_table()
+                order = np.argsort(rows.column(_ROW_ID).to_numpy(), kind="stable")
+                self._vectors[column] = np.ascontiguousarray(vectors_of(rows, column)[order])
+        return True
 
     def _approximate(
         self,
@@ -195,11 +249,12 @@ class Version:
     def _columns_in_memory(self, names: Sequence[str], queries: int) -> "_Columns | None":
         """At least these columns, or `None` while it is faster to read the rows of each result."""
         self._queries += queries
-        if self._queries <= self._enough:
-            return None
+        return None if self._queries <= self._enough else self._load_columns(names)
+
+    def _load_columns(self, names: Sequence[str]) -> "_Columns":
         with self._reading:
             loaded = [] if self._columns is None else self._columns.names
-            if not set(names) <= set(loaded):
+            if self._columns is None or not set(names) <= set(loaded):
                 self._columns = _Columns(self.dataset, sorted({*names, *loaded}))
             return self._columns
 
@@ -217,6 +272,10 @@ class _Columns:
     def places(self, found: pa.Table) -> NDArray[np.int64]:
         """The positions in memory of the rows of a result."""
         return np.searchsorted(self._ids, found.column(_ROW_ID).to_numpy())
+
+    def values(self, name: str, places: NDArray[np.int64]) -> list[Any]:
+        """The values of a column at these positions."""
+        return self._rows.column(name).take(pa.array(places)).to_pylist()
 
     def added_to(self, found: pa.Table, names: Sequence[str]) -> pa.Table:
         """The result with these columns."""

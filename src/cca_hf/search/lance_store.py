@@ -156,6 +156,23 @@ class LanceStore:
                 tables.append(found.select(names).append_column(SIMILARITY, pa.array(similarity, pa.float32())))
         return tables
 
+    def compare_with_all(
+        self,
+        targets: Mapping[str, Vectors],
+        weights: Mapping[str, float],
+        count: int,
+        condition: Condition | None,
+        *,
+        may_load: bool,
+    ) -> pa.Table | None:
+        vectors = {self.schema.vector_column(attribute): target for attribute, target in targets.items()}
+        shares = {self.schema.vector_column(attribute): weights[attribute] for attribute in targets}
+        best = self._queries.newest().compare_with_all(vectors, shares, count, condition, ITEM_ID, may_load=may_load)
+        if best is None:
+            return None
+        ids, scores = best
+        return pa.table({ITEM_ID: pa.array(ids, pa.string()), SIMILARITY: pa.array(scores, pa.float32())})
+
     def scan(
         self, condition: Condition | None, columns: Sequence[str], attributes: Sequence[str], batch_size: int = 4096
     ) -> Iterator[pa.Table]:

@@ -8,7 +8,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -185,6 +185,17 @@ class QdrantStore:
                     rows = [{**(point.payload or {}), SIMILARITY: point.score} for point in answer.points]
                     tables.append(pa.Table.from_pylist(rows, schema=wanted))
         return tables
+
+    def compare_with_all(
+        self,
+        targets: Mapping[str, Vectors],
+        weights: Mapping[str, float],
+        count: int,
+        condition: Condition | None,
+        *,
+        may_load: bool,
+    ) -> None:
+        """The vectors stay on the server."""
 
     def scan(
         self, condition: Condition | None, columns: Sequence[str], attributes: Sequence[str], batch_size: int = 4096

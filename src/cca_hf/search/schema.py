@@ -1,10 +1,11 @@
 """The schema of an index, its errors, and the conversion of items to the tables of a store and of results to hits."""
 
+import base64
 import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, get_args
 
 import numpy as np
@@ -12,18 +13,22 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from cca_hf.data.values import same_value
+
 from .conditions import ColumnType, unknown
 
 if TYPE_CHECKING:
     from cca_hf.models.encoding import ImageEncoder
 
 Vectors: TypeAlias = NDArray[np.float32]
+Prototypes: TypeAlias = dict[str, dict[str, Vectors]]  # attribute -> value -> (dim,)
 
 ITEM_ID = "item_id"
 SIMILARITY = "similarity"
 _QUERY_INDEX = "query_index"  # a column of LanceDB's answers
 _VECTOR = "embedding_"
 _FORMAT = 1  # changes when the layout of the stored data changes
+_LENGTH_ROUNDING = 1e-3  # of a prototype that was computed in half precision
 _ARROW = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
 
 
@@ -62,12 +67,18 @@ class CheckpointId:
 
 @dataclass(frozen=True)
 class IndexSchema:
-    """The attributes and columns of an index, and the checkpoint whose embeddings it stores."""
+    """The attributes and columns of an index, and the checkpoint whose embeddings it stores.
+
+    Args:
+        prototypes: attribute -> value -> (dim,) L2-normalised, the embedding that the model has for a value itself.
+            They belong to the checkpoint, so two schemas that differ in nothing else are equal.
+    """
 
     attributes: tuple[str, ...]  # in the order of the model
     dim: int  # width of an embedding
     columns: dict[str, ColumnType]  # further columns of an item, to filter by and to show
     checkpoint: CheckpointId  # embeddings of another model are refused
+    prototypes: Prototypes = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.attributes or self.dim < 1:
@@ -83,6 +94,14 @@ class IndexSchema:
                 )
             if (reason := reason_against_name(name)) is not None:
                 raise ValueError(f"a column cannot be called {name!r}: {reason}; rename it")
+        for attribute, vectors in self.prototypes.items():
+            self.vector_column(attribute)
+            for value, vector in vectors.items():
+                if vector.shape != (self.dim,) or not abs(np.linalg.norm(vector) - 1) < _LENGTH_ROUNDING:
+                    raise ValueError(
+                        f"the prototype of {attribute} {value!r} must be an L2-normalised vector of {self.dim} "
+                        f"numbers; got the shape {vector.shape} and the length {np.linalg.norm(vector):.3f}"
+                    )
 
     def vector_column(self, attribute: str) -> str:
         """The name of the column with the embeddings of an attribute."""
@@ -105,17 +124,28 @@ class IndexSchema:
     def of_model(cls, model: "ImageEncoder", name: str, columns: Mapping[str, ColumnType]) -> "IndexSchema":
         """The schema for the embeddings of `model`, which can be loaded again from `name`."""
         dim = model.config.embedding_dim or model.config.hidden_size
-        return cls(
-            tuple(model.config.attributes), dim, dict(columns), CheckpointId(name, model.checkpoint_fingerprint())
-        )
+        checkpoint = CheckpointId(name, model.checkpoint_fingerprint())
+        return cls(tuple(model.config.attributes), dim, dict(columns), checkpoint, prototypes_of(model))
 
     @property
     def filterable(self) -> dict[str, ColumnType]:
         """The columns that a filter can use."""
         return {ITEM_ID: "text", **self.columns}
 
+    def prototype(self, attribute: str, value: object) -> Vectors | None:
+        """(dim,) the model's prototype of a value; None if the model has none. 38.0 is the value "38"."""
+        vectors = self.prototypes.get(attribute, {})
+        return next((vector for name, vector in vectors.items() if same_value(name) == same_value(value)), None)
+
     def to_json(self) -> str:
-        return json.dumps({"format": _FORMAT, **asdict(self)})
+        fields = {"format": _FORMAT, **asdict(self)}
+        del fields["prototypes"]
+        if self.prototypes:  # version 0.1 does not read them
+            fields["prototypes"] = {
+                attribute: {value: _to_text(vector) for value, vector in vectors.items()}
+                for attribute, vectors in self.prototypes.items()
+            }
+        return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "IndexSchema":
@@ -125,7 +155,27 @@ class IndexSchema:
         if found != _FORMAT:
             raise ValueError(f"the index has format {found}, this version of cca_hf reads format {_FORMAT}")
         checkpoint = CheckpointId(**fields.pop("checkpoint"))
-        return cls(tuple(fields["attributes"]), fields["dim"], fields["columns"], checkpoint)
+        prototypes = {
+            attribute: {value: _from_text(vector) for value, vector in vectors.items()}
+            for attribute, vectors in fields.get("prototypes", {}).items()
+        }
+        return cls(tuple(fields["attributes"]), fields["dim"], fields["columns"], checkpoint, prototypes)
+
+
+def prototypes_of(model: "ImageEncoder") -> Prototypes:
+    """The prototypes of the model's values; empty for a model without them."""
+    if not model.has_prototypes:
+        return {}
+    found = {attribute: model.value_prototypes(attribute) for attribute in model.config.attributes}
+    return {attribute: vectors for attribute, vectors in found.items() if vectors}
+
+
+def _to_text(vector: Vectors) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
+
+
+def _from_text(text: str) -> Vectors:
+    return np.frombuffer(base64.b64decode(text), "<f4")
 
 
 class Hit(NamedTuple):

@@ -23,11 +23,21 @@ from cca_hf.embedding.catalogue import Catalogue
 from cca_hf.embedding.shards import MANIFEST, Manifest, check_shard, column_of
 from cca_hf.models.encoding import ImageEncoder
 from cca_hf.models.images import UnreadableImageError
+from cca_hf.runtimes.export import load_encoder
 
 from .conditions import ColumnType
 from .images import IMAGE_REFERENCE, reference
 from .index import AttributeIndex
-from .schema import ITEM_ID, CheckpointId, IndexSchema, NoIndexError, reason_against_name, vector_column
+from .schema import (
+    ITEM_ID,
+    CheckpointId,
+    IndexSchema,
+    NoIndexError,
+    Prototypes,
+    prototypes_of,
+    reason_against_name,
+    vector_column,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +210,12 @@ class ImageSource:
 
 
 class EmbeddedSource:
-    """The parquet files that `cca embed` wrote to a folder; see `ImageSource` for the other arguments."""
+    """The parquet files that `cca embed` wrote to a folder; see `ImageSource` for the other arguments.
+
+    Args:
+        name: id or folder of the model; "" if it is not known. The prototypes of its values are taken from it. If it
+            cannot be loaded, or is not the model of the embeddings, a warning says so, and the index has none.
+    """
 
     def __init__(self, folder: Path, name: str, *, columns: Sequence[str] | None = None) -> None:
         if not (folder / MANIFEST).is_file():
@@ -222,7 +237,8 @@ class EmbeddedSource:
         )
         self.columns_were_named = columns is not None
         checkpoint = CheckpointId(name, manifest.checkpoint or manifest.model)
-        self.schema = IndexSchema(tuple(manifest.attributes), manifest.dim, types, checkpoint)
+        prototypes = _prototypes_of_checkpoint(checkpoint) if name else {}
+        self.schema = IndexSchema(tuple(manifest.attributes), manifest.dim, types, checkpoint, prototypes)
 
     def __len__(self) -> int:
         return self._dataset.count_rows()
@@ -252,6 +268,23 @@ class EmbeddedSource:
             yield from pads.dataset(file, schema=self._dataset.schema).to_batches(
                 columns=columns, batch_size=_ITEMS_AT_ONCE, batch_readahead=2
             )
+
+
+def _prototypes_of_checkpoint(checkpoint: CheckpointId) -> Prototypes:
+    try:
+        model = load_encoder(checkpoint.name)
+    except (OSError, ValueError) as error:
+        logger.warning("the index has no prototypes of values, because its model cannot be loaded: %s", error)
+        return {}
+    if not model.shares_space(checkpoint.fingerprint):
+        logger.warning(
+            "the index has no prototypes of values: its embeddings are those of %s, and the fingerprint of this model "
+            "is %s",
+            checkpoint,
+            model.fingerprint()[:12],
+        )
+        return {}
+    return prototypes_of(model)
 
 
 ItemSource: TypeAlias = ImageSource | EmbeddedSource

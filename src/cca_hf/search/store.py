@@ -1,6 +1,6 @@
 """The interface of the engines LanceDB and Qdrant, which the location of an index selects, and copies between them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from os import PathLike, fspath
 from typing import Any, Protocol, TypeAlias
@@ -49,6 +49,21 @@ class VectorStore(Protocol):
         self, attribute: str, queries: Vectors, count: int, condition: Condition | None, columns: Sequence[str] = ()
     ) -> list[pa.Table]:
         """The nearest items of each row of `queries` (Q, dim): `item_id`, `similarity` (cosine) and the columns."""
+
+    def compare_with_all(
+        self,
+        targets: Mapping[str, Vectors],
+        weights: Mapping[str, float],
+        count: int,
+        condition: Condition | None,
+        *,
+        may_load: bool,
+    ) -> pa.Table | None:
+        """`item_id` and `similarity` of the best items for a mixture, compared with all items in memory.
+
+        `targets` are attribute -> (dim,), `weights` attribute -> weight. None if the engine does not have all vectors
+        in memory; with `may_load`, it loads them if they fit.
+        """
 
     def scan(
         self, condition: Condition | None, columns: Sequence[str], attributes: Sequence[str], batch_size: int = 4096

@@ -12,6 +12,7 @@ from PIL import Image
 from cca_hf.data.values import same_value, value_name
 from cca_hf.models.images import UnreadableImageError, load_image
 from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.recipes.index_search import changed_values, describe_change, same_already, values_of
 from cca_hf.search import AttributeIndex, Hit
 from cca_hf.search.images import IMAGE_REFERENCE, ImageFinder
 from cca_hf.search.schema import ITEM_ID
@@ -45,6 +46,7 @@ class Found(NamedTuple):
     value: str  # of the attribute; "" if it is not known
     alike: bool  # whether the query has the same value
     details: tuple[str, ...]  # its id, and its name and price if the index has such columns
+    values: tuple[tuple[str, bool], ...] = ()  # in a mixture: its values, and whether they are the wanted ones
 
 
 class Row(NamedTuple):
@@ -54,6 +56,7 @@ class Row(NamedTuple):
     value: str  # of the query; "" if it is not known
     attention: str | None  # the query with the attention of the attribute, as a data: URI; None for a mixture
     found: list[Found]
+    note: str = ""
 
 
 class Lookup:
@@ -82,10 +85,14 @@ class Lookup:
 
     @property
     def values(self) -> dict[str, list[str]]:
-        """Attribute -> values to search for, for attributes with known values and a column in the index."""
-        known = self.model.config.attribute_values or {}
-        labelled = [name for name in self.attributes if name in self.index.schema.columns]
-        return {name: list(known[name]) for name in labelled if known.get(name)}
+        """Attribute -> values to search for: those of the model if the index has a column of the items' values, and
+        otherwise those with a prototype. Attributes without any are left out."""
+        known, prototypes = self.model.config.attribute_values or {}, self.index.schema.prototypes
+        values = {
+            name: list(known.get(name, ()) if name in self.index.schema.columns else prototypes.get(name, ()))
+            for name in self.attributes
+        }
+        return {name: offered for name, offered in values.items() if offered}
 
     @property
     def filters(self) -> dict[str, str]:
@@ -117,26 +124,33 @@ class Lookup:
         query: Query,
         attributes: Sequence[str],
         *,
-        instead: Mapping[str, str] | None = None,
+        instead: Mapping[str, str | None] | None = None,
+        keep: float = 1.0,
         where: str | None = None,
         top: int = 10,
     ) -> list[Row]:
         """The nearest images under each attribute; `where` and errors are as in `AttributeIndex.search`.
 
         Args:
-            instead: attribute -> value to search for instead of the query's. This adds a first row, for these values
-                and `attributes` together.
+            instead: attribute -> value to search for instead of the query's; None leaves the attribute out. This adds
+                a first row, for these values and `attributes` together.
+            keep: the weight of the attributes that stay in the first row.
         """
         item = query.item_id
         searched: dict[str, Any] = {"embedding": query.embeddings} if item is None else {"item": item}
         search = partial(self.index.search, **searched, where=where, top=top)
         rows = []
         if instead:
-            hits = search(values=instead, weights=dict.fromkeys([*attributes, *instead], 1.0))
+            changed = [name for name, value in instead.items() if value is not None]
             kept = [name for name in attributes if name not in instead]
-            title = ", ".join([f"{name} {value}" for name, value in instead.items()])
-            title += f", the same {' and '.join(kept)}" if kept else ""
-            rows.append(Row(title, "", None, [self._found(hit, *next(iter(instead.items()))) for hit in hits]))
+            weights = dict.fromkeys([*attributes, *instead], 1.0)
+            hits = search(values=instead, weights=weights, keep=keep if changed else 1.0)
+            title = describe_change(instead) + (f", the same {' and '.join(kept)}" if kept else "")
+            notes = ", ".join(same_already(query.values, instead))
+            note = f"{query.name} {notes}." if notes else ""
+            wanted = changed_values(query.values, instead)
+            wanted = {name: wanted.get(name, "") for name in [*changed, *kept]}
+            rows.append(Row(title, "", None, [self._mixed(hit, wanted) for hit in hits], note))
         for name in attributes:
             value = query.values.get(name, "")
             hits = search(attribute=name)
@@ -165,6 +179,14 @@ class Lookup:
         alike = bool(value) and same_value(value) == same_value(wanted)
         details = detail_texts({"item": hit.item_id} | {name: known[name] for name in detail_columns(known)})
         return Found(hit.item_id, image, words, hit.similarity, value, alike, details)
+
+    def _mixed(self, hit: Hit, wanted: Mapping[str, str]) -> Found:
+        """As `_found`, with the values of several attributes."""
+        known = values_of(self.index, hit)
+        values = [
+            (known[name], same_value(known[name]) == same_value(wanted[name])) for name in wanted if name in known
+        ]
+        return self._found(hit, "", "")._replace(values=tuple(values))
 
     def _make_thumbnail(self, reference: str) -> str | None:
         try:

@@ -35,6 +35,7 @@ _SESSIONS = 1000  # stored in memory, about 100 kB for each session
 _MOST_WAITING = 32  # searches, which take about 10 s together; further ones are refused
 _SWEEP_SECONDS = 600  # between two deletions of old files
 _CHOSEN_AT_FIRST = 4
+_SAME, _ANY, _VALUE = "same", "any", "value "  # choices for the value of an attribute; a value follows the last
 _BEGIN = "Choose or upload an image."
 MOST_BYTES = 20 * 2**20
 MOST_PIXELS = 64_000_000  # photos of phones have up to 50 million; 200 MB once decoded
@@ -51,24 +52,26 @@ _HTML: Any = templates("cca_hf.hub.space").get_template("rows.html").module
 def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
     """The page; `launch_space` serves it."""
     attributes = lookup.attributes
-    targets = {f"{name}: {value}": (name, value) for name, values in lookup.values.items() for value in values}
+    offered = lookup.values
     filters = [
         f"{name} != {values[0]!r}"
-        for name, values in lookup.values.items()
-        if name.isidentifier() and lookup.filters[name] == "text"
+        for name, values in offered.items()
+        if name.isidentifier() and lookup.filters.get(name) == "text"
     ]
     example = next(iter(filters), "item_id != '1'")
 
-    def search(query: Query | None, chosen: list[str], wanted: list[str], where: str | None) -> str:
+    def search(query: Query | None, chosen: list[str], where: str | None, keep: float, *choices: str) -> str:
         """The results, or an error message."""
         if query is None:
             return _HTML.hint(_BEGIN)
-        instead = dict(targets[target] for target in wanted)
+        changed = {name: choice for name, choice in zip(offered, choices, strict=True) if choice != _SAME}
+        instead = {name: None if choice == _ANY else choice.removeprefix(_VALUE) for name, choice in changed.items()}
         ordered = [name for name in attributes if name in chosen]
         if not ordered and not instead:
             return _HTML.problem("Choose at least one attribute.")
         try:
-            rows = lookup.find(query, ordered, instead=instead, where=(where or "").strip() or None)
+            only = (where or "").strip() or None
+            rows = lookup.find(query, ordered, instead=instead, keep=keep, where=only)
             return _HTML.results(query, rows)
         except ValueError as error:  # an invalid filter, or a value that no item has
             return _HTML.problem(str(error))
@@ -131,14 +134,30 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
                 more = gr.Button("Show other examples", size="sm", variant="secondary")
                 first = attributes[:_CHOSEN_AT_FIRST]
                 chosen = gr.CheckboxGroup(attributes, value=first, label="Attributes", elem_id="cca-attributes")
-                with gr.Accordion("Change values, filter", open=False):
-                    wanted = gr.Dropdown(
-                        list(targets),
-                        value=[],
-                        multiselect=True,
-                        label="Search for these values instead of the values of the query",
-                        visible=bool(targets),
-                        elem_id="cca-instead",
+                with gr.Accordion("But with other values, or a filter", open=False):
+                    with gr.Row():
+                        changes = [
+                            gr.Dropdown(
+                                [
+                                    ("the same", _SAME),
+                                    *((value, _VALUE + value) for value in values),
+                                    ("any", _ANY),
+                                ],
+                                value=_SAME,
+                                label=name,
+                                min_width=130,
+                                elem_classes="cca-change",
+                            )
+                            for name, values in offered.items()
+                        ]
+                    keep = gr.Slider(
+                        0,
+                        1,
+                        value=1,
+                        step=0.1,
+                        label="How much everything else must stay the same",
+                        visible=bool(offered),
+                        elem_id="cca-keep",
                     )
                     where = gr.Textbox(
                         value="",
@@ -152,7 +171,7 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
                 hint = _HTML.hint(_BEGIN)
                 results = gr.HTML(hint, js_on_load=on_load, apply_default_css=False, elem_id="cca-results")
 
-        settings = [chosen, wanted, where]
+        settings = [chosen, where, keep, *changes]
         outputs = [image, query, results]
         # one at a time, because the model uses all cores; private, because only the page uses this API
         common: dict[str, Any] = {
@@ -169,7 +188,7 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
             each.then(None, js=_FILES.joinpath("focus.js").read_text(encoding="utf-8"), api_visibility="private")
         more.click(more_examples, seed, [examples, seed], **common)
         gr.on(
-            [chosen.change, wanted.change, where.submit, where.blur],
+            [chosen.change, where.submit, where.blur, keep.release, *(each.change for each in changes)],
             search,
             [query, *settings],
             results,
