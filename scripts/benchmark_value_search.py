@@ -1,7 +1,7 @@
 """Measures a search with changed values against a plain search by the same attributes, in one run.
 
     cca embed --model out --dataset me/shoes --split train --output_dir embeddings
-    python scripts/benchmark_manipulation.py --model out --embeddings embeddings --output docs/benchmarks
+    python scripts/benchmark_value_search.py --model out --embeddings embeddings --output docs/benchmarks
 
 The items are real embeddings of a model that has prototypes of its values, repeated with a little noise up to
 `--items`; one real embedding in ten is a query and not an item. All searches are mixtures of all attributes with equal
