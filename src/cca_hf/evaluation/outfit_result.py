@@ -57,15 +57,13 @@ class OutfitResult(Result):
 
     def card(self) -> ResultCard:
         text = (
-            f"Measured on the split `{self.split}`, with 95 % intervals over the outfits. Fill in the blank: the share "
-            "of questions whose right choice is the nearest. AUC: outfits of persons against random ones. Recall at k: "
-            "the right item is among the k nearest of its category."
+            f"Measured on the split `{self.split}`, with 95 % intervals over the outfits. Fill in the blank is the "
+            "share of questions whose right choice is the nearest. The AUC compares outfits of persons with random "
+            "ones. Recall at k is the share of items that are among the k nearest of their category."
         )
-        metrics = self.metrics()
-        figures = tuple((name, _title(name), round(100 * metrics[name], 2)) for name in self.figures)
-        return ResultCard(
-            "Outfit completion", "outfit-completion", f"{text}\n\n{markdown_table(self._rows(1))}", figures
-        )
+        figures = self.percentages({name: _title(name) for name in self.figures})
+        markdown = f"{text}\n\n{markdown_table(self._rows(1))}"
+        return ResultCard("Outfit completion", "outfit-completion", markdown, figures)
 
     def to_dict(self) -> dict[str, Any]:
         return {

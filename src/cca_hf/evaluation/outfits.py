@@ -63,10 +63,7 @@ def evaluate_outfits(
         scores = -np.array([outfit_distance(outfit, distance) for outfit in outfits])
         labels = np.array([outfit.compatible for outfit in labelled])
         figures["compatibility_auc"] = _compatibility(scores, labels, seed)
-    questions = list(
-        {(question.items, question.choices[question.answer]): question for question in _all(kinds)}.values()
-    )
-    figures |= _recall(data, split, questions, distance, within, tops, seed)
+    figures |= _recall(data, split, _blanks(kinds), distance, within, tops, seed)
     return OutfitResult(split, figures)
 
 
@@ -227,7 +224,7 @@ def _checked(distance: Distance, outfit: IntArray, candidates: IntArray) -> NDAr
     distances = np.asarray(distance(outfit, candidates))
     if distances.shape != candidates.shape:
         raise ValueError(
-            f"a distance returns a number for each of {len(candidates)} candidates; got {distances.shape}"
+            f"a distance is a number for each of {len(candidates)} candidates; got the shape {distances.shape}"
         )
     check_finite("distances", distances[:, None])
     return distances
