@@ -72,8 +72,8 @@ def load_outfits(
 ) -> OutfitDataset:
     """Loads items, the outfits that they form, and the questions about them.
 
-    Items without an image leave their outfits, and so do questions that contain them; `coverage` of the result counts
-    the items. Outfits that have fewer than two items are left out.
+    Items without an image or a category leave their outfits, and questions about them are left out; `coverage` of the
+    result counts the images. Outfits that have fewer than two items are left out.
 
     Args:
         items: any source of `load_attribute_dataset`; all its splits together.
@@ -104,7 +104,7 @@ def load_outfits(
     data = OutfitDataset(rows, {}, attributes=names, coverage=coverage)
     folder = _folder_of(outfits)
     listed = _by_split(outfits, seed)
-    there = set(data.ids)
+    there = {item for item, category in zip(data.ids, data.category_ids.tolist(), strict=True) if category >= 0}
     data = replace(data, outfits={split: _complete(part, known, there) for split, part in listed.items()})
     kinds = {split: _questions(folder, split, known, there) for split in listed}
     labelled = {split: _labelled(folder, split, known, there) for split in listed}
@@ -304,7 +304,7 @@ def _divided(outfits: dict[str, Outfit], seed: int) -> dict[str, dict[str, Outfi
 
 
 def _complete(listed: _Listed, known: set[str], there: set[str]) -> list[Outfit]:
-    """The outfits without the items that have no image; those of fewer than two items are left out."""
+    """The outfits with the items that are `there`; those of fewer than two items are left out."""
     complete = []
     for name, outfit in listed.outfits.items():
         _check_known(outfit, known, f"{listed.place}, outfit {name}")
@@ -312,7 +312,7 @@ def _complete(listed: _Listed, known: set[str], there: set[str]) -> list[Outfit]
         if len(kept) > 1:
             complete.append(kept)
     if len(complete) < len(listed.outfits):
-        text = "%s: left out %d of %d outfits, which have fewer than two items with an image"
+        text = "%s: left out %d of %d outfits, which have fewer than two items with an image and a category"
         logger.warning(text, listed.place, len(listed.outfits) - len(complete), len(listed.outfits))
     if not complete:
         raise ValueError(f"{listed.place}: no outfit has two items")
@@ -329,7 +329,7 @@ def _check_known(items: Iterable[str], known: set[str], place: str) -> None:
 
 
 def _questions(folder: Path | None, split: str, known: set[str], there: Container[str]) -> dict[str, list[Question]]:
-    """Kind of the wrong choices -> questions, of the file of the split; those about missing images are left out."""
+    """Kind of the wrong choices -> questions, of the file of the split; only those about items that are `there`."""
     kinds: dict[str, list[Question]] = {}
     for place, row in _entries(folder, QUESTIONS_FOLDER, split):
         for kind in (name for name in row if name.startswith(_WRONG) and row[name]):

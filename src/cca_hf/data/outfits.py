@@ -69,7 +69,7 @@ class OutfitDataset:
 
     @cached_property
     def category_ids(self) -> np.ndarray:
-        """(items,) int64 id of the category of each item; -1: not known."""
+        """(items,) int64 id of the category of each item; -1: not known. Items of outfits have a category."""
         return integers(ColumnPlace(CATEGORY_COLUMN).read(self.items))
 
     @cached_property
@@ -103,10 +103,15 @@ class OutfitDataset:
         Raises:
             ValueError: for an unknown split; the message has the closest name.
         """
-        found = same_split(split, self.outfits)
-        if found not in self.outfits:
-            raise ValueError(missing_message("split", [split], self.outfits))
-        return self.outfits[found]
+        return self.outfits[self._split(split)]
+
+    def questions_of(self, split: str) -> Mapping[str, Sequence[Question]]:
+        """Kind of the wrong choices -> questions of a split; empty without questions; see `split_outfits`."""
+        return self.questions.get(self._split(split), {})
+
+    def compatibility_of(self, split: str) -> Sequence[LabelledOutfit]:
+        """The outfits with labels of a split; empty without them; see `split_outfits`."""
+        return self.compatibility.get(self._split(split), [])
 
     def item_rows(self, split: str) -> np.ndarray:
         """(items,) int64 the sorted rows of the items in the outfits of a split: its candidates and its negatives."""
@@ -122,6 +127,13 @@ class OutfitDataset:
                 parts.append(f"{len(self.compatibility[split]):,} labelled outfits")
             lines.append(f"  {split}: {', '.join(parts)}")
         return "\n".join(lines)
+
+    def _split(self, split: str) -> str:
+        """The name by which `outfits` has this split."""
+        found = same_split(split, self.outfits)
+        if found not in self.outfits:
+            raise ValueError(missing_message("split", [split], self.outfits))
+        return found
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
