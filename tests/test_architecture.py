@@ -69,6 +69,7 @@ TRAVELS = {
     "modeling_csn": CCA | {"configuration_baselines", "modeling_csn"},
     "modeling_asen": CCA | {"configuration_baselines", "modeling_asen"},
     "modeling_separate": CCA | {"configuration_baselines", "modeling_separate"},
+    "modeling_outfit": (SHARED - {"modeling_conditional"}) | {"configuration_outfit", "modeling_outfit"},
 }
 
 
