@@ -122,6 +122,19 @@ def load_outfits(
 # ---- Items ----
 
 
+def load_items(
+    items: Source,
+    *,
+    id_column: str = ID_COLUMN,
+    category_column: str = CATEGORY_COLUMN,
+    image_column: str | None = None,
+) -> OutfitDataset:
+    """The items alone, as candidates of a completion; see `load_outfits`."""
+    splits = load_source(items, None, None, image_column=image_column)
+    rows, coverage, _ = _items(splits, id_column, category_column, (), image_column, None)
+    return OutfitDataset(rows, {}, coverage=coverage)
+
+
 def _items(
     splits: DatasetDict,
     id_column: str,
