@@ -41,11 +41,11 @@ def boards_of_questions(
 ) -> list[Board]:
     """Random fill-in-the-blank questions of a split, with the nearest items of the category of the right one.
 
-    The candidates are those of recall in `evaluate_outfits`.
+    The candidates are those of recall in `evaluate_outfits`. The right item follows the proposals if it is not among them.
 
     Args:
         count: number of questions; each is about another outfit, if there are enough.
-        top: number of proposals.
+        top: number of proposals, without the right item.
 
     Raises:
         ValueError: for an unknown split, or one without questions.
@@ -68,12 +68,13 @@ def boards_of_questions(
         distances = np.asarray(distance(given, pool))
         ranked = pool[np.argsort(distances, kind="stable")].tolist()
         tiles = [Tile(images[row], data.ids[row], _caption(data, row)) for row in given.tolist()]
+        place_of_answer = ranked.index(answer) + 1
+        shown = ranked[:top] if place_of_answer <= top else [*ranked[:top], answer]
         proposals = [
-            Tile(images[row], data.ids[row], str(rank), right=row == answer)
-            for rank, row in enumerate(ranked[:top], start=1)
+            Tile(images[row], data.ids[row], str(ranked.index(row) + 1), right=row == answer) for row in shown
         ]
         name = data.categories[category]
-        note = f"the right item is in place {ranked.index(answer) + 1} of {len(ranked):,} of the category {name}"
+        note = f"the right item is in place {place_of_answer} of {len(ranked):,} of the category {name}"
         boards.append(Board(f"Outfit {len(boards) + 1}", tiles, proposals, name, note, answer=True))
     return boards
 
