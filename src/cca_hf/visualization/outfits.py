@@ -41,7 +41,8 @@ def boards_of_questions(
 ) -> list[Board]:
     """Random fill-in-the-blank questions of a split, with the nearest items of the category of the right one.
 
-    The candidates are those of recall in `evaluate_outfits`. The right item follows the proposals if it is not among them.
+    The candidates are those of recall in `evaluate_outfits`. If the right item is not among the proposals, it follows
+    them.
 
     Args:
         count: number of questions; each is about another outfit, if there are enough.
