@@ -46,7 +46,7 @@ class OutfitResult(Result):
         }
 
     def intervals(self) -> dict[str, float]:
-        ends = {}
+        ends: dict[str, float] = {}
         for name, figure in self.figures.items():
             ends |= {f"{name}_interval_low": figure.low, f"{name}_interval_high": figure.high}
         return ends

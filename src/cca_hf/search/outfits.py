@@ -129,7 +129,9 @@ def read_outfit_rows(
     elif category is not None:
         where = AnyOf(category_column, (category,))
     blocks = model.config.feature_dim // model.config.embedding_dim  # each has length 1, the stored vector as a whole
-    ids, categories, images = [], [], []
+    ids: list[str] = []
+    categories: list[str] = []
+    images: list[object] = []
     parts = [np.empty((0, model.config.feature_dim), np.float32)]
     for table in index.tables(where=where, embeddings=True):
         ids += table.column(ITEM_ID).to_pylist()

@@ -59,7 +59,7 @@ def boards_of_questions(
     firsts = {whole[place]: place for place in reversed(order)}  # one question for each outfit
     chosen = [place for place in order if firsts[whole[place]] == place][:count]
     images, candidates = data.items["image"], data.item_rows(split)
-    boards = []
+    boards: list[Board] = []
     for place in chosen:
         question = questions[place]
         given = data.rows(question.items)

@@ -119,7 +119,8 @@ def _division(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def _outfits(file: Path, metadata: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The outfits of a split, and the items by `<set>_<index>`."""
-    outfits, items = [], {}
+    outfits: list[dict[str, Any]] = []
+    items: dict[str, str] = {}
     for number, row in enumerate(_list(file)):
         place = f"{file}, outfit {number}"
         try:
