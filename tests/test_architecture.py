@@ -65,11 +65,13 @@ SHARED = {
     "whole_files",
 }
 CCA = SHARED | {"configuration_cca", "cross_attention", "modeling_cca", "pipeline_cca", "sentence_transformers_cca"}
+OUTFIT = SHARED - {"modeling_conditional", "value_prototypes"} | {"configuration_outfit", "modeling_outfit"}
 TRAVELS = {
     "modeling_cca": CCA,
     "modeling_csn": CCA | {"configuration_baselines", "modeling_csn"},
     "modeling_asen": CCA | {"configuration_baselines", "modeling_asen"},
     "modeling_separate": CCA | {"configuration_baselines", "modeling_separate"},
+    "modeling_outfit": OUTFIT,
     "modeling_adde": CCA | {"configuration_adde", "modeling_adde"},
 }
 

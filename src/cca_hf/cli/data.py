@@ -17,8 +17,8 @@ app = typer.Typer(
 
 @app.command(cls=Command)
 def prepare(
-    benchmark: Literal["fashionai", "darn", "deepfashion", "zappos50k", "adde"] = typer.Argument(
-        ..., metavar="NAME", help="fashionai, darn, deepfashion, zappos50k or adde."
+    benchmark: Literal["fashionai", "darn", "deepfashion", "zappos50k", "polyvore", "adde"] = typer.Argument(
+        ..., metavar="NAME", help="fashionai, darn, deepfashion, zappos50k, polyvore or adde."
     ),
     root: Path = option(..., "FOLDER", "Folder with the unpacked download."),
     output: Path = option(..., "FOLDER", "A new folder for the data set."),
@@ -46,15 +46,15 @@ def prepare(
     Examples:
       cca data prepare fashionai --root FashionAI --asen_splits asen/data --output fashionai
       cca data prepare zappos50k --root zappos --output zappos50k
+      cca data prepare polyvore --root polyvore_outfits --output polyvore
       cca data prepare adde --root images --adde_splits splits/Shopping100k --output shopping100k
       cca train --dataset fashionai --backbone google/vit-base-patch16-224-in21k --output_dir out
     """
-    of_zappos50k = {"--triplets": triplets, "--seed": seed}
-    of_adde = {"--adde_splits": adde_splits, "--attributes": attributes}
-    of_others = {"--asen_splits": asen_splits}
-    given = {"zappos50k": of_adde | of_others, "adde": of_zappos50k | of_others}
-    for name, value in given.get(benchmark, of_zappos50k | of_adde).items():
-        if value is not None:
+    given = {"--triplets": triplets, "--seed": seed, "--asen_splits": asen_splits}
+    given |= {"--adde_splits": adde_splits, "--attributes": attributes}
+    own = {"zappos50k": ("--triplets", "--seed"), "polyvore": (), "adde": ("--adde_splits", "--attributes")}
+    for name, value in given.items():
+        if value is not None and name not in own.get(benchmark, ("--asen_splits",)):
             raise UsageError(f"{name} is not for {benchmark}")
     if benchmark == "adde" and adde_splits is None:
         raise UsageError("adde needs --adde_splits")
@@ -63,11 +63,14 @@ def prepare(
         from cca_hf.data.benchmarks.asen import load_darn
         from cca_hf.data.benchmarks.deepfashion import load_deepfashion
         from cca_hf.data.benchmarks.fashionai import load_fashionai
+        from cca_hf.data.benchmarks.polyvore import load_polyvore
         from cca_hf.data.benchmarks.prepare import prepare_benchmark
         from cca_hf.data.benchmarks.zappos50k import load_zappos50k
 
         if benchmark == "zappos50k":
             loaded = load_zappos50k(root, triplets or "lists", seed or 0)
+        elif benchmark == "polyvore":
+            loaded = load_polyvore(root)
         elif adde_splits is not None:
             loaded = load_adde(root, adde_splits, attributes)
         else:
