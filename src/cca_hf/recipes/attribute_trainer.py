@@ -126,10 +126,7 @@ class CCATrainer(TaskTrainer):
                     num_workers=args.dataloader_num_workers,
                     frozen_parameters=frozen_parameters,
                 )
-            dim = model.config.embedding_dim or model.config.hidden_size
-            between_images = None if loss is None else loss.settle(data.attributes, dim)
-            label_loss = make_loss(args, data.attributes, dim, between_images)
-            task = _label_task(args, data, model, loss=label_loss, cache=cache)
+            task = self._make_task(args, data, model, loss, cache)
         callbacks = list(callbacks or [])
         if has_adapter(model) and model.subspaces is not None:
             callbacks.append(ResetSubspaces())
@@ -151,6 +148,23 @@ class CCATrainer(TaskTrainer):
         )
         if self.args.eval_strategy != "no":
             self._check_metric()
+
+    def _make_task(
+        self,
+        args: CCATrainingArguments,
+        data: AttributeDataset,
+        model: "CCAModel | PeftModel",
+        loss: PerAttributeLoss | None,
+        cache: TokenCache | None,
+    ) -> Task:
+        """The task of images with labels, from the files or from a token cache."""
+        dim = model.config.embedding_dim or model.config.hidden_size
+        between_images = None if loss is None else loss.settle(data.attributes, dim)
+        return Task(
+            label_batches(args, *training_images(args, data, model, cache)),
+            make_loss(args, data.attributes, dim, between_images),
+            AttributeEvaluator(data, model.image_processor, model.config, cache),
+        )
 
     def _check_metric(self) -> None:
         """Raises `ValueError` if the evaluations during the training will not have `metric_for_best_model`."""
@@ -222,16 +236,20 @@ class CCATrainer(TaskTrainer):
 
     def _embed(self, *splits: str) -> tuple[NDArray, NDArray[np.int64]]:
         """Embeddings (images, attributes, dim) and labels (images, attributes) of whole splits, on every process."""
+        embeddings = [self._embed_images(self.images_of(split), split) for split in splits]
+        labels = np.concatenate([self.data.labels(split) for split in splits])
+        return np.concatenate(embeddings), labels
+
+    def _embed_images(self, images: Dataset[Any], name: str) -> NDArray:
+        """Embeddings (images, attributes, dim) on every process; `name` is for the progress bar."""
         wrapped = self._wrap_model(self.model, training=False).eval()
         quiet = self.args.disable_tqdm or not self.is_world_process_zero()
         embeddings = []
-        for split in splits:
-            batches = self.get_test_dataloader(split)
-            for batch in tqdm(batches, desc=f"Embedding {split}", unit="batch", leave=False, disable=quiet):
-                of_process = self.prediction_step(wrapped, batch, False)[1]
-                embeddings.append(self.accelerator.gather_for_metrics(of_process).cpu())
-        labels = np.concatenate([self.data.labels(split) for split in splits])
-        return torch.cat(embeddings).numpy(), labels
+        batches = self.get_test_dataloader(images)
+        for batch in tqdm(batches, desc=f"Embedding {name}", unit="batch", leave=False, disable=quiet):
+            of_process = self.prediction_step(wrapped, batch, False)[1]
+            embeddings.append(self.accelerator.gather_for_metrics(of_process).cpu())
+        return torch.cat(embeddings).numpy()
 
     def _learned_proxies(self) -> NDArray | None:
         """The value proxies of the checkpoint that was loaded at the end, if the loss has learned them."""
@@ -332,26 +350,23 @@ def _check_adapter(model: "CCAModel | PeftModel", frozen_parameters: list[nn.Par
         )
 
 
-def _label_task(
-    args: CCATrainingArguments,
-    data: AttributeDataset,
-    model: "CCAModel | PeftModel",
-    *,
-    loss: LabelLoss,
-    cache: TokenCache | None,
-) -> Task:
-    """Images with labels, from the files or from a token cache."""
+def training_images(
+    args: CCATrainingArguments, data: AttributeDataset, model: "CCAModel | PeftModel", cache: TokenCache | None
+) -> tuple[AttributeImages, Collator]:
+    """The images of `train` with their augmentation, from the files or from a token cache, and their collator."""
     transform = TrainingTransform(
         horizontal_flip=args.horizontal_flip,
         crop_scale=(args.crop_scale, 1.0),
         crop_ratio=(1 / args.crop_ratio, args.crop_ratio),
         colour_jitter=args.colour_jitter,
     )
-    collator: Collator
     if cache is None:
-        images, collator = AttributeImages(data, "train", transform), AttributeCollator(model.image_processor)
-    else:
-        images, collator = cache.images_of("train", transform), cache.collator
+        return AttributeImages(data, "train", transform), AttributeCollator(model.image_processor)
+    return cache.images_of("train", transform), cache.collator
+
+
+def label_batches(args: CCATrainingArguments, images: AttributeImages, collator: Collator) -> Batches:
+    """Batches of P values times K images of one attribute after the other."""
     batch_sampler = AttributeBatchSampler(
         images.labels.numpy(),
         batch_size=args.train_batch_size,
@@ -364,8 +379,7 @@ def _label_task(
         f"An epoch is {batches:,} batches of {size:,} images, {batches * size:,} in all. They are drawn from "
         f"{len(images):,} training images, so that every value of every attribute occurs."
     )
-    evaluator = AttributeEvaluator(data, model.image_processor, model.config, cache)
-    return Task(Batches(images, collator, batch_sampler, epoch), loss, evaluator)
+    return Batches(images, collator, batch_sampler, epoch)
 
 
 def _triplet_task(
