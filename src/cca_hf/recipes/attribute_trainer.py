@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,9 @@ from .attribute_evaluator import AttributeEvaluator, Collator, as_attribute_data
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+
+logger = logging.getLogger(__name__)
 
 
 class CCATrainer(TaskTrainer):
@@ -199,15 +203,41 @@ class CCATrainer(TaskTrainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `TaskTrainer.train`. Sets `known_values` of the model's configuration to those of the training images.
 
-        The model learns without an attribute map; `fit_subspaces` follows the last step.
+        The model learns without an attribute map; `fit_subspaces` follows the last step. The value proxies that the
+        loss has learned become the prototypes of the model, see `CCAModel.value_prototypes`.
         """
         self.model.config.known_values = self._training_values
         if not has_adapter(self.model):
-            self.unwrapped_model().set_attribute_map("none")
+            model = self.unwrapped_model()
+            model.set_attribute_map("none")
+            if model.prototypes is not None:  # they belong to the earlier weights
+                model.set_prototypes(None)
         outcome = super().train(*args, **kwargs)
         if self.map_kind != "none":
             self.fit_subspaces()
+        self._store_prototypes()
         return outcome
+
+    def _store_prototypes(self) -> None:
+        """Stores the proxies of the values that a training image shows with the model.
+
+        A model whose values have other names or another order than those of the data gets none: its prototypes are
+        rows in the order of `attribute_values`.
+        """
+        proxies, model = self._learned_proxies(), self.unwrapped_model()
+        if has_adapter(model):
+            if model.has_prototypes:
+                logger.warning(
+                    "an adapter does not save the prototypes of values: those of the model belong to its weights "
+                    "without the adapter. After merging the two, model.set_prototypes(None) removes them"
+                )
+            return
+        if proxies is None or self._training_values is None or model.config.attribute_values != self.data.attributes:
+            return
+        known = np.zeros(proxies.shape[:2], dtype=bool)
+        for place, (name, values) in enumerate(self.data.attributes.items()):
+            known[place, : len(values)] = np.isin(values, self._training_values[name])
+        model.set_prototypes(proxies, known)
 
     def fit_subspaces(self) -> None:
         """Fits the attribute map to the training split, as the model embeds it now; see `training/subspaces.py`.
@@ -321,16 +351,20 @@ def _with_learning_rate(args: CCATrainingArguments, model: CCAModel) -> CCATrain
 
 
 def _frozen_parameters(args: CCATrainingArguments, model: CCAModel) -> list[nn.Parameter]:
-    """The backbone, or its levels that `args` freeze: by default all levels of a pretrained backbone."""
+    """The backbone, or its levels that `args` freeze: by default all levels of a pretrained backbone.
+
+    What changes no embedding, such as a classifier, is frozen too: this loss reads embeddings alone.
+    """
+    without_effect = model.parameters_without_effect()
     if args.freeze_backbone:
-        return list(model.backbone.parameters())
+        return [*model.backbone.parameters(), *without_effect]
     levels = args.frozen_levels
     if levels is None:
         # the configuration of an adapter decides what learns
         learns = model.config.backbone_name is None or has_adapter(model)
         levels = 0 if learns else len(model.config.feature_levels)
     # in eval mode: the empty image must not change statistics of batch normalisation
-    return parameters_of_levels(model.in_eval_mode().backbone, model.config, levels)
+    return [*parameters_of_levels(model.in_eval_mode().backbone, model.config, levels), *without_effect]
 
 
 def _check_adapter(model: "CCAModel | PeftModel", frozen_parameters: list[nn.Parameter]) -> None:
