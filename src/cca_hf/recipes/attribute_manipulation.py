@@ -3,7 +3,8 @@
 from transformers import set_seed
 
 from cca_hf.data.schema import AttributeDataset
-from cca_hf.evaluation.manipulation import ManipulationEvaluator, ManipulationInputs, value_vectors
+from cca_hf.evaluation.change_search import value_vectors
+from cca_hf.evaluation.manipulation import ManipulationEvaluator, ManipulationInputs
 from cca_hf.evaluation.results import Result
 from cca_hf.evaluation.retrieval.embeddings import Gallery
 from cca_hf.models.modeling_adde import ADDEModel

@@ -102,7 +102,7 @@ class CCATrainer(TaskTrainer):
                 "micro_batch_size needs freeze_batch_norm: the statistics would not be those of the whole batch"
             )
         args = _with_learning_rate(args, model)
-        frozen_parameters = _frozen_parameters(args, model)
+        frozen_parameters = self._frozen_parameters(args, model)
         if has_adapter(model):
             _check_adapter(model, frozen_parameters)
         # the images come in this memory format; otherwise every step would convert the weights
@@ -152,6 +152,10 @@ class CCATrainer(TaskTrainer):
         )
         if self.args.eval_strategy != "no":
             self._check_metric()
+
+    def _frozen_parameters(self, args: CCATrainingArguments, model: "CCAModel | PeftModel") -> list[nn.Parameter]:
+        """What does not learn, such as a classifier, which changes no embedding: the loss reads embeddings alone."""
+        return [*frozen_backbone(args, model), *model.parameters_without_effect()]
 
     def _make_task(
         self,
@@ -350,21 +354,17 @@ def _with_learning_rate(args: CCATrainingArguments, model: CCAModel) -> CCATrain
     return args
 
 
-def _frozen_parameters(args: CCATrainingArguments, model: CCAModel) -> list[nn.Parameter]:
-    """The backbone, or its levels that `args` freeze: by default all levels of a pretrained backbone.
-
-    What changes no embedding, such as a classifier, is frozen too: this loss reads embeddings alone.
-    """
-    without_effect = model.parameters_without_effect()
+def frozen_backbone(args: CCATrainingArguments, model: "CCAModel | PeftModel") -> list[nn.Parameter]:
+    """The backbone, or its levels that `args` freeze: by default all levels of a pretrained backbone."""
     if args.freeze_backbone:
-        return [*model.backbone.parameters(), *without_effect]
+        return list(model.backbone.parameters())
     levels = args.frozen_levels
     if levels is None:
         # the configuration of an adapter decides what learns
         learns = model.config.backbone_name is None or has_adapter(model)
         levels = 0 if learns else len(model.config.feature_levels)
     # in eval mode: the empty image must not change statistics of batch normalisation
-    return [*parameters_of_levels(model.in_eval_mode().backbone, model.config, levels), *without_effect]
+    return parameters_of_levels(model.in_eval_mode().backbone, model.config, levels)
 
 
 def _check_adapter(model: "CCAModel | PeftModel", frozen_parameters: list[nn.Parameter]) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.utils.data import Dataset, Subset
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import TrainOutput
@@ -23,19 +23,19 @@ from cca_hf.data.change_sampler import ChangeBatchSampler
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.torch_dataset import AttributeImages
 from cca_hf.data.value_changes import Changes, enumerate_changes
-from cca_hf.evaluation.manipulation import ValueVectors, evaluate_manipulation, value_centroids, value_vectors
+from cca_hf.evaluation.change_search import ValueVectors, value_centroids, value_vectors
+from cca_hf.evaluation.manipulation import evaluate_manipulation
 from cca_hf.evaluation.manipulation_result import ManipulationResult
 from cca_hf.evaluation.retrieval.embeddings import Gallery
 from cca_hf.models.modeling_adde import ADDEModel
 from cca_hf.training.arguments import CCATrainingArguments
 from cca_hf.training.checkpoints import last_checkpoint
-from cca_hf.training.manipulation_losses import Consistency, ManipulationLoss, ManipulationWeights
-from cca_hf.training.parameters import frozen
+from cca_hf.training.manipulation_losses import ManipulationLoss, ManipulationWeights
 from cca_hf.training.task import Batches, Task
 from cca_hf.training.token_cache import TokenCache
 
 from .attribute_evaluator import AttributeEvaluator, Collator, parts_of, sides_of
-from .attribute_trainer import CCATrainer, label_batches, training_images
+from .attribute_trainer import CCATrainer, frozen_backbone, label_batches, training_images
 from .command_line import TASKS, flag
 
 logger = logging.getLogger(__name__)
@@ -56,8 +56,8 @@ class ManipulationArguments(CCATrainingArguments):
 
     encoder: Literal["mlp", "cross_attention"] = flag(
         "mlp",
-        "What turns the features of an image into its embeddings. mlp: a network with two layers for each attribute, as "
-        "in the paper. cross_attention: the conditional layer of CCA.",
+        "What turns the features of an image into its embeddings. mlp: a network with two layers for each attribute, "
+        "as in the paper. cross_attention: the conditional layer of CCA.",
     )
     classification_weight: float = flag(0.2, "Weight of the cross-entropy of the classifiers, in both stages.")
     local_weight: float = flag(0.2, "Weight of the triplets of each attribute, in the first stage.")
@@ -97,8 +97,8 @@ class ManipulationArguments(CCATrainingArguments):
     )
     metric_for_best_model: str | None = flag(
         "ndcg",
-        "Metric of the changed embeddings that selects the best checkpoint of the last stage, such as ndcg_target. The "
-        "best one of the first stage has the highest map.",
+        "Metric of the changed embeddings that selects the best checkpoint of the last stage, such as ndcg_target. "
+        "The best one of the first stage has the highest map.",
     )
 
     def __post_init__(self) -> None:
@@ -141,7 +141,10 @@ def _make_loss(
 
 
 class EncoderTrainer(CCATrainer):
-    """The first stage: the encoder and the classifiers."""
+    """The first stage: the encoder and the classifiers. No loss reads the memory."""
+
+    def _frozen_parameters(self, args: Any, model: Any) -> list[nn.Parameter]:
+        return [*frozen_backbone(args, model), *model.memory.parameters()]
 
     def _make_task(self, args: Any, data: AttributeDataset, model: Any, loss: Any, cache: TokenCache | None) -> Task:
         return Task(
@@ -193,7 +196,15 @@ class ChangeEvaluator(AttributeEvaluator):
             ]
         )
         return evaluate_manipulation(
-            queries.embeddings, queries.labels, attributes, changes, values, gallery=gallery, device=self.model.device
+            queries.embeddings,
+            queries.labels,
+            attributes,
+            changes,
+            values.vectors,
+            values.known,
+            values_from=values.source,
+            gallery=gallery,
+            device=self.model.device,
         )
 
 
@@ -229,6 +240,9 @@ class ADDETrainer(CCATrainer):
         super().__init__(model, args, data, callbacks=callbacks, **others)
         # as given: a trainer changes its copy
         self._first = EncoderTrainer(model, args.first_stage(), data, callbacks=callbacks)
+
+    def _frozen_parameters(self, args: Any, model: Any) -> list[nn.Parameter]:
+        return frozen_backbone(args, model)
 
     def _make_task(self, args: Any, data: AttributeDataset, model: Any, loss: Any, cache: TokenCache | None) -> Task:
         images, collator = training_images(args, data, model, cache)
@@ -270,8 +284,7 @@ class ADDETrainer(CCATrainer):
             return
         if first.args.should_save:
             finished.unlink(missing_ok=True)
-        with frozen(first.model.memory.parameters()):
-            outcome = first.train(resume_from_checkpoint=checkpoint or False)
+        outcome = first.train(resume_from_checkpoint=checkpoint or False)
         first.unwrapped_model()  # takes the mixed precision of this trainer off the model
         first.save_model()
         first.save_metrics("train", outcome.metrics)
@@ -310,7 +323,7 @@ def change_batches(args: ManipulationArguments, images: AttributeImages, collato
         seed=args.seed if args.data_seed is None else args.data_seed,
     )
     epoch = (
-        f"An epoch is {len(batch_sampler):,} batches of {batch_sampler.batch_size:,} images, a quarter of them with an "
-        "image that differs in one attribute or two."
+        f"An epoch is {len(batch_sampler):,} batches of {batch_sampler.batch_size:,} images, a quarter of them with "
+        "an image that differs in one attribute or two."
     )
     return Batches(images, collator, batch_sampler, epoch)

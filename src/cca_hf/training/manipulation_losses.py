@@ -11,9 +11,9 @@ column of a value contains its prototype:
     consistency      r and r' are near M y, the prototypes of their labels: L1 distance or triplets
     memory           |(1 - D) o M|_1, with D the blocks of the values' own attributes; mean over the values
 
-Triplets compare squared distances, which are 2 - 2 cos for normalised vectors. Ours: embeddings, also r', are normalised
-block by block, and a distance of r is the mean over the attributes with which both images are labelled. Missing labels
-therefore take no part. Every loss is computed over the joined batch of all processes.
+Triplets compare squared distances, which are 2 - 2 cos for normalised vectors. Ours: embeddings, also r', are
+normalised block by block, and a distance of r is the mean over the attributes with which both images are labelled.
+Missing labels therefore take no part. Every loss is computed over the joined batch of all processes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
