@@ -17,13 +17,19 @@ app = typer.Typer(
 
 @app.command(cls=Command)
 def prepare(
-    benchmark: Literal["fashionai", "darn", "deepfashion", "zappos50k"] = typer.Argument(
-        ..., metavar="NAME", help="fashionai, darn, deepfashion or zappos50k."
+    benchmark: Literal["fashionai", "darn", "deepfashion", "zappos50k", "adde"] = typer.Argument(
+        ..., metavar="NAME", help="fashionai, darn, deepfashion, zappos50k or adde."
     ),
     root: Path = option(..., "FOLDER", "Folder with the unpacked download."),
     output: Path = option(..., "FOLDER", "A new folder for the data set."),
     asen_splits: Path | None = option(
         None, "FOLDER", "ASEN's folder with meta.json, which defines the queries and galleries of the papers."
+    ),
+    adde_splits: Path | None = option(
+        None, "FOLDER", "adde only: folder with imgs_*.txt, labels_*.txt and the queries of the paper."
+    ),
+    attributes: list[str] | None = option(
+        None, "NAME ...", "adde only: names of the attributes, in the order of attr_num.txt. Default: attribute_1 ..."
     ),
     annotations_only: bool = switch("annotations_only", "Write the paths of the images instead of the images."),
     triplets: Literal["lists", "sample", "none"] | None = option(
@@ -40,13 +46,20 @@ def prepare(
     Examples:
       cca data prepare fashionai --root FashionAI --asen_splits asen/data --output fashionai
       cca data prepare zappos50k --root zappos --output zappos50k
+      cca data prepare adde --root images --adde_splits splits/Shopping100k --output shopping100k
       cca train --dataset fashionai --backbone google/vit-base-patch16-224-in21k --output_dir out
     """
-    given = {"--triplets": triplets, "--seed": seed} if benchmark != "zappos50k" else {"--asen_splits": asen_splits}
-    for name, value in given.items():
+    of_zappos50k = {"--triplets": triplets, "--seed": seed}
+    of_adde = {"--adde_splits": adde_splits, "--attributes": attributes}
+    of_others = {"--asen_splits": asen_splits}
+    given = {"zappos50k": of_adde | of_others, "adde": of_zappos50k | of_others}
+    for name, value in given.get(benchmark, of_zappos50k | of_adde).items():
         if value is not None:
             raise UsageError(f"{name} is not for {benchmark}")
+    if benchmark == "adde" and adde_splits is None:
+        raise UsageError("adde needs --adde_splits")
     with stdout_kept_clean():
+        from cca_hf.data.benchmarks.adde import load_adde
         from cca_hf.data.benchmarks.asen import load_darn
         from cca_hf.data.benchmarks.deepfashion import load_deepfashion
         from cca_hf.data.benchmarks.fashionai import load_fashionai
@@ -55,6 +68,8 @@ def prepare(
 
         if benchmark == "zappos50k":
             loaded = load_zappos50k(root, triplets or "lists", seed or 0)
+        elif adde_splits is not None:
+            loaded = load_adde(root, adde_splits, attributes)
         else:
             load = {"fashionai": load_fashionai, "darn": load_darn, "deepfashion": load_deepfashion}[benchmark]
             loaded = load(root, asen_splits)
@@ -63,6 +78,8 @@ def prepare(
         print(f"{split}: {counts if counts.found < counts.listed else f'{counts.listed:,} images'}")
     for split, rows in (loaded.triplets or {}).items():
         print(f"triplets, {split}: {rows.num_rows:,}")
+    for split, rows in (loaded.changes or {}).items():
+        print(f"changes, {split}: {rows.num_rows:,}")
     for remark in loaded.remarks:
         print(remark)
     print(f"written: {output}")

@@ -41,6 +41,7 @@ class Benchmark:
     splits: DatasetDict  # with the columns above
     remarks: list[str] = field(default_factory=list)  # further facts about this copy, as sentences
     triplets: DatasetDict | None = None  # ready triplets: `condition`, and the file names of the three images
+    changes: DatasetDict | None = None  # changes of values, as in `data/change_queries.py`
 
 
 def read_lines(path: Path) -> list[str]:
