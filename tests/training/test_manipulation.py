@@ -4,17 +4,18 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
+from datasets import DatasetDict
+from transformers import ViTConfig
 
 from cca_hf.evaluation.manipulation import ManipulationEvaluator
 from cca_hf.models.modeling_adde import ADDEModel
 from cca_hf.recipes.manipulation_trainer import ADDETrainer, ManipulationArguments
 
-from .conftest import child_environment
+from .conftest import TINY_VIT, child_environment
 from .processes.manipulation import Steps, make_trainer
 
 ENCODER = [f"encoder/{step}" for step in range(1, 7)]
@@ -35,7 +36,7 @@ def assert_same_weights(trainer: ADDETrainer, other: ADDETrainer) -> None:
     assert all(weight.equal(weights[name]) for name, weight in trainer.model.state_dict().items())
 
 
-def test_three_stages(undisturbed, shapes):
+def test_three_stages(undisturbed):
     trainer, steps, outcome = undisturbed
     assert steps == [*ENCODER, *JOINT]
     folder = trainer.args.output_dir
@@ -130,15 +131,7 @@ def test_values_without_training_images_stay_without_prototype(shapes):
     rows = np.flatnonzero(labels[:, 3] != 0)  # no small shape
     splits = {name: shapes.splits[name] for name in ("train", "validation")}
     splits["train"] = splits["train"].select(rows)
-    from dataclasses import replace
-
-    from datasets import DatasetDict
-
     data = replace(shapes, splits=DatasetDict(splits))
-    from transformers import ViTConfig
-
-    from .conftest import TINY_VIT
-
     model = ADDEModel.from_backbone(ViTConfig(**TINY_VIT), data.attributes, embedding_dim=24)
     settings = {"use_cpu": True, "bf16": False, "disable_tqdm": True, "attribute_map": "none", "max_steps": 2}
     settings |= {"per_device_train_batch_size": 16, "images_per_value": 2, "eval_strategy": "no"}

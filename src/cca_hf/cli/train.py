@@ -35,8 +35,9 @@ class Training(TyperCommand):
 def train(context: typer.Context) -> None:
     """Train a model, evaluate the best checkpoint once on the test split, and write a report and a model card.
 
-    The first word may be a task. 'cca train TASK --help' shows the flags of the task. The most used flags are --dataset, --attributes, --backbone and --output_dir. If the data set has no validation or
-    test split, it is cut from the training images. A YAML or JSON file can contain the flags.
+    The first word may be a task. 'cca train TASK --help' shows the flags of the task. The most used flags are --dataset,
+    --attributes, --backbone and --output_dir. If the data set has no validation or test split, it is cut from the
+    training images. A YAML or JSON file can contain the flags.
 
     \b
     Examples:

@@ -24,8 +24,8 @@ class ChangeBatchSampler(Sampler[list[SampleKey]]):
     the labels of the reference and another one with those of the target, so that every triplet has a positive. Images
     without such a twin are replaced by random images, so that images without a target are trained on too.
 
-    All possible changes are equally likely, so rare values are targets as often as frequent ones. An epoch has about as
-    many images as the data set, and is a pure function of (seed, epoch).
+    All possible changes are equally likely, so rare values are targets as often as frequent ones. An epoch has about
+    as many images as the data set, and is a pure function of (seed, epoch).
 
     Args:
         labels: (images, attributes) integers, -1 where not labelled.

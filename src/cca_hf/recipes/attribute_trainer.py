@@ -262,14 +262,17 @@ class CCATrainer(TaskTrainer):
         held_out = [split for split in self.data.splits if split.startswith("validation")]
         fit_subspaces(
             model.subspaces,
-            *self._embed("train"),
-            held_out=self._embed(*held_out) if held_out else None,
+            *self.embed("train"),
+            held_out=self.embed(*held_out) if held_out else None,
             proxies=self._learned_proxies(),
             temperature=self.args.temperature,
         )
 
-    def _embed(self, *splits: str) -> tuple[NDArray, NDArray[np.int64]]:
-        """Embeddings (images, attributes, dim) and labels (images, attributes) of whole splits, on every process."""
+    def embed(self, *splits: str) -> tuple[NDArray, NDArray[np.int64]]:
+        """Embeddings (images, attributes, dim) and labels (images, attributes) of whole splits, on every process.
+
+        They come from the token cache, if there is one.
+        """
         embeddings = [self._embed_images(self.images_of(split), split) for split in splits]
         labels = np.concatenate([self.data.labels(split) for split in splits])
         return np.concatenate(embeddings), labels

@@ -48,6 +48,7 @@ def make_trainer(data_folder: Path, output_dir: Path, steps: Steps, **changes) -
         "eval_steps": 2,
         "save_strategy": "steps",
         "save_steps": 2,
+        "save_total_limit": None,
         "logging_steps": 1,
         "attribute_map": "none",
         "encoder": "cross_attention",
