@@ -77,7 +77,7 @@ def evaluate_manipulation(
         check_positive("k", each)
     queries = _checked("", embeddings, labels, attributes)
     candidates = queries if gallery is None else _checked("gallery ", gallery.embeddings, gallery.labels, attributes)
-    vectors = to_embeddings("targets_of_values", targets_of_values, attributes)
+    vectors = to_numpy(targets_of_values)
     values = ValueVectors(vectors, to_numpy(known).astype(bool), values_from)
     check_changes(changes, values, attributes, one_space=queries.embeddings.ndim == 2, labels=queries.labels)
     apart = None if gallery is None else candidates
