@@ -49,9 +49,8 @@ def ranking_of(embeddings, labels, changes, query, keep=1.0):
 def shares(labels, changes, query, row):
     """The relevance of an image: by all labels, by the changed ones, and by the rest; None without a label."""
     target, changed = changes.target_labels[query], changes.changed[query]
-    sets = [
-        [a for a in range(3) if target[a] >= 0 and keep(changed[a])] for keep in (lambda _: True, bool, np.logical_not)
-    ]
+    compared = [place for place in range(3) if target[place] >= 0]
+    sets = (compared, [a for a in compared if changed[a]], [a for a in compared if not changed[a]])
     return [np.mean([labels[row, a] == target[a] for a in places]) if places else None for places in sets]
 
 
@@ -190,10 +189,8 @@ def test_the_result_survives_json_and_prints_its_tables(tmp_path):
     assert lines[0].split("  ")[0] == "% (chance)" and lines[0].endswith("NDCG target  NDCG others")
     assert [line.split("  ")[0] for line in lines[2:5]] == list(ATTRIBUTES)
     assert [line.split("  ")[0] for line in lines[6:9]] == ["one change", "two changes", "all queries"]
-    assert lines[9].startswith(
-        "Search among 60 images; centroids of the gallery; the attributes that stay have weight 1"
-    )
-    assert lines[11].split() == ["changed", "show", "new", "value,", "%", *ATTRIBUTES]
+    assert lines[9] == "Search among 60 images; centroids of the gallery; weight of attributes that stay: 1."
+    assert lines[12].split() == ["changed", "show", "new", "value,", "%", *ATTRIBUTES]
     metrics = result.metrics()
     assert metrics[result.primary_metric] == result.overall.scores["top_10"]
     assert metrics["ndcg_target_colour"] == result.by_attribute["colour"].scores["ndcg_target"]
@@ -208,8 +205,10 @@ def test_bad_input():
     known[0, 2] = False
     with pytest.raises(ValueError, match="'red' of 'colour' has no prototype, and no image of the gallery has it$"):
         evaluate_manipulation(embeddings, labels, ATTRIBUTES, changes, vectors, known)
+    with pytest.raises(ValueError, match=r"must have shape \(3, 3, 4\) = \(attributes, most values, dim\), and known"):
+        evaluate_manipulation(embeddings, labels, ATTRIBUTES, changes, vectors[:2], known)
     with pytest.raises(ValueError, match="there is no query: no image has the labels of another image but for"):
-        evaluate(embeddings, labels, changes.select([]))
+        evaluate(embeddings, labels, changes.select(slice(0)))
     red = Changes(np.array([0]), np.array([[True, False, False]]), np.array([[2, 0, 0]]))
     plain = np.zeros_like(labels)
     with pytest.raises(ValueError, match="1 of 1 changes have no image with exactly their target labels .* image 0$"):

@@ -33,7 +33,9 @@ def evaluate(
     num_workers: int | None = options.NUM_WORKERS,
     device: str | None = options.DEVICE,
     output_dir: Path | None = option(
-        None, "FOLDER", "Folder for evaluation.json, evaluation.png and the files of --report and --entanglement."
+        None,
+        "FOLDER",
+        "Folder for evaluation.json and evaluation.png, and the files of the following switches.",
     ),
     report: bool = switch(
         "report", "Also write report.html, report.png and examples/ with nearest images and attention maps."
@@ -46,6 +48,18 @@ def evaluate(
         "NAME ...",
         "Readers of --entanglement: linear, neighbours, mlp. The last one also finds what is not linear, and takes "
         "minutes. Default: linear neighbours.",
+    ),
+    manipulation: bool = switch(
+        "manipulation", "Also search for changed images, such as this image but red, and measure what else changes."
+    ),
+    num_changes: list[int] | None = option(
+        None, "NUMBER ...", "Attributes that --manipulation changes at once. Default: 1 2 3.", min=1
+    ),
+    max_queries: int | None = option(
+        None, "NUMBER", "Most queries of --manipulation for each number of changes. Default: 10000.", min=1
+    ),
+    keep: float | None = option(
+        None, "WEIGHT", "Weight of the attributes that --manipulation does not change. Default: 1.", min=0.0
     ),
     as_json: bool = options.JSON,
 ) -> None:
@@ -63,17 +77,24 @@ def evaluate(
       cca evaluate --model out --dataset me/shoes --split validation --json | jq .map
       cca evaluate --model out --dataset me/zappos50k --config_name triplets
       cca evaluate --model out --dataset me/shoes --entanglement --readers linear neighbours mlp
+      cca evaluate --model out --dataset me/shoes --manipulation --num_changes 1 2
+      cca evaluate --model out --dataset me/shopping100k --manipulation --config_name changes
     """
     if report and output_dir is None:
         raise UsageError("--report needs --output_dir")
     if readers is not None and not entanglement:
         raise UsageError("--readers needs --entanglement")
+    only_manipulation = {"--num_changes": num_changes, "--max_queries": max_queries, "--keep": keep}
+    for name, value in only_manipulation.items():
+        if value is not None and not manipulation:
+            raise UsageError(f"{name} needs --manipulation")
     if report:
         require("plot", "figures need")
     if entanglement:
         require("analysis", "entanglement needs")
     with stdout_kept_clean():
         from cca_hf.evaluation.entanglement.evaluator import DEFAULT_READERS
+        from cca_hf.evaluation.manipulation import MAX_QUERIES
         from cca_hf.models.loading import load_model
         from cca_hf.recipes.evaluation import evaluate_checkpoint
 
@@ -90,6 +111,10 @@ def evaluate(
             report=report,
             entanglement=entanglement,
             readers=readers or DEFAULT_READERS,
+            manipulation=manipulation,
+            num_changes=num_changes or (1, 2, 3),
+            max_queries=max_queries or MAX_QUERIES,
+            keep=1.0 if keep is None else keep,
             batch_size=batch_size,
             num_workers=num_workers,
         )

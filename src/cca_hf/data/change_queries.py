@@ -1,7 +1,7 @@
 """Published changes of values as a data set: the file name of a reference, and the new values of its attributes.
 
-`cca data prepare` writes them as the configuration `changes`: the column `reference`, and a column for each attribute,
-null where the attribute stays.
+`cca data prepare` writes them as the configuration `changes`: the columns `reference`, `positive` and `negative`, and a
+column for each attribute, null where the attribute stays.
 """
 
 import logging
@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 CHANGES_CONFIG = "changes"
 REFERENCE_COLUMN = "reference"
+TRIPLET_COLUMNS = ("positive", "negative")  # file names of an image with the target labels and of another; or null
 
 
 def holds_changes(source: DatasetDict) -> bool:
@@ -44,7 +45,7 @@ def read_changes(source: DatasetDict, data: AttributeDataset, split: str, galler
     rows, images = source[split], data.splits[split]
     check_names("column", [FILE_NAME_COLUMN], images.column_names, f"in the split {split!r}: ")
     check_names("attribute of the changes", data.attributes, rows.column_names)
-    left_out = sorted(set(rows.column_names) - {REFERENCE_COLUMN, "positive", "negative", *data.attributes})
+    left_out = sorted(set(rows.column_names) - {REFERENCE_COLUMN, *TRIPLET_COLUMNS, *data.attributes})
     if left_out:
         raise ValueError(f"the changes are also of {', '.join(left_out)}: evaluate all of these attributes")
     row_of = {name: row for row, name in enumerate(ColumnPlace(FILE_NAME_COLUMN).read(images).to_pylist())}

@@ -28,7 +28,17 @@ from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.value_changes import Changes, enumerate_changes
 from cca_hf.models.modeling_cca import CCAModel
 
-from .arrays import BoolArray, IntArray, check_finite, check_positive, normalised, to_embeddings, to_ids, to_numpy
+from .arrays import (
+    BoolArray,
+    IntArray,
+    check_finite,
+    check_positive,
+    normalised,
+    to_embeddings,
+    to_ids,
+    to_numbers,
+    to_numpy,
+)
 from .change_search import ChangeSearch, ValueVectors, value_centroids, value_vectors
 from .manipulation_result import ManipulationResult, ManipulationScores
 from .manipulation_scores import LEAKAGE_DEPTH, NDCG_DEPTH, measure_leakage, score_changes
@@ -77,8 +87,7 @@ def evaluate_manipulation(
         check_positive("k", each)
     queries = _checked("", embeddings, labels, attributes)
     candidates = queries if gallery is None else _checked("gallery ", gallery.embeddings, gallery.labels, attributes)
-    vectors = to_numpy(targets_of_values)
-    values = ValueVectors(vectors, to_numpy(known).astype(bool), values_from)
+    values = _checked_values(targets_of_values, known, values_from, attributes, queries.embeddings.shape[-1])
     check_changes(changes, values, attributes, one_space=queries.embeddings.ndim == 2, labels=queries.labels)
     apart = None if gallery is None else candidates
     search = ChangeSearch(queries.embeddings, queries.labels, values, gallery=apart, keep=keep, device=device)
@@ -288,6 +297,21 @@ def _checked(side: str, embeddings: object, labels: object, attributes: Mapping[
     check_finite(f"{side}embeddings", vectors)
     ids = to_ids(f"{side}labels", labels, (len(vectors), len(attributes)), " = (images, attributes)")
     return Gallery(normalised(vectors, np.float32), ids)
+
+
+def _checked_values(
+    vectors: object, known: object, source: str, attributes: Mapping[str, Sequence[str]], dim: int
+) -> ValueVectors:
+    """The vectors of the values in numpy, checked."""
+    numbers, is_known = to_numbers("targets_of_values", vectors), to_numpy(known).astype(bool)
+    shape = (len(attributes), max(map(len, attributes.values())), dim)
+    if numbers.shape != shape or is_known.shape != shape[:2]:
+        raise ValueError(
+            f"targets_of_values must have shape {shape} = (attributes, most values, dim), and known {shape[:2]}; "
+            f"got {numbers.shape} and {is_known.shape}"
+        )
+    check_finite("targets_of_values", numbers)
+    return ValueVectors(numbers, is_known, source)
 
 
 def _means(figures: NDArray) -> list[float]:

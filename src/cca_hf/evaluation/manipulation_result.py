@@ -62,7 +62,7 @@ class Leakage:
             if share > 0
         }
         notes = [
-            f"What else changed (mean {_points(self.mean, decimals)}): how many more of the ten nearest images differ "
+            f"What else changed (mean {_points(self.mean, decimals)}): how many more of the ten nearest images differ",
             "from the reference in another attribute than without the change, in percentage points.",
         ]
         return Table(["changed", "show new value, %", *self.attributes], [rows], notes, styles)
@@ -112,8 +112,8 @@ class ManipulationResult(Result):
             if parts
         ]
         notes = [
-            f"Search among {self.images:,} images; {self.values_from}; the attributes that stay have weight "
-            f"{self.keep:g}. top-k: one of the k nearest images has exactly the wanted values."
+            f"Search among {self.images:,} images; {self.values_from}; weight of attributes that stay: {self.keep:g}.",
+            "top-k: one of the k nearest images has exactly the wanted values.",
         ]
         titles = [_TITLES.get(name, name.replace("_", "-")) for name in names]
         return Table(["% (chance)", "queries", *titles], sections, notes)
@@ -154,7 +154,7 @@ class ManipulationResult(Result):
     @staticmethod
     def _leakage_on_card(leakage: Leakage) -> str:
         table = leakage.as_table(1)
-        return f"\n{table.notes[0]}\n\n{markdown_table([table.header, *table.sections[0]])}\n"
+        return f"\n{' '.join(table.notes)}\n\n{markdown_table([table.header, *table.sections[0]])}\n"
 
     def _numbers(self) -> dict[str, ManipulationScores]:
         """Title -> scores, by the number of changes, and of all queries if there are several numbers."""
@@ -209,7 +209,7 @@ def _percent(fraction: float, decimals: int) -> str:
 
 def _points(difference: float, decimals: int) -> str:
     """Percentage points with their sign: 0.042 -> "+4.2"."""
-    return "-" if math.isnan(difference) else f"{100 * difference:+.{decimals}f}"
+    return "-" if math.isnan(difference) else f"{round(100 * difference, decimals) + 0.0:+.{decimals}f}"
 
 
 def _plain(figures: list[float]) -> list[float | None]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import DatasetDict
 
+from cca_hf.data.change_queries import holds_changes, read_changes
 from cca_hf.data.columns import column_places
 from cca_hf.data.loading import HELD_OUT, load_attribute_dataset, with_usual_names
 from cca_hf.data.schema import AttributeDataset
@@ -19,14 +20,17 @@ from cca_hf.evaluation.entanglement.evaluator import (
     check_readers,
     measure_entanglement,
 )
+from cca_hf.evaluation.manipulation import MAX_QUERIES, ManipulationEvaluator
+from cca_hf.evaluation.manipulation_result import ManipulationResult
 from cca_hf.evaluation.results import Result
-from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
+from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator, query_and_gallery
 from cca_hf.evaluation.retrieval.triplets import TripletEvaluator
 from cca_hf.models.configuration_images import public_name
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.run_record import RunRecord, rows_digest
 from cca_hf.visualization.entanglement import plot_entanglement
 from cca_hf.visualization.figures import can_draw
+from cca_hf.visualization.manipulation import ChangeView, view_changes
 from cca_hf.visualization.report import plot_results, write_report
 
 logger = logging.getLogger(__name__)
@@ -46,6 +50,10 @@ def evaluate_checkpoint(
     report: bool = False,
     entanglement: bool = False,
     readers: Sequence[str] = DEFAULT_READERS,
+    manipulation: bool = False,
+    num_changes: Sequence[int] = (1, 2, 3),
+    max_queries: int | None = MAX_QUERIES,
+    keep: float = 1.0,
     batch_size: int = 64,
     num_workers: int | None = None,
 ) -> list[Result]:
@@ -62,6 +70,9 @@ def evaluate_checkpoint(
         entanglement: also measure the entanglement, and write `entanglement.json` and, with matplotlib,
             `entanglement.png` there.
         readers: of the entanglement, see [`measure_entanglement`].
+        manipulation: also search for changed images, and write `manipulation.json` there. The queries are those of the
+            data set if `config_name` is a configuration of changes, or else all that the split can answer.
+        num_changes, max_queries, keep: of the manipulation, see [`ManipulationEvaluator`].
 
     Raises:
         KeyError, ValueError: for a split, attribute or column that does not exist, and see [`load_evaluation_data`]
@@ -73,11 +84,12 @@ def evaluate_checkpoint(
     if output_dir is not None and not draws and not report:  # the report says it itself
         logger.warning('no figures will be drawn, because matplotlib is missing: pip install "cca_hf[plot]"')
     reading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
-    if holds_triplets(_load_source(dataset, config_name, _recorded(checkpoint, dataset))):
-        if report or entanglement or group_column is not None or split_seed is not None:
+    source = _load_source(dataset, config_name, _recorded(checkpoint, dataset))
+    if holds_triplets(source):
+        if report or entanglement or manipulation or group_column is not None or split_seed is not None:
             raise ValueError(
-                f"{dataset} contains ready triplets: --report, --entanglement, --group_column and --split_seed "
-                "are not for them"
+                f"{dataset} contains ready triplets: --report, --entanglement, --manipulation, --group_column "
+                "and --split_seed are not for them"
             )
         triplets, images = load_triplets(dataset, split, config_name)
         accuracy = TripletEvaluator(triplets, attributes, pictures=images, **reading)(model)
@@ -85,11 +97,21 @@ def evaluate_checkpoint(
             accuracy.save_json(output_dir / "evaluation.json")
         return [accuracy]
 
+    has_queries = holds_changes(source)
+    if has_queries and not manipulation:
+        raise ValueError(f"the configuration {config_name!r} of {dataset} contains changes: add --manipulation")
+    if has_queries:
+        config_name = None  # the images
     cutting: dict[str, Any] = {"group_column": group_column, "split_seed": split_seed, "config_name": config_name}
     data = load_evaluation_data(dataset, attributes or model.config.attributes, split, checkpoint, **cutting)
     split = same_split(split, data.splits)
     if entanglement:
         check_enough_labels(data, split)
+    changer = None
+    if manipulation:
+        changes = read_changes(source, data, *query_and_gallery(data, split)) if has_queries else None
+        settings: dict[str, Any] = {"num_changes": num_changes, "max_queries": max_queries, "keep": keep, **reading}
+        changer = ManipulationEvaluator(data, split, changes=changes, **settings)
     result = RetrievalEvaluator(data, split, **reading)(model)
     results: list[Result] = [result]
     if output_dir is not None:
@@ -103,10 +125,20 @@ def evaluate_checkpoint(
             measured.save_json(output_dir / "entanglement.json")
             if draws:
                 plot_entanglement(measured).savefig(output_dir / "entanglement.png", dpi=150)
+    changed: ManipulationResult | None = None
+    change_views: list[ChangeView] = []
+    if changer is not None:
+        inputs = changer.encode(model)
+        changed = changer.score(inputs, device=model.device)
+        results.append(changed)
+        if output_dir is not None:
+            changed.save_json(output_dir / "manipulation.json")
+            change_views = view_changes(changer, inputs) if report else []
     if output_dir is not None and report:
         named = {report_name(model): result}
         title = report_title(checkpoint, dataset)
-        write_report(model, data, split, named, output_dir, entanglement=measured, title=title, batch_size=batch_size)
+        shown: dict[str, Any] = {"entanglement": measured, "manipulation": changed, "change_views": change_views}
+        write_report(model, data, split, named, output_dir, title=title, batch_size=batch_size, **shown)
     return results
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.evaluation.entanglement.result import READER_NAMES, EntanglementResult
+from cca_hf.evaluation.manipulation_result import Leakage, ManipulationResult
 from cca_hf.evaluation.retrieval.evaluator import query_and_gallery
 from cca_hf.evaluation.retrieval.result import MEASURE_NAMES, EvaluationResult
 from cca_hf.evaluation.text_table import format_table, percent
@@ -23,6 +24,7 @@ from cca_hf.models.whole_files import write_text
 
 from .entanglement import cell_text
 from .figures import ACCENT, BASELINES, FAINT, INK, MUTED, Figure, SubFigure, can_draw, new_figure, quiet
+from .manipulation import ChangeView
 from .neighbours import QueryView, draw_neighbours, plot_neighbours, view_queries
 from .page import render
 
@@ -53,6 +55,8 @@ def write_report(
     candidates: int = 2000,
     history: Iterable[Mapping[str, object]] | None = None,
     entanglement: EntanglementResult | None = None,
+    manipulation: ManipulationResult | None = None,
+    change_views: Sequence[ChangeView] = (),
     title: str | None = None,
     batch_size: int = 64,
     seed: int = 0,
@@ -60,14 +64,16 @@ def write_report(
     """Write `report.html` (self-contained) into `output_dir`, and images of it; returns the path of the page.
 
     The page shows the metrics, the nearest images of some queries under each attribute with the attention of that
-    attribute, the entanglement if it is given, and the training curves. With matplotlib, `report.png` shows the first
-    queries, `examples/1.jpg` is the first query, `examples/1-neighbours.png` shows its nearest images, and so on.
+    attribute, the manipulation and the entanglement if they are given, and the training curves. With matplotlib,
+    `report.png` shows the first queries, `examples/1.jpg` is the first query, `examples/1-neighbours.png` shows its
+    nearest images, and so on.
 
     Args:
         split, queries, neighbours, candidates: as in `view_queries`.
         results: name -> result, all of the same split. The last one belongs to `model` and gets the accent colour.
         history: the Trainer's `state.log_history`.
-        entanglement: of `model` and the same split.
+        entanglement, manipulation: of `model` and the same split.
+        change_views: examples of the manipulation, see `view_changes`.
         title: the heading. Default: the name of the last result.
 
     Raises:
@@ -104,6 +110,12 @@ def write_report(
         seed=seed if isinstance(queries, int) else None,
         candidates=candidates if searched > candidates else None,
         views=views,
+        manipulation=manipulation,
+        change_table=None if manipulation is None else manipulation.as_table(1),
+        leakage_rows=[]
+        if manipulation is None or manipulation.leakage is None
+        else _leakage_rows(manipulation.leakage),
+        change_views=change_views,
         entanglement=entanglement,
         heat_maps=[] if entanglement is None else [_heat_map(entanglement, reader) for reader in entanglement.readers],
         curves=[_curve(label, points) for name, label in _CURVES.items() if len(points := points_of(log, name)) > 1],
@@ -277,6 +289,18 @@ def _heat_map(result: EntanglementResult, name: str) -> dict[str, Any]:
     cells = [[*zip(map(cell_text, row), map(percent, share), strict=True)] for row, share in rows]
     figures = f"entanglement {cell_text(reader.score)}, informativeness {cell_text(reader.informativeness)}"
     return {"title": f"{READER_NAMES[name]}: {figures}", "rows": [*zip(result.attributes, cells, strict=True)]}
+
+
+def _leakage_rows(leakage: Leakage | None) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """Rows of a changed attribute, its share of new values, and cells: the text, and the colour in percent."""
+    if leakage is None:
+        return []
+    shares = np.clip(np.nan_to_num(leakage.added), 0, 1)
+    places = {name: place for place, name in enumerate(leakage.attributes)}
+    return [
+        (name, share, [*zip(cells, map(percent, np.minimum(4 * shares[places[name]], 1)), strict=True)])
+        for name, share, *cells in leakage.as_table(1).sections[0]
+    ]
 
 
 def _draw_examples(views: Sequence[QueryView], results: Mapping[str, EvaluationResult], folder: Path) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Features, Value
 from numpy.typing import NDArray
 
-from cca_hf.data.change_queries import REFERENCE_COLUMN
+from cca_hf.data.change_queries import REFERENCE_COLUMN, TRIPLET_COLUMNS
 
 from .annotations import Annotations, Benchmark, existing, read_lines, to_splits
 
@@ -95,10 +95,11 @@ class _SplitFiles:
         if wrong.any():
             line = int(wrong.argmax()) + 1
             raise ValueError(
-                f"{self.folder / 'gt_test.txt'}, line {line}: the labels are not those of the reference with the change "
-                f"of indfull_test.txt, line {line}"
+                f"{self.folder / 'gt_test.txt'}, line {line}: the labels are not those of the reference with the "
+                f"change of indfull_test.txt, line {line}"
             )
-        return self._dataset({REFERENCE_COLUMN: [images[row] for row in references]}, changes)
+        columns = {REFERENCE_COLUMN: [images[row] for row in references]}
+        return self._dataset(columns | dict.fromkeys(TRIPLET_COLUMNS, [None] * len(references)), changes)
 
     def triplets(self, images: Sequence[str], labels: IntArray) -> Dataset:
         """The triplets of the training split."""
@@ -107,11 +108,11 @@ class _SplitFiles:
         changes = self._changes(indicators, labels[rows[:, 0]], triplets)
         columns = {
             name: [images[row] for row in column]
-            for name, column in zip((REFERENCE_COLUMN, "positive", "negative"), rows.T.tolist(), strict=True)
+            for name, column in zip((REFERENCE_COLUMN, *TRIPLET_COLUMNS), rows.T.tolist(), strict=True)
         }
         return self._dataset(columns, changes)
 
-    def _dataset(self, columns: Mapping[str, list[str]], changes: IntArray) -> Dataset:
+    def _dataset(self, columns: Mapping[str, list[str | None]], changes: IntArray) -> Dataset:
         """File names, and a column for each attribute with its new value, None where it stays."""
         content: dict[str, list[str | None]] = {name: list(column) for name, column in columns.items()}
         for (name, values), column in zip(self.attributes.items(), changes.T.tolist(), strict=True):
