@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .backbones import FeatureCells, describe_backbone
 from .configuration_adde import ADDEConfig
@@ -57,7 +58,7 @@ class PooledTokens(FeatureCells):
         return torch.cat(pooled, dim=-1)[:, None]
 
 
-class AttributeNetworks(nn.Module):
+class AttributeNetworks(GradientCheckpointingLayer):
     """A network for each attribute a: r_a = V_a ReLU(W_a f + b_a) + c_a."""
 
     def __init__(self, num_attributes: int, input_dim: int, dim: int):
