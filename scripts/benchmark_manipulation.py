@@ -6,7 +6,8 @@
 Every flag of scripts/train.py is accepted, and overrides the file:
 
     python scripts/benchmark_manipulation.py --config configs/set_cards.yaml --dataset data/set_cards \
-        --backbone data/mobilenet_v2_imagenet --cache_tokens cache/set_cards --seeds 0 1 2 --output manipulation/set_cards
+        --backbone data/mobilenet_v2_imagenet --cache_tokens cache/set_cards --seeds 0 1 2 \
+        --output manipulation/set_cards
 
 The two stages of ADDE share the epochs. The methods:
 

@@ -9,7 +9,6 @@ from cca_hf.data.shapes import generate_shapes_dataset
 from cca_hf.evaluation.manipulation import ManipulationEvaluator
 from cca_hf.evaluation.manipulation_result import ManipulationResult
 from cca_hf.models.modeling_adde import ADDEModel
-from cca_hf.recipes.attribute_manipulation import run_training
 from cca_hf.recipes.command_line import (
     TASKS,
     CommandLineError,
@@ -133,14 +132,3 @@ def test_the_help_of_a_task(capsys):
     text = capsys.readouterr().out
     assert "\nTasks:\n" in text and "  manipulate " in text and "--proxy_weight" in text and "--encoder" not in text
     assert help_text(everything=False, task="manipulate").count("  --margin NUMBER") == 1
-
-
-def test_images_without_a_change_are_an_error_before_the_training(shapes, tmp_path):
-    _, arguments = read_command(
-        ["manipulate", "--dataset", str(shapes), "--attributes", "colour", "shape", "pattern", "size", "background"]
-        + ["--backbone_config", json.dumps(VIT), "--use_cpu", "--output_dir", str(tmp_path / "out")]
-        + ["--eval_strategy", "no"]
-    )
-    with pytest.raises(ValueError, match="no query in the split 'test'|differ in exactly one attribute"):
-        run_training(*arguments)
-    assert not list((tmp_path / "out").glob("**/*.safetensors"))

@@ -27,17 +27,17 @@ class Training(TyperCommand):
         from cca_hf.recipes.command_line import RETRIEVAL, TASKS, help_text
 
         task = ctx.meta["task"] if ctx.meta["task"] in TASKS else RETRIEVAL
-        formatter.write("\nTasks:\n")
-        formatter.write_dl([(name, each.help) for name, each in TASKS.items()])
+        with formatter.section("Tasks"):
+            formatter.write_dl([(name, each.help) for name, each in TASKS.items()])
         formatter.write(f"\n{help_text(everything=False, task=task)}\n")
 
 
 def train(context: typer.Context) -> None:
     """Train a model, evaluate the best checkpoint once on the test split, and write a report and a model card.
 
-    The first word may be a task. 'cca train TASK --help' shows the flags of the task. The most used flags are --dataset,
-    --attributes, --backbone and --output_dir. If the data set has no validation or test split, it is cut from the
-    training images. A YAML or JSON file can contain the flags.
+    The first word may be a task. 'cca train TASK --help' shows the flags of the task. The most used flags are
+    --dataset, --attributes, --backbone and --output_dir. If the data set has no validation or test split, it is cut
+    from the training images. A YAML or JSON file can contain the flags.
 
     \b
     Examples:
