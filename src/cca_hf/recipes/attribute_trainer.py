@@ -102,7 +102,7 @@ class CCATrainer(TaskTrainer):
                 "micro_batch_size needs freeze_batch_norm: the statistics would not be those of the whole batch"
             )
         args = _with_learning_rate(args, model)
-        frozen_parameters = _frozen_parameters(args, model)
+        frozen_parameters = self._frozen_parameters(args, model)
         if has_adapter(model):
             _check_adapter(model, frozen_parameters)
         # the images come in this memory format; otherwise every step would convert the weights
@@ -130,10 +130,7 @@ class CCATrainer(TaskTrainer):
                     num_workers=args.dataloader_num_workers,
                     frozen_parameters=frozen_parameters,
                 )
-            dim = model.config.embedding_dim or model.config.hidden_size
-            between_images = None if loss is None else loss.settle(data.attributes, dim)
-            label_loss = make_loss(args, data.attributes, dim, between_images)
-            task = _label_task(args, data, model, loss=label_loss, cache=cache)
+            task = self._make_task(args, data, model, loss, cache)
         callbacks = list(callbacks or [])
         if has_adapter(model) and model.subspaces is not None:
             callbacks.append(ResetSubspaces())
@@ -155,6 +152,27 @@ class CCATrainer(TaskTrainer):
         )
         if self.args.eval_strategy != "no":
             self._check_metric()
+
+    def _frozen_parameters(self, args: CCATrainingArguments, model: "CCAModel | PeftModel") -> list[nn.Parameter]:
+        """What does not learn, such as a classifier, which changes no embedding: the loss reads embeddings alone."""
+        return [*frozen_backbone(args, model), *model.parameters_without_effect()]
+
+    def _make_task(
+        self,
+        args: CCATrainingArguments,
+        data: AttributeDataset,
+        model: "CCAModel | PeftModel",
+        loss: PerAttributeLoss | None,
+        cache: TokenCache | None,
+    ) -> Task:
+        """The task of images with labels, from the files or from a token cache."""
+        dim = model.config.embedding_dim or model.config.hidden_size
+        between_images = None if loss is None else loss.settle(data.attributes, dim)
+        return Task(
+            label_batches(args, *training_images(args, data, model, cache)),
+            make_loss(args, data.attributes, dim, between_images),
+            AttributeEvaluator(data, model.image_processor, model.config, cache),
+        )
 
     def _check_metric(self) -> None:
         """Raises `ValueError` if the evaluations during the training will not have `metric_for_best_model`."""
@@ -244,24 +262,31 @@ class CCATrainer(TaskTrainer):
         held_out = [split for split in self.data.splits if split.startswith("validation")]
         fit_subspaces(
             model.subspaces,
-            *self._embed("train"),
-            held_out=self._embed(*held_out) if held_out else None,
+            *self.embed("train"),
+            held_out=self.embed(*held_out) if held_out else None,
             proxies=self._learned_proxies(),
             temperature=self.args.temperature,
         )
 
-    def _embed(self, *splits: str) -> tuple[NDArray, NDArray[np.int64]]:
-        """Embeddings (images, attributes, dim) and labels (images, attributes) of whole splits, on every process."""
+    def embed(self, *splits: str) -> tuple[NDArray, NDArray[np.int64]]:
+        """Embeddings (images, attributes, dim) and labels (images, attributes) of whole splits, on every process.
+
+        They come from the token cache, if there is one.
+        """
+        embeddings = [self._embed_images(self.images_of(split), split) for split in splits]
+        labels = np.concatenate([self.data.labels(split) for split in splits])
+        return np.concatenate(embeddings), labels
+
+    def _embed_images(self, images: Dataset[Any], name: str) -> NDArray:
+        """Embeddings (images, attributes, dim) on every process; `name` is for the progress bar."""
         wrapped = self._wrap_model(self.model, training=False).eval()
         quiet = self.args.disable_tqdm or not self.is_world_process_zero()
         embeddings = []
-        for split in splits:
-            batches = self.get_test_dataloader(split)
-            for batch in tqdm(batches, desc=f"Embedding {split}", unit="batch", leave=False, disable=quiet):
-                of_process = self.prediction_step(wrapped, batch, False)[1]
-                embeddings.append(self.accelerator.gather_for_metrics(of_process).cpu())
-        labels = np.concatenate([self.data.labels(split) for split in splits])
-        return torch.cat(embeddings).numpy(), labels
+        batches = self.get_test_dataloader(images)
+        for batch in tqdm(batches, desc=f"Embedding {name}", unit="batch", leave=False, disable=quiet):
+            of_process = self.prediction_step(wrapped, batch, False)[1]
+            embeddings.append(self.accelerator.gather_for_metrics(of_process).cpu())
+        return torch.cat(embeddings).numpy()
 
     def _learned_proxies(self) -> NDArray | None:
         """The value proxies of the checkpoint that was loaded at the end, if the loss has learned them."""
@@ -332,21 +357,17 @@ def _with_learning_rate(args: CCATrainingArguments, model: CCAModel) -> CCATrain
     return args
 
 
-def _frozen_parameters(args: CCATrainingArguments, model: CCAModel) -> list[nn.Parameter]:
-    """The backbone, or its levels that `args` freeze: by default all levels of a pretrained backbone.
-
-    What changes no embedding, such as a classifier, is frozen too: this loss reads embeddings alone.
-    """
-    without_effect = model.parameters_without_effect()
+def frozen_backbone(args: CCATrainingArguments, model: "CCAModel | PeftModel") -> list[nn.Parameter]:
+    """The backbone, or its levels that `args` freeze: by default all levels of a pretrained backbone."""
     if args.freeze_backbone:
-        return [*model.backbone.parameters(), *without_effect]
+        return list(model.backbone.parameters())
     levels = args.frozen_levels
     if levels is None:
         # the configuration of an adapter decides what learns
         learns = model.config.backbone_name is None or has_adapter(model)
         levels = 0 if learns else len(model.config.feature_levels)
     # in eval mode: the empty image must not change statistics of batch normalisation
-    return [*parameters_of_levels(model.in_eval_mode().backbone, model.config, levels), *without_effect]
+    return parameters_of_levels(model.in_eval_mode().backbone, model.config, levels)
 
 
 def _check_adapter(model: "CCAModel | PeftModel", frozen_parameters: list[nn.Parameter]) -> None:
@@ -366,26 +387,23 @@ def _check_adapter(model: "CCAModel | PeftModel", frozen_parameters: list[nn.Par
         )
 
 
-def _label_task(
-    args: CCATrainingArguments,
-    data: AttributeDataset,
-    model: "CCAModel | PeftModel",
-    *,
-    loss: LabelLoss,
-    cache: TokenCache | None,
-) -> Task:
-    """Images with labels, from the files or from a token cache."""
+def training_images(
+    args: CCATrainingArguments, data: AttributeDataset, model: "CCAModel | PeftModel", cache: TokenCache | None
+) -> tuple[AttributeImages, Collator]:
+    """The images of `train` with their augmentation, from the files or from a token cache, and their collator."""
     transform = TrainingTransform(
         horizontal_flip=args.horizontal_flip,
         crop_scale=(args.crop_scale, 1.0),
         crop_ratio=(1 / args.crop_ratio, args.crop_ratio),
         colour_jitter=args.colour_jitter,
     )
-    collator: Collator
     if cache is None:
-        images, collator = AttributeImages(data, "train", transform), AttributeCollator(model.image_processor)
-    else:
-        images, collator = cache.images_of("train", transform), cache.collator
+        return AttributeImages(data, "train", transform), AttributeCollator(model.image_processor)
+    return cache.images_of("train", transform), cache.collator
+
+
+def label_batches(args: CCATrainingArguments, images: AttributeImages, collator: Collator) -> Batches:
+    """Batches of P values times K images of one attribute after the other."""
     batch_sampler = AttributeBatchSampler(
         images.labels.numpy(),
         batch_size=args.train_batch_size,
@@ -398,8 +416,7 @@ def _label_task(
         f"An epoch is {batches:,} batches of {size:,} images, {batches * size:,} in all. They are drawn from "
         f"{len(images):,} training images, so that every value of every attribute occurs."
     )
-    evaluator = AttributeEvaluator(data, model.image_processor, model.config, cache)
-    return Task(Batches(images, collator, batch_sampler, epoch), loss, evaluator)
+    return Batches(images, collator, batch_sampler, epoch)
 
 
 def _triplet_task(
