@@ -126,7 +126,7 @@ def test_a_checkpoint_of_the_first_stage_by_its_name(undisturbed, shapes_folder,
     assert_same_weights(again, trainer)
 
 
-def test_values_without_training_images_stay_without_prototype(shapes):
+def test_values_without_training_images_stay_without_prototype(shapes, tmp_path):
     labels = shapes.labels("train")
     rows = np.flatnonzero(labels[:, 3] != 0)  # no small shape
     splits = {name: shapes.splits[name] for name in ("train", "validation")}
@@ -135,7 +135,7 @@ def test_values_without_training_images_stay_without_prototype(shapes):
     model = ADDEModel.from_backbone(ViTConfig(**TINY_VIT), data.attributes, embedding_dim=24)
     settings = {"use_cpu": True, "bf16": False, "disable_tqdm": True, "attribute_map": "none", "max_steps": 2}
     settings |= {"per_device_train_batch_size": 16, "images_per_value": 2, "eval_strategy": "no"}
-    args = ManipulationArguments(output_dir="unused", save_strategy="no", **settings)
+    args = ManipulationArguments(output_dir=tmp_path, save_strategy="no", **settings)
     trainer = ADDETrainer(model, args, data)
     trainer.train()
     assert list(model.value_prototypes("size")) == data.attributes["size"][1:]
