@@ -146,6 +146,8 @@ def _fork_for_requests(requests: socket.socket) -> list[str]:
 
 def _run(arguments: list[str]) -> None:
     """As `python ARGUMENTS`."""
+    if os.environ.get("PYTHONUNBUFFERED"):
+        sys.stdout.reconfigure(write_through=True)
     sys.path[0] = ""
     sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     if arguments[0] == "-c":
