@@ -39,7 +39,7 @@ IMAGE = {"Content-Type": "image/jpeg"}
 JSON = {"Content-Type": "application/json"}
 PATIENCE = 300.0  # seconds to wait for an answer
 ROUNDS = 6
-WARM_UP = 3.0  # seconds
+WARM_UP = 3.0  # seconds, but not longer than the load
 FILES = 64
 CLIENTS_OF_BAD_REQUESTS = 16
 MAX_BODY = 20_000_000
@@ -131,7 +131,7 @@ def measure_load(servers: dict[str, Server], files: list[bytes], clients: int, s
     with multiprocessing.get_context("spawn").Pool(1) as generator:
         for turn in range(ROUNDS + 1):
             for name, server in servers.items():
-                slice_seconds = seconds / ROUNDS if turn else WARM_UP
+                slice_seconds = seconds / ROUNDS if turn else min(WARM_UP, seconds)
                 done = generator.apply(load, (server.host, server.port, files, clients, slice_seconds))
                 memory[name].append(server.megabytes())
                 if turn:

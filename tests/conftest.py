@@ -1,6 +1,7 @@
 """What every test stands on: no network, caches of their own, one thread a process, real data where there is some."""
 
 import atexit
+import contextlib
 import os
 import shutil
 import tempfile
@@ -10,6 +11,8 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+
+from .warm_python import ALL, TORCH, WarmPython
 
 # Before anything imports torch, transformers or datasets: they read these at import, and subprocesses inherit them.
 _hf_home = tempfile.mkdtemp(prefix="cca_hf_tests_")
@@ -51,6 +54,20 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data not found in {folder}; set CCA_SHARED_DATA to the folder that holds it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[WarmPython]:
+    """Starts processes that have imported the libraries."""
+    with contextlib.closing(WarmPython(ALL)) as python:
+        yield python
+
+
+@pytest.fixture(scope="session")
+def warm_torch() -> Iterator[WarmPython]:
+    """Starts processes that have imported torch alone: for another Hub, other caches, or without a library."""
+    with contextlib.closing(WarmPython(TORCH)) as python:
+        yield python
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,14 +10,12 @@ VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "int
 
 
 @pytest.fixture
-def run(repository, tmp_path):
+def run(repository, tmp_path, warm_python):
     def run(script: str, *arguments: object) -> dict:
         """Returns the content of the result file."""
-        command = [sys.executable, repository / "scripts" / script, "--threads", 1, "--output", tmp_path, *arguments]
+        command = [repository / "scripts" / script, "--threads", 1, "--output", tmp_path, *arguments]
         path = os.pathsep.join([str(repository / "src"), os.environ.get("PYTHONPATH", "")])
-        environment = {**os.environ, "PYTHONPATH": path}
-        done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        warm_python.run(*command, env={**os.environ, "PYTHONPATH": path}, check=True)
         (file,) = Path(tmp_path).glob("speed_*.json")
         return json.loads(file.read_text())
 

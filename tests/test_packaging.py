@@ -13,6 +13,8 @@ import pytest
 
 from cca_hf.extras import PACKAGES
 
+from .warm_python import WarmPython
+
 # The dependencies of `pip install .`; all others are extras.
 CORE = {
     "torch", "transformers", "datasets", "accelerate", "huggingface-hub", "safetensors", "evaluate", "pillow", "numpy",
@@ -134,9 +136,9 @@ CCAModel.from_backbone(folder + "/vit", attributes=["colour", "shape"]).save_pre
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, warm_torch: WarmPython) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
-    subprocess.run([sys.executable, "-c", SAVE_CHECKPOINT, folder], check=True, timeout=120, capture_output=True)
+    warm_torch.run("-c", SAVE_CHECKPOINT, folder, check=True)
     return folder / "cca"
 
 

@@ -7,8 +7,6 @@ import importlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +28,8 @@ from cca_hf.models.images import ImageReader
 from cca_hf.models.loading import load_model
 from cca_hf.training.task import Batches, Loss, LossOutput, Task
 from cca_hf.training.trainer import TaskTrainer
+
+from .warm_python import WarmPython
 
 SIZE = (16, 32)  # height and width
 CLASSES = 4
@@ -249,15 +249,9 @@ print(json.dumps([model(pixel_values).logits.tolist(), model.image_processor.siz
 """
 
 
-def test_transformers_alone_loads_it(trained: TaskTrainer, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, trained.args.output_dir],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""},
-    )
-    assert done.returncode == 0, done.stderr
+def test_transformers_alone_loads_it(trained: TaskTrainer, tmp_path: Path, warm_torch: WarmPython) -> None:
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
+    done = warm_torch.run("-c", PROGRAM, trained.args.output_dir, cwd=tmp_path, env=environment, check=True)
     logits, width = json.loads(done.stdout.splitlines()[-1])
     pixel_values = torch.linspace(-1, 1, 3 * 16 * 32).reshape(1, 3, 16, 32)
     with torch.no_grad():

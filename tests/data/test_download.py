@@ -2,8 +2,6 @@
 
 import io
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -255,21 +253,21 @@ def test_dead_links_are_asked_once_more_on_request(server, tmp_path):
     assert download_images(urls, tmp_path / "out", PATIENCE).dead == report.dead
 
 
-def test_killed_in_the_middle(server, tmp_path):
+def test_killed_in_the_middle(server, tmp_path, warm_torch):
     """kill -9, and the same command once more: every picture whole, and none asked for twice but those under way."""
     server.seconds = 0.1
     links = {f"item_{n // 5}/{n}": f"{server.address}/fine/{n}" for n in range(80)}
     links |= {f"dead/{n}": f"{server.address}/gone/{n}" for n in range(8)}
     urls = write_list(tmp_path / "urls.txt", dict(sorted(links.items(), key=lambda link: link[1][-1])))
     words = ["data", "download", "darn", "--urls", urls, "--output", tmp_path / "out", "--workers", 4, "--size", 64]
-    command = [sys.executable, "-m", "cca_hf.cli.main", *map(str, words)]
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = ["-m", "cca_hf.cli.main", *words]
+    with open(tmp_path / "output.txt", "w") as output:
+        running = warm_torch.start(*command, stdout=output, stderr=output)
     saved = tmp_path / "out" / "pic"
-    until = time.monotonic() + 60
-    while len(list(saved.rglob("*.jpg"))) < 20 and time.monotonic() < until:
+    while len(list(saved.rglob("*.jpg"))) < 20 and running.poll() is None:
         time.sleep(0.02)
     running.send_signal(signal.SIGKILL)
-    running.wait()
+    assert running.wait() == -signal.SIGKILL, (tmp_path / "output.txt").read_text()
     before = {path: path.stat().st_mtime_ns for path in saved.rglob("*.jpg")}
     assert 20 <= len(before) < 80
     for path in before:
@@ -281,7 +279,7 @@ def test_killed_in_the_middle(server, tmp_path):
     with record.open("a") as file:
         file.write("dead/7\thttp://half")  # killed while it wrote
     asked = Counter(server.asked)
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = warm_torch.run(*command, check=True)
     assert "80 of 88 images are present" in done.stdout and "8 links are dead (8 HTTP status 404)." in done.stdout
     assert str(record) in done.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +9,11 @@ import numpy as np
 from cca_hf.data.sampler import AttributeBatchSampler
 
 
-def test_two_ranks_share_the_stream(tmp_path, repository):
+def test_two_ranks_share_the_stream(tmp_path, repository, warm_torch):
     script = Path(__file__).with_name("draw_on_two_ranks.py")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [*launch, script, tmp_path],
-        env={**os.environ, "PYTHONPATH": str(repository / "src"), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert result.returncode == 0, result.stderr
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(repository / "src")}
+    warm_torch.run(*launch, script, tmp_path, env=environment, check=True)
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
     labels = np.stack([np.arange(120) % 6, np.arange(120) // 7], axis=1)
     sampler = AttributeBatchSampler(labels, batch_size=8, images_per_value=2)

@@ -5,8 +5,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -198,11 +196,11 @@ def test_two_processes_share_the_work_of_one_folder(model, pictures, tmp_path, m
     np.testing.assert_allclose(vectors(rows, "colour", "heel height"), want, atol=1e-6)
 
 
-def test_two_commands_at_once(model_folder, model, pictures, tmp_path):
-    program = [sys.executable, "-c", PROGRAM, model_folder, pictures, tmp_path / "out"]
-    both = [subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(2)]
-    errors = [process.communicate(timeout=300)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], errors
+def test_two_commands_at_once(model_folder, model, pictures, tmp_path, warm_python):
+    program = ["-c", PROGRAM, model_folder, pictures, tmp_path / "out"]
+    with open(tmp_path / "errors.txt", "w") as stderr:
+        both = [warm_python.start(*program, stderr=stderr) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0], (tmp_path / "errors.txt").read_text()
     rows = read(tmp_path / "out")
     assert sorted(rows["item_id"][:]) == sorted(str(p.relative_to(pictures)) for p in pictures.rglob("*.*"))
 
@@ -219,26 +217,22 @@ embed_catalogue(model, Catalogue.from_folder(sys.argv[2]), sys.argv[3], Embeddin
 """
 
 
-def test_killed_at_any_moment_it_goes_on(model_folder, model, pictures, tmp_path):
+def test_killed_at_any_moment_it_goes_on(model_folder, model, pictures, tmp_path, warm_python):
     """kill -9 a few hundredths of a second into the work, again and again, until a run comes to its end."""
     out = tmp_path / "out"
     draw = random.Random(0)
     kept: dict[Path, int] = {}
     kills = 0
     for attempt in range(100):
-        process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, model_folder, pictures, out],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        process = warm_python.start("-c", PROGRAM, model_folder, pictures, out)
+        assert process.stdout.readline() == "ready\n"
         if attempt < 3:
             before = len(kept)
             while len(list(out.glob("embeddings-*"))) <= before + 1 and process.poll() is None:
                 time.sleep(0.001)
             time.sleep(draw.uniform(0, 0.02))
             process.send_signal(signal.SIGKILL)
-        process.wait(timeout=120)
+        process.wait()
         finished = {path: path.stat().st_mtime_ns for path in out.glob("embeddings-*")}
         assert all(pq.read_table(path).num_rows == 2 for path in finished)  # each is whole ...
         assert all(finished[path] == time for path, time in kept.items())  # ... and was never made again

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from functools import partial
@@ -114,14 +113,15 @@ def test_what_a_worker_tells(cluster, model_folder, model, pictures, tmp_path):
         EmbeddingSettings(batch_size=0)
 
 
-def test_the_whole_job_is_killed(model, model_folder, pictures, tmp_path):
+def test_the_whole_job_is_killed(model, model_folder, pictures, tmp_path, warm_python):
     """The command, killed when two of six files are there; started again, it makes the other four alone."""
     embed_catalogue(model, Catalogue.from_folder(pictures), tmp_path / "plain", SIZES, show_progress=False)
     out = tmp_path / "out"
-    words = [sys.executable, "-m", "cca_hf.cli.main", "embed", "--engine", "ray", "--model", model_folder]
+    words = ["-m", "cca_hf.cli.main", "embed", "--engine", "ray", "--model", model_folder]
     words += ["--images", pictures, "--output_dir", out, "--shard_size", "8", "--batch_size", "4"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    with open(tmp_path / "killed.txt", "w") as output:
+        process = warm_python.start(*words, stdout=output, stderr=output, env=environment)
     while len(made(out)) < 2 and process.poll() is None:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
@@ -129,8 +129,7 @@ def test_the_whole_job_is_killed(model, model_folder, pictures, tmp_path):
     time.sleep(1)  # a worker lives on for a moment
     before = made(out)
     assert 2 <= len(before) < 6
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = warm_python.run(*words, env=environment, check=True)
     assert json.loads(done.stdout) == {"folder": str(out), "pictures": 42, "done": 42, "unreadable": {}}
     assert not {"WARNING", "Actor", "deprecated"} & set(done.stderr.split()), "Ray talks of itself: " + done.stderr
     check_same(tmp_path / "plain", out)

@@ -14,10 +14,10 @@ from cca_hf.evaluation.entanglement.result import EntanglementResult, mean_off_d
 
 NAMES = ["colour", "shape", "size"]
 PLANTS = {
-    "independent": {"count": 2000, "values": (3, 3, 4)},
-    "correlated": {"count": 2000, "values": (3, 3, 4), "correlation": 0.4},
+    "independent": {"count": 1000, "values": (3, 3, 4)},
+    "correlated": {"count": 1000, "values": (3, 3, 4), "correlation": 0.4},
     "correlated, imbalanced, half labelled": {
-        "count": 2000,
+        "count": 1000,
         "values": (3, 6, 4),
         "correlation": 0.4,
         "imbalance": 1.0,

@@ -1,8 +1,5 @@
 """The readers by loops, and against each other where they must agree."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -149,7 +146,7 @@ def test_frequent_values_do_not_win(random):
         assert balanced_accuracy(read(vectors, labels, folds) == labels, labels)[0] > 0.85
 
 
-def test_without_scikit_learn_it_says_what_to_install():
+def test_without_scikit_learn_it_says_what_to_install(warm_torch):
     script = """
 import sys
 sys.modules["sklearn"] = None
@@ -160,5 +157,5 @@ try:
 except ImportError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = warm_torch.run("-c", script, check=True)
     assert done.stdout.strip() == 'the linear reader needs scikit-learn: pip install "cca_hf[analysis]"'

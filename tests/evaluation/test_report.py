@@ -1,8 +1,6 @@
 """The comparison of several results, as a table and as bars."""
 
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -67,7 +65,7 @@ def test_bars_are_as_long_as_the_figures(results, tmp_path):
     assert (tmp_path / "bars.png").stat().st_size > 5_000
 
 
-def test_without_matplotlib_the_tables_work_and_the_plot_says_what_to_install():
+def test_without_matplotlib_the_tables_work_and_the_plot_says_what_to_install(warm_torch):
     script = """
 import sys
 sys.modules["matplotlib"] = None
@@ -81,6 +79,6 @@ try:
 except ImportError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = warm_torch.run("-c", script, check=True)
     assert "colour" in done.stdout
     assert done.stdout.splitlines()[-1] == 'figures need matplotlib: pip install "cca_hf[plot]"'

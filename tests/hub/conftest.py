@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -54,7 +52,7 @@ def hub() -> HubStandIn:
 
 
 @pytest.fixture(scope="session")
-def run_on_hub(hub, tmp_path_factory):
+def run_on_hub(hub, warm_torch, tmp_path_factory):
     """Runs a program in a Python whose Hub is the stand-in, with caches of its own; returns its last line as JSON."""
 
     def run(program, *words, hidden=(), **environment):
@@ -62,15 +60,14 @@ def run_on_hub(hub, tmp_path_factory):
             f"import sys; sys.modules.update(dict.fromkeys({list(hidden)!r}))\n"  # importing them raises ImportError
         )
         own = {"HF_HOME": str(tmp_path_factory.mktemp("home")), "PYTHONPATH": str(SOURCE) if not hidden else ""}
-        done = subprocess.run(
-            [sys.executable, "-c", hide + program, *map(str, words)],
+        done = warm_torch.run(
+            "-c",
+            hide + program,
+            *words,
             env={**os.environ, **hub.environment(), **own, **environment},
             cwd=tmp_path_factory.mktemp("elsewhere"),
-            capture_output=True,
-            text=True,
-            timeout=900,
+            check=True,
         )
-        assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
     return run

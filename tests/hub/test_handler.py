@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 import zlib
 
@@ -220,20 +219,14 @@ with open(picture, "rb") as file:
 """
 
 
-def test_on_the_hub(folder, model, tmp_path):
+def test_on_the_hub(folder, model, tmp_path, warm_torch):
     """In a repository, beside the checkpoint, in a Python that does not have cca_hf."""
     repository = shutil.copytree(folder, tmp_path / "repository")
     shutil.copy(module.__file__, repository / "handler.py")
     (tmp_path / "picture.jpg").write_bytes(JPEG)
-    process = subprocess.run(
-        [sys.executable, "-c", AS_AN_ENDPOINT, repository, tmp_path / "picture.jpg"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""},
-        timeout=900,
-    )
-    assert process.returncode == 0, process.stderr
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
+    words = ["-c", AS_AN_ENDPOINT, repository, tmp_path / "picture.jpg"]
+    process = warm_torch.run(*words, cwd=tmp_path, env=environment, check=True)
     answer = json.loads(process.stdout.splitlines()[-1])
     want = model.manipulate(model.encode(JPEG)[0], add={"colour": "red"})
     np.testing.assert_allclose(list(answer.values()), want, atol=1e-6)

@@ -3,12 +3,9 @@
 import asyncio
 import base64
 import gc
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -42,24 +39,10 @@ def model(folder):
     return save_checkpoint(folder)
 
 
-def start(folder, *flags):
+def start(warm_python, folder, *flags):
     """A server, and its address when it is there."""
-    command = [
-        sys.executable,
-        "-m",
-        "cca_hf.cli.main",
-        "serve",
-        "--model",
-        folder,
-        "--device",
-        "cpu",
-        "--port",
-        "0",
-        *flags,
-    ]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    command = ["-m", "cca_hf.cli.main", "serve", "--model", folder, "--device", "cpu", "--port", "0", *flags]
+    process = warm_python.start(*command)
     line = process.stdout.readline()
     found = re.search(r"is served at (http://\S+)", line)
     assert found, (line, process.stderr.read())
@@ -73,11 +56,11 @@ def assert_quiet(process):
 
 
 @pytest.fixture(scope="module")
-def server(model, folder):
-    process, address = start(folder, "--max_body", str(MOST), "--max_pixels", "1000000")
+def server(model, folder, warm_python):
+    process, address = start(warm_python, folder, "--max_body", str(MOST), "--max_pixels", "1000000")
     yield address
     process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 0
+    assert process.wait() == 0
     assert_quiet(process)
 
 
@@ -235,9 +218,9 @@ def test_many_at_a_time(client, server, model):
     assert metric(client, "cca_requests_total") >= 320
 
 
-def test_it_ends_in_order(model, folder):
+def test_it_ends_in_order(model, folder, warm_python):
     """SIGTERM: what was taken in is answered, nothing more is, and the exit code is 0."""
-    process, address = start(folder, "--max_batch", "1")
+    process, address = start(warm_python, folder, "--max_batch", "1")
     body = {"inputs": [TEXT] * 32}
     with httpx.Client(base_url=address, timeout=300) as client, ThreadPoolExecutor(4) as pool:
         answers = [pool.submit(client.post, "/", json=body) for _ in range(4)]
@@ -245,7 +228,7 @@ def test_it_ends_in_order(model, folder):
             pass
         process.send_signal(signal.SIGTERM)
         codes = [each.result().status_code for each in answers]
-    assert process.wait(120) == 0
+    assert process.wait() == 0
     assert_quiet(process)
     assert codes == [200] * 4
     with pytest.raises(httpx.ConnectError):

@@ -4,10 +4,11 @@ import io
 import os
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
-import threading
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ from cca_hf.data.shapes import SHAPE_ATTRIBUTES, generate_shapes_dataset
 from cca_hf.models.images import UnreadableImageError
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.search import AttributeIndex
+
+from ..warm_python import WarmProcess, WarmPython
 
 pytest.importorskip("lancedb", reason='the index needs LanceDB: pip install "cca_hf[search]"')
 pytest.importorskip("gradio", reason='the Space needs Gradio: pip install "cca_hf[space]"')
@@ -57,27 +60,21 @@ class Served(NamedTuple):
         return set(self.heard.read_text().split()) if self.heard.exists() else set()
 
 
-def serve(code: str, arguments: list[str], heard: Path, **options: object) -> tuple[subprocess.Popen, Served]:
+def serve(
+    python: WarmPython, code: str, arguments: list[str], heard: Path, cwd: Path | None = None
+) -> tuple[WarmProcess, Served]:
     """Runs code in a Python of its own, until it says where its page is."""
     environment = {**os.environ, "HEARD": str(heard), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     environment.pop("GRADIO_ANALYTICS_ENABLED", None)
-    process = subprocess.Popen(
-        [sys.executable, "-c", LISTENING + code, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        **options,
-    )
-    said: list[str] = []
-    assert process.stdout is not None
-    for line in process.stdout:
-        said.append(line)
-        address = re.search(r"http://127\.0\.0\.1:\d+", line)
+    output = heard.with_name("output.txt")
+    with open(output, "w") as file:
+        process = python.start("-c", LISTENING + code, *arguments, stdout=file, stderr=file, env=environment, cwd=cwd)
+    while process.poll() is None:
+        address = re.search(r"http://127\.0\.0\.1:\d+", output.read_text())
         if address:
-            threading.Thread(target=process.stdout.read, daemon=True).start()  # or the pipe fills, and it waits
             return process, Served(address[0], heard)
-    raise AssertionError(f"it ended with {process.wait()}: {''.join(said)[-3000:]}")
+        time.sleep(0.05)
+    raise AssertionError(f"it ended with {process.wait()}: {output.read_text()[-3000:]}")
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +104,16 @@ def lookup(folder: Path) -> Iterator[Lookup]:
 
 
 @pytest.fixture(scope="module")
-def served(folder: Path, lookup: Lookup, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(
+    folder: Path, lookup: Lookup, tmp_path_factory: pytest.TempPathFactory, warm_python: WarmPython
+) -> Iterator[Served]:
     """`cca demo`, which finds what `lookup` made."""
     heard = tmp_path_factory.mktemp("heard") / "names"
     code = "from cca_hf.cli.main import main; sys.exit(main(['demo', *sys.argv[1:]]))"
-    process, served = serve(code, ["--folder", str(folder)], heard)
+    process, served = serve(warm_python, code, ["--folder", str(folder)], heard)
     yield served
-    process.terminate()
-    process.wait(60)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -411,7 +410,7 @@ def check_requirements(file: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_exported_space_starts_alone(browser, folder, lookup, tmp_path, own_picture):
+def test_the_exported_space_starts_alone(browser, folder, lookup, tmp_path, own_picture, warm_python):
     """In another place, without the checkpoint and the data that it was made from."""
     written = export_space(lookup, tmp_path / "made", title="Shapes & <more>")
     space = shutil.move(written, tmp_path / "space")
@@ -431,7 +430,7 @@ def test_the_exported_space_starts_alone(browser, folder, lookup, tmp_path, own_
             "sys.path.insert(0, str(space)); import cca_hf; assert Path(cca_hf.__file__).parent == space / 'cca_hf'; "
         )
         code += "runpy.run_path(sys.argv[1], run_name='__main__')"
-        process, served = serve(code, [str(space / "app.py")], tmp_path / "heard", cwd=tmp_path)
+        process, served = serve(warm_python, code, [str(space / "app.py")], tmp_path / "heard", cwd=tmp_path)
         try:
             for opened in open_page(browser, served.address):
                 page = opened.page
@@ -442,8 +441,8 @@ def test_the_exported_space_starts_alone(browser, folder, lookup, tmp_path, own_
                 choose(page, "size")
                 found = items(page.locator("#cca-results .cca-card"))
         finally:
-            process.terminate()
-            process.wait(60)
+            process.send_signal(signal.SIGTERM)
+            process.wait()
     finally:
         hidden.rename(folder)
     assert found == [hit.item_id for hit in lookup.index.search(image=own_picture, attribute="size")]

@@ -123,7 +123,14 @@ def test_gradient_checkpointing_changes_nothing(any_model, pixel_values):
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+@pytest.mark.parametrize(
+    "any_model",
+    [*(("cca", backbone) for backbone in BACKBONES), *((name, "vit") for name in MODELS if name != "cca")],
+    ids="-".join,
+    indirect=True,
+)
 def test_compiles_without_graph_breaks(any_model, pixel_values):
+    """A backbone is compiled once, with CCA: that of a baseline is the same, and takes many seconds."""
     torch._dynamo.reset()
     with (
         torch.no_grad()

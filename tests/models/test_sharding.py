@@ -1,9 +1,5 @@
 """Fully sharded data parallel over real processes: the blocks of `_no_split_modules`, sharded and whole again."""
 
-import os
-import subprocess
-import sys
-
 PROGRAM = """
 import os
 import torch, torch.distributed as dist
@@ -45,14 +41,8 @@ os._exit(0)  # gloo's worker threads now and then abort a process that tears its
 """
 
 
-def test_sharded_model_gives_the_same_embeddings_and_gradients(tmp_path, repository):
+def test_sharded_model_gives_the_same_embeddings_and_gradients(tmp_path, warm_torch):
     (tmp_path / "program.py").write_text(PROGRAM)
-    process = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "program.py"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "program.py"]
+    process = warm_torch.run(*launch, cwd=tmp_path, check=True)
     assert process.stdout.count("sharded and whole agree") == 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import MobileNetV2Config, ViTConfig
+from transformers import ResNetConfig, ViTConfig
 
 from cca_hf import ADDEModel, CCAModel, CCAPipeline
 from cca_hf.embedding.catalogue import Catalogue
@@ -160,8 +160,9 @@ def test_int8(vit, images, tmp_path):
 
 
 def test_int8_of_convolutions_is_refused(tmp_path):
-    model = CCAModel.from_backbone(MobileNetV2Config(depth_multiplier=0.35, image_size=64), ATTRIBUTES).eval()
-    with pytest.raises(ValueError, match="mobilenet_v2 has none"):
+    small = ResNetConfig(layer_type="basic", embedding_size=8, hidden_sizes=[8], depths=[1])
+    model = CCAModel.from_backbone(small, ATTRIBUTES, image_size=32).eval()
+    with pytest.raises(ValueError, match="resnet has none"):
         export_model(model, tmp_path / "out", int8=True)
     assert not any((tmp_path / "out").iterdir())
 

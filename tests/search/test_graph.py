@@ -1,7 +1,8 @@
 """Catalogues large enough for a graph: what it finds, in every form that it is stored in."""
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -101,33 +102,69 @@ def clusters() -> np.ndarray:
     return unit(centres[random.integers(0, 20, ITEMS)] + 0.02 * random.normal(size=(ITEMS, 2, 32)))
 
 
-@pytest.mark.parametrize(
-    ("items", "where", "first", "top"),
-    [
-        (equal_vectors(0.3), "price >= 900", 900, 10),
-        (equal_vectors(0.99), None, 0, 10),
-        (equal_vectors(0.99), None, 0, 1),
-        (clusters(), None, 0, 10),
-        (clusters(), "price >= 600", 600, 10),
-    ],
-    ids=["30% equal, filtered", "99% equal", "99% equal, one hit", "clusters", "clusters, filtered"],
-)
-def test_equal_vectors_and_clusters_do_not_hide_nearer_items(items, where, first, top, tmp_path, monkeypatch):
-    """A small effort shows with 3,000 items what the usual effort shows with more."""
+MISLEADING = {"30% equal": equal_vectors(0.3), "99% equal": equal_vectors(0.99), "clusters": clusters()}
+
+
+@pytest.fixture(scope="module")
+def misleading(tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of an index with these items, whose graph leads a search astray."""
+
+    @functools.cache
+    def make(items: str) -> Path:
+        folder = tmp_path_factory.mktemp("misleading")
+        with an_index(folder, MISLEADING[items]):
+            return folder / "index"
+
+    return make
+
+
+@pytest.fixture
+def small_effort(monkeypatch):
+    """Shows with 3,000 items what the usual effort shows with more."""
     monkeypatch.setattr(lance_queries, "_SEARCH_EFFORT", 15)
     monkeypatch.setattr(lance_queries, "_FILTERED_EFFORT", 15)
-    with an_index(tmp_path, items) as index:
-        queries = unit(np.random.default_rng(4).normal(size=(60, 32)))
-        queries = np.concatenate([queries, unit(items[:20, 1] + 0.1 * queries[:20])])
-        recall = []
+
+
+def recall_of(folder: Path, items: np.ndarray, where: str | None, first: int, top: int) -> list[float]:
+    """The recall of 80 queries; items before the first do not fulfil the filter."""
+    queries = unit(np.random.default_rng(4).normal(size=(60, 32)))
+    queries = np.concatenate([queries, unit(items[:20, 1] + 0.1 * queries[:20])])
+    recall = []
+    with AttributeIndex.open(folder, MADE_BY) as index:
         for query in queries:
             exact = items[:, 1] @ query
             hits = index.search(embedding=query, attribute="shape", top=top, where=where)
-            least = np.sort(exact[first:])[-top]
-            recall.append(np.mean([exact[int(hit.item_id)] >= least - 1e-5 for hit in hits]))
             assert len(hits) == top
-    assert np.mean(recall) >= 0.97
-    assert np.min(recall) >= 0.5 * (top > 1)
+            least = np.sort(exact[first:])[-top] - 2e-5  # the rounding of a distance, and of this product
+            recall.append(float(np.mean([exact[int(hit.item_id)] >= least for hit in hits])))
+    return recall
+
+
+@pytest.mark.parametrize(
+    ("items", "where", "first", "top"),
+    [
+        ("30% equal", "price >= 900", 900, 10),
+        ("99% equal", None, 0, 10),
+        ("99% equal", None, 0, 1),
+        ("clusters", None, 0, 10),
+        ("clusters", "price >= 600", 600, 10),
+    ],
+)
+def test_no_nearer_row_of_the_sample_is_missing(misleading, small_effort, monkeypatch, items, where, first, top):
+    """The threads that build a graph make another one each time, and what it finds varies: on average 41 to 96 % of
+    the nearest items in these five cases. The comparison with the sample does not depend on the graph. If all rows are
+    in the sample and none may be missing, every result is exact."""
+    monkeypatch.setattr(lance_queries, "_SAMPLE", ITEMS)
+    monkeypatch.setattr(lance_queries, "_MOST_MISSED", 0.0)
+    assert recall_of(misleading(items), MISLEADING[items], where, first, top) == [1.0] * 80
+
+
+@pytest.mark.parametrize(("where", "first"), [(None, 0), ("price >= 600", 600)])
+def test_the_usual_sample_suffices_for_clusters(misleading, small_effort, where, first):
+    """In 15 graphs, the mean was 0.991 to 0.998 and the minimum 0.9; without the sample, 0.77 to 0.85 and 0."""
+    recall = recall_of(misleading("clusters"), MISLEADING["clusters"], where, first, 10)
+    assert np.mean(recall) >= 0.95
+    assert np.min(recall) >= 0.5
 
 
 def test_wrong_settings():

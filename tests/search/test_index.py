@@ -238,12 +238,12 @@ def nested(levels: int) -> Condition:
     return condition
 
 
-def test_filters_of_40_levels_and_thousands_of_parts(index, catalogue):
+def test_filters_of_40_levels_and_a_thousand_parts(index, catalogue):
     in_stock = catalogue.rows(lambda row: row["in_stock"] is True).sum()
     assert index.count(nested(39)) == in_stock
     assert index.count(~nested(38)) == 400 - in_stock
     chain = column("price") == -1
-    for number in range(3000):
+    for number in range(1000, 2200):
         chain = chain | (column("year") == number)
     years = catalogue.rows(lambda row: row["year"] is not None).sum()
     assert index.count(chain) == years

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.shapes import generate_shapes_dataset
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.training.arguments import CCATrainingArguments
+
+from ..warm_python import WarmPython
 
 EPOCH = 10  # steps, with the data and the arguments below
 
@@ -77,18 +78,11 @@ def make_args(tmp_path: Path) -> Callable[..., CCATrainingArguments]:
 
 
 @pytest.fixture
-def run_python(repository: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_python(repository: Path, warm_python: WarmPython) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs Python in a process of its own, one thread, with this checkout's package."""
 
     def run(*arguments: str | Path, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, *map(str, arguments)],
-            env=child_environment(repository),
-            capture_output=True,
-            text=True,
-            timeout=900,  # a loaded machine is no failure
-            **options,
-        )
+        done = warm_python.run(*arguments, env=child_environment(repository), **options)
         if check and done.returncode:
             pytest.fail(f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done

@@ -20,37 +20,35 @@ from .conftest import EPOCH, child_environment
 from .processes.interrupted import run
 
 
-def test_kill_and_resume_end_with_bitwise_the_same_weights(shapes_folder, tmp_path, repository):
+def test_kill_and_resume_end_with_bitwise_the_same_weights(shapes_folder, tmp_path, repository, warm_python):
     """Killed within an epoch, resumed, killed while writing a checkpoint, resumed: as if nothing had happened."""
     undisturbed = run(shapes_folder, tmp_path / "undisturbed")
     assert undisturbed.state.global_step == 20  # of 30: stopped early, so the count has to survive the kills too
 
     output = tmp_path / "out"
     script = repository / "tests" / "training" / "processes" / "interrupted.py"
-    command = [sys.executable, str(script), str(shapes_folder), str(output)]
+    command = [script, shapes_folder, output]
     environment = child_environment(repository)
     errors = tmp_path / "errors.txt"
-    with (
-        open(errors, "w") as stderr,
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True) as child,
-    ):
+    with open(errors, "w") as stderr:
+        child = warm_python.start(*command, env=environment, stderr=stderr)
         for line in child.stdout:
             if line.strip() == "step 14":
                 child.send_signal(signal.SIGKILL)
                 break
-    assert child.returncode == -signal.SIGKILL, errors.read_text()
+    assert child.wait() == -signal.SIGKILL, errors.read_text()
     assert last_checkpoint(output) == output / "checkpoint-12"
 
-    killed = subprocess.run([*command, "--resume", "--die-while-saving", "16"], env=environment, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed = warm_python.run(*command, "--resume", "--die-while-saving", "16", env=environment)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (output / ".incomplete" / "checkpoint-16" / "optimizer.pt").exists()
     names = {path.name for path in output.iterdir() if path.name.startswith("checkpoint")}
     assert "checkpoint-12" in names and "checkpoint-16" not in names
-    assert b"step 13\n" in killed.stdout and b"step 12\n" not in killed.stdout
+    assert "step 13\n" in killed.stdout and "step 12\n" not in killed.stdout
 
-    done = subprocess.run([*command, "--resume"], env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
-    assert b"step 13\n" in done.stdout and b"step 12\n" not in done.stdout and b"step 21\n" not in done.stdout
+    done = warm_python.run(*command, "--resume", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "step 13\n" in done.stdout and "step 12\n" not in done.stdout and "step 21\n" not in done.stdout
     assert not (output / ".incomplete").exists()
 
     undisturbed.save_model(str(tmp_path / "final"))

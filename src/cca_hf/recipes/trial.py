@@ -29,7 +29,7 @@ from cca_hf.visualization.report import write_report
 from .attribute_retrieval import make_model
 from .attribute_trainer import CCATrainer
 from .command_line import DataArguments, ModelArguments
-from .evaluation import report_name
+from .evaluation import report_name, report_title
 from .shapes import draw_shapes, train_on_shapes
 
 BACKBONE = "google/mobilenet_v2_1.0_224"
@@ -167,7 +167,8 @@ def try_images(data: AttributeDataset, data_args: DataArguments, backbone: str, 
     trained = trainer.unwrapped_model().eval()
     result = RetrievalEvaluator(used, "test")(trained)
     result.save_json(output_dir / "test_evaluation.json")
-    return _trial(trained, used, result, output_dir, trainer.state.log_history, Path(data_args.dataset).name)
+    title = report_title(output_dir, data_args.dataset)
+    return _trial(trained, used, result, output_dir, trainer.state.log_history, title)
 
 
 def try_shapes(output_dir: Path) -> Trial:
