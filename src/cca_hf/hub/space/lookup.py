@@ -115,7 +115,9 @@ class Lookup:
             known = {name: hit.columns.get(name) for name in self.attributes}
             values = {name: value_name(value) for name, value in known.items() if value is not None}
         embeddings = np.asarray(self.model.encode([image], self.attributes, show_progress=False))[0]
-        overlays = attention_overlays(self.model, image, self.attributes, size=_ATTENTION)
+        overlays = {}
+        if self.model.has_attention:
+            overlays = attention_overlays(self.model, image, self.attributes, size=_ATTENTION)
         attention = {attribute: data_uri(overlay, _ATTENTION) for attribute, overlay in overlays.items()}
         return Query(name or f"item {item_id}", embeddings, attention, item_id, values)
 
@@ -154,7 +156,7 @@ class Lookup:
         for name in attributes:
             value = query.values.get(name, "")
             hits = search(attribute=name)
-            rows.append(Row(name, value, query.attention[name], [self._found(hit, name, value) for hit in hits]))
+            rows.append(Row(name, value, query.attention.get(name), [self._found(hit, name, value) for hit in hits]))
         return rows
 
     def examples(self, count: int, seed: int) -> list[Found]:
