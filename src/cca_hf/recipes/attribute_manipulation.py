@@ -3,6 +3,7 @@
 from transformers import set_seed
 
 from cca_hf.data.schema import AttributeDataset
+from cca_hf.evaluation.arrays import to_numpy
 from cca_hf.evaluation.change_search import value_vectors
 from cca_hf.evaluation.manipulation import ManipulationEvaluator, ManipulationInputs
 from cca_hf.evaluation.results import Result
@@ -45,7 +46,7 @@ def run_training(
 
     def measure(trained: CCAModel, data: AttributeDataset, sides: list[Gallery]) -> Result:
         queries, *galleries = sides
-        values = value_vectors(trained, sides[-1].embeddings, sides[-1].labels, data.attributes)
+        values = value_vectors(trained, to_numpy(sides[-1].embeddings), to_numpy(sides[-1].labels), data.attributes)
         inputs = ManipulationInputs(queries, galleries[0] if galleries else None, values)
         return evaluator.score(inputs, device=trained.device)
 

@@ -23,6 +23,7 @@ from cca_hf.data.change_sampler import ChangeBatchSampler
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.torch_dataset import AttributeImages
 from cca_hf.data.value_changes import Changes, enumerate_changes
+from cca_hf.evaluation.arrays import to_numpy
 from cca_hf.evaluation.change_search import ValueVectors, value_centroids, value_vectors
 from cca_hf.evaluation.manipulation import evaluate_manipulation
 from cca_hf.evaluation.manipulation_result import ManipulationResult
@@ -170,7 +171,9 @@ class ChangeEvaluator(AttributeEvaluator):
     def score(self, images: Dataset[Any], predictions: Any, labels: Any) -> ManipulationResult:  # type: ignore[override]
         queries, gallery = sides_of(images, predictions, labels)
         searched = queries if gallery is None else gallery
-        values = value_vectors(self.model, searched.embeddings, searched.labels, self.data.attributes)
+        values = value_vectors(
+            self.model, to_numpy(searched.embeddings), to_numpy(searched.labels), self.data.attributes
+        )
         return self._search(queries, gallery, values)
 
     def metric_names(self, images: Dataset[Any], known_values: Any = None) -> list[str]:
@@ -182,7 +185,7 @@ class ChangeEvaluator(AttributeEvaluator):
         labels = np.concatenate([part.labels.numpy() for part in parts_of(images)])
         queries, gallery = sides_of(images, np.ones((*labels.shape, 1), dtype=np.float32), labels)
         searched = queries if gallery is None else gallery
-        values = value_centroids(searched.embeddings, searched.labels, self.data.attributes)
+        values = value_centroids(to_numpy(searched.embeddings), to_numpy(searched.labels), self.data.attributes)
         return list(self._search(queries, gallery, values).metrics())
 
     def _search(self, queries: Gallery, gallery: Gallery | None, values: ValueVectors) -> ManipulationResult:
@@ -265,7 +268,7 @@ class ADDETrainer(CCATrainer):
         checkpoint: Any = None
         if last:
             checkpoint = last_checkpoint(self.args.output_dir)
-        elif given and Path(given).absolute().parent != Path(self._first.args.output_dir).absolute():
+        elif isinstance(given, str) and Path(given).absolute().parent != Path(self._first.args.output_dir).absolute():
             checkpoint = given
         if checkpoint is None:
             self._train_encoder(given, use_finished=last)

@@ -117,14 +117,17 @@ class ManipulationLoss(Loss):
         labels = inputs.pop("labels")
         every = torch.arange(labels.shape[1], device=labels.device).expand(len(labels), -1)
         output = model(**inputs, attribute_ids=every, micro_batch_size=self.micro_batch_size)
-        gathered = (gather_with_gradient(part) for part in (output.embeddings, output.logits))
-        return self.compare(ManipulationBatch(*gathered, output.prototypes, gather_with_gradient(labels)))
+        embeddings, logits, labels = (
+            gather_with_gradient(part) for part in (output.embeddings, output.logits, labels)
+        )
+        return self.compare(ManipulationBatch(embeddings, logits, output.prototypes, labels))
 
     def compare(self, batch: ManipulationBatch) -> LossOutput:
         """The weighted sum, in at least float32; the logs have the figures of each loss."""
-        numbers = (at_least_fp32(part) for part in batch[:3])
-        batch = ManipulationBatch(*numbers, batch.labels)
-        total, logs, collapsed = batch.embeddings.new_zeros(()), {}, None
+        embeddings, logits, prototypes = (at_least_fp32(part) for part in batch[:3])
+        batch = ManipulationBatch(embeddings, logits, prototypes, batch.labels)
+        total, collapsed = embeddings.new_zeros(()), None
+        logs: dict[str, torch.Tensor] = {}
         with torch.autocast(batch.embeddings.device.type, enabled=False):
             for name, term in self._terms.items():
                 weight = vars(self.weights)[name]
