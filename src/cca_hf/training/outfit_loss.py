@@ -65,7 +65,7 @@ def outfit_ranking_loss(distances: torch.Tensor, margin: float = 0.3) -> OutfitL
     """The loss from the result of [`outfit_distances`], where the first candidate is the item that was left out."""
     positive, negative = distances[:, 0], distances[:, 1:]
     has_negative = negative.isfinite().any(dim=1)
-    hardest = negative.amin(dim=1)
+    hardest = nn.functional.pad(negative, (0, 1), value=torch.inf).amin(dim=1)  # infinite without a negative
     loss = (positive - hardest.where(has_negative, positive.detach()) + margin).clamp(min=0)
     return OutfitLossOutput(loss.where(has_negative, 0), positive, hardest, has_negative)
 
