@@ -53,9 +53,14 @@ def outfit_distances(
     """
     is_item, is_candidate = outfits >= 0, candidates >= 0
     items, others = outfits.clamp(min=0), candidates.clamp(min=0)
-    weights = pair_weights[categories[items][:, :, None], categories[others][:, None]]  # (O, items, candidates, dim)
-    differences = features[items][:, :, None] - features[others][:, None]
-    distances = (weights * differences).square().sum(dim=-1)  # (O, items, candidates)
+    pairs = categories[items][:, :, None] * len(pair_weights) + categories[others][:, None]
+    # index_select, whose gradient is several times as fast as that of indexing
+    weights = pair_weights.flatten(0, 1).index_select(0, pairs.flatten()).unflatten(0, pairs.shape)
+    of_items, of_candidates = (
+        features.index_select(0, rows.flatten()).unflatten(0, rows.shape) for rows in (items, others)
+    )
+    differences = of_items[:, :, None] - of_candidates[:, None]  # (O, items, candidates, dim)
+    distances = (weights * differences).square().sum(dim=-1)
     total = distances.masked_fill(~is_item[:, :, None], 0).sum(dim=1)
     mean = total / is_item.sum(dim=1, keepdim=True).clamp(min=1)
     return mean.masked_fill(~is_candidate, torch.inf)
