@@ -66,9 +66,10 @@ def test_masks_of_a_pair(vit: OutfitModel, pictures: list[Image.Image]) -> None:
 def test_weights_of_attributes(on_attributes: OutfitModel, pictures: list[Image.Image]) -> None:
     """The squared distance is the mean of those of the attributes, by the weights of the pair."""
     x = on_attributes.features(pictures).reshape(5, 3, 4)
+    scale = 1 / np.sqrt(1 + on_attributes.standardise.eps)  # no statistics yet: mean 0 and variance 1
     projected = [
-        on_attributes.backbone.encode(pictures)[:, place] @ on_attributes.projection.weight[place].detach().numpy()
-        for place in range(3)
+        scale * on_attributes.backbone.encode(pictures)[:, place] @ weight
+        for place, weight in enumerate(on_attributes.projection.weight.detach().numpy())
     ]
     for place, block in enumerate(projected):
         unit = block / np.linalg.norm(block, axis=1, keepdims=True)

@@ -7,9 +7,10 @@ From CSA-Net: f = x o v(a, b), where x is the feature vector of an image and v(a
 of categories: a, that of an item of the outfit, and b, that of the item to find. m_k are learned masks, and w is the
 softmax of a two-layer network on the one-hots of a and b. The outfit and the candidate are compared under the same
 pair, d = |f_item - f_candidate|^2, and D(O, s) is the mean of d over the items of the outfit.
-Ours: x is L2-normalised and f is not, so that a pair of categories that often occur together can have small distances;
-squared distances; with `subspaces="attributes"` the network weighs attributes, v = sqrt(w_a) on the block of attribute
-a, and a linear layer for each attribute precedes (ADDE-O was not released).
+Ours: x is a linear layer on standardised features of the backbone, L2-normalised; f is not normalised, so that a pair
+of categories that often occur together can have small distances; squared distances; with `subspaces="attributes"` the
+network weighs attributes, v = sqrt(w_a) on the block of attribute a, and a linear layer for each attribute precedes
+(ADDE-O was not released).
 """
 
 import copy
@@ -119,6 +120,8 @@ class OutfitModel(ImagePreTrainedModel):
         self.backbone = prepare_backbone(backbone, config) if config.num_attributes is None else backbone
         self.interpolates_positions = interpolates_positions(self.backbone)
         channels = config.feature_channels[-1]
+        # without it the mean of the features, which all images share, dominates x, and the training ends in x = const
+        self.standardise = nn.BatchNorm1d(channels, affine=False)
         if config.subspaces == "attributes":
             count = config.num_attributes or 1
             self.projection: nn.Module = BlockLinear(count, channels // count, config.embedding_dim)
@@ -271,7 +274,7 @@ This code needs `pip install {needed}`. The outfit may have any number of items.
             raise ValueError("give either pixel_values or backbone_features, and not both")
         if backbone_features is None:
             backbone_features = self.get_backbone_features(pixel_values)
-        projected = self.projection(backbone_features.to(self.dtype))
+        projected = self.projection(self.standardise(backbone_features.to(self.dtype)))
         blocks = projected.unflatten(-1, (-1, self.config.embedding_dim))
         features = nn.functional.normalize(blocks.float(), dim=-1).flatten(-2).to(self.dtype)
         output = OutfitModelOutput(features=features, pair_weights=self.pair_weights())
