@@ -17,8 +17,8 @@ app = typer.Typer(
 
 @app.command(cls=Command)
 def prepare(
-    benchmark: Literal["fashionai", "darn", "deepfashion", "zappos50k"] = typer.Argument(
-        ..., metavar="NAME", help="fashionai, darn, deepfashion or zappos50k."
+    benchmark: Literal["fashionai", "darn", "deepfashion", "zappos50k", "polyvore"] = typer.Argument(
+        ..., metavar="NAME", help="fashionai, darn, deepfashion, zappos50k or polyvore."
     ),
     root: Path = option(..., "FOLDER", "Folder with the unpacked download."),
     output: Path = option(..., "FOLDER", "A new folder for the data set."),
@@ -40,21 +40,26 @@ def prepare(
     Examples:
       cca data prepare fashionai --root FashionAI --asen_splits asen/data --output fashionai
       cca data prepare zappos50k --root zappos --output zappos50k
+      cca data prepare polyvore --root polyvore_outfits --output polyvore
       cca train --dataset fashionai --backbone google/vit-base-patch16-224-in21k --output_dir out
     """
-    given = {"--triplets": triplets, "--seed": seed} if benchmark != "zappos50k" else {"--asen_splits": asen_splits}
+    given = {"--triplets": triplets, "--seed": seed, "--asen_splits": asen_splits}
+    taken = {"zappos50k": ("--triplets", "--seed"), "polyvore": ()}.get(benchmark, ("--asen_splits",))
     for name, value in given.items():
-        if value is not None:
+        if value is not None and name not in taken:
             raise UsageError(f"{name} is not for {benchmark}")
     with stdout_kept_clean():
         from cca_hf.data.benchmarks.asen import load_darn
         from cca_hf.data.benchmarks.deepfashion import load_deepfashion
         from cca_hf.data.benchmarks.fashionai import load_fashionai
+        from cca_hf.data.benchmarks.polyvore import load_polyvore
         from cca_hf.data.benchmarks.prepare import prepare_benchmark
         from cca_hf.data.benchmarks.zappos50k import load_zappos50k
 
         if benchmark == "zappos50k":
             loaded = load_zappos50k(root, triplets or "lists", seed or 0)
+        elif benchmark == "polyvore":
+            loaded = load_polyvore(root)
         else:
             load = {"fashionai": load_fashionai, "darn": load_darn, "deepfashion": load_deepfashion}[benchmark]
             loaded = load(root, asen_splits)

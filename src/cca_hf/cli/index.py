@@ -75,6 +75,7 @@ def index(
         raise UsageError("--on_unreadable and --precision are for images; the --embeddings are computed already")
     options.check_engine(store)
     with stdout_kept_clean():
+        from cca_hf.search.outfits import OUTFIT_ATTRIBUTE, as_encoder
         from cca_hf.search.sources import EmbeddedSource, ImageSource, ItemSource, fill_index
 
         source: ItemSource
@@ -83,7 +84,7 @@ def index(
         if embeddings is not None:
             source = EmbeddedSource(embeddings, name, columns=columns)
         else:
-            encoder = options.load_encoder_of_index(name, device, precision)
+            encoder = as_encoder(options.load_encoder_of_index(name, device, precision))
             reading: dict[str, Any] = {
                 "columns": columns,
                 "batch_size": batch_size,
@@ -111,6 +112,8 @@ def index(
     if example is not None:
         query = [f"--item={example}"] if example.startswith("--") else ["--item", example]
         words = ["cca", "search", "--store", store, *query, "--attribute", schema.attributes[0]]
+        if schema.attributes == (OUTFIT_ATTRIBUTE,):
+            words = ["cca", "complete", "--store", store, "--items", example]
         print(f"next: {shlex.join(words)}")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from .checkpoint import card, check, evaluate, push
+from .complete import complete
 from .data import app as data_commands
 from .docs import docs
 from .embed import embed, export
@@ -35,7 +36,7 @@ app = typer.Typer(
 )
 app.command("try", cls=Command)(trial)
 app.command(cls=Training)(train)
-for command in (evaluate, embed, export, search, card, push, check, serve, demo, docs):
+for command in (evaluate, embed, export, search, complete, card, push, check, serve, demo, docs):
     app.command(cls=Command)(command)
 app.add_typer(index_commands)
 app.add_typer(data_commands)

@@ -25,7 +25,7 @@ from .coverage import Coverage, leave_out_missing, with_images_of
 from .image_column import IMAGE_COLUMN, find_image_column, with_undecoded_images
 from .image_files import TABLE_SUFFIXES
 from .image_folder import split_of_file
-from .metadata import columns_of_rows, read_tables, shown_columns, table_of
+from .metadata import columns_of_frame, columns_of_rows, read_tables, shown_columns, table_of
 from .outfit_questions import make_compatibility, make_questions
 from .outfits import (
     CATEGORY_COLUMN,
@@ -122,6 +122,19 @@ def load_outfits(
 # ---- Items ----
 
 
+def load_items(
+    items: Source,
+    *,
+    id_column: str = ID_COLUMN,
+    category_column: str = CATEGORY_COLUMN,
+    image_column: str | None = None,
+) -> OutfitDataset:
+    """The items alone, as candidates of a completion; see `load_outfits`."""
+    splits = load_source(items, None, None, image_column=image_column)
+    rows, coverage, _ = _items(splits, id_column, category_column, (), image_column, None)
+    return OutfitDataset(rows, {}, coverage=coverage)
+
+
 def _items(
     splits: DatasetDict,
     id_column: str,
@@ -189,7 +202,9 @@ def _by_split(source: OutfitSource, seed: int) -> dict[str, _Listed]:
     else:
         place, content = "the outfits", source
     if isinstance(content, pandas.DataFrame):
-        content = pa.Table.from_pandas(content, preserve_index=False)
+        content = table_of(columns_of_frame(content))
+    elif _are_objects(content):
+        content = table_of(columns_of_rows(content))
     if isinstance(content, Mapping):
         return {usual_split_name(split): _Listed(place, _of_json(rows, place)) for split, rows in content.items()}
     if isinstance(content, pa.Table) and SPLIT_COLUMN in content.column_names:
@@ -277,9 +292,13 @@ def _of_json(content: Any, place: str) -> dict[str, Outfit]:
     """A list of lists of ids, or of objects as in a table."""
     if not isinstance(content, Sequence) or isinstance(content, str):
         raise ValueError(f"{place}: expected a list of outfits, got {content!r:.80}")
-    if content and all(isinstance(row, Mapping) for row in content):
+    if _are_objects(content):
         return _of_table(table_of(columns_of_rows(content)), place)
     return _named(enumerate(content), place)
+
+
+def _are_objects(content: Any) -> bool:
+    return isinstance(content, Sequence) and len(content) > 0 and all(isinstance(row, Mapping) for row in content)
 
 
 def _named(outfits: Iterable[tuple[object, object]], place: str) -> dict[str, Outfit]:

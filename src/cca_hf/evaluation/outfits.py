@@ -15,10 +15,14 @@ CVPR 2020 (CSA-Net). Intervals: the bootstrap over outfits, drawn whole: questio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cca_hf.data.columns import ColumnPlace, check_names
 from cca_hf.data.outfits import OutfitDataset, Question
+from cca_hf.models.encoding import pixel_batches
+from cca_hf.models.images import ImageInput
+from cca_hf.models.modeling_outfit import OutfitModel
 
 from .arrays import FloatArray, IntArray, check_finite, check_positive, normalised
 from .outfit_result import Figure, OutfitResult
@@ -134,6 +138,18 @@ def similarity(features: NDArray) -> Distance:
         return 1 - vectors[candidates] @ vectors[outfit].mean(axis=0)
 
     return distance
+
+
+@torch.inference_mode()
+def pooled_features(model: OutfitModel, images: Sequence[ImageInput], *, batch_size: int = 32) -> NDArray:
+    """(images, channels) float32: the output of the backbone of a model, for `similarity`.
+
+    A model that was just made by `OutfitModel.from_backbone` has the frozen backbone.
+    """
+    batches = pixel_batches(model.in_eval_mode(), images, batch_size)
+    return np.concatenate(
+        [model.get_backbone_features(batch.values)[: len(batch.rows)].float().cpu().numpy() for batch in batches]
+    )
 
 
 def pair_distance(features: NDArray, category_ids: IntArray, pair_weights: NDArray) -> Distance:

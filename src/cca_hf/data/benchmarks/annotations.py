@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -41,6 +41,7 @@ class Benchmark:
     splits: DatasetDict  # with the columns above
     remarks: list[str] = field(default_factory=list)  # further facts about this copy, as sentences
     triplets: DatasetDict | None = None  # ready triplets: `condition`, and the file names of the three images
+    files: Mapping[str, Any] = field(default_factory=dict)  # further content, for JSON files with these paths
 
 
 def read_lines(path: Path) -> list[str]:

@@ -3,6 +3,7 @@
     README.md                                           description, missing images, and the files of each split
     data/<split>-00000-of-00003-<mark>.parquet          the images and their labels
     triplets/<split>-00000-of-00001-<mark>.parquet      ready triplets, by file name, if the benchmark has them
+    disjoint/train.json, ...                            outfits and questions, for `load_outfits`
 
 The mark is random: `datasets` caches by name, and would return the old content of a folder that was written again.
 """
@@ -17,7 +18,7 @@ from datasets import DatasetDict
 from cca_hf.data.coverage import Coverage
 from cca_hf.data.parquet_files import SHARD_BYTES, write_split
 from cca_hf.data.schema import IMAGE_COLUMN
-from cca_hf.models.whole_files import check_new
+from cca_hf.models.whole_files import check_new, write_json
 
 from .annotations import Benchmark
 
@@ -60,6 +61,8 @@ def prepare_benchmark(
         write_split(dataset, folder, split, with_images=with_images, shard_bytes=shard_bytes, mark=mark)
     for split, dataset in (benchmark.triplets or DatasetDict()).items():
         write_split(dataset, unfinished / TRIPLETS_CONFIG, split, with_images=False, mark=mark)
+    for name, content in benchmark.files.items():
+        write_json(content, unfinished / name)
     (unfinished / "README.md").write_text(_readme(benchmark, coverage, mark, with_images), encoding="utf-8")
     (unfinished / _MARKER).unlink()
     if output.exists():
