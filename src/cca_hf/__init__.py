@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors; a 
     from .hub.trainer import CCATrainer as CCATrainer
     from .models.configuration_cca import CCAConfig as CCAConfig
     from .models.images import UnreadableImageError as UnreadableImageError
+    from .models.modeling_adde import ADDEModel as ADDEModel
     from .models.modeling_cca import CCAModel as CCAModel
     from .models.pipeline_cca import CCAPipeline as CCAPipeline
     from .runtimes.export import ExportedModel as ExportedModel
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors; a 
     from .visualization.report import write_report as write_report
 
 _MODULE_OF_NAME = {
+    "ADDEModel": "models.modeling_adde",
     "AttributeBatchSampler": "data.sampler",
     "AttributeDataset": "data.schema",
     "AttributeIndex": "search.index",

@@ -17,13 +17,19 @@ app = typer.Typer(
 
 @app.command(cls=Command)
 def prepare(
-    benchmark: Literal["fashionai", "darn", "deepfashion", "zappos50k", "polyvore"] = typer.Argument(
-        ..., metavar="NAME", help="fashionai, darn, deepfashion, zappos50k or polyvore."
+    benchmark: Literal["fashionai", "darn", "deepfashion", "zappos50k", "polyvore", "adde"] = typer.Argument(
+        ..., metavar="NAME", help="fashionai, darn, deepfashion, zappos50k, polyvore or adde."
     ),
     root: Path = option(..., "FOLDER", "Folder with the unpacked download."),
     output: Path = option(..., "FOLDER", "A new folder for the data set."),
     asen_splits: Path | None = option(
         None, "FOLDER", "ASEN's folder with meta.json, which defines the queries and galleries of the papers."
+    ),
+    adde_splits: Path | None = option(
+        None, "FOLDER", "adde only: folder with imgs_*.txt, labels_*.txt and the queries of the paper."
+    ),
+    attributes: list[str] | None = option(
+        None, "NAME ...", "adde only: names of the attributes, in the order of attr_num.txt. Default: attribute_1 ..."
     ),
     annotations_only: bool = switch("annotations_only", "Write the paths of the images instead of the images."),
     triplets: Literal["lists", "sample", "none"] | None = option(
@@ -41,14 +47,19 @@ def prepare(
       cca data prepare fashionai --root FashionAI --asen_splits asen/data --output fashionai
       cca data prepare zappos50k --root zappos --output zappos50k
       cca data prepare polyvore --root polyvore_outfits --output polyvore
+      cca data prepare adde --root images --adde_splits splits/Shopping100k --output shopping100k
       cca train --dataset fashionai --backbone google/vit-base-patch16-224-in21k --output_dir out
     """
     given = {"--triplets": triplets, "--seed": seed, "--asen_splits": asen_splits}
-    taken = {"zappos50k": ("--triplets", "--seed"), "polyvore": ()}.get(benchmark, ("--asen_splits",))
+    given |= {"--adde_splits": adde_splits, "--attributes": attributes}
+    own = {"zappos50k": ("--triplets", "--seed"), "polyvore": (), "adde": ("--adde_splits", "--attributes")}
     for name, value in given.items():
-        if value is not None and name not in taken:
+        if value is not None and name not in own.get(benchmark, ("--asen_splits",)):
             raise UsageError(f"{name} is not for {benchmark}")
+    if benchmark == "adde" and adde_splits is None:
+        raise UsageError("adde needs --adde_splits")
     with stdout_kept_clean():
+        from cca_hf.data.benchmarks.adde import load_adde
         from cca_hf.data.benchmarks.asen import load_darn
         from cca_hf.data.benchmarks.deepfashion import load_deepfashion
         from cca_hf.data.benchmarks.fashionai import load_fashionai
@@ -60,6 +71,8 @@ def prepare(
             loaded = load_zappos50k(root, triplets or "lists", seed or 0)
         elif benchmark == "polyvore":
             loaded = load_polyvore(root)
+        elif adde_splits is not None:
+            loaded = load_adde(root, adde_splits, attributes)
         else:
             load = {"fashionai": load_fashionai, "darn": load_darn, "deepfashion": load_deepfashion}[benchmark]
             loaded = load(root, asen_splits)
@@ -68,6 +81,8 @@ def prepare(
         print(f"{split}: {counts if counts.found < counts.listed else f'{counts.listed:,} images'}")
     for split, rows in (loaded.triplets or {}).items():
         print(f"triplets, {split}: {rows.num_rows:,}")
+    for split, rows in (loaded.changes or {}).items():
+        print(f"changes, {split}: {rows.num_rows:,}")
     for remark in loaded.remarks:
         print(remark)
     print(f"written: {output}")

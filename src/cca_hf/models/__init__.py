@@ -6,12 +6,13 @@ as `from cca_hf import CCAModel`.
 
 from transformers import AutoConfig, AutoModel
 
+from .modeling_adde import ADDEModel
 from .modeling_asen import ASENModel
 from .modeling_cca import CCAModel
 from .modeling_csn import CSNModel
 from .modeling_outfit import OutfitModel
 from .modeling_separate import SeparateModel
 
-for model in (CCAModel, CSNModel, ASENModel, SeparateModel, OutfitModel):
+for model in (CCAModel, CSNModel, ASENModel, SeparateModel, ADDEModel, OutfitModel):
     AutoConfig.register(model.config_class.model_type, model.config_class, exist_ok=True)
     AutoModel.register(model.config_class, model, exist_ok=True)

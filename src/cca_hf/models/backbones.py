@@ -35,29 +35,19 @@ POOLING_MODULES = {"vit": "pooler", "deit": "pooler", "clip_vision_model": "post
 POOLING_MODULES |= {"convnext": "layernorm", "convnextv2": "layernorm"}
 
 
-class ImageTokens(nn.Module):
-    """Feature maps of one or several levels, projected to `hidden_size` and concatenated behind a summary token.
-
-    For a plain transformer of the right width with a CLS token, this is the identity.
-    """
+class FeatureCells(nn.Module):
+    """Feature maps of one or several levels as sequences of cells. It has no parameters."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.num_prefix_tokens = config.num_prefix_tokens
         self.feature_grid = config.feature_grid
         self.patch_size = _patch_size(config.backbone_config)
-        levels = len(config.feature_channels)
-        self.is_identity = levels == 1 and config.feature_channels[0] == config.hidden_size
-        if not self.is_identity:
-            dim, eps = config.hidden_size, config.layer_norm_eps
-            self.projections = nn.ModuleList(nn.Linear(channels, dim) for channels in config.feature_channels)
-            self.layernorms = nn.ModuleList(nn.LayerNorm(dim, eps=eps) for _ in range(levels))
-            self.level_embeddings = nn.Embedding(levels, dim)
 
     def flatten(
         self, features: list[torch.Tensor], image_size: tuple[int, int]
     ) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
-        """Compute the half without parameters: sequences of cells, earlier levels averaged down to `feature_grid`.
+        """Compute sequences of cells, with earlier levels averaged down to `feature_grid`.
 
         Args:
             features: the result of `extract_features` for `feature_levels`.
@@ -70,19 +60,6 @@ class ImageTokens(nn.Module):
         last = len(features) - 1
         flat = [self._flatten(features[level], image_size, pool=level < last) for level in range(last, -1, -1)]
         return [cells for cells, _ in flat], [grid for _, grid in flat]
-
-    def forward(self, flattened: list[torch.Tensor]) -> torch.Tensor:
-        """Project and concatenate the result of `flatten`: tokens (batch, 1 + ..., hidden_size), the summary first."""
-        if not self.is_identity:
-            levels = torch.arange(len(flattened) - 1, -1, -1, device=flattened[0].device)
-            embeddings = self.level_embeddings(levels)  # by a call: the weights may be offloaded or have an adapter
-            flattened = [
-                self.layernorms[-1 - place](self.projections[-1 - place](cells)) + embeddings[place]
-                for place, cells in enumerate(flattened)
-            ]
-        if self.num_prefix_tokens == 0:
-            flattened = [flattened[0].mean(dim=1, keepdim=True), *flattened]
-        return torch.cat(flattened, dim=1) if len(flattened) > 1 else flattened[0]
 
     def _flatten(
         self, feature: torch.Tensor, image_size: tuple[int, int], *, pool: bool
@@ -98,6 +75,36 @@ class ImageTokens(nn.Module):
             height, width = (max(1, round(side * self.feature_grid / longest)) for side in (height, width))
             feature = nn.functional.adaptive_avg_pool2d(feature, (height, width))
         return feature.flatten(2).transpose(1, 2), (height, width)  # (B, C, h, w) -> (B, h w, C)
+
+
+class ImageTokens(FeatureCells):
+    """The cells of all levels, projected to `hidden_size` and concatenated behind a summary token.
+
+    For a plain transformer of the right width with a CLS token, this is the identity.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        levels = len(config.feature_channels)
+        self.is_identity = levels == 1 and config.feature_channels[0] == config.hidden_size
+        if not self.is_identity:
+            dim, eps = config.hidden_size, config.layer_norm_eps
+            self.projections = nn.ModuleList(nn.Linear(channels, dim) for channels in config.feature_channels)
+            self.layernorms = nn.ModuleList(nn.LayerNorm(dim, eps=eps) for _ in range(levels))
+            self.level_embeddings = nn.Embedding(levels, dim)
+
+    def forward(self, flattened: list[torch.Tensor]) -> torch.Tensor:
+        """Project and concatenate the result of `flatten`: tokens (batch, 1 + ..., hidden_size), the summary first."""
+        if not self.is_identity:
+            levels = torch.arange(len(flattened) - 1, -1, -1, device=flattened[0].device)
+            embeddings = self.level_embeddings(levels)  # by a call: the weights may be offloaded or have an adapter
+            flattened = [
+                self.layernorms[-1 - place](self.projections[-1 - place](cells)) + embeddings[place]
+                for place, cells in enumerate(flattened)
+            ]
+        if self.num_prefix_tokens == 0:
+            flattened = [flattened[0].mean(dim=1, keepdim=True), *flattened]
+        return torch.cat(flattened, dim=1) if len(flattened) > 1 else flattened[0]
 
 
 def _patch_size(config: PreTrainedConfig) -> tuple[int, int] | None:

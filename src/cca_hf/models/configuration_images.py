@@ -168,9 +168,11 @@ class AttributeConfig(ImageModelConfig):
             attributes from it; `"retrieval"` adds the image's place among similar images; `"project"` keeps the
             subspace that separates the values; `"none"`.
         attribute_subspaces: the name in version 0.1 of `attribute_map="project"`.
+        value_prototypes: the checkpoint contains prototypes of the values; see [`CCAModel.set_prototypes`], which sets
+            this field.
     """
 
-    fields_without_effect: ClassVar[set[str]] = {"attribute_values", "known_values"}
+    fields_without_effect: ClassVar[set[str]] = {"attribute_values", "known_values", "value_prototypes"}
 
     attributes: list[str] | tuple[str, ...] = ()
     attribute_values: dict[str, list[str]] | None = None
@@ -178,6 +180,7 @@ class AttributeConfig(ImageModelConfig):
     embedding_dim: int | None = None
     attribute_map: str = "none"
     attribute_subspaces: bool = False
+    value_prototypes: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.attributes = list(self.attributes)
@@ -242,7 +245,7 @@ class AttributeConfig(ImageModelConfig):
         """
         if names is None:
             return list(range(len(self.attributes)))
-        ids = [self.attribute_id(name) for name in ([names] if isinstance(names, str) else names)]
+        ids = [self.attribute_id(name) for name in as_names(names)]
         if not ids:
             raise ValueError("attributes is empty: name at least one, or leave it out for all")
         return ids
@@ -349,6 +352,11 @@ def one_of(
     if attribute is not None and attributes is not None:
         raise ValueError(f"give either attribute or attributes, and not both; got {attribute!r} and {attributes!r}")
     return attributes if attribute is None else attribute
+
+
+def as_names(names: str | Sequence[str]) -> list[str]:
+    """One name or several as a list."""
+    return [names] if isinstance(names, str) else list(names)
 
 
 def refuse_unknown(function: Callable[..., Any], unknown: Iterable[str], hints: Mapping[str, str]) -> None:

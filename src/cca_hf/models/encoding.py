@@ -98,6 +98,21 @@ class ImageEncoder:
 
     get_sentence_embedding_dimension = get_embedding_dimension  # its name in sentence-transformers before version 6
 
+    @property
+    def has_prototypes(self) -> bool:
+        """Whether [`value_prototypes`] returns prototypes."""
+        return False
+
+    def value_prototypes(self, attribute: str) -> dict[str, np.ndarray]:
+        """The prototypes of the values of one attribute: (dim,) float32, L2-normalised, by the name of the value.
+
+        They can be compared with the embeddings that `encode` returns. Values that no training image showed have none.
+
+        Raises:
+            ValueError: for an unknown attribute, or if there are no prototypes.
+        """
+        raise ValueError(f"{type(self).__name__} has no prototypes of values")
+
     @torch.inference_mode()
     def _embed(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
         """Ids (k,) -> (batch, k, dim)."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -203,7 +203,7 @@ class CCAModel(ConditionalPreTrainedModel):
             image_processor = load_backbone_processor(name, hub_kwargs)
 
         size = image_size or image_size_of(native.config)
-        described = describe_backbone(native, size, config_fields, takes_last_layer=cls.takes_last_layer)
+        described = cls._describe_backbone(native, size, config_fields)
         # batch normalisation keeps the statistics of a pretrained backbone; a new one has none yet
         described |= {
             "backbone_name": name,
@@ -231,6 +231,13 @@ class CCAModel(ConditionalPreTrainedModel):
         model.image_processor = make_image_processor(size, image_processor)
         model.eval()  # as from_pretrained
         return model.freeze_backbone() if freeze_backbone else model
+
+    @classmethod
+    def _describe_backbone(
+        cls, native: PreTrainedModel, image_size: int | Sequence[int], config_fields: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The fields of the configuration that follow from the backbone."""
+        return describe_backbone(native, image_size, config_fields, takes_last_layer=cls.takes_last_layer)
 
     def freeze_backbone(self, num_levels: int | None = None) -> Self:
         """Exclude the backbone from training, or only the layers that compute the first `num_levels` feature levels.
@@ -269,6 +276,8 @@ class CCAModel(ConditionalPreTrainedModel):
         self.condition_embedding.append_text(name, text_embedding)
         if self.subspaces is not None:
             self.subspaces.append()
+        if self.prototypes is not None:
+            self.prototypes.append()
         self.config.attributes = [*self.config.attributes, name]
         return self
 

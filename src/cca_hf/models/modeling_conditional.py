@@ -7,9 +7,9 @@ import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -19,9 +19,10 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_images import AttributeConfig, one_of
-from .encoding import ImageEncoder, as_sequence, pixel_batches
+from .encoding import as_sequence, pixel_batches
 from .images import ImageInput
 from .modeling_images import ImagePreTrainedModel, digest_of_weights
+from .value_prototypes import PrototypeEncoder, ValuePrototypes
 
 Vector = torch.Tensor | np.ndarray | Sequence[float]
 
@@ -279,9 +280,9 @@ class AttributeSubspaces(nn.Module):
         """(batch, dim) or (batch, k, dim) under ids (batch,) or (batch, k) -> the same, not normalised; in float32."""
         unit = nn.functional.normalize(embeddings.float(), dim=-1)
         if self.kind == "project":
-            return _of_attribute(self.projections, unit, attribute_ids) + self.offsets.float()[attribute_ids]
+            return of_attribute(self.projections, unit, attribute_ids) + self.offsets.float()[attribute_ids]
         biases = self.value_biases.float()[attribute_ids]
-        scores = _of_attribute(self.value_weights, unit, attribute_ids)
+        scores = of_attribute(self.value_weights, unit, attribute_ids)
         values = (scores + biases).softmax(dim=-1)
         described = nn.functional.pad(values, (0, self.dim - values.shape[-1]))
         angles = nn.functional.linear(described if self.kind == "values" else unit, self.frequencies.float())
@@ -299,7 +300,7 @@ class AttributeSubspaces(nn.Module):
         return torch.where(self.is_fitted[attribute_ids][..., None], mapped, unit)
 
 
-def _of_attribute(matrices: torch.Tensor, vectors: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
+def of_attribute(matrices: torch.Tensor, vectors: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
     """Matrices (A, n, dim) times vectors (..., dim), the matrix of the vector's attribute: (..., n)."""
     if attribute_ids.ndim == 2 and attribute_ids.stride(0) == 0:  # expanded: the same attributes for all images
         return torch.einsum("bkd,knd->bkn", vectors, matrices[attribute_ids[0]].float())
@@ -309,14 +310,16 @@ def _of_attribute(matrices: torch.Tensor, vectors: torch.Tensor, attribute_ids: 
     return products.gather(-2, index).squeeze(-2)
 
 
-class ConditionalPreTrainedModel(ImagePreTrainedModel, ImageEncoder):
+class ConditionalPreTrainedModel(ImagePreTrainedModel, PrototypeEncoder):
     config_class = AttributeConfig
     config: AttributeConfig
     base_model_prefix = "cca"
+    modules_without_effect: ClassVar[frozenset[str]] = frozenset({"prototypes"})
 
     def __init__(self, config: AttributeConfig):
         super().__init__(config)
         self.subspaces = None if config.map_kind == "none" else AttributeSubspaces(config)
+        self.prototypes = ValuePrototypes(config) if config.value_prototypes else None
 
     def set_attribute_map(self, kind: str) -> Self:
         """Replace the attribute map by one that is not fitted yet, so that embeddings are as trained.
@@ -332,10 +335,21 @@ class ConditionalPreTrainedModel(ImagePreTrainedModel, ImageEncoder):
         self.subspaces = None if kind == "none" else AttributeSubspaces(self.config).to(self.device, self.dtype)
         return self
 
+    def _map_prototypes(self, vectors: torch.Tensor, attribute_id: int) -> torch.Tensor:
+        if self.subspaces is None:
+            return vectors
+        ids = torch.full((len(vectors),), attribute_id, device=vectors.device)
+        return nn.functional.normalize(self.subspaces(vectors, ids), dim=-1)
+
+    def parameters_without_effect(self) -> list[nn.Parameter]:
+        """The parameters that no embedding depends on, such as those of a classifier."""
+        modules = dict(self.named_children())
+        return [p for name in self.modules_without_effect & set(modules) for p in modules[name].parameters()]
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, ConditionEmbedding | AttributeSubspaces):
+        if isinstance(module, ConditionEmbedding | AttributeSubspaces | ValuePrototypes):
             module.init_weights()
 
     @classmethod
@@ -418,13 +432,18 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
                     f"attribute_ids must lie in 0..{allowed - 1}, the ids of {self.config.attributes}; "
                     f"got {lowest}..{highest}"
                 )
-        embeddings, weights = self._embed_tokens(image_tokens, attribute_ids, output_attentions)
+        return self._make_output(*self._embed_tokens(image_tokens, attribute_ids, output_attentions), attribute_ids)
+
+    def _make_output(
+        self, embeddings: torch.Tensor, attentions: torch.Tensor | None, attribute_ids: torch.Tensor
+    ) -> ConditionalModelOutput:
+        """The attribute map and the normalisation of the result of [`_embed_tokens`]."""
         if self.subspaces is not None:
             with torch.autocast(embeddings.device.type, enabled=False):
                 embeddings = self.subspaces(embeddings, attribute_ids)
         # float32 under autocast, which the similarities of a loss need
         embeddings = nn.functional.normalize(embeddings.float(), dim=-1).to(self.dtype)
-        return ConditionalModelOutput(embeddings=embeddings, attentions=weights)
+        return ConditionalModelOutput(embeddings=embeddings, attentions=attentions)
 
     def _embed_tokens(
         self, image_tokens: torch.Tensor, attribute_ids: torch.Tensor, output_attentions: bool
@@ -499,9 +518,12 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
             # autocast of the first pass. The gradients are those of the whole batch, at the cost of another forward.
             parts = zip(*(tensor.split(micro_batch_size) for tensor in inputs), strict=True)
             embed = partial(self._embed_inputs, backbone_features is None, False, False)
-            embeddings = [checkpoint(embed, *part, use_reentrant=False).embeddings for part in parts]
-            output = ConditionalModelOutput(embeddings=torch.cat(embeddings))
+            output = self._join([checkpoint(embed, *part, use_reentrant=False) for part in parts])
         return output if return_dict else output.to_tuple()
+
+    def _join(self, outputs: Sequence[Any]) -> ConditionalModelOutput:
+        """The outputs of micro-batches as that of one batch."""
+        return ConditionalModelOutput(embeddings=torch.cat([output.embeddings for output in outputs]))
 
     def _ids_of(
         self, attribute: str | Sequence[str] | None, attributes: str | Sequence[str] | None, images: torch.Tensor
@@ -525,7 +547,7 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
         else:
             cells = [part.to(self.dtype) for part in inputs]  # features may be stored in half precision
         output = self.condition_tokens(self.project_features(cells), attribute_ids, output_attentions)
-        return ConditionalModelOutput(output.embeddings, hidden_states, output.attentions)
+        return replace(output, hidden_states=hidden_states)
 
     def on_device(self, device: str | torch.device) -> Self:
         return self.to(device)
@@ -556,10 +578,16 @@ print(model.similarity(embeddings, embeddings))  # similarity of the two images 
         return self if precision == "auto" else self.to(getattr(torch, precision))
 
     def _fingerprint_of_version_0_1(self, *, saved_names: bool = False) -> str:
-        digest = digest_of_weights(self, saved_names=saved_names)  # without the architecture
+        unread = {name for name in self.state_dict() if name.split(".")[0] in self.modules_without_effect}
+        digest = digest_of_weights(self, saved_names=saved_names, without=unread)  # without the architecture
         described = {"attributes": self.config.attributes, "image_processor": self.image_processor.to_dict()}
         digest.update(json.dumps(described, sort_keys=True, default=str).encode())
         return digest.hexdigest()
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether the model attends to places of the image, see [`attention_maps`]."""
+        return True
 
     def attention_maps(
         self,

@@ -40,6 +40,7 @@ class ImagePreTrainedModel(PreTrainedModel):
         display_name: name of the model in tables and plots.
         method: name of the method in a sentence of the model card.
         paper_url: address of the paper.
+        modules_without_effect: names of modules that no embedding depends on, such as a classifier.
         pipeline_class: the pipeline that is saved with a checkpoint.
         sentence_transformers_class: "file.Class" of the saved module for sentence-transformers.
     """
@@ -59,6 +60,7 @@ class ImagePreTrainedModel(PreTrainedModel):
     display_name: ClassVar[str]
     method: ClassVar[str]
     paper_url: ClassVar[str | None] = None
+    modules_without_effect: ClassVar[frozenset[str]] = frozenset()
     pipeline_class: ClassVar[type[Pipeline] | None] = None
     sentence_transformers_class: ClassVar[str | None] = None
 
@@ -192,7 +194,7 @@ class ImagePreTrainedModel(PreTrainedModel):
         Versions of transformers name and fuse the weights of a backbone differently, and have other default settings.
         So its weights are hashed as they are saved, without their names, and default settings are left out.
         """
-        weights, loaded = [], weights_of(self)
+        weights, loaded = [], weights_of(self, without=self.modules_without_effect)
         for name, tensor in loaded.items():
             if "backbone." not in name:
                 weights.append(f"{name} {_hash_of(tensor)}")
@@ -237,9 +239,9 @@ def _weights_like(names: Iterable[str]) -> list[str]:
     return patterns
 
 
-def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The state dict, with the weights that are offloaded to memory or disk."""
-    weights = model.state_dict()
+def weights_of(model: PreTrainedModel, *, without: Collection[str] = ()) -> dict[str, torch.Tensor]:
+    """The state dict, with the weights that are offloaded to memory or disk, and without the modules `without`."""
+    weights = {name: w for name, w in model.state_dict().items() if name.split(".")[0] not in without}
     return {name: load_offloaded_parameter(model, name) if w.is_meta else w for name, w in weights.items()}
 
 

@@ -16,6 +16,7 @@ from .configuration_cca import CCAConfig
 from .configuration_images import fields_of
 from .modeling_cca import CCAModel
 from .modeling_conditional import ConditionalPreTrainedModel, ImageFeatures
+from .value_prototypes import shape_of_prototypes
 
 
 class SeparateModel(ConditionalPreTrainedModel):
@@ -34,7 +35,8 @@ class SeparateModel(ConditionalPreTrainedModel):
         super().__init__(config)
         configs = [config.restricted_to([name]) for name in config.attributes]
         for single in configs:
-            single.attribute_map, single.attribute_subspaces = "none", False  # the joined model applies them
+            # the joined model has them
+            single.attribute_map, single.attribute_subspaces, single.value_prototypes = "none", False, False
         self.networks = nn.ModuleList(map(CCAModel, configs))
         self.post_init()
         for network in self.networks:  # transformers collects these from children, and not through a ModuleList
@@ -69,9 +71,23 @@ class SeparateModel(ConditionalPreTrainedModel):
             if joined.subspaces is not None and network.subspaces is not None:
                 joined.subspaces.set_like(place, network.subspaces)
             weights = network.state_dict()
-            copied.load_state_dict({k: v for k, v in weights.items() if not k.startswith("subspaces.")})
+            of_joined = ("subspaces.", "prototypes.")
+            copied.load_state_dict({k: v for k, v in weights.items() if not k.startswith(of_joined)})
+        joined._join_prototypes(networks)
         joined.image_processor = networks[0].image_processor
         return joined.to(networks[0].dtype).eval()
+
+    def _join_prototypes(self, networks: Sequence[CCAModel]) -> None:
+        """Copy the prototypes of the networks, unless one of them has none."""
+        if any(network.prototypes is None for network in networks):
+            return
+        count, most, dim = shape_of_prototypes(self.config)
+        vectors, known = torch.zeros(count, most, dim), torch.zeros(count, most, dtype=torch.bool)
+        for place, network in enumerate(networks):
+            of_network, are_known = network._prototypes()
+            vectors[place, : are_known.shape[1]] = of_network[0].float().cpu()
+            known[place, : are_known.shape[1]] = are_known[0].cpu()
+        self.set_prototypes(vectors, known)
 
     def get_input_embeddings(self) -> nn.Module:
         """Those of the first network; the other networks have their own."""
@@ -113,7 +129,8 @@ class SeparateModel(ConditionalPreTrainedModel):
 
 def _shared(config: CCAConfig) -> dict[str, Any]:
     """The fields of a configuration in which all networks must agree."""
-    names = fields_of(CCAConfig) - {"attributes", "attribute_values", "known_values", "backbone_name"}
+    of_network = {"attributes", "attribute_values", "known_values", "value_prototypes", "backbone_name"}
+    names = fields_of(CCAConfig) - of_network
     shared = {name: vars(config)[name] for name in sorted(names)}
     return shared | {"backbone_config": architecture_of(config.backbone_config)}
 

@@ -42,6 +42,7 @@ class Benchmark:
     remarks: list[str] = field(default_factory=list)  # further facts about this copy, as sentences
     triplets: DatasetDict | None = None  # ready triplets: `condition`, and the file names of the three images
     files: Mapping[str, Any] = field(default_factory=dict)  # further content, for JSON files with these paths
+    changes: DatasetDict | None = None  # changes of values, as in `data/change_queries.py`
 
 
 def read_lines(path: Path) -> list[str]:

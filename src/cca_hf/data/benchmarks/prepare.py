@@ -4,6 +4,7 @@
     data/<split>-00000-of-00003-<mark>.parquet          the images and their labels
     triplets/<split>-00000-of-00001-<mark>.parquet      ready triplets, by file name, if the benchmark has them
     disjoint/train.json, ...                            outfits and questions, for `load_outfits`
+    changes/<split>-00000-of-00001-<mark>.parquet       changes of values, by file name, if the benchmark has them
 
 The mark is random: `datasets` caches by name, and would return the old content of a folder that was written again.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from datasets import DatasetDict
 
+from cca_hf.data.change_queries import CHANGES_CONFIG
 from cca_hf.data.coverage import Coverage
 from cca_hf.data.parquet_files import SHARD_BYTES, write_split
 from cca_hf.data.schema import IMAGE_COLUMN
@@ -59,8 +61,9 @@ def prepare_benchmark(
     for split, dataset in benchmark.splits.items():
         folder = unfinished / "data"
         write_split(dataset, folder, split, with_images=with_images, shard_bytes=shard_bytes, mark=mark)
-    for split, dataset in (benchmark.triplets or DatasetDict()).items():
-        write_split(dataset, unfinished / TRIPLETS_CONFIG, split, with_images=False, mark=mark)
+    for name, tables in ((TRIPLETS_CONFIG, benchmark.triplets), (CHANGES_CONFIG, benchmark.changes)):
+        for split, dataset in (tables or DatasetDict()).items():
+            write_split(dataset, unfinished / name, split, with_images=False, mark=mark)
     for name, content in benchmark.files.items():
         write_json(content, unfinished / name)
     (unfinished / "README.md").write_text(_readme(benchmark, coverage, mark, with_images), encoding="utf-8")
@@ -87,6 +90,8 @@ def _readme(benchmark: Benchmark, coverage: dict[str, Coverage], mark: str, with
     configurations = {"default": ("data", benchmark.splits)}
     if benchmark.triplets is not None:
         configurations[TRIPLETS_CONFIG] = (TRIPLETS_CONFIG, benchmark.triplets)
+    if benchmark.changes is not None:
+        configurations[CHANGES_CONFIG] = (CHANGES_CONFIG, benchmark.changes)
     # JSON is YAML
     lines = ["---", "configs:"]
     for name, (folder, splits) in configurations.items():
@@ -103,6 +108,9 @@ def _readme(benchmark: Benchmark, coverage: dict[str, Coverage], mark: str, with
     if benchmark.triplets is not None:
         counts = ", ".join(f"{dataset.num_rows:,} {split}" for split, dataset in benchmark.triplets.items())
         lines += ["", f"Triplets (configuration `{TRIPLETS_CONFIG}`): {counts}."]
+    if benchmark.changes is not None:
+        counts = ", ".join(f"{dataset.num_rows:,} {split}" for split, dataset in benchmark.changes.items())
+        lines += ["", f"Changes of values (configuration `{CHANGES_CONFIG}`): {counts}."]
     if any(part.found < part.listed for part in coverage.values()):
         lines += ["", "**A subset**: rows without an image contain null and are left out when the data set is loaded."]
     for remark in benchmark.remarks:
