@@ -122,6 +122,7 @@ class OutfitModel(ImagePreTrainedModel):
         channels = config.feature_channels[-1]
         # without it the mean of the features, which all images share, dominates x, and the training ends in x = const
         self.standardise = nn.BatchNorm1d(channels, affine=False)
+        self.dropout = nn.Dropout(config.feature_dropout)
         if config.subspaces == "attributes":
             count = config.num_attributes or 1
             self.projection: nn.Module = BlockLinear(count, channels // count, config.embedding_dim)
@@ -274,7 +275,7 @@ This code needs `pip install {needed}`. The outfit may have any number of items.
             raise ValueError("give either pixel_values or backbone_features, and not both")
         if backbone_features is None:
             backbone_features = self.get_backbone_features(pixel_values)
-        projected = self.projection(self.standardise(backbone_features.to(self.dtype)))
+        projected = self.projection(self.dropout(self.standardise(backbone_features.to(self.dtype))))
         blocks = projected.unflatten(-1, (-1, self.config.embedding_dim))
         features = nn.functional.normalize(blocks.float(), dim=-1).flatten(-2).to(self.dtype)
         output = OutfitModelOutput(features=features, pair_weights=self.pair_weights())

@@ -21,13 +21,13 @@ from cca_hf.evaluation.outfits import evaluate_outfits, pair_distance
 from cca_hf.models.configuration_images import public_name
 from cca_hf.models.images import ImageReader
 from cca_hf.models.modeling_outfit import OutfitModel
-from cca_hf.training.checkpoints import last_checkpoint
 from cca_hf.training.outfit_batches import ItemImages, ItemInputs, OutfitCollator, OutfitQuestions, StoredFeatures
 from cca_hf.training.outfit_loss import OutfitRankingLoss
 from cca_hf.training.run_record import RunRecord, describe_hardware
 from cca_hf.training.task import Batches, Task
 from cca_hf.training.trainer import TaskTrainer
 
+from .attribute_retrieval import refuse_earlier_run
 from .command_line import flag
 
 # the arguments that decide what the weights become, beside those of this recipe
@@ -36,7 +36,7 @@ _RECORDED = (
     "lr_scheduler_type warmup_steps max_grad_norm optim bf16 fp16 seed"
 ).split()
 _OWN = (
-    "subspaces embedding_dim num_subspaces freeze_backbone margin num_negatives num_random_negatives "
+    "subspaces embedding_dim num_subspaces feature_dropout freeze_backbone margin num_negatives num_random_negatives "
     "head_learning_rate"
 ).split()
 
@@ -61,19 +61,20 @@ class OutfitArguments(TrainingArguments):
     )
     embedding_dim: int = flag(64, "Numbers of a feature vector, or of each attribute in it.")
     num_subspaces: int = flag(5, "Number of masks.")
+    feature_dropout: float = flag(0.5, "Dropout of the backbone's features.")
     freeze_backbone: bool = flag(
         True, "Train only the layers on top of the backbone, on features that are computed once."
     )
     margin: float = flag(0.3, "The distance of the hardest negative must exceed that of the right item by it.")
-    num_negatives: int = flag(10, "Negatives of a question that have the category of the right item.")
-    num_random_negatives: int = flag(10, "Negatives of a question of any category.")
-    head_learning_rate: float = flag(1e-3, "Learning rate of all parameters outside the backbone.")
+    num_negatives: int = flag(5, "Negatives of a question that have the category of the right item.")
+    num_random_negatives: int = flag(5, "Negatives of a question of any category.")
+    head_learning_rate: float = flag(5e-4, "Learning rate of all parameters outside the backbone.")
 
     # arguments of transformers with another default
     output_dir: str | None = flag("trainer_output", "Folder for checkpoints, model and model card.")
     per_device_train_batch_size: int = flag(96, "Questions per batch on each device.")
     per_device_eval_batch_size: int = flag(64, "Images per evaluation batch on each device.")
-    num_train_epochs: float = flag(20.0, "Number of epochs. An epoch asks for each item of each outfit once.")
+    num_train_epochs: float = flag(10.0, "Number of epochs. An epoch asks for each item of each outfit once.")
     learning_rate: float = flag(5e-5, "Learning rate of the backbone.")
     weight_decay: float = flag(0.0, "Weight decay, except for biases and normalisation.")
     logging_steps: float = flag(10, "Steps between logs.")
@@ -216,12 +217,7 @@ def run_outfit_training(args: OutfitArguments) -> OutfitRun:
         ValueError: for bad data, or an `output_dir` with checkpoints of another run, before any work is done.
         UnreadableImageError: names the image that cannot be read.
     """
-    last = last_checkpoint(args.output_dir)
-    if args.resume_from_checkpoint is None and last is not None:
-        raise ValueError(
-            f"{args.output_dir} contains {last.name} of an earlier run. Resume it with "
-            "--resume_from_checkpoint last, or give another --output_dir"
-        )
+    refuse_earlier_run(args)
     set_seed(args.seed)  # for the weights of the new layers; the Trainer sets the seed itself
     with args.main_process_first(desc="loading the data set"):
         data = load_outfits(args.items, args.outfits, id_column=args.id_column, category_column=args.category_column)
@@ -231,6 +227,7 @@ def run_outfit_training(args: OutfitArguments) -> OutfitRun:
         subspaces=args.subspaces,
         embedding_dim=args.embedding_dim,
         num_subspaces=args.num_subspaces,
+        feature_dropout=args.feature_dropout,
     )
     trainer = make_trainer(model, args, data)
     test = trainer.images_of("test")  # a missing test split is an error before the training, not after it
