@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,19 +41,21 @@ _OWN = (
 ).split()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class OutfitArguments(TrainingArguments):
     """The data, the model and the training of outfit completion; further arguments are those of transformers.
 
     Raises:
-        ValueError: for a setting outside its range, or missing items, outfits or backbone.
+        ValueError: for a setting outside its range.
     """
 
-    items: str = flag("", "The items: an id on the Hub, a folder, or a table with images and categories.")
-    outfits: str = flag("", "The outfits: a folder with a file for each split, a table, or a JSON file.")
+    items: str = flag(MISSING, "The items: an id on the Hub, a folder, or a table with images and categories.")
+    outfits: str = flag(MISSING, "The outfits: a folder with a file for each split, a table, or a JSON file.")
     id_column: str = flag("id", "Column of the items with their ids.")
     category_column: str = flag("category", "Column of the items with their categories.")
-    backbone: str = flag("", "Vision model, or a trained model with attributes: an id on the Hub or a local folder.")
+    backbone: str = flag(
+        MISSING, "Vision model, or a trained model with attributes: an id on the Hub or a local folder."
+    )
     subspaces: Literal["masks", "attributes"] = flag(
         "masks",
         "What a pair of categories selects. masks: a mixture of learned masks (CSA-Net). attributes: weights of the "
@@ -85,9 +87,6 @@ class OutfitArguments(TrainingArguments):
     report_to: str | None = flag("none", "Where to log, such as tensorboard.")
 
     def __post_init__(self) -> None:
-        for name in ("items", "outfits", "backbone"):
-            if not vars(self)[name]:
-                raise ValueError(f"{name} is missing: outfit completion needs items, outfits and a backbone")
         if not self.margin > 0:
             raise ValueError(f"margin must be above 0, got {self.margin}")
         if self.eval_strategy == "no":
@@ -145,7 +144,7 @@ class OutfitEvaluator:
 
 @dataclass(frozen=True)
 class OutfitRun:
-    """What [`run_outfit_training`] returns; `output_dir` contains the same.
+    """What [`run_training`] returns; `output_dir` contains the same.
 
     Only the main process has the `result` of the test split. `metrics` is the content of `all_results.json`.
     """
@@ -206,7 +205,7 @@ def make_trainer(
     )
 
 
-def run_outfit_training(args: OutfitArguments) -> OutfitRun:
+def run_training(args: OutfitArguments) -> OutfitRun:
     """Trains a model, selects the best checkpoint on validation, evaluates it once on test, and saves everything.
 
     `output_dir` gets the model with image processor and code; `all_results.json` with `test_fill_in_the_blank`, ...,
