@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--attribute_model", help="a checkpoint with attributes, trained on the same items")
     parser.add_argument("--output", default="out-outfits")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     folder = Path(options.output)

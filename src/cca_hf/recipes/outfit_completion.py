@@ -76,7 +76,7 @@ class OutfitArguments(TrainingArguments):
     output_dir: str | None = flag("trainer_output", "Folder for checkpoints, model and model card.")
     per_device_train_batch_size: int = flag(96, "Questions per batch on each device.")
     per_device_eval_batch_size: int = flag(64, "Images per evaluation batch on each device.")
-    num_train_epochs: float = flag(10.0, "Number of epochs. An epoch asks for each item of each outfit once.")
+    num_train_epochs: float = flag(20.0, "Number of epochs. An epoch asks for each item of each outfit once.")
     learning_rate: float = flag(5e-5, "Learning rate of the backbone.")
     weight_decay: float = flag(0.0, "Weight decay, except for biases and normalisation.")
     logging_steps: float = flag(10, "Steps between logs.")
