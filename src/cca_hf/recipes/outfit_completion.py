@@ -84,6 +84,7 @@ class OutfitArguments(TrainingArguments):
     save_strategy: str = flag("epoch", "When to save: no, steps, epoch or best.")
     save_total_limit: int | None = flag(2, "Number of checkpoints to keep. The best one is always kept.")
     load_best_model_at_end: bool = flag(True, "Load the best checkpoint at the end.")
+    dataloader_pin_memory: bool | None = flag(None, "Put batches into page-locked memory. Default: on with a GPU.")
     report_to: str | None = flag("none", "Where to log, such as tensorboard.")
 
     def __post_init__(self) -> None:
@@ -91,6 +92,8 @@ class OutfitArguments(TrainingArguments):
             raise ValueError(f"margin must be above 0, got {self.margin}")
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False  # without a metric no checkpoint is the best
+        if self.dataloader_pin_memory is None:
+            self.dataloader_pin_memory = torch.cuda.is_available()
         super().__post_init__()
 
 
