@@ -1,4 +1,4 @@
-"""The recipe of outfit completion: rooms whose items share a colour, from files to a checkpoint and its card."""
+"""The recipe of outfit completion: rooms whose items are equally red, from files to a checkpoint and its card."""
 
 import json
 from pathlib import Path
@@ -19,20 +19,20 @@ from cca_hf.recipes.command_line import CommandLineError, help_text, read_comman
 from cca_hf.recipes.outfit_completion import OutfitArguments, OutfitRun, make_trainer, run_training
 from cca_hf.training.run_record import RunRecord
 
-COLOURS = [(200, 40, 40), (40, 180, 60), (50, 60, 200), (200, 190, 60)]
 CATEGORIES = ["sofa", "lamp", "rug"]
 
 
 @pytest.fixture(scope="module")
 def room_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`items.csv` with images, `rooms.json`: each room has an item of each category, all of nearly one colour."""
+    """`items.csv` with images, `rooms.json`: each room has an item of each category, all as red as the room; green and blue are random."""
     folder, random = tmp_path_factory.mktemp("rooms"), np.random.default_rng(0)
     rows, rooms = ["file_name,id,category"], []
     for number in range(40):
-        colour = np.array(COLOURS[number % 4])
+        red = random.integers(20, 236)
         room = []
         for category in CATEGORIES:
             name = f"{category}-{number}"
+            colour = np.array([red, *random.integers(20, 236, 2)])
             levels = (colour + random.integers(-25, 26, (24, 24, 3))).clip(0, 255)
             Image.fromarray(levels.astype(np.uint8)).save(folder / f"{name}.png")
             rows.append(f"{name}.png,{name},{category}")
@@ -71,7 +71,8 @@ def run(room_data: Path, tmp_path_factory: pytest.TempPathFactory) -> OutfitRun:
 
 def test_it_learns_and_selects_on_validation(run: OutfitRun) -> None:
     logs = [entry for entry in run.history if "loss" in entry]
-    assert logs[-1]["loss"] < 0.9 * logs[0]["loss"] and 0 <= logs[-1]["first"] <= 1
+    losses = [entry["loss"] for entry in logs]
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3]) and 0 <= logs[-1]["first"] <= 1
     evaluations = [entry["eval_fill_in_the_blank"] for entry in run.history if "eval_fill_in_the_blank" in entry]
     assert len(evaluations) == 4 and max(evaluations) > 0.7
     assert run.metrics["test_fill_in_the_blank"] > 0.6 > 2 * run.metrics["test_chance_fill_in_the_blank"]
@@ -86,7 +87,7 @@ def test_the_saved_model_has_the_measured_figures(run: OutfitRun) -> None:
     rows, names = run.data.rows(["sofa-35", "lamp-35"]), ["sofa", "lamp"]
     candidates = run.data.rows([f"rug-{number}" for number in range(32, 40)])
     found = model.complete(x[rows], names, x[candidates], "rug", top_k=2)
-    assert {each.index for each in found} == {3, 7}  # the rugs of the same colour
+    assert 3 in [each.index for each in found]  # the rug that is as red
 
 
 def test_its_record_and_its_card(run: OutfitRun) -> None:
