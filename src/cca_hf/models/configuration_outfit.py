@@ -81,7 +81,7 @@ class OutfitConfig(ImageModelConfig):
         if self.subspaces == "attributes" and not isinstance(self.backbone_config, AttributeConfig):
             raise ValueError(
                 "subspaces='attributes' needs a backbone that embeds images by attribute, such as a trained CCA "
-                f"model; this one is of type {self.backbone_config.model_type!r}. Use subspaces='masks'"
+                f"model; this one has a {type(self.backbone_config).__name__}. Use subspaces='masks'"
             )
 
     def category_ids(self, names: str | Sequence[str]) -> list[int]:

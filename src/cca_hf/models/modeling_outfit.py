@@ -62,7 +62,7 @@ class OutfitModelOutput(ModelOutput):
 class Completion(NamedTuple):
     """A candidate that completes an outfit: its row among the candidates, and its distance D from the outfit."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides a method of tuple, which no caller needs
     distance: float
 
 
@@ -273,8 +273,9 @@ This code needs `pip install {needed}`. The outfit may have any number of items.
         """
         if (pixel_values is None) == (backbone_features is None):
             raise ValueError("give either pixel_values or backbone_features, and not both")
-        if backbone_features is None:
+        if pixel_values is not None:
             backbone_features = self.get_backbone_features(pixel_values)
+        assert backbone_features is not None  # for the type checker
         projected = self.projection(self.dropout(self.standardise(backbone_features.to(self.dtype))))
         blocks = projected.unflatten(-1, (-1, self.config.embedding_dim))
         features = nn.functional.normalize(blocks.float(), dim=-1).flatten(-2).to(self.dtype)

@@ -1,7 +1,7 @@
 """Outfit completion: from items, outfits and a backbone to a trained, evaluated and saved [`OutfitModel`]."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -118,18 +118,19 @@ class _ItemRows(Dataset[int]):
 class OutfitEvaluator:
     """Fill-in-the-blank accuracy, compatibility AUC and recall of an [`OutfitModel`], see `evaluate_outfits`."""
 
-    primary_metric = OutfitResult.primary_metric
-    shown_metrics = (OutfitResult.primary_metric, "compatibility_auc")
+    primary_metric: str = OutfitResult.primary_metric
+    shown_metrics: Iterable[str] = (OutfitResult.primary_metric, "compatibility_auc")
 
     def __init__(self, data: OutfitDataset, inputs: ItemInputs) -> None:
         self.data = data
         self.inputs = inputs
+        self.collator: Callable[[list[int]], dict[str, torch.Tensor]] = self._collate
         self._pair_weights: torch.Tensor | None = None  # those of the latest forward pass
 
     def images(self, split: Any) -> Dataset[Any]:
         return _ItemRows(self.data, split) if isinstance(split, str) else split
 
-    def collator(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+    def _collate(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         return {**self.inputs(rows), "rows": torch.tensor(rows)}
 
     def forward(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
