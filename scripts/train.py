@@ -45,9 +45,8 @@ import os
 # Waiting threads sleep. If they spin, any other process on the machine slows them down many times over.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is imported
 
-from cca_hf.cli.train import train_and_report  # noqa: E402
+from cca_hf.cli.train import run_task  # noqa: E402
 from cca_hf.recipes.command_line import parse_command  # noqa: E402
 
 if __name__ == "__main__":
-    task, arguments = parse_command()
-    train_and_report(*arguments, recipe=task.recipe)
+    run_task(*parse_command())

@@ -50,7 +50,7 @@ def prepare(
       cca data prepare adde --root images --adde_splits splits/Shopping100k --output shopping100k
       cca train --dataset fashionai --backbone google/vit-base-patch16-224-in21k --output_dir out
     """
-    given = {"--triplets": triplets, "--seed": seed, "--asen_splits": asen_splits}
+    given: dict[str, object] = {"--triplets": triplets, "--seed": seed, "--asen_splits": asen_splits}
     given |= {"--adde_splits": adde_splits, "--attributes": attributes}
     own = {"zappos50k": ("--triplets", "--seed"), "polyvore": (), "adde": ("--adde_splits", "--attributes")}
     for name, value in given.items():

@@ -9,7 +9,7 @@ from typer.core import TyperCommand
 from .options import UsageError
 
 if TYPE_CHECKING:
-    from cca_hf.recipes.command_line import DataArguments, ModelArguments
+    from cca_hf.recipes.command_line import DataArguments, ModelArguments, TrainingTask
     from cca_hf.training.arguments import CCATrainingArguments
 
 
@@ -47,6 +47,7 @@ def train(context: typer.Context) -> None:
       cca train settings.yaml --push_to_hub --hub_model_id me/cca-shoes
       cca train manipulate --dataset me/shoes --attributes colour closure \\
           --backbone google/vit-base-patch16-224-in21k --output_dir out
+      cca train outfits --items furniture --outfits rooms.json --backbone apple/mobilevit-small --output_dir out
 
     On several GPUs, use accelerate launch scripts/train.py with the same flags.
     """
@@ -56,7 +57,32 @@ def train(context: typer.Context) -> None:
         task, arguments = read_command(context.args)
     except CommandLineError as error:
         raise UsageError(str(error), ctx=context) from error
-    train_and_report(*arguments, recipe=task.recipe)
+    run_task(task, arguments)
+
+
+def run_task(task: "TrainingTask", arguments: tuple[Any, ...]) -> None:
+    """Runs the recipe of a task on the arguments that `read_command` returned."""
+    if task.has_own_data:
+        train_and_write_card(*arguments, recipe=task.recipe)
+    else:
+        train_and_report(*arguments, recipe=task.recipe)
+
+
+def train_and_write_card(args: Any, *, recipe: str) -> None:
+    """As [`train_and_report`], for a task with its own data, which has no report."""
+    from cca_hf.hub.model_card import write_model_card
+    from cca_hf.hub.publishing import push_model
+    from cca_hf.training.process import prepare_process
+
+    prepare_process(args.device, None)
+    run = importlib.import_module(recipe).run_training(args)
+    if run.result is None:  # only the main process has the result
+        return
+    print(f"model card: {write_model_card(run.output_dir)}")
+    if args.push_to_hub:
+        name = args.hub_model_id or run.output_dir.absolute().name
+        settings = {"private": args.hub_private_repo, "revision": args.hub_revision, "token": args.hub_token}
+        print(f"pushed: {push_model(run.output_dir, name, **settings)}")
 
 
 def train_and_report(

@@ -20,6 +20,7 @@ class OutfitConfig(ImageModelConfig):
         embedding_dim: numbers of a feature vector; for `"attributes"`, of each attribute in it.
         num_subspaces: number of masks, for `"masks"` only.
         pair_hidden_size: width of the network that reads a pair of categories.
+        feature_dropout: dropout of the backbone's features while training.
 
     The other arguments are those of `ImageModelConfig`. `backbone_config` may also be the configuration of a model
     that embeds images by attribute, such as a `CCAConfig`.
@@ -27,12 +28,14 @@ class OutfitConfig(ImageModelConfig):
 
     model_type = "outfit"
     replaces_last_layer: ClassVar[bool] = False  # read by `prepare_backbone`
+    fields_without_effect: ClassVar[set[str]] = {"feature_dropout"}
 
     categories: list[str] | tuple[str, ...] = ()
     subspaces: Literal["masks", "attributes"] = "masks"
     embedding_dim: int = 64
     num_subspaces: int = 5
     pair_hidden_size: int = 32
+    feature_dropout: float = 0.5
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.categories = list(self.categories)
@@ -73,10 +76,12 @@ class OutfitConfig(ImageModelConfig):
         for name in ("embedding_dim", "num_subspaces", "pair_hidden_size"):
             if vars(self)[name] < 1:
                 raise ValueError(f"{name} must be at least 1; got {vars(self)[name]}")
+        if not 0 <= self.feature_dropout < 1:
+            raise ValueError(f"feature_dropout must be at least 0 and below 1; got {self.feature_dropout}")
         if self.subspaces == "attributes" and not isinstance(self.backbone_config, AttributeConfig):
             raise ValueError(
                 "subspaces='attributes' needs a backbone that embeds images by attribute, such as a trained CCA "
-                f"model; this one is of type {self.backbone_config.model_type!r}. Use subspaces='masks'"
+                f"model; this one has a {type(self.backbone_config).__name__}. Use subspaces='masks'"
             )
 
     def category_ids(self, names: str | Sequence[str]) -> list[int]:

@@ -7,9 +7,10 @@ From CSA-Net: f = x o v(a, b), where x is the feature vector of an image and v(a
 of categories: a, that of an item of the outfit, and b, that of the item to find. m_k are learned masks, and w is the
 softmax of a two-layer network on the one-hots of a and b. The outfit and the candidate are compared under the same
 pair, d = |f_item - f_candidate|^2, and D(O, s) is the mean of d over the items of the outfit.
-Ours: x is L2-normalised and f is not, so that a pair of categories that often occur together can have small distances;
-squared distances; with `subspaces="attributes"` the network weighs attributes, v = sqrt(w_a) on the block of attribute
-a, and a linear layer for each attribute precedes (ADDE-O was not released).
+Ours: x is a linear layer on standardised features of the backbone, L2-normalised; f is not normalised, so that a pair
+of categories that often occur together can have small distances; squared distances; with `subspaces="attributes"` the
+network weighs attributes, v = sqrt(w_a) on the block of attribute a, and a linear layer for each attribute precedes
+(ADDE-O was not released).
 """
 
 import copy
@@ -61,7 +62,7 @@ class OutfitModelOutput(ModelOutput):
 class Completion(NamedTuple):
     """A candidate that completes an outfit: its row among the candidates, and its distance D from the outfit."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides a method of tuple, which no caller needs
     distance: float
 
 
@@ -119,6 +120,9 @@ class OutfitModel(ImagePreTrainedModel):
         self.backbone = prepare_backbone(backbone, config) if config.num_attributes is None else backbone
         self.interpolates_positions = interpolates_positions(self.backbone)
         channels = config.feature_channels[-1]
+        # without it the mean of the features, which all images share, dominates x, and the training ends in x = const
+        self.standardise = nn.BatchNorm1d(channels, affine=False)
+        self.dropout = nn.Dropout(config.feature_dropout)
         if config.subspaces == "attributes":
             count = config.num_attributes or 1
             self.projection: nn.Module = BlockLinear(count, channels // count, config.embedding_dim)
@@ -244,6 +248,8 @@ This code needs `pip install {needed}`. The outfit may have any number of items.
         """
         if self.config.num_attributes is not None:
             return self.backbone(pixel_values).embeddings.flatten(1)
+        # convolutions run up to 2.4 times faster on a CPU with channels last
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         output = run_backbone(self.backbone, pixel_values, self.interpolates_positions).last_hidden_state
         if output.ndim == 4:
             return output.mean(dim=(2, 3))
@@ -267,9 +273,10 @@ This code needs `pip install {needed}`. The outfit may have any number of items.
         """
         if (pixel_values is None) == (backbone_features is None):
             raise ValueError("give either pixel_values or backbone_features, and not both")
-        if backbone_features is None:
+        if pixel_values is not None:
             backbone_features = self.get_backbone_features(pixel_values)
-        projected = self.projection(backbone_features.to(self.dtype))
+        assert backbone_features is not None  # for the type checker
+        projected = self.projection(self.dropout(self.standardise(backbone_features.to(self.dtype))))
         blocks = projected.unflatten(-1, (-1, self.config.embedding_dim))
         features = nn.functional.normalize(blocks.float(), dim=-1).flatten(-2).to(self.dtype)
         output = OutfitModelOutput(features=features, pair_weights=self.pair_weights())

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, set_seed
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, TrainingArguments, set_seed
 from transformers.trainer_utils import speed_metrics
 
 from cca_hf.data.loading import load_attribute_dataset
@@ -99,7 +99,7 @@ def run_training(
     return train_and_measure(CCATrainer(model, training_args, data), data_args)
 
 
-def refuse_earlier_run(args: CCATrainingArguments) -> None:
+def refuse_earlier_run(args: TrainingArguments) -> None:
     """Raises `ValueError` if a training that is not resumed would write into the folder of another one."""
     last = last_checkpoint(args.output_dir)
     if args.resume_from_checkpoint is None and last is not None:

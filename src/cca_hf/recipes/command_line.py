@@ -34,11 +34,13 @@ class TrainingTask:
     """A task of `cca train`, described without an import of its recipe.
 
     Args:
-        recipe: the module that has `run_training(model_args, data_args, training_args)`.
+        recipe: the module that has `run_training(model_args, data_args, training_args)`, or `run_training(args)` for
+            a task with its own data.
         help: what is trained, for `cca train --help`.
         arguments: module and class of the training arguments, a dataclass built on [`CCATrainingArguments`].
         title: of the group of flags that only these arguments have.
         unused: flags of [`CCATrainingArguments`] that the task does not have.
+        has_own_data: whether `arguments`, then built on `TrainingArguments`, describe the data and the model too.
     """
 
     recipe: str
@@ -46,6 +48,7 @@ class TrainingTask:
     arguments: str = _OWN_ARGUMENTS
     title: str = ""
     unused: tuple[str, ...] = ()
+    has_own_data: bool = False
 
 
 RETRIEVAL = "retrieve"  # the task without a word
@@ -59,6 +62,13 @@ TASKS = {
         "cca_hf.recipes.manipulation_trainer:ManipulationArguments",
         "Manipulation",
         unused=("loss", "proxy_weight", "proxy_learning_rate"),
+    ),
+    "outfits": TrainingTask(
+        "cca_hf.recipes.outfit_completion",
+        "CSA-Net: which item completes an outfit, such as the furniture of a room.",
+        "cca_hf.recipes.outfit_completion:OutfitArguments",
+        "Outfits",
+        has_own_data=True,
     ),
 }
 
@@ -190,7 +200,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> "tuple[ModelArguments,
 
 def parse_command(
     argv: Sequence[str] | None = None,
-) -> "tuple[TrainingTask, tuple[ModelArguments, DataArguments, CCATrainingArguments]]":
+) -> tuple[TrainingTask, tuple[Any, ...]]:
     """As [`parse_arguments`], with the task; for `read_command`."""
     try:
         return read_command(sys.argv[1:] if argv is None else argv)
@@ -206,7 +216,7 @@ def read_arguments(words: Sequence[str]) -> "tuple[ModelArguments, DataArguments
 
 def read_command(
     words: Sequence[str],
-) -> "tuple[TrainingTask, tuple[ModelArguments, DataArguments, CCATrainingArguments]]":
+) -> tuple[TrainingTask, tuple[Any, ...]]:
     """Reads a task and its flags; dashes in a flag count as underscores.
 
     The first word may be a task, which is also given as `--task`. The next word, if it ends in `.json`, `.yaml` or
@@ -234,15 +244,14 @@ def read_command(
 
     module, _, class_name = task.arguments.partition(":")
     arguments_class = vars(importlib.import_module(module))[class_name]
-    # transformers types its first argument as dataclass *types*
-    parser = Parser([ModelArguments, DataArguments, arguments_class], allow_abbrev=False, add_help=False)
+    classes = [arguments_class] if task.has_own_data else [ModelArguments, DataArguments, arguments_class]
+    parser = Parser(classes, allow_abbrev=False, add_help=False)
     for action in parser._actions:  # messages name a flag once, not a second time with dashes
         action.option_strings = action.option_strings[:1]
     try:
-        model_args, data_args, training_args = parser.parse_args_into_dataclasses(given, look_for_args_file=False)
+        return task, parser.parse_args_into_dataclasses(given, look_for_args_file=False)
     except ValueError as error:
         raise CommandLineError(str(error)) from error
-    return task, (model_args, data_args, training_args)
 
 
 def _split_task(words: Sequence[str]) -> tuple[str, list[str]]:
@@ -328,18 +337,20 @@ def training_flags(task: str = RETRIEVAL) -> dict[str, list[Flag]]:
     transformers = importlib.util.find_spec("transformers")  # does not import it
     if transformers is None or transformers.origin is None:
         raise ImportError("training needs transformers: pip install transformers")
-    own = _fields_of_class(_OWN_ARGUMENTS)
+    own = {} if TASKS[task].has_own_data else _fields_of_class(_OWN_ARGUMENTS)
     rest = _fields(Path(transformers.origin).with_name("training_args.py"), "TrainingArguments") | own
     of_task = _fields_of_class(TASKS[task].arguments)
     new = [flag for name, flag in of_task.items() if name not in rest]
     rest |= {name: flag for name, flag in of_task.items() if name in rest}
     for name in TASKS[task].unused:
         del rest[name]
-    groups = {title: list(_fields(here, f"{title}Arguments").values()) for title in ("Data", "Model")}
+    shared = () if TASKS[task].has_own_data else ("Data", "Model")
+    groups = {title: list(_fields(here, f"{title}Arguments").values()) for title in shared}
     groups |= {TASKS[task].title: new} if new else {}
     groups |= {title: [rest.pop(name) for name in names.split() if name in rest] for title, names in _GROUPS.items()}
     groups["Hub"] = [rest.pop(name) for name in [*rest] if name.startswith("hub_") or name == "push_to_hub"]
     groups["Schedule"] += [rest.pop(name) for name in own if name in rest]
+    groups = {title: flags for title, flags in groups.items() if flags}
     return groups | {"Other arguments of transformers": list(rest.values())}
 
 

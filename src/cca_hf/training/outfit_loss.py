@@ -53,9 +53,14 @@ def outfit_distances(
     """
     is_item, is_candidate = outfits >= 0, candidates >= 0
     items, others = outfits.clamp(min=0), candidates.clamp(min=0)
-    weights = pair_weights[categories[items][:, :, None], categories[others][:, None]]  # (O, items, candidates, dim)
-    differences = features[items][:, :, None] - features[others][:, None]
-    distances = (weights * differences).square().sum(dim=-1)  # (O, items, candidates)
+    pairs = categories[items][:, :, None] * len(pair_weights) + categories[others][:, None]
+    # index_select, whose gradient is several times as fast as that of indexing
+    weights = pair_weights.flatten(0, 1).index_select(0, pairs.flatten()).unflatten(0, pairs.shape)
+    of_items, of_candidates = (
+        features.index_select(0, rows.flatten()).unflatten(0, rows.shape) for rows in (items, others)
+    )
+    differences = of_items[:, :, None] - of_candidates[:, None]  # (O, items, candidates, dim)
+    distances = (weights * differences).square().sum(dim=-1)
     total = distances.masked_fill(~is_item[:, :, None], 0).sum(dim=1)
     mean = total / is_item.sum(dim=1, keepdim=True).clamp(min=1)
     return mean.masked_fill(~is_candidate, torch.inf)
@@ -65,7 +70,7 @@ def outfit_ranking_loss(distances: torch.Tensor, margin: float = 0.3) -> OutfitL
     """The loss from the result of [`outfit_distances`], where the first candidate is the item that was left out."""
     positive, negative = distances[:, 0], distances[:, 1:]
     has_negative = negative.isfinite().any(dim=1)
-    hardest = negative.amin(dim=1)
+    hardest = nn.functional.pad(negative, (0, 1), value=torch.inf).amin(dim=1)  # infinite without a negative
     loss = (positive - hardest.where(has_negative, positive.detach()) + margin).clamp(min=0)
     return OutfitLossOutput(loss.where(has_negative, 0), positive, hardest, has_negative)
 

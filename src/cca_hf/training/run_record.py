@@ -75,7 +75,7 @@ class RunRecord:
             splits={split: rows.num_rows for split, rows in data.splits.items()},
             value_counts=count_values(data.attributes, data.labels("train")),
             settings={name: settings[name] for name in (*_THEIRS, *sorted(own - {*_PLACES, *unused}))},
-            hardware=_hardware(args),
+            hardware=describe_hardware(args),
             versions={"python": platform.python_version(), **libraries},
             data={name: value for name, value in loaded_with.items() if name != "dataset"} | {"cut_splits": cut},
         )
@@ -136,7 +136,8 @@ def _name(dataset: str) -> str:
     return Path(dataset).resolve().name if Path(dataset).exists() else dataset
 
 
-def _hardware(args: CCATrainingArguments) -> str:
+def describe_hardware(args: transformers.TrainingArguments) -> str:
+    """The processor or GPU that a training runs on, and the number of processes."""
     processes = f"{args.world_size} processes, " if args.world_size > 1 else ""
     if args.device.type == "cuda":
         return f"{processes}{torch.cuda.get_device_name(args.device)}"
