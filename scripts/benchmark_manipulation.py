@@ -11,7 +11,7 @@ Every flag of scripts/train.py is accepted, and overrides the file:
 
 The two stages of ADDE share the epochs. The methods:
 
-- CCA with the centroids of the training images as values, and CCA with the value proxies that its loss learned
+- CCA with the centroids of the training images as values, and CCA with the value proxies that its loss learned jointly
 - ADDE with one network per attribute, and with CCA's conditional layer, both with their learned prototypes
 - one space for all attributes, with r - c_old + c_new of centroids c
 
@@ -57,7 +57,7 @@ MODELS: dict[str, tuple[str, ...]] = {
 # method -> its model and its title; the methods of CCA share a training
 METHODS = {
     "cca-centroids": ("cca", "CCA, centroids"),
-    "cca-prototypes": ("cca", "CCA, learned prototypes"),
+    "cca-proxies": ("cca", "CCA, learned proxies"),
     "adde-mlp": ("adde-mlp", "ADDE, networks"),
     "adde-cross-attention": ("adde-cross-attention", "ADDE, cross-attention"),
     "one-space": ("one-space", "one space, offset of centroids"),
@@ -149,6 +149,8 @@ class Benchmark:
             if method in ("cca-centroids", "one-space"):
                 values = value_centroids(*training, attributes)
             else:
+                if method == "cca-proxies":
+                    model.set_prototypes(trainer.learned_proxies(), self._prototypes(model))
                 values = value_vectors(model, *training, attributes)
                 figures["prototype_cosine"] = self._agreement(values, embeddings, self._prototypes(model))
             result = evaluate_manipulation(

@@ -29,7 +29,9 @@ def test_it_trains_measures_once_and_saves_everything(make_args, shapes_folder, 
     assert saved.config.attributes == ["shape", "colour"]
     assert saved.config.attribute_values["colour"] == shapes.attributes["colour"]
     best = CCAModel.from_pretrained(run_state(tmp_path)["best_model_checkpoint"])
-    assert all(weight.equal(best.state_dict()[name]) for name, weight in saved.state_dict().items())
+    trained = {name: weight for name, weight in saved.state_dict().items() if not name.startswith("prototypes.")}
+    assert all(weight.equal(best.state_dict()[name]) for name, weight in trained.items())
+    assert list(saved.value_prototypes("shape")) == run.data.values_in("train")["shape"]
 
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     for measure in ("map", "map_weighted", "map_macro", "map_shape", "map_colour", "map_macro_colour", "recall@1"):

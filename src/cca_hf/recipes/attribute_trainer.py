@@ -207,8 +207,8 @@ class CCATrainer(TaskTrainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `TaskTrainer.train`. Sets `known_values` of the model's configuration to those of the training images.
 
-        The model learns without an attribute map; `fit_subspaces` follows the last step. The value proxies that the
-        loss has learned become the prototypes of the model, see `CCAModel.value_prototypes`.
+        The model learns without an attribute map; `fit_subspaces` follows the last step. The mean embedding of the
+        training images of each value becomes its prototype, see `CCAModel.value_prototypes`.
         """
         self.model.config.known_values = self._training_values
         if not has_adapter(self.model):
@@ -219,29 +219,42 @@ class CCATrainer(TaskTrainer):
         outcome = super().train(*args, **kwargs)
         if self.map_kind != "none":
             self.fit_subspaces()
-        self._store_prototypes()
+        elif self._can_set_prototypes():
+            self._set_prototypes(*self.embed("train"))
         return outcome
 
-    def _store_prototypes(self) -> None:
-        """Stores the proxies of the values that a training image shows with the model.
+    def _can_set_prototypes(self) -> bool:
+        """Whether the model can have prototypes of the values of the training images.
 
-        A model whose values have other names or another order than those of the data gets none: its prototypes are
-        rows in the order of `attribute_values`.
+        They are rows in the order of the values in the configuration, which must be the order of the data.
         """
-        proxies, model = self._learned_proxies(), self.unwrapped_model()
+        model = self.unwrapped_model()
         if has_adapter(model):
             if model.has_prototypes:
                 logger.warning(
                     "an adapter does not save the prototypes of values: those of the model belong to its weights "
                     "without the adapter. After merging the two, model.set_prototypes(None) removes them"
                 )
-            return
-        if proxies is None or self._training_values is None or model.config.attribute_values != self.data.attributes:
-            return
-        known = np.zeros(proxies.shape[:2], dtype=bool)
-        for place, (name, values) in enumerate(self.data.attributes.items()):
-            known[place, : len(values)] = np.isin(values, self._training_values[name])
-        model.set_prototypes(proxies, known)
+            return False
+        return self._training_values is not None and model.config.attribute_values == self.data.attributes
+
+    def _set_prototypes(self, embeddings: NDArray, labels: NDArray[np.int64]) -> None:
+        """The prototype of a value becomes the mean embedding of its images; a value without images gets none.
+
+        The value proxies of the loss are not used: they lie apart from the embeddings, see docs/manipulation.md.
+
+        Args:
+            embeddings: (images, attributes, dim), without the attribute map.
+            labels: (images, attributes), -1 = not labelled.
+        """
+        most = max(map(len, self.data.attributes.values()))
+        vectors = np.zeros((labels.shape[1], most, embeddings.shape[-1]), dtype=np.float32)
+        known = np.zeros(vectors.shape[:2], dtype=bool)
+        for attribute_id, column in enumerate(labels.T):
+            for value in np.unique(column[column >= 0]).tolist():
+                vectors[attribute_id, value] = embeddings[column == value, attribute_id].mean(axis=0)
+                known[attribute_id, value] = True
+        self.unwrapped_model().set_prototypes(vectors, known)
 
     def fit_subspaces(self) -> None:
         """Fits the attribute map to the training split, as the model embeds it now; see `training/subspaces.py`.
@@ -260,13 +273,16 @@ class CCATrainer(TaskTrainer):
             model.config.known_values = self.data.values_in("train")
             model.set_attribute_map(self.map_kind)
         held_out = [split for split in self.data.splits if split.startswith("validation")]
+        training = self.embed("train")
         fit_subspaces(
             model.subspaces,
-            *self.embed("train"),
+            *training,
             held_out=self.embed(*held_out) if held_out else None,
-            proxies=self._learned_proxies(),
+            proxies=self.learned_proxies(),
             temperature=self.args.temperature,
         )
+        if self._can_set_prototypes():
+            self._set_prototypes(*training)
 
     def embed(self, *splits: str) -> tuple[NDArray, NDArray[np.int64]]:
         """Embeddings (images, attributes, dim) and labels (images, attributes) of whole splits, on every process.
@@ -288,7 +304,7 @@ class CCATrainer(TaskTrainer):
             embeddings.append(self.accelerator.gather_for_metrics(of_process).cpu())
         return torch.cat(embeddings).numpy()
 
-    def _learned_proxies(self) -> NDArray | None:
+    def learned_proxies(self) -> NDArray | None:
         """The value proxies of the checkpoint that was loaded at the end, if the loss has learned them."""
         proxies = self.task.loss.proxies if isinstance(self.task.loss, LabelLoss) else None
         if proxies is None or self.state.global_step == 0:

@@ -141,7 +141,14 @@ def _make_loss(
     )
 
 
-class EncoderTrainer(CCATrainer):
+class MemoryTrainer(CCATrainer):
+    """A training of ADDE, whose prototypes are in its memory: the end of a training does not replace them."""
+
+    def _can_set_prototypes(self) -> bool:
+        return False
+
+
+class EncoderTrainer(MemoryTrainer):
     """The first stage: the encoder and the classifiers. No loss reads the memory."""
 
     def _frozen_parameters(self, args: Any, model: Any) -> list[nn.Parameter]:
@@ -211,7 +218,7 @@ class ChangeEvaluator(AttributeEvaluator):
         )
 
 
-class ADDETrainer(CCATrainer):
+class ADDETrainer(MemoryTrainer):
     """Trains an ADDE model in three stages, and evaluates changed embeddings on `validation`.
 
     A batch is a pure function of (seed, epoch, step). A killed training that is resumed on a CPU ends with bitwise the
