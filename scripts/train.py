@@ -20,6 +20,11 @@ A small ViT from scratch:
         '{"model_type": "vit", "hidden_size": 192, "num_hidden_layers": 7, "num_attention_heads": 3,
           "intermediate_size": 768, "patch_size": 8, "image_size": 96}'
 
+Another task, see docs/manipulation.md:
+
+    accelerate launch scripts/train.py --task manipulate --dataset me/shoes --attributes colour heel_height closure \
+        --backbone google/vit-base-patch16-224-in21k --output_dir out-manipulation
+
 Flags from a file, one of them changed; an interrupted run is resumed:
 
     accelerate launch scripts/train.py settings.yaml --num_train_epochs 30 --resume_from_checkpoint last
@@ -41,7 +46,8 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is imported
 
 from cca_hf.cli.train import train_and_report  # noqa: E402
-from cca_hf.recipes.command_line import parse_arguments  # noqa: E402
+from cca_hf.recipes.command_line import parse_command  # noqa: E402
 
 if __name__ == "__main__":
-    train_and_report(*parse_arguments())
+    task, arguments = parse_command()
+    train_and_report(*arguments, recipe=task.recipe)

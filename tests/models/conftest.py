@@ -17,7 +17,7 @@ from transformers import (
     ViTConfig,
 )
 
-from cca_hf import CCAModel
+from cca_hf import ADDEModel, CCAModel
 from cca_hf.models.modeling_asen import ASENModel
 from cca_hf.models.modeling_conditional import CCAPreTrainedModel
 from cca_hf.models.modeling_csn import CSNModel
@@ -65,8 +65,10 @@ MODELS: dict[str, type[CCAPreTrainedModel]] = {
 
 
 def build(name: str, backbone: PreTrainedConfig, **options: Any) -> CCAPreTrainedModel:
-    """One of `MODELS`, with random weights and three attributes, in eval mode."""
+    """One of `MODELS`, or ADDE, with random weights and three attributes, in eval mode."""
     torch.manual_seed(0)
+    if name == "adde":
+        return ADDEModel.from_backbone(backbone, ATTRIBUTES, **options)
     if name == "separate":
         networks = [CCAModel.from_backbone(backbone, {key: value}, **options) for key, value in ATTRIBUTES.items()]
         return SeparateModel.join(networks)

@@ -48,6 +48,7 @@ for folder in sys.argv[1:]:  # a process for each checkpoint, which has only imp
     assert os.waitpid(child, 0)[1] == 0, folder
 """
 KINDS = [("cca", "vit"), ("cca", "mobilenet_v2"), ("csn", "vit"), ("asen", "vit"), ("separate", "vit")]
+KINDS += [("adde", "mobilenet_v2")]
 
 
 @pytest.fixture(scope="module")

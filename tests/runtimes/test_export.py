@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import MobileNetV2Config, ViTConfig
 
-from cca_hf import CCAModel, CCAPipeline
+from cca_hf import ADDEModel, CCAModel, CCAPipeline
 from cca_hf.embedding.catalogue import Catalogue
 from cca_hf.embedding.job import embed_catalogue
 from cca_hf.models.modeling_asen import ASENModel
@@ -21,6 +21,7 @@ from cca_hf.runtimes.export import ExportedModel, _Embedder, export_model, is_ex
 ATTRIBUTES = {"colour": ["red", "blue"], "shape": ["round", "long"], "heel height": ["flat", "high"]}
 
 pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
+onnx = pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def make(kind: str) -> ConditionalPreTrainedModel:
     if kind == "text":
         options["condition_embedding"] = "text"
         options["text_embeddings"] = {name: np.eye(3)[row] for row, name in enumerate(ATTRIBUTES)}
-    model_class = {"csn": CSNModel, "asen": ASENModel}.get(kind, CCAModel)
+    model_class = {"csn": CSNModel, "asen": ASENModel, "adde": ADDEModel}.get(kind, CCAModel)
     return model_class.from_backbone(vit, ATTRIBUTES, **options)
 
 
@@ -87,6 +88,24 @@ def test_a_joined_model_takes_batches_of_any_size(images, tmp_path):
     want = model.encode(images)
     for batch_size in (1, 2, 5):
         np.testing.assert_allclose(exported.encode(images, batch_size=batch_size), want, atol=1e-5)
+
+
+def test_a_graph_of_adde_has_only_what_embeds_images(images, tmp_path):
+    """With attributes as an input, whose networks are selected in the graph."""
+    model = make("adde")
+    model.set_prototypes(torch.ones(3, 2, 340), torch.ones(3, 2))
+    folder = export_model(model, tmp_path, attribute_input=True)
+    exported = ExportedModel.from_pretrained(folder, num_threads=1)
+    want = model.encode(images)
+    for batch_size in (1, 5):
+        np.testing.assert_allclose(exported.encode(images, batch_size=batch_size), want, atol=1e-5)
+    np.testing.assert_allclose(exported.encode(images, ["heel height", "colour"]), want[:, [2, 0]], atol=1e-5)
+    assert exported.shares_space(model.fingerprint()) and not exported.has_prototypes
+    with pytest.raises(ValueError, match="ExportedModel has no prototypes of values"):
+        exported.value_prototypes("colour")
+    sizes = {tuple(weight.dims) for weight in onnx.load(folder / "model.onnx").graph.initializer}
+    assert tuple(model.attribute_networks.hidden_weight.shape) in sizes
+    assert sizes.isdisjoint({tuple(model.memory.weight.shape), tuple(model.classifiers.weight.shape)})
 
 
 def test_in_the_pipeline(vit, exported, images):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import MobileNetV2Config, ViTImageProcessorPil
 
-from cca_hf import CCAModel, RetrievalEvaluator
+from cca_hf import ADDEModel, CCAModel, RetrievalEvaluator
 from cca_hf.data.sampler import SampleKey
 from cca_hf.data.torch_dataset import TrainingTransform
 from cca_hf.models.images import decode_image
@@ -54,6 +54,20 @@ def test_training_from_the_cache_is_the_same_training(make_model, make_args, sha
     assert cached.evaluate()["eval_map"] == pytest.approx(plain.evaluate()["eval_map"], abs=near)
     for name, weight in cached.model.backbone.state_dict().items():
         assert torch.equal(weight, plain.model.backbone.state_dict()[name])
+
+
+def test_adde_learns_from_stored_states(make_args, shapes, folder):
+    """Its pooled levels: the early part of the backbone is stored, the later part and the networks learn."""
+    settings = {"frozen_levels": 2, "max_steps": 3, "crop_scale": 1.0, "crop_ratio": 1.0, "seed": 0}
+    losses = []
+    for cache in ({}, {"cache_tokens": str(folder), "cache_dtype": "float32"}):
+        torch.manual_seed(0)
+        backbone = MobileNetV2Config(depth_multiplier=0.1, min_depth=8, image_size=32)
+        model = ADDEModel.from_backbone(backbone, shapes.attributes, embedding_dim=16, freeze_batch_norm=True)
+        trainer = CCATrainer(model, make_args(**settings, **cache), shapes)
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert len(losses[0]) == 3 and losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_evaluation_from_the_cache_is_that_of_the_pictures(make_model, make_args, shapes, folder):

@@ -1,9 +1,18 @@
 """Value proxies: the loss by a loop, whose gradient goes where, and a checkpoint that goes on."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
+from datasets import DatasetDict
+from transformers import ViTConfig
 
+from cca_hf import ADDEModel, CCAModel, CCATrainer
+from cca_hf.models.value_prototypes import shape_of_prototypes
 from cca_hf.training.attribute_losses import ValueProxies
+
+from .conftest import TINY_VIT
 
 NUM_VALUES = [3, 5]
 
@@ -104,3 +113,36 @@ def test_checkpoints_of_other_trainings(tmp_path):
     assert (tmp_path / ValueProxies.file_name).exists()
     with pytest.raises(ValueError, match=r"shape \(2, 6, 8\), this training has \(2, 5, 8\)"):
         ValueProxies(NUM_VALUES, 8).load(tmp_path)
+
+
+@pytest.mark.parametrize("model_class", [CCAModel, ADDEModel])
+def test_a_training_leaves_them_with_the_model(model_class, shapes, make_args, tmp_path):
+    """Those of the checkpoint that was loaded at the end, for the values that a training image shows."""
+    without_circles = shapes["train"].filter(lambda row: row["shape"] != 0)
+    data = replace(shapes, splits=DatasetDict({**shapes.splits, "train": without_circles}))
+    model = model_class.from_backbone(ViTConfig(**TINY_VIT), data.attributes, embedding_dim=16)
+    model.set_prototypes(torch.ones(shape_of_prototypes(model.config)), torch.ones(5, 7) > 2)
+    steps = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    trainer = CCATrainer(model, make_args(max_steps=2, load_best_model_at_end=True, **steps), data)
+    trainer.train()
+    stored = torch.load(Path(trainer.state.best_model_checkpoint) / ValueProxies.file_name)["vectors"]
+    expected = torch.nn.functional.normalize(stored, dim=-1)
+    trainer.save_model(str(tmp_path / "model"))
+    saved = model_class.from_pretrained(tmp_path / "model")
+    for place, (name, shown) in enumerate(data.values_in("train").items()):
+        found, values = saved.value_prototypes(name), data.attributes[name]
+        assert list(found) == shown
+        for value, vector in found.items():
+            assert vector == pytest.approx(expected[place, values.index(value)].numpy(), abs=1e-6)
+    assert list(saved.value_prototypes("shape")) == data.attributes["shape"][1:]
+    assert all(p.requires_grad for p in model.parameters_without_effect())
+    if model_class is CCAModel:
+        CCATrainer(model, make_args(max_steps=1, proxy_weight=0.0), data).train()
+        assert not model.has_prototypes
+
+
+def test_values_with_other_names_have_none(shapes, make_args):
+    """The rows of the proxies are those of the data."""
+    model = CCAModel.from_backbone(ViTConfig(**TINY_VIT), list(shapes.attributes))
+    CCATrainer(model, make_args(max_steps=1), shapes).train()
+    assert not model.has_prototypes

@@ -1,5 +1,6 @@
 """`cca train`: trains a model on a data set and evaluates it."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -13,25 +14,30 @@ if TYPE_CHECKING:
 
 
 class Training(TyperCommand):
-    """Leaves all words but `--help` to the recipe, and lists the recipe's flags in the help."""
+    """Leaves all words but `--help` to the recipe, and lists the tasks and the flags of the recipe in the help."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--help" in args:
+            ctx.meta["task"] = args[0]
             return super().parse_args(ctx, ["--help"])
         ctx.args = list(args)
         return ctx.args
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        from cca_hf.recipes.command_line import help_text
+        from cca_hf.recipes.command_line import RETRIEVAL, TASKS, help_text
 
-        formatter.write(f"\n{help_text(everything=False)}\n")
+        task = ctx.meta["task"] if ctx.meta["task"] in TASKS else RETRIEVAL
+        with formatter.section("Tasks"):
+            formatter.write_dl([(name, each.help) for name, each in TASKS.items()])
+        formatter.write(f"\n{help_text(everything=False, task=task)}\n")
 
 
 def train(context: typer.Context) -> None:
     """Train a model, evaluate the best checkpoint once on the test split, and write a report and a model card.
 
-    The most used flags are --dataset, --attributes, --backbone and --output_dir. If the data set has no validation or
-    test split, it is cut from the training images. A YAML or JSON file can contain the flags.
+    The first word may be a task. 'cca train TASK --help' shows the flags of the task. The most used flags are
+    --dataset, --attributes, --backbone and --output_dir. If the data set has no validation or test split, it is cut
+    from the training images. A YAML or JSON file can contain the flags.
 
     \b
     Examples:
@@ -39,25 +45,34 @@ def train(context: typer.Context) -> None:
           --backbone google/vit-base-patch16-224-in21k --output_dir out
       cca train settings.yaml --num_train_epochs 30 --resume_from_checkpoint last
       cca train settings.yaml --push_to_hub --hub_model_id me/cca-shoes
+      cca train manipulate --dataset me/shoes --attributes colour closure \\
+          --backbone google/vit-base-patch16-224-in21k --output_dir out
 
     On several GPUs, use accelerate launch scripts/train.py with the same flags.
     """
-    from cca_hf.recipes.command_line import CommandLineError, read_arguments
+    from cca_hf.recipes.command_line import CommandLineError, read_command
 
     try:
-        arguments = read_arguments(context.args)
+        task, arguments = read_command(context.args)
     except CommandLineError as error:
         raise UsageError(str(error), ctx=context) from error
-    train_and_report(*arguments)
+    train_and_report(*arguments, recipe=task.recipe)
 
 
 def train_and_report(
-    model_args: "ModelArguments", data_args: "DataArguments", training_args: "CCATrainingArguments"
+    model_args: "ModelArguments",
+    data_args: "DataArguments",
+    training_args: "CCATrainingArguments",
+    *,
+    recipe: str = "cca_hf.recipes.attribute_retrieval",
 ) -> None:
-    """Trains, then writes the report and the model card, and pushes the model if `push_to_hub` is set."""
+    """Trains, then writes the report and the model card, and pushes the model if `push_to_hub` is set.
+
+    Args:
+        recipe: the module of the task, see `TrainingTask`.
+    """
     from cca_hf.hub.model_card import write_model_card
     from cca_hf.hub.publishing import push_model
-    from cca_hf.recipes.attribute_retrieval import run_training
     from cca_hf.recipes.evaluation import report_name, report_title
     from cca_hf.training.process import prepare_process
     from cca_hf.visualization.entanglement import plot_entanglement
@@ -65,7 +80,7 @@ def train_and_report(
     from cca_hf.visualization.report import write_report
 
     prepare_process(training_args.device, training_args.cpu_threads)
-    run = run_training(model_args, data_args, training_args)
+    run = importlib.import_module(recipe).run_training(model_args, data_args, training_args)
     if run.result is None:  # only the main process has the result
         return
     results = {report_name(run.model): run.result}

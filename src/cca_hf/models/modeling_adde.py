@@ -11,7 +11,7 @@ place of the networks (`encoder="cross_attention"`); the memory holds prototypes
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Never, Self
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .backbones import FeatureCells, describe_backbone
 from .configuration_adde import ADDEConfig
@@ -57,7 +58,7 @@ class PooledTokens(FeatureCells):
         return torch.cat(pooled, dim=-1)[:, None]
 
 
-class AttributeNetworks(nn.Module):
+class AttributeNetworks(GradientCheckpointingLayer):
     """A network for each attribute a: r_a = V_a ReLU(W_a f + b_a) + c_a."""
 
     def __init__(self, num_attributes: int, input_dim: int, dim: int):
@@ -142,6 +143,7 @@ class ValueMemory(nn.Module):
         self.weight = nn.Parameter(torch.zeros(len(num_values) * dim, sum(num_values)))
 
     def init_weights(self) -> None:
+        """As a training starts: no value has a prototype."""
         init.zeros_(self.weight)
 
     def forward(self) -> torch.Tensor:
@@ -151,16 +153,21 @@ class ValueMemory(nn.Module):
     def blocks(self) -> torch.Tensor:
         """(J, dim): the prototypes, from the block of each value's own attribute."""
         prototypes = self()
-        values = torch.arange(len(prototypes), device=prototypes.device)
-        return prototypes[values, torch.tensor(self.attribute_of_value, device=prototypes.device)]
-
-    def off_block_mass(self) -> torch.Tensor:
-        """|(1 - D) o M|_1 with D the blocks of each value's own attribute: the loss of the memory, a scalar."""
-        return self().abs().sum() - self.block_mass()
+        return prototypes[self._are_own(prototypes)]
 
     def block_mass(self) -> torch.Tensor:
-        """|D o M|_1, a scalar."""
+        """|D o M|_1 with D the blocks of each value's own attribute, a scalar."""
         return self.blocks().abs().sum()
+
+    def off_block_mass(self) -> torch.Tensor:
+        """|(1 - D) o M|_1, a scalar: the loss of the memory, which the training draws to 0."""
+        prototypes = self()
+        return prototypes[~self._are_own(prototypes)].abs().sum()
+
+    def _are_own(self, prototypes: torch.Tensor) -> torch.Tensor:
+        """(J, A) bool: whether a block is that of the value's own attribute."""
+        owners = torch.tensor(self.attribute_of_value, device=prototypes.device)
+        return torch.arange(prototypes.shape[1], device=prototypes.device) == owners[:, None]
 
     @torch.no_grad()
     def set_blocks(self, blocks: torch.Tensor) -> None:
@@ -217,7 +224,8 @@ changed = model.manipulate(model.encode("image.jpg"), add={json.dumps({name: val
         if config_fields.get("encoder", cls.config_class.encoder) != "mlp":
             return super()._describe_backbone(native, image_size, config_fields)
         of_layer = (fields_of(ConditionConfig) | fields_of(ConditionalLayerConfig)) - fields_of(AttributeConfig)
-        unused = sorted(of_layer.intersection(config_fields))
+        defaults = {field.name: field.default for field in fields(cls.config_class)}
+        unused = sorted(name for name in of_layer.intersection(config_fields) if config_fields[name] != defaults[name])
         if unused:
             raise ValueError(f"encoder='mlp' has no conditional layer: {unused} need encoder='cross_attention'")
         described = describe_backbone(native, image_size, config_fields, takes_last_layer=False)

@@ -21,6 +21,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .backbones import (
+    FeatureCells,
     ImageTokens,
     StatePlace,
     describe_backbone,
@@ -124,7 +125,7 @@ class CCAModel(ConditionalPreTrainedModel):
         super().__init__(config)
         self.backbone = prepare_backbone(AutoModel.from_config(config.backbone_config), config)
         self.interpolates_positions = interpolates_positions(self.backbone)
-        self.image_tokens = ImageTokens(config)
+        self.image_tokens: FeatureCells = ImageTokens(config)
         self._state_places: dict[int, StatePlace] = {}
         self._add_head(config)
         self.post_init()

@@ -77,7 +77,7 @@ class AttributeEvaluator:
 
     def score(self, images: Dataset[Any], predictions: Any, labels: Any) -> EvaluationResult:
         """The retrieval of what `images` returned, with embeddings as predictions."""
-        return self._evaluate(images, *_sides(images, predictions, labels), self.config.known_values)
+        return self._evaluate(images, *sides_of(images, predictions, labels), self.config.known_values)
 
     def metric_names(self, images: Dataset[Any], known_values: Mapping[str, Sequence[str]] | None = None) -> list[str]:
         """The names of the metrics that `score` computes for these images; no image is read.
@@ -91,11 +91,11 @@ class AttributeEvaluator:
         Raises:
             ValueError: if there is no image, or none with a label.
         """
-        parts = _parts(images)
+        parts = parts_of(images)
         labels = np.concatenate([part.labels.numpy() for part in parts])
         if not len(parts[0]):
             raise ValueError(f"the split {parts[0].split!r} is empty: there is nothing to evaluate")
-        queries, gallery = _sides(images, np.ones((len(labels), 1), dtype=np.float32), labels)
+        queries, gallery = sides_of(images, np.ones((len(labels), 1), dtype=np.float32), labels)
         known = self.config.known_values if known_values is None else known_values
         rows = {0}
         for (name, values), column in zip(parts[0].data.attributes.items(), queries.labels.T, strict=True):
@@ -112,12 +112,12 @@ class AttributeEvaluator:
         gallery: Gallery | None,
         known_values: Mapping[str, Sequence[str]] | None,
     ) -> EvaluationResult:
-        parts = _parts(images)
+        parts = parts_of(images)
         splits, device = [part.split for part in parts], PartialState().device
         return evaluate_splits(parts[0].data, queries, gallery, splits, device=device, known_values=known_values)
 
 
-def _parts(images: Dataset[Any]) -> list[AttributeImages]:
+def parts_of(images: Dataset[Any]) -> list[AttributeImages]:
     """The queries, and the gallery if there is one."""
     parts: list[AttributeImages] = []
     for part in (images.queries, images.gallery) if isinstance(images, QueriesAndGallery) else (images,):
@@ -130,10 +130,10 @@ def _parts(images: Dataset[Any]) -> list[AttributeImages]:
     return parts
 
 
-def _sides(images: Dataset[Any], embeddings: Any, labels: Any) -> tuple[Gallery, Gallery | None]:
+def sides_of(images: Dataset[Any], embeddings: Any, labels: Any) -> tuple[Gallery, Gallery | None]:
     """Embeddings and labels of queries and gallery."""
     sides, start = [], 0
-    for part in _parts(images):
+    for part in parts_of(images):
         rows = slice(start, start + len(part))
         sides.append(Gallery.of_split(part.data, part.split, embeddings[rows], labels[rows]))
         start = rows.stop

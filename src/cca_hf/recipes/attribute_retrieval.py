@@ -4,10 +4,11 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.evaluation.entanglement.evaluator import embed_with_features, entanglement_of_parts, why_not_measured
 from cca_hf.evaluation.entanglement.result import EntanglementResult
+from cca_hf.evaluation.results import Result
 from cca_hf.evaluation.retrieval.embeddings import Confusion, Gallery, evaluate_splits, nearest_confusions
 from cca_hf.evaluation.retrieval.evaluator import RetrievalEvaluator
 from cca_hf.evaluation.retrieval.result import EvaluationResult
@@ -57,6 +59,11 @@ class TrainingRun:
     history: list[dict[str, float]]
     output_dir: Path
     entanglement: EntanglementResult | None = None
+    others: dict[str, Result] = field(default_factory=dict)  # by name: what else a recipe measures
+
+
+# computes a further result of the test split: of the queries, and of the gallery if there is one
+Measure = Callable[[CCAModel, AttributeDataset, list[Gallery]], Result]
 
 
 def run_training(
@@ -84,57 +91,106 @@ def run_training(
         UnreadableImageError: names the images that cannot be read, unless they are to be skipped.
         TrainingFailedError, CheckpointError: see [`CCATrainer.train`].
     """
-    last = last_checkpoint(training_args.output_dir)
-    if training_args.resume_from_checkpoint is None and last is not None:
-        raise ValueError(
-            f"{training_args.output_dir} contains {last.name} of an earlier run. Resume it with "
-            "--resume_from_checkpoint last, or give another --output_dir"
-        )
+    refuse_earlier_run(training_args)
     set_seed(training_args.seed)  # for the weights of the new layer; the Trainer sets the seed itself
     with training_args.main_process_first(desc="loading the data set"):
         data = load_data(data_args)
     model = make_model(model_args, data)
-    trainer = CCATrainer(model, training_args, data)
+    return train_and_measure(CCATrainer(model, training_args, data), data_args)
+
+
+def refuse_earlier_run(args: CCATrainingArguments) -> None:
+    """Raises `ValueError` if a training that is not resumed would write into the folder of another one."""
+    last = last_checkpoint(args.output_dir)
+    if args.resume_from_checkpoint is None and last is not None:
+        raise ValueError(
+            f"{args.output_dir} contains {last.name} of an earlier run. Resume it with "
+            "--resume_from_checkpoint last, or give another --output_dir"
+        )
+
+
+def train_and_measure(
+    trainer: CCATrainer,
+    data_args: DataArguments,
+    *,
+    unused: Sequence[str] = (),
+    others: Mapping[str, Measure] = MappingProxyType({}),
+) -> TrainingRun:
+    """Trains, evaluates the test split once, and saves everything; see [`run_training`].
+
+    Args:
+        data_args: how the data of the trainer was loaded, for `run.json`.
+        unused: training arguments without an effect, which `run.json` leaves out.
+        others: further results by name. `test_<name>.json` is written beside the others, and `all_results.json` has
+            their metrics as `test_<name>_<metric>`.
+    """
+    data, args = trainer.data, trainer.args
     # made now: a missing test split is an error before training, not after it
-    test = RetrievalEvaluator(data, "test", batch_size=training_args.per_device_eval_batch_size)
-    record = RunRecord.of(data, asdict(data_args), trainer.args) if training_args.should_save else None
+    test = RetrievalEvaluator(data, "test", batch_size=args.per_device_eval_batch_size)
+    record = RunRecord.of(data, asdict(data_args), args, unused=unused) if args.should_save else None
     if record is not None:
-        record.save(training_args.output_dir)  # checkpoints can be evaluated before the training ends
+        record.save(args.output_dir)  # checkpoints can be evaluated before the training ends
 
     outcome = trainer.train()
     trainer.save_model()
     trainer.save_metrics("train", outcome.metrics)
 
     trained = trainer.unwrapped_model().eval()
-    metrics, result, confusions, entangled = measure(
-        trained, test, trainer.accelerator, entanglement=training_args.measure_entanglement
+    metrics, measured = measure(
+        trained, test, trainer.accelerator, entanglement=args.measure_entanglement, others=others
     )
     trainer.log(dict(metrics))
     trainer.save_metrics("test", metrics)
     trainer.save_state()
-    output_dir = Path(trainer.args.output_dir)
-    if result is not None and record is not None:
-        result.save_json(output_dir / "test_evaluation.json")
-        replace(record, seconds=outcome.metrics["train_runtime"], confusions=confusions).save(output_dir)
-        print(f"\nRetrieval on the test split ({output_dir})\n{result.table()}")
-        if entangled is not None:
-            entangled.save_json(output_dir / "test_entanglement.json")
-            print("\n".join(["\nEntanglement on the test split", *entangled.as_table(decimals=2).notes]))
+    output_dir = Path(args.output_dir)
+    if measured is not None and record is not None:
+        measured.result.save_json(output_dir / "test_evaluation.json")
+        finished = replace(record, seconds=outcome.metrics["train_runtime"], confusions=measured.confusions)
+        finished.save(output_dir)
+        print(f"\nRetrieval on the test split ({output_dir})\n{measured.result.table()}")
+        for name, result in measured.others.items():
+            result.save_json(output_dir / f"test_{name}.json")
+            print(f"\n{name.capitalize()} on the test split\n{result.table()}")
+        if measured.entanglement is not None:
+            measured.entanglement.save_json(output_dir / "test_entanglement.json")
+            notes = measured.entanglement.as_table(decimals=2).notes
+            print("\n".join(["\nEntanglement on the test split", *notes]))
         else:  # those of an earlier training in this folder would be on the model card
             for suffix in (".json", ".png"):
                 (output_dir / f"test_entanglement{suffix}").unlink(missing_ok=True)
-    metrics = {**outcome.metrics, **metrics}
-    return TrainingRun(trained, data, result, metrics, trainer.state.log_history, output_dir, entangled)
+    return TrainingRun(
+        trained,
+        data,
+        None if measured is None else measured.result,
+        {**outcome.metrics, **metrics},
+        trainer.state.log_history,
+        output_dir,
+        None if measured is None else measured.entanglement,
+        {} if measured is None else measured.others,
+    )
+
+
+class Measured(NamedTuple):
+    """The results of a split."""
+
+    result: EvaluationResult
+    confusions: dict[str, list[Confusion]]  # the most frequent ones of each attribute
+    entanglement: EntanglementResult | None  # if it is asked for and can be measured
+    others: dict[str, Result]
 
 
 def measure(
-    model: CCAModel, evaluator: RetrievalEvaluator, accelerator: Accelerator, *, entanglement: bool
-) -> tuple[dict[str, float], EvaluationResult | None, dict[str, list[Confusion]], EntanglementResult | None]:
+    model: CCAModel,
+    evaluator: RetrievalEvaluator,
+    accelerator: Accelerator,
+    *,
+    entanglement: bool,
+    others: Mapping[str, Measure],
+) -> tuple[dict[str, float], Measured | None]:
     """Evaluates a split; each process embeds a part of its images, once.
 
     Returns:
-        The metrics; on the main process also the result, the most frequent confusions of each attribute, and the
-        entanglement if it is asked for and can be measured.
+        The metrics, and on the main process the results.
     """
     start = time.time()
     data, splits = evaluator.dataset, [evaluator.query_split]
@@ -155,7 +211,7 @@ def measure(
             features.append(np.concatenate([part[1] for part in parts]))
     queries, *galleries = embedded
     gallery = galleries[0] if galleries else None
-    result, confusions, entangled = None, {}, None
+    measured = None
     metrics: list[dict[str, float]] = [{}]
     if accelerator.is_main_process:
         known = model.config.known_values
@@ -165,6 +221,7 @@ def measure(
         )
         figures = result.intervals() | result.metrics()
         speed = speed_metrics("test", start, num_samples=sum(data[split].num_rows for split in splits))
+        entangled = None
         if entanglement:
             vectors = [(side.embeddings, each) for side, each in zip(embedded, features, strict=True)]
             entangled = entanglement_of_parts(data, splits, vectors, max_images=_MOST_READ)
@@ -173,9 +230,14 @@ def measure(
                 entangled = None
             else:
                 figures |= {name: value for name, value in entangled.metrics().items() if math.isfinite(value)}
+        further = {name: compute(model, data, embedded) for name, compute in others.items()}
+        for name, each in further.items():
+            metrics_of_it = each.metrics().items()
+            figures |= {f"{name}_{metric}": value for metric, value in metrics_of_it if math.isfinite(value)}
+        measured = Measured(result, confusions, entangled, further)
         metrics = [{f"test_{name}": value for name, value in figures.items()} | speed]
     broadcast_object_list(metrics)
-    return metrics[0], result, confusions, entangled
+    return metrics[0], measured
 
 
 def _embed(
@@ -209,13 +271,24 @@ def load_data(data_args: DataArguments) -> AttributeDataset:
     return data.check_images(data_args.on_unreadable)
 
 
-def make_model(model_args: ModelArguments, data: AttributeDataset, model_class: type[CCAModel] = CCAModel) -> CCAModel:
-    """A new model (CCA or a baseline) for the attributes of `data`, on a pretrained backbone or one from scratch."""
-    optional: dict[str, Any] = {
+def make_model(
+    model_args: ModelArguments,
+    data: AttributeDataset,
+    model_class: type[CCAModel] = CCAModel,
+    **config_fields: Any,
+) -> CCAModel:
+    """A new model (CCA or another family) for the attributes of `data`, on a pretrained backbone or one from scratch.
+
+    Args:
+        config_fields: further fields of the configuration of `model_class`.
+    """
+    optional: dict[str, Any] = config_fields | {
         name: value
         for name in ("embedding_dim", "hidden_size", "feature_levels", "residual")
         if (value := vars(model_args)[name]) is not None
     }
+    if model_args.condition_embedding != "one_hot":  # the default, which is not a field of all models
+        optional["condition_embedding"] = model_args.condition_embedding
     if model_args.text_encoder is not None:
         texts = attribute_texts(data.attributes, model_args.attribute_sentences)
         vectors = embed_texts(list(texts.values()), model_args.text_encoder)
@@ -228,7 +301,6 @@ def make_model(model_args: ModelArguments, data: AttributeDataset, model_class: 
         image_size=size[0] if size is not None and len(size) == 1 else size,
         attn_implementation=model_args.attn_implementation,
         revision=model_args.backbone_revision,
-        condition_embedding=model_args.condition_embedding,
         attribute_subspaces=model_args.attribute_subspaces,
         **optional,
     )

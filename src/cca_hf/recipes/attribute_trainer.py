@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,9 @@ from .attribute_evaluator import AttributeEvaluator, Collator, as_attribute_data
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+
+logger = logging.getLogger(__name__)
 
 
 class CCATrainer(TaskTrainer):
@@ -98,7 +102,7 @@ class CCATrainer(TaskTrainer):
                 "micro_batch_size needs freeze_batch_norm: the statistics would not be those of the whole batch"
             )
         args = _with_learning_rate(args, model)
-        frozen_parameters = _frozen_parameters(args, model)
+        frozen_parameters = self._frozen_parameters(args, model)
         if has_adapter(model):
             _check_adapter(model, frozen_parameters)
         # the images come in this memory format; otherwise every step would convert the weights
@@ -126,10 +130,7 @@ class CCATrainer(TaskTrainer):
                     num_workers=args.dataloader_num_workers,
                     frozen_parameters=frozen_parameters,
                 )
-            dim = model.config.embedding_dim or model.config.hidden_size
-            between_images = None if loss is None else loss.settle(data.attributes, dim)
-            label_loss = make_loss(args, data.attributes, dim, between_images)
-            task = _label_task(args, data, model, loss=label_loss, cache=cache)
+            task = self._make_task(args, data, model, loss, cache)
         callbacks = list(callbacks or [])
         if has_adapter(model) and model.subspaces is not None:
             callbacks.append(ResetSubspaces())
@@ -151,6 +152,27 @@ class CCATrainer(TaskTrainer):
         )
         if self.args.eval_strategy != "no":
             self._check_metric()
+
+    def _frozen_parameters(self, args: CCATrainingArguments, model: "CCAModel | PeftModel") -> list[nn.Parameter]:
+        """What does not learn, such as a classifier, which changes no embedding: the loss reads embeddings alone."""
+        return [*frozen_backbone(args, model), *model.parameters_without_effect()]
+
+    def _make_task(
+        self,
+        args: CCATrainingArguments,
+        data: AttributeDataset,
+        model: "CCAModel | PeftModel",
+        loss: PerAttributeLoss | None,
+        cache: TokenCache | None,
+    ) -> Task:
+        """The task of images with labels, from the files or from a token cache."""
+        dim = model.config.embedding_dim or model.config.hidden_size
+        between_images = None if loss is None else loss.settle(data.attributes, dim)
+        return Task(
+            label_batches(args, *training_images(args, data, model, cache)),
+            make_loss(args, data.attributes, dim, between_images),
+            AttributeEvaluator(data, model.image_processor, model.config, cache),
+        )
 
     def _check_metric(self) -> None:
         """Raises `ValueError` if the evaluations during the training will not have `metric_for_best_model`."""
@@ -185,15 +207,41 @@ class CCATrainer(TaskTrainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `TaskTrainer.train`. Sets `known_values` of the model's configuration to those of the training images.
 
-        The model learns without an attribute map; `fit_subspaces` follows the last step.
+        The model learns without an attribute map; `fit_subspaces` follows the last step. The value proxies that the
+        loss has learned become the prototypes of the model, see `CCAModel.value_prototypes`.
         """
         self.model.config.known_values = self._training_values
         if not has_adapter(self.model):
-            self.unwrapped_model().set_attribute_map("none")
+            model = self.unwrapped_model()
+            model.set_attribute_map("none")
+            if model.prototypes is not None:  # they belong to the earlier weights
+                model.set_prototypes(None)
         outcome = super().train(*args, **kwargs)
         if self.map_kind != "none":
             self.fit_subspaces()
+        self._store_prototypes()
         return outcome
+
+    def _store_prototypes(self) -> None:
+        """Stores the proxies of the values that a training image shows with the model.
+
+        A model whose values have other names or another order than those of the data gets none: its prototypes are
+        rows in the order of `attribute_values`.
+        """
+        proxies, model = self._learned_proxies(), self.unwrapped_model()
+        if has_adapter(model):
+            if model.has_prototypes:
+                logger.warning(
+                    "an adapter does not save the prototypes of values: those of the model belong to its weights "
+                    "without the adapter. After merging the two, model.set_prototypes(None) removes them"
+                )
+            return
+        if proxies is None or self._training_values is None or model.config.attribute_values != self.data.attributes:
+            return
+        known = np.zeros(proxies.shape[:2], dtype=bool)
+        for place, (name, values) in enumerate(self.data.attributes.items()):
+            known[place, : len(values)] = np.isin(values, self._training_values[name])
+        model.set_prototypes(proxies, known)
 
     def fit_subspaces(self) -> None:
         """Fits the attribute map to the training split, as the model embeds it now; see `training/subspaces.py`.
@@ -214,24 +262,31 @@ class CCATrainer(TaskTrainer):
         held_out = [split for split in self.data.splits if split.startswith("validation")]
         fit_subspaces(
             model.subspaces,
-            *self._embed("train"),
-            held_out=self._embed(*held_out) if held_out else None,
+            *self.embed("train"),
+            held_out=self.embed(*held_out) if held_out else None,
             proxies=self._learned_proxies(),
             temperature=self.args.temperature,
         )
 
-    def _embed(self, *splits: str) -> tuple[NDArray, NDArray[np.int64]]:
-        """Embeddings (images, attributes, dim) and labels (images, attributes) of whole splits, on every process."""
+    def embed(self, *splits: str) -> tuple[NDArray, NDArray[np.int64]]:
+        """Embeddings (images, attributes, dim) and labels (images, attributes) of whole splits, on every process.
+
+        They come from the token cache, if there is one.
+        """
+        embeddings = [self._embed_images(self.images_of(split), split) for split in splits]
+        labels = np.concatenate([self.data.labels(split) for split in splits])
+        return np.concatenate(embeddings), labels
+
+    def _embed_images(self, images: Dataset[Any], name: str) -> NDArray:
+        """Embeddings (images, attributes, dim) on every process; `name` is for the progress bar."""
         wrapped = self._wrap_model(self.model, training=False).eval()
         quiet = self.args.disable_tqdm or not self.is_world_process_zero()
         embeddings = []
-        for split in splits:
-            batches = self.get_test_dataloader(split)
-            for batch in tqdm(batches, desc=f"Embedding {split}", unit="batch", leave=False, disable=quiet):
-                of_process = self.prediction_step(wrapped, batch, False)[1]
-                embeddings.append(self.accelerator.gather_for_metrics(of_process).cpu())
-        labels = np.concatenate([self.data.labels(split) for split in splits])
-        return torch.cat(embeddings).numpy(), labels
+        batches = self.get_test_dataloader(images)
+        for batch in tqdm(batches, desc=f"Embedding {name}", unit="batch", leave=False, disable=quiet):
+            of_process = self.prediction_step(wrapped, batch, False)[1]
+            embeddings.append(self.accelerator.gather_for_metrics(of_process).cpu())
+        return torch.cat(embeddings).numpy()
 
     def _learned_proxies(self) -> NDArray | None:
         """The value proxies of the checkpoint that was loaded at the end, if the loss has learned them."""
@@ -302,7 +357,7 @@ def _with_learning_rate(args: CCATrainingArguments, model: CCAModel) -> CCATrain
     return args
 
 
-def _frozen_parameters(args: CCATrainingArguments, model: CCAModel) -> list[nn.Parameter]:
+def frozen_backbone(args: CCATrainingArguments, model: "CCAModel | PeftModel") -> list[nn.Parameter]:
     """The backbone, or its levels that `args` freeze: by default all levels of a pretrained backbone."""
     if args.freeze_backbone:
         return list(model.backbone.parameters())
@@ -332,26 +387,23 @@ def _check_adapter(model: "CCAModel | PeftModel", frozen_parameters: list[nn.Par
         )
 
 
-def _label_task(
-    args: CCATrainingArguments,
-    data: AttributeDataset,
-    model: "CCAModel | PeftModel",
-    *,
-    loss: LabelLoss,
-    cache: TokenCache | None,
-) -> Task:
-    """Images with labels, from the files or from a token cache."""
+def training_images(
+    args: CCATrainingArguments, data: AttributeDataset, model: "CCAModel | PeftModel", cache: TokenCache | None
+) -> tuple[AttributeImages, Collator]:
+    """The images of `train` with their augmentation, from the files or from a token cache, and their collator."""
     transform = TrainingTransform(
         horizontal_flip=args.horizontal_flip,
         crop_scale=(args.crop_scale, 1.0),
         crop_ratio=(1 / args.crop_ratio, args.crop_ratio),
         colour_jitter=args.colour_jitter,
     )
-    collator: Collator
     if cache is None:
-        images, collator = AttributeImages(data, "train", transform), AttributeCollator(model.image_processor)
-    else:
-        images, collator = cache.images_of("train", transform), cache.collator
+        return AttributeImages(data, "train", transform), AttributeCollator(model.image_processor)
+    return cache.images_of("train", transform), cache.collator
+
+
+def label_batches(args: CCATrainingArguments, images: AttributeImages, collator: Collator) -> Batches:
+    """Batches of P values times K images of one attribute after the other."""
     batch_sampler = AttributeBatchSampler(
         images.labels.numpy(),
         batch_size=args.train_batch_size,
@@ -364,8 +416,7 @@ def _label_task(
         f"An epoch is {batches:,} batches of {size:,} images, {batches * size:,} in all. They are drawn from "
         f"{len(images):,} training images, so that every value of every attribute occurs."
     )
-    evaluator = AttributeEvaluator(data, model.image_processor, model.config, cache)
-    return Task(Batches(images, collator, batch_sampler, epoch), loss, evaluator)
+    return Batches(images, collator, batch_sampler, epoch)
 
 
 def _triplet_task(

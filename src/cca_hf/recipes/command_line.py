@@ -1,10 +1,11 @@
-"""The flags of `cca train` and `scripts/train.py`: on the command line, in a JSON or YAML file, or both.
+"""The tasks and flags of `cca train` and `scripts/train.py`: on the command line, in a JSON or YAML file, or both.
 
 Names and help of the flags are read from the source code of the argument dataclasses. Importing transformers' takes
 seconds, because it imports torch; a misspelt flag and `--help` must not wait for that.
 """
 
 import ast
+import importlib
 import importlib.util
 import json
 import re
@@ -24,6 +25,42 @@ from cca_hf.extras import require
 
 if TYPE_CHECKING:  # torch and transformers are imported when the flags are known to be right
     from cca_hf.training.arguments import CCATrainingArguments
+
+_OWN_ARGUMENTS = "cca_hf.training.arguments:CCATrainingArguments"
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """A task of `cca train`, described without an import of its recipe.
+
+    Args:
+        recipe: the module that has `run_training(model_args, data_args, training_args)`.
+        help: what is trained, for `cca train --help`.
+        arguments: module and class of the training arguments, a dataclass built on [`CCATrainingArguments`].
+        title: of the group of flags that only these arguments have.
+        unused: flags of [`CCATrainingArguments`] that the task does not have.
+    """
+
+    recipe: str
+    help: str
+    arguments: str = _OWN_ARGUMENTS
+    title: str = ""
+    unused: tuple[str, ...] = ()
+
+
+RETRIEVAL = "retrieve"  # the task without a word
+TASKS = {
+    RETRIEVAL: TrainingTask(
+        "cca_hf.recipes.attribute_retrieval", "One embedding for each attribute. It is also the task without a word."
+    ),
+    "manipulate": TrainingTask(
+        "cca_hf.recipes.attribute_manipulation",
+        "ADDE: embeddings whose values can be changed, and a prototype of each value.",
+        "cca_hf.recipes.manipulation_trainer:ManipulationArguments",
+        "Manipulation",
+        unused=("loss", "proxy_weight", "proxy_learning_rate"),
+    ),
+}
 
 _SETTINGS_FILES = (".json", ".yaml", ".yml")
 _NUMBER = re.compile(r"-\.?\d")
@@ -148,63 +185,106 @@ class DataArguments:
 
 def parse_arguments(argv: Sequence[str] | None = None) -> "tuple[ModelArguments, DataArguments, CCATrainingArguments]":
     """[`read_arguments`] of `argv`, or of `sys.argv`: an error is printed, and the process ends with code 2."""
+    return parse_command(argv)[1]
+
+
+def parse_command(
+    argv: Sequence[str] | None = None,
+) -> "tuple[TrainingTask, tuple[ModelArguments, DataArguments, CCATrainingArguments]]":
+    """As [`parse_arguments`], with the task; for `read_command`."""
     try:
-        return read_arguments(sys.argv[1:] if argv is None else argv)
+        return read_command(sys.argv[1:] if argv is None else argv)
     except CommandLineError as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
 def read_arguments(words: Sequence[str]) -> "tuple[ModelArguments, DataArguments, CCATrainingArguments]":
-    """Reads flags; dashes in a flag count as underscores.
+    """The arguments of [`read_command`]."""
+    return read_command(words)[1]
 
-    A first word that ends in `.json`, `.yaml` or `.yml` is a settings file of the same names; the flags after it
-    override it. `--help` and `--help_all` print the flags and end the process.
+
+def read_command(
+    words: Sequence[str],
+) -> "tuple[TrainingTask, tuple[ModelArguments, DataArguments, CCATrainingArguments]]":
+    """Reads a task and its flags; dashes in a flag count as underscores.
+
+    The first word may be a task, which is also given as `--task`. The next word, if it ends in `.json`, `.yaml` or
+    `.yml`, is a settings file of the same names; the flags after it override it. `--help` and `--help_all` print the
+    flags of the task and end the process.
 
     Raises:
-        CommandLineError: an unknown flag (the message names the one that may be meant), a flag that is missing, or a
-            value that is not allowed.
+        CommandLineError: an unknown task or flag (the message names the one that may be meant), a flag that is
+            missing, or a value that is not allowed.
     """
-    given = list(words)
+    name, given = _split_task(words)
+    task = TASKS[name]
     if {"--help", "-h", "--help_all", "--help-all"} & {*given}:
-        print(help_text(everything="--help_all" in given or "--help-all" in given))
+        print(help_text(everything="--help_all" in given or "--help-all" in given, task=name))
         raise SystemExit(0)
-    if given and not given[0].startswith("-"):
-        file = Path(given.pop(0))
-        if file.suffix not in _SETTINGS_FILES:
-            raise CommandLineError(f"{str(file)!r} is no flag and no settings file ({', '.join(_SETTINGS_FILES)})")
-        try:
-            given = flags_of_file(file) + given
-        except (OSError, ValueError) as error:
-            raise CommandLineError(str(error)) from error
-    given = [_checked(word) if word.startswith("-") and not _NUMBER.match(word) else word for word in given]
+    given = [_checked(word, name) if word.startswith("-") and not _NUMBER.match(word) else word for word in given]
     if any(word.partition("=")[0] == "--text_encoder" for word in given):
         require("text", "text conditions need")
 
     from transformers import HfArgumentParser
 
-    from cca_hf.training.arguments import CCATrainingArguments
-
     class Parser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:  # argparse would print a hundred lines of usage before it
             raise CommandLineError(message)
 
+    module, _, class_name = task.arguments.partition(":")
+    arguments_class = vars(importlib.import_module(module))[class_name]
     # transformers types its first argument as dataclass *types*
-    parser = Parser([ModelArguments, DataArguments, CCATrainingArguments], allow_abbrev=False, add_help=False)
+    parser = Parser([ModelArguments, DataArguments, arguments_class], allow_abbrev=False, add_help=False)
     for action in parser._actions:  # messages name a flag once, not a second time with dashes
         action.option_strings = action.option_strings[:1]
     try:
         model_args, data_args, training_args = parser.parse_args_into_dataclasses(given, look_for_args_file=False)
     except ValueError as error:
         raise CommandLineError(str(error)) from error
-    return model_args, data_args, training_args
+    return task, (model_args, data_args, training_args)
 
 
-def _checked(word: str) -> str:
+def _split_task(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The name of the task, and the flags: those of a settings file come first."""
+    given = list(words)
+    name = RETRIEVAL
+    if given and given[0] in TASKS:
+        name = given.pop(0)
+    if given and not given[0].startswith("-"):
+        file = Path(given.pop(0))
+        if file.suffix not in _SETTINGS_FILES:
+            files = ", ".join(_SETTINGS_FILES)
+            raise CommandLineError(
+                f"{str(file)!r} is no flag and no settings file ({files}), and no task.{_nearest_task(str(file))}"
+            )
+        try:
+            given = flags_of_file(file) + given
+        except (OSError, ValueError) as error:
+            raise CommandLineError(str(error)) from error
+    flags: list[str] = []
+    rest = iter(given)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if flag != "--task":
+            flags.append(word)
+            continue
+        name = value if equals else next(rest, "")
+        if name not in TASKS:
+            raise CommandLineError(f"unknown task {name!r}.{_nearest_task(name)}")
+    return name, flags
+
+
+def _nearest_task(name: str) -> str:
+    closest = get_close_matches(name, TASKS, n=1)
+    return (f" Did you mean {closest[0]!r}?" if closest else "") + f" The tasks are {', '.join(TASKS)}"
+
+
+def _checked(word: str, task: str) -> str:
     flag, equals, value = word.partition("=")
     name = flag.lstrip("-").replace("-", "_")
-    if not flag.startswith("--") or name not in flag_names():
-        meant = meant_by(name)
+    if not flag.startswith("--") or name not in flag_names(task):
+        meant = meant_by(name, task)
         raise CommandLineError(f"unknown argument {flag}" + (f": did you mean --{meant}?" if meant else ""))
     return f"--{name}{equals}{value}"
 
@@ -242,38 +322,44 @@ class Flag:
 
 
 @cache
-def training_flags() -> dict[str, list[Flag]]:
+def training_flags(task: str = RETRIEVAL) -> dict[str, list[Flag]]:
     """Title -> the flags of a group, each flag once; the arguments that transformers alone defines come last."""
     here = Path(__file__)
     transformers = importlib.util.find_spec("transformers")  # does not import it
     if transformers is None or transformers.origin is None:
         raise ImportError("training needs transformers: pip install transformers")
-    own = _fields(here.parents[1] / "training" / "arguments.py", "CCATrainingArguments")
+    own = _fields_of_class(_OWN_ARGUMENTS)
     rest = _fields(Path(transformers.origin).with_name("training_args.py"), "TrainingArguments") | own
+    of_task = _fields_of_class(TASKS[task].arguments)
+    new = [flag for name, flag in of_task.items() if name not in rest]
+    rest |= {name: flag for name, flag in of_task.items() if name in rest}
+    for name in TASKS[task].unused:
+        del rest[name]
     groups = {title: list(_fields(here, f"{title}Arguments").values()) for title in ("Data", "Model")}
-    groups |= {title: [rest.pop(name) for name in names.split()] for title, names in _GROUPS.items()}
+    groups |= {TASKS[task].title: new} if new else {}
+    groups |= {title: [rest.pop(name) for name in names.split() if name in rest] for title, names in _GROUPS.items()}
     groups["Hub"] = [rest.pop(name) for name in [*rest] if name.startswith("hub_") or name == "push_to_hub"]
     groups["Schedule"] += [rest.pop(name) for name in own if name in rest]
     return groups | {"Other arguments of transformers": list(rest.values())}
 
 
-def flag_names() -> set[str]:
+def flag_names(task: str = RETRIEVAL) -> set[str]:
     """The names of all flags, without dashes; a flag that is on by default has an opposite."""
-    flags = [flag for group in training_flags().values() for flag in group]
+    flags = [flag for group in training_flags(task).values() for flag in group]
     opposites = {f"no_{flag.name}" for flag in flags if flag.kind == "bool" and flag.default == "True"}
     return {flag.name for flag in flags} | opposites
 
 
-def meant_by(name: str) -> str | None:
+def meant_by(name: str, task: str = RETRIEVAL) -> str | None:
     """The flag that a user most likely meant by an unknown name; both without dashes."""
-    close = get_close_matches(name, [*flag_names(), *_MEANT], n=1)
+    close = get_close_matches(name, [*flag_names(task), *_MEANT], n=1)
     return _MEANT.get(close[0], close[0]) if close else None
 
 
-def help_text(*, everything: bool) -> str:
+def help_text(*, everything: bool, task: str = RETRIEVAL) -> str:
     """The groups of flags with their help; without `everything`, only the names of transformers' other arguments."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
-    *groups, (last, others) = training_flags().items()
+    *groups, (last, others) = training_flags(task).items()
     parts = [f"{title}:\n" + "\n".join(_describe(flags, width)) for title, flags in groups]
     if everything:
         return "\n\n".join([*parts, f"{last}:\n" + "\n".join(_describe(others, width))])
@@ -300,6 +386,12 @@ def _metavar(kind: str) -> str:
     value = values.removeprefix("list[").removesuffix("]")
     name = {"int": "NUMBER", "float": "NUMBER", "bool": "[true|false]"}.get(value, "TEXT")
     return f"{name} ..." if several else name
+
+
+def _fields_of_class(name: str) -> dict[str, Flag]:
+    """[`_fields`] of a class of this package, given as `module:class`."""
+    module, _, class_name = name.partition(":")
+    return _fields(Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py"), class_name)
 
 
 def _fields(file: Path, class_name: str) -> dict[str, Flag]:

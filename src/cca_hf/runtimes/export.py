@@ -81,7 +81,9 @@ def export_model(
             _quantise(graph, model)
         if runtime == "openvino":
             _convert_to_openvino(graph)
-        model.config.restricted_to(names).save_pretrained(staging)
+        config = model.config.restricted_to(names)
+        config.value_prototypes = False  # the graph has only what embeds images
+        config.save_pretrained(staging)
         model.image_processor.save_pretrained(staging)
         description = {
             "runtime": runtime,

@@ -83,15 +83,7 @@ class ConditionalTripletLoss(nn.Module):
         """
         similarities = cosine_similarities(embeddings, labels)  # (A, B, B)
         positives, negatives = pair_masks(labels)  # (A, B, B) each
-        if self.mining == "hardest":
-            counts = count_hardest(similarities, positives, negatives, self.margin)
-        else:
-            semihard = self.mining == "semihard"
-            counts = count_active(similarities, positives, negatives, self.margin, semihard=semihard)
-        active = counts.active.clamp(min=1).to(similarities.dtype)
-        weights = (counts.of_negative - counts.of_positive) / active[:, None, None]  # (A, B, B)
-        margin = self.margin * (counts.active > 0).to(similarities.dtype)
-        attribute_loss = (weights * similarities).sum((1, 2)) + margin  # (A,)
+        attribute_loss, counts = triplet_losses(similarities, positives, negatives, self.margin, self.mining)
         return with_figures(attribute_loss, similarities, positives, negatives, counts)
 
 
@@ -133,6 +125,24 @@ class ConditionalSoftTripletLoss(nn.Module):
         attribute_loss = losses.sum(1) / anchors.sum(1).clamp(min=1)
         counts = count_active(similarities, positives, negatives, self.margin)
         return with_figures(attribute_loss, similarities, positives, negatives, counts)
+
+
+def triplet_losses(
+    similarities: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor, margin: float, mining: Mining
+) -> tuple[torch.Tensor, TripletCounts]:
+    """The mean loss of the active triplets of each attribute, (attributes,), and their counts.
+
+    Args:
+        similarities, positives, negatives: `(attributes, anchors, images)`.
+    """
+    if mining == "hardest":
+        counts = count_hardest(similarities, positives, negatives, margin)
+    else:
+        counts = count_active(similarities, positives, negatives, margin, semihard=mining == "semihard")
+    active = counts.active.clamp(min=1).to(similarities.dtype)
+    weights = (counts.of_negative - counts.of_positive) / active[:, None, None]  # (A, anchors, images)
+    margins = margin * (counts.active > 0).to(similarities.dtype)
+    return (weights * similarities).sum((1, 2)) + margins, counts
 
 
 def explicit_triplet_loss(

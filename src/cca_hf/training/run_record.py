@@ -49,11 +49,23 @@ class RunRecord:
     data: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, data: AttributeDataset, loaded_with: Mapping[str, Any], args: CCATrainingArguments) -> "RunRecord":
-        """The record of a training that begins in this process; `loaded_with` are the fields of `DataArguments`."""
+    def of(
+        cls,
+        data: AttributeDataset,
+        loaded_with: Mapping[str, Any],
+        args: CCATrainingArguments,
+        *,
+        unused: Sequence[str] = (),
+    ) -> "RunRecord":
+        """The record of a training that begins in this process.
+
+        Args:
+            loaded_with: the fields of `DataArguments`.
+            unused: arguments without an effect, which the record leaves out.
+        """
         dataset = loaded_with["dataset"]
         theirs = {each.name for each in fields(transformers.TrainingArguments)}
-        own = {each.name for each in fields(CCATrainingArguments)} - theirs
+        own = {each.name for each in fields(args)} - theirs
         settings = args.to_dict()  # plain values
         libraries = {"torch": torch.__version__, "transformers": transformers.__version__}
         cut = {split: rows_digest(data[split]) for split in data.cut_splits}
@@ -62,7 +74,7 @@ class RunRecord:
             dataset_on_hub=not Path(dataset).exists(),
             splits={split: rows.num_rows for split, rows in data.splits.items()},
             value_counts=count_values(data.attributes, data.labels("train")),
-            settings={name: settings[name] for name in (*_THEIRS, *sorted(own - {*_PLACES}))},
+            settings={name: settings[name] for name in (*_THEIRS, *sorted(own - {*_PLACES, *unused}))},
             hardware=_hardware(args),
             versions={"python": platform.python_version(), **libraries},
             data={name: value for name, value in loaded_with.items() if name != "dataset"} | {"cut_splits": cut},

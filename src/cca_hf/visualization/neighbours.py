@@ -134,7 +134,7 @@ def view_queries(
         if groups is not None and gallery_groups is not None and groups[row] >= 0:
             excluded |= gallery_groups[searched] == groups[row]
         image = load_image(images[row])
-        attention = attention_overlays(model, image, list(dataset.attributes))
+        attention = attention_overlays(model, image, list(dataset.attributes)) if model.has_attention else {}
         view = QueryView(row, image, {}, {}, attention, details=of_query)
         for column, (name, values) in enumerate(dataset.attributes.items()):
             label = labels[row, column]

@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import manipulation
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -12,12 +13,16 @@ from packaging.version import Version
 from pytorch_metric_learning import losses
 from transformers import TrainerCallback, ViTConfig
 
+from cca_hf.data.change_sampler import ChangeBatchSampler
 from cca_hf.data.loading import load_attribute_dataset
 from cca_hf.data.sampler import AttributeBatchSampler
+from cca_hf.evaluation.change_search import value_centroids
 from cca_hf.evaluation.retrieval.embeddings import evaluate_embeddings
+from cca_hf.models.modeling_adde import ADDEModel
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.recipes.attribute_trainer import CCATrainer, make_loss
 from cca_hf.training.arguments import CCATrainingArguments
+from cca_hf.training.manipulation_losses import ManipulationBatch
 from cca_hf.training.per_attribute_loss import PerAttributeLoss
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "patch_size": 8}
@@ -48,7 +53,7 @@ class KeepGradients(TrainerCallback):
         self.of_step: list[dict[str, torch.Tensor]] = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.of_step.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        self.of_step.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 
 
 def arc_faces(data, seed: int) -> PerAttributeLoss:
@@ -84,6 +89,37 @@ def check_gradients(data, output_dir: Path, *, arc_face: bool = False, **loss) -
     for name, parameter in alone.named_parameters():
         assert parameter.grad.abs().max() > 0, name
         torch.testing.assert_close(gradients.of_step[0][name], parameter.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def check_gradients_of_manipulation(data_folder: Path, output_dir: Path) -> None:
+    """Of the last stage of ADDE, whose pairs and memory are those of the joined batch."""
+    gradients = KeepGradients()
+    settings = {"ddp_backend": "gloo", "max_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+    settings |= {"encoder": "mlp", "per_device_train_batch_size": 8, "max_grad_norm": 0.0, "consistency": "triplet"}
+    trainer = manipulation.make_trainer(data_folder, output_dir, gradients, **settings)
+    trainer.train()
+
+    alone = manipulation.make_trainer(data_folder, output_dir, manipulation.Steps(), **settings)
+    model = alone.model
+    model.load_state_dict(ADDEModel.from_pretrained(output_dir / "encoder").state_dict())
+    model.set_prototypes(*(torch.from_numpy(each) for each in prototypes_of(trainer, output_dir)))
+    batches = iter(ChangeBatchSampler(alone.data.labels("train"), batch_size=8, seed=alone.args.seed))
+    joined = alone.task.batches.collator(alone.train_dataset.__getitems__(next(batches) + next(batches)))
+    output = model.train()(joined["pixel_values"])
+    parts = output.embeddings, output.logits, output.prototypes, joined["labels"]
+    alone.task.loss.compare(ManipulationBatch(*parts)).loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(gradients.of_step[-1][name], parameter.grad, atol=1e-6, rtol=1e-4, msg=name)
+    assert model.memory.weight.grad.any() and model.classifiers.weight.grad.any()
+
+
+def prototypes_of(trainer, output_dir: Path):
+    """Those that the second stage has computed: the means of the training images under the encoder."""
+    encoder = ADDEModel.from_pretrained(output_dir / "encoder")
+    embeddings, labels = encoder.encode(trainer.data["train"]["image"]), trainer.data.labels("train")
+    values = value_centroids(embeddings, labels, trainer.data.attributes)
+    return values.vectors, values.known
 
 
 class Triplets(torch.utils.data.Dataset):
@@ -171,6 +207,7 @@ if __name__ == "__main__":
     check_gradients(data, output / "micro", micro_batch_size=3)
     check_gradients(data, output / "arc-face", arc_face=True)
     check_gradients_of_triplets(data, output / "triplets")
+    check_gradients_of_manipulation(Path(sys.argv[1]), output / "manipulation")
     check_batches(data, output / "batches")
     check_training_and_resuming(data, output / "run")
     print(f"rank {dist.get_rank()}: all held", flush=True)
