@@ -126,6 +126,8 @@ class Benchmark:
             args.num_train_epochs = args.encoder_epochs = args.num_train_epochs / 2
             adde = make_model(model_args, self.data, ADDEModel, encoder=args.encoder)
             assert isinstance(adde, ADDEModel)
+            if args.cache_tokens and args.encoder == "mlp" and adde.config.backbone_config.model_type == "vit":
+                args.cache_tokens += "-whole"  # the other models replace the last layer of the backbone
             trainer: CCATrainer = ADDETrainer(adde, args, self.data)
         else:
             trainer = CCATrainer(make_model(model_args, self.data), args, self.data)

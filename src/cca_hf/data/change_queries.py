@@ -1,7 +1,7 @@
 """Published changes of values as a data set: the file name of a reference, and the new values of its attributes.
 
-`cca data prepare` writes them as the configuration `changes`: the columns `reference`, `positive` and `negative`, and a
-column for each attribute, null where the attribute stays.
+`cca data prepare` writes them as the configuration `changes`: the columns `reference`, `positive` and `negative`, and
+a column for each attribute, null where the attribute stays.
 """
 
 import logging

@@ -16,9 +16,7 @@ from .command_line import TASKS, DataArguments, ModelArguments
 from .manipulation_trainer import ADDETrainer, ManipulationArguments
 
 
-def run_training(
-    model_args: ModelArguments, data_args: DataArguments, training_args: ManipulationArguments
-) -> TrainingRun:
+def run_training(model_args: ModelArguments, data_args: DataArguments, args: ManipulationArguments) -> TrainingRun:
     """Trains ADDE in three stages (see [`ADDETrainer`]), evaluates it once on test, and saves everything.
 
     The best checkpoint of the last stage is selected by a search with changed embeddings on validation. `output_dir`
@@ -33,14 +31,14 @@ def run_training(
             attribute. Nothing has been trained then.
         UnreadableImageError, TrainingFailedError, CheckpointError: as for attribute retrieval.
     """
-    refuse_earlier_run(training_args)
-    refuse_earlier_run(training_args.first_stage())
-    set_seed(training_args.seed)  # for the weights of the new layers; the Trainer sets the seed itself
-    with training_args.main_process_first(desc="loading the data set"):
+    refuse_earlier_run(args)
+    refuse_earlier_run(args.first_stage())
+    set_seed(args.seed)  # for the weights of the new layers; the Trainer sets the seed itself
+    with args.main_process_first(desc="loading the data set"):
         data = load_data(data_args)
-    model = make_model(model_args, data, ADDEModel, encoder=training_args.encoder)
+    model = make_model(model_args, data, ADDEModel, encoder=args.encoder)
     assert isinstance(model, ADDEModel)  # for the type checker
-    trainer = ADDETrainer(model, training_args, data)
+    trainer = ADDETrainer(model, args, data)
     # made now: a test split without changes is an error before training, not after it
     evaluator = ManipulationEvaluator(data, "test")
 

@@ -6,6 +6,7 @@
 """
 
 import copy
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -282,6 +283,9 @@ class ADDETrainer(MemoryTrainer):
             self.set_prototypes()
             set_seed(self.args.seed)  # also if the first stage was complete
         outcome = super().train(False if checkpoint is None else str(checkpoint), *args, **kwargs)
+        of_first = Path(self._first.args.output_dir) / "all_results.json"
+        if of_first.is_file():
+            outcome.metrics["train_runtime"] += json.loads(of_first.read_text(encoding="utf-8"))["train_runtime"]
         return outcome
 
     def _train_encoder(self, checkpoint: str | bool | None, *, use_finished: bool) -> None:

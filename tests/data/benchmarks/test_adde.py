@@ -98,7 +98,7 @@ def test_without_triplets(write):
         (
             "labels_test",
             "1 0 0 1 0\n0 1 0\n0 1 0 0 0\n0 1 0 0 1",
-            ", line 2: expected 5 numbers (0, 1), got 3: '0 1 0'",
+            ", line 2: expected 5 numbers (0, 1), got 3",
         ),
         ("labels_test", "1 0 0 1 0\n0 1 0 1 0\n0 1 0 0 0\n0 2 0 0 1", ", line 4: expected 5 numbers (0, 1)"),
         ("labels_test", "1 0 0 1 0\n0 1 1 1 0\n0 1 0 0 0\n0 1 0 0 1", ", line 2: an attribute has several values"),
