@@ -49,9 +49,9 @@ def prepare(
       cca data prepare adde --root images --adde_splits splits/Shopping100k --output shopping100k
       cca train --dataset fashionai --backbone google/vit-base-patch16-224-in21k --output_dir out
     """
-    of_zappos50k = {"--triplets": triplets, "--seed": seed}
-    of_adde = {"--adde_splits": adde_splits, "--attributes": attributes}
-    of_others = {"--asen_splits": asen_splits}
+    of_zappos50k: dict[str, Any] = {"--triplets": triplets, "--seed": seed}
+    of_adde: dict[str, Any] = {"--adde_splits": adde_splits, "--attributes": attributes}
+    of_others: dict[str, Any] = {"--asen_splits": asen_splits}
     given = {"zappos50k": of_adde | of_others, "adde": of_zappos50k | of_others}
     for name, value in given.get(benchmark, of_zappos50k | of_adde).items():
         if value is not None:
