@@ -16,10 +16,22 @@ from cca_hf.data.value_changes import Changes
 from cca_hf.data.values import same_value
 from cca_hf.models.modeling_conditional import ConditionalPreTrainedModel
 
-from .arrays import IntArray, normalised
+from .arrays import IntArray, normalised, to_numpy
 from .retrieval.embeddings import Gallery
 
 _CELLS = 2**24  # similarities in one chunk of changes
+
+
+class LabelledEmbeddings(NamedTuple):
+    """Embeddings (N, A, dim) or (N, dim), L2-normalised, and labels (N, A) of images, -1 = not labelled."""
+
+    embeddings: NDArray
+    labels: IntArray
+
+    @classmethod
+    def of(cls, images: Gallery) -> "LabelledEmbeddings":
+        """Those of a gallery, in numpy."""
+        return cls(to_numpy(images.embeddings), to_numpy(images.labels))
 
 
 class ValueVectors(NamedTuple):
@@ -96,12 +108,12 @@ class ChangeSearch:
         labels: IntArray,
         values: ValueVectors,
         *,
-        gallery: Gallery | None = None,
+        gallery: LabelledEmbeddings | None = None,
         keep: float = 1.0,
         device: torch.device | str | None = None,
     ) -> None:
         self.holds_references = gallery is None
-        candidates = Gallery(embeddings, labels) if gallery is None else gallery
+        candidates = LabelledEmbeddings(embeddings, labels) if gallery is None else gallery
         self.labels, self.gallery_labels, self.values, self.keep = labels, candidates.labels, values, keep
         self.references = torch.as_tensor(embeddings, dtype=torch.float32, device=device)
         self._vectors = torch.as_tensor(values.vectors, dtype=torch.float32, device=device)

@@ -39,7 +39,7 @@ from .arrays import (
     to_numbers,
     to_numpy,
 )
-from .change_search import ChangeSearch, ValueVectors, value_centroids, value_vectors
+from .change_search import ChangeSearch, LabelledEmbeddings, ValueVectors, value_centroids, value_vectors
 from .manipulation_result import ManipulationResult, ManipulationScores
 from .manipulation_scores import LEAKAGE_DEPTH, NDCG_DEPTH, measure_leakage, score_changes
 from .retrieval.embeddings import Gallery
@@ -256,7 +256,7 @@ class ManipulationEvaluator:
         check_attributes(model, self.dataset.attributes)
         splits = [split for split in (self.query_split, self.gallery_split) if split is not None]
         sides = [
-            Gallery(
+            LabelledEmbeddings(
                 _one_space(self._retrieval.embed(model, self.dataset.splits[split]["image"])),
                 self.dataset.labels(split),
             )
@@ -267,7 +267,8 @@ class ManipulationEvaluator:
             values = value_centroids(searched.embeddings, searched.labels, self.dataset.attributes)
         else:
             values = value_vectors(model, searched.embeddings, searched.labels, self.dataset.attributes)
-        return ManipulationInputs(sides[0], sides[1] if sides[1:] else None, values)
+        queries, *galleries = (Gallery(*side) for side in sides)
+        return ManipulationInputs(queries, galleries[0] if galleries else None, values)
 
     def score(self, inputs: ManipulationInputs, device: torch.device | str | None = None) -> ManipulationResult:
         """The result for what `encode` returned."""
@@ -291,12 +292,14 @@ def _one_space(embeddings: NDArray) -> NDArray:
     return embeddings[:, 0] if embeddings.shape[1] > 1 and (embeddings == embeddings[:, :1]).all() else embeddings
 
 
-def _checked(side: str, embeddings: object, labels: object, attributes: Mapping[str, Sequence[str]]) -> Gallery:
+def _checked(
+    side: str, embeddings: object, labels: object, attributes: Mapping[str, Sequence[str]]
+) -> LabelledEmbeddings:
     """Embeddings and labels in numpy, checked; the embeddings are L2-normalised."""
     vectors = to_embeddings(f"{side}embeddings", embeddings, attributes)
     check_finite(f"{side}embeddings", vectors)
     ids = to_ids(f"{side}labels", labels, (len(vectors), len(attributes)), " = (images, attributes)")
-    return Gallery(normalised(vectors, np.float32), ids)
+    return LabelledEmbeddings(normalised(vectors, np.float32), ids)
 
 
 def _checked_values(

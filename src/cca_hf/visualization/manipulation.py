@@ -8,7 +8,7 @@ from PIL import Image
 
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.value_changes import Changes
-from cca_hf.evaluation.change_search import ChangeSearch
+from cca_hf.evaluation.change_search import ChangeSearch, LabelledEmbeddings
 from cca_hf.evaluation.manipulation import ManipulationEvaluator, ManipulationInputs
 from cca_hf.models.images import load_image
 
@@ -79,9 +79,9 @@ def view_changes(
         inputs: what `evaluator.encode(model)` returned.
     """
     changes = evaluator.changes.select(choose_changes(evaluator.changes, count, seed))
-    search = ChangeSearch(
-        inputs.queries.embeddings, inputs.queries.labels, inputs.values, gallery=inputs.gallery, keep=evaluator.keep
-    )
+    queries = LabelledEmbeddings.of(inputs.queries)
+    gallery = None if inputs.gallery is None else LabelledEmbeddings.of(inputs.gallery)
+    search = ChangeSearch(queries.embeddings, queries.labels, inputs.values, gallery=gallery, keep=evaluator.keep)
     nearest = search.nearest(changes, NEAREST)
     data, split = evaluator.dataset, evaluator.query_split
     gallery_split = evaluator.gallery_split or split

@@ -156,10 +156,10 @@ class _SplitFiles:
         width, words = int(self.starts[-1]), {str(number): number for number in allowed}
         rows = np.empty((count, width), dtype=np.int8)
         for number, line in enumerate(lines, start=1):
-            cells = [words.get(word) for word in line.split()]
-            if len(cells) != width or None in cells:
+            cells = [words[word] for word in line.split() if word in words]
+            if len(cells) != width or len(line.split()) != width:
                 expected = f"expected {width} numbers ({', '.join(words)})"
-                raise ValueError(f"{path}, line {number}: {expected}, got {len(cells)}: {line[:60]!r}")
+                raise ValueError(f"{path}, line {number}: {expected}, got {len(line.split())}: {line[:60]!r}")
             rows[number - 1] = cells
         return rows
 
