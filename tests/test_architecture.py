@@ -46,7 +46,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 MODEL_FILES = sorted((SOURCE / "models").glob("*.py"))
 
 # Files of models/ with these prefixes belong to a family, such as `modeling_cca`. Floors and other files are shared.
-FAMILY_PREFIXES = ("configuration_", "modeling_", "processing_", "pipeline_", "sentence_transformers_")
+FAMILY_PREFIXES = ("configuration_", "modeling_", "processing_", "pipeline_", "sentence_transformers_", "conversion_")
 FLOORS = {"configuration_images", "modeling_images", "modeling_conditional"}
 # The baselines are built on CCA, and share a file.
 BUILT_ON = {"csn": {"cca"}, "asen": {"cca"}, "separate": {"cca"}}
@@ -69,6 +69,13 @@ TRAVELS = {
     "modeling_csn": CCA | {"configuration_baselines", "modeling_csn"},
     "modeling_asen": CCA | {"configuration_baselines", "modeling_asen"},
     "modeling_separate": CCA | {"configuration_baselines", "modeling_separate"},
+    "modeling_crossvit": {
+        "configuration_crossvit",
+        "configuration_images",
+        "conversion_crossvit",
+        "cross_attention",
+        "modeling_crossvit",
+    },
 }
 
 

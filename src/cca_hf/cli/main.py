@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from .checkpoint import card, check, evaluate, push
+from .convert import app as convert_commands
 from .data import app as data_commands
 from .docs import docs
 from .embed import embed, export
@@ -39,6 +40,7 @@ for command in (evaluate, embed, export, search, card, push, check, serve, demo,
     app.command(cls=Command)(command)
 app.add_typer(index_commands)
 app.add_typer(data_commands)
+app.add_typer(convert_commands)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
