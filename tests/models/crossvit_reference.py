@@ -8,9 +8,7 @@ from torch.nn.functional import conv2d, gelu, interpolate, layer_norm, linear, r
 Weights = Mapping[str, torch.Tensor]
 
 
-def logits_of(
-    weights: Weights, images: torch.Tensor, *, branch_sizes: tuple[int, int], num_heads: int
-) -> torch.Tensor:
+def logits_of(weights: Weights, images: torch.Tensor, *, sizes: tuple[int, int], num_heads: int) -> torch.Tensor:
     """The mean of the two classifiers for square images (batch, 3, side, side)."""
     x = [embed(weights, images, branch, sizes[branch]) for branch in (0, 1)]
     for block in range(1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))):

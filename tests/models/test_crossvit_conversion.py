@@ -10,12 +10,11 @@ from transformers import AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from cca_hf.cli.main import main
-from cca_hf.models.configuration_crossvit import VARIANTS, CrossViTConfig
-from cca_hf.models.conversion_crossvit import config_of, make_image_processor
+from cca_hf.models.configuration_crossvit import CrossViTConfig
+from cca_hf.models.conversion_crossvit import make_image_processor
 from cca_hf.models.modeling_crossvit import CrossViTForImageClassification, CrossViTModel
 
 from ..pages import run_cca
-from .test_crossvit import PARAMETERS
 
 # Two branches 32 and 64 wide, so that the number of heads is known; images of 48 pixels.
 SMALL = {"image_size": 48, "hidden_sizes": [32, 64], "num_attention_heads": [1, 1], "num_layers": [1, 2]}
@@ -32,17 +31,6 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
 def weights() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     return CrossViTForImageClassification(CrossViTConfig(**SMALL)).to_timm()
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_the_variant_is_recognised_by_the_shapes(name):
-    config = CrossViTConfig.from_variant(name)
-    with torch.device("meta"):
-        weights = CrossViTForImageClassification(config).to_timm()
-    assert sum(weight.numel() for weight in weights.values()) == PARAMETERS[name]
-    recognised = config_of(weights, id2label=list(config.id2label.values())).to_dict()
-    for field, value in config.to_dict().items():
-        assert recognised[field] == (list(value) if isinstance(value, tuple) else value), field
 
 
 def test_the_names_are_those_of_timm(weights):
@@ -132,7 +120,8 @@ def test_the_image_processor_is_that_of_the_published_evaluation(name, shortest,
     processor = AutoImageProcessor.from_pretrained(tmp_path).to_dict()
     assert processor["size"] == {"shortest_edge": shortest} and processor["resample"] == 3  # bicubic
     assert processor["crop_size"] == {"height": side, "width": side} and processor["do_center_crop"]
-    assert processor["image_mean"] == [0.485, 0.456, 0.406] and processor["image_std"] == [0.229, 0.224, 0.225]
+    assert list(processor["image_mean"]) == [0.485, 0.456, 0.406]
+    assert list(processor["image_std"]) == [0.229, 0.224, 0.225]
 
 
 @pytest.mark.parametrize("name", ["crossvit.pth", "crossvit.safetensors"])
@@ -164,7 +153,7 @@ def test_weights_of_something_else(weights, tmp_path):
         load({name: weight for name, weight in weights.items() if name != "norm.1.bias"})
     with pytest.raises(ValueError, match="these are not the weights of a CrossViT: unknown 'extra'"):
         load(weights | {"extra": torch.zeros(2)})
-    with pytest.raises(ValueError, match="do not fit the configuration: .*layernorms.1.weight"):
+    with pytest.raises(ValueError, match="(?s)do not fit the configuration: .*layernorms.1.weight"):
         load(weights | {"norm.1.weight": torch.zeros(3)})
     with pytest.raises(ValueError, match="has no state dict: names with tensors"):
         torch.save([1, 2], tmp_path / "list.pth")

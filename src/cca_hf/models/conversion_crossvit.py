@@ -115,7 +115,8 @@ def _load(path: Path) -> Weights:
             f"{path} is damaged, or contains other objects than weights, which are not read because they may run code"
         ) from error
     except (SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is truncated or damaged: {str(error).splitlines()[0]}") from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is truncated or damaged: {reason}") from error
     for name in _NAMES_OF_STATE:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
