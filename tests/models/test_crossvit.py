@@ -1,5 +1,6 @@
 """CrossViT against plain functions of its weights, the table of variants, and everything that a checkpoint must do."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,8 +16,6 @@ from cca_hf import CCAModel
 from cca_hf.models.configuration_crossvit import VARIANTS, CrossViTConfig
 from cca_hf.models.conversion_crossvit import config_of, make_image_processor
 from cca_hf.models.modeling_crossvit import CrossViTForImageClassification, CrossViTModel
-
-from .crossvit_reference import logits_of
 
 PARAMETERS = {
     "crossvit_tiny_240": 7_014_800,
@@ -77,8 +76,17 @@ def image() -> Image.Image:
 # ---- The numbers ----
 
 
+@pytest.fixture(scope="module")
+def logits_of(repository):
+    """The forward pass of plain functions, which the benchmark uses too."""
+    spec = importlib.util.spec_from_file_location("plain_crossvit", repository / "scripts" / "plain_crossvit.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.logits_of
+
+
 @pytest.mark.parametrize("name", VARIANTS)
-def test_logits_equal_plain_functions_of_the_weights(name):
+def test_logits_equal_plain_functions_of_the_weights(name, logits_of):
     config = shrunken(name)
     model = randomised(CrossViTForImageClassification(config)).double()
     side = config.image_size

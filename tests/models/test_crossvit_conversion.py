@@ -3,10 +3,12 @@
 import argparse
 import shlex
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, ViTConfig
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from cca_hf.cli.main import main
@@ -14,7 +16,7 @@ from cca_hf.models.configuration_crossvit import CrossViTConfig
 from cca_hf.models.conversion_crossvit import make_image_processor
 from cca_hf.models.modeling_crossvit import CrossViTForImageClassification, CrossViTModel
 
-from ..pages import run_cca
+from ..pages import run_cca, run_page
 
 # Two branches 32 and 64 wide, so that the number of heads is known; images of 48 pixels.
 SMALL = {"image_size": 48, "hidden_sizes": [32, 64], "num_attention_heads": [1, 1], "num_layers": [1, 2]}
@@ -60,7 +62,7 @@ def test_queries_keys_and_values_are_rows_of_one_matrix(weights, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_file_of_timm_becomes_a_checkpoint_and_is_the_same_bits_again(weights, dtype, tmp_path):
+def test_a_file_of_timm_becomes_a_checkpoint_and_is_the_same_bits_again(weights, dtype, tmp_path, capsys):
     timm = {name: weight.to(dtype) for name, weight in weights.items()}
     save_file(timm, tmp_path / "timm.safetensors", metadata={"format": "pt"})
     (tmp_path / "names.txt").write_text("\n".join("abcdefg") + "\n")
@@ -73,6 +75,8 @@ def test_a_file_of_timm_becomes_a_checkpoint_and_is_the_same_bits_again(weights,
     assert same_bits(load_file(tmp_path / "back.safetensors"), timm)
     assert (tmp_path / "back.safetensors").read_bytes() == (tmp_path / "timm.safetensors").read_bytes()
     assert len(list((tmp_path / "out").iterdir())) == 8  # five of them code
+    assert main(["convert", "crossvit", str(tmp_path / "out"), str(tmp_path / "folder"), "--to", "timm"]) == 1
+    assert "ends in one of .safetensors, .pth, .pt, .bin; got folder" in capsys.readouterr().err
 
 
 def test_a_file_of_the_authors_becomes_a_checkpoint_and_is_the_same_bits_again(weights, tmp_path):
@@ -122,6 +126,20 @@ def test_the_image_processor_is_that_of_the_published_evaluation(name, shortest,
     assert processor["crop_size"] == {"height": side, "width": side} and processor["do_center_crop"]
     assert list(processor["image_mean"]) == [0.485, 0.456, 0.406]
     assert list(processor["image_std"]) == [0.229, 0.224, 0.225]
+
+
+def test_the_page(weights, tmp_path):
+    (tmp_path / "timm" / "crossvit_15_240.in1k").mkdir(parents=True)
+    save_file(weights, tmp_path / "timm" / "crossvit_15_240.in1k" / "model.safetensors")
+    torch.save(weights, tmp_path / "crossvit_small_224.pth")
+    ViTConfig(id2label=dict(enumerate("abcdefg"))).save_pretrained(tmp_path / "google" / "vit-base-patch16-224")
+    Image.fromarray(np.full((60, 80, 3), 99, dtype=np.uint8)).save(tmp_path / "photo.jpg")
+    ran = list(run_page("docs/crossvit.md", tmp_path))
+    assert len(ran) >= 6
+    names = ran[-1].names
+    assert {each["label"] for each in names["classify"]("photo.jpg")} < set("abcdefg")
+    assert names["small"].config.num_labels == 3
+    assert names["embeddings"].shape == (1, 2, 256)
 
 
 @pytest.mark.parametrize("name", ["crossvit.pth", "crossvit.safetensors"])

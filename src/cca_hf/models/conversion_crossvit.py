@@ -89,7 +89,13 @@ def read_weights(source: str | PathLike[str]) -> tuple[Weights, list[str] | None
 
 
 def write_weights(weights: Weights, path: Path) -> None:
-    """Write weights to a file: `.safetensors`, or another name for a file of PyTorch."""
+    """Write weights to a file: `.safetensors`, or `.pth`, `.pt` or `.bin` for a file of PyTorch.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if path.suffix not in _SUFFIXES:
+        raise ValueError(f"the name of a file of weights ends in one of {', '.join(_SUFFIXES)}; got {path.name}")
     if path.suffix == ".safetensors":
         save_file(weights, path, metadata={"format": "pt"})
     else:

@@ -1,4 +1,7 @@
-"""CrossViT as plain functions of a state dict with timm's names, written from the paper's equations."""
+"""CrossViT as plain functions of a state dict with timm's names, written from the paper's equations.
+
+As in timm, attention computes all weights. `benchmark_crossvit.py` and the tests compare the model with it.
+"""
 
 from collections.abc import Mapping
 
