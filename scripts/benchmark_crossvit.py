@@ -5,8 +5,8 @@
     python scripts/benchmark_crossvit.py --output docs/benchmarks     # writes speed_<machine>.json
 
 On crossvit_15_240 with random weights and a batch of 8 images, in float32:
-- crossvit_forward: a forward pass of the model (sdpa) over plain functions of the same weights, which compute attention
-  as timm does (`plain_crossvit.py`), and the largest difference of the logits;
+- crossvit_forward: a forward pass of the model (sdpa) over plain functions of the same weights, which compute
+  attention as timm does (`plain_crossvit.py`), and the largest difference of the logits;
 - crossvit_memory: the peak memory of a training step with gradient checkpointing over that of a plain step.
 """
 

@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import AutoModel, AutoModelForImageClassification, pipeline
 
 from cca_hf import CCAModel
+from cca_hf.models.backbones import _token_grid
 from cca_hf.models.configuration_crossvit import VARIANTS, CrossViTConfig
 from cca_hf.models.conversion_crossvit import config_of, make_image_processor
 from cca_hf.models.modeling_crossvit import CrossViTForImageClassification, CrossViTModel
@@ -287,6 +288,18 @@ def test_plain_transformers_loads_and_saves_a_checkpoint(model, checkpoint, imag
 
 
 # ---- Under CCA ----
+
+
+@pytest.mark.parametrize("branch", [0, 1])
+def test_the_grid_follows_from_the_number_of_tokens(branch):
+    """Also behind a class token, for every image with two rows and columns of patches."""
+    config = CrossViTConfig()
+    patch = config.patch_sizes[branch]
+    for height in range(36, 300, 7):
+        for width in range(36, 300, 11):
+            rows, columns = (side // patch for side in config.size_in_branch(branch, height, width))
+            for prefix in (0, 1):
+                assert _token_grid(rows * columns + prefix, (height, width), None) == (rows, columns)
 
 
 def test_conditions_attend_to_the_tokens_of_both_branches(checkpoint, image):

@@ -137,7 +137,7 @@ def test_the_page(weights, tmp_path):
     ran = list(run_page("docs/crossvit.md", tmp_path))
     assert len(ran) >= 6
     names = ran[-1].names
-    assert {each["label"] for each in names["classify"]("photo.jpg")} < set("abcdefg")
+    assert {each["label"] for each in names["classify"](str(tmp_path / "photo.jpg"))} < set("abcdefg")
     assert names["small"].config.num_labels == 3
     assert names["embeddings"].shape == (1, 2, 256)
 
