@@ -1,6 +1,7 @@
 """Weights of CrossViT in the names of timm and of the authors, to a checkpoint and back."""
 
 import argparse
+import contextlib
 import shlex
 
 import numpy as np
@@ -152,6 +153,29 @@ def test_a_truncated_file(weights, name, kept, tmp_path, capsys):
     assert main(["convert", "crossvit", str(path), str(tmp_path / "out")]) == 1
     assert f"{name} is truncated or damaged" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_outputs_are_new_and_checkpoints_of_crossvit(weights, tmp_path, capsys):
+    save_file(weights, tmp_path / "timm.safetensors")
+    ViTConfig().save_pretrained(tmp_path / "vit")
+    for words, message in {
+        "timm.safetensors vit": "vit exists already; choose a new folder",
+        "vit timm.safetensors --to timm": "timm.safetensors exists already; choose a new file",
+        "vit new.pth --to ibm": "vit is a checkpoint of type 'vit', not of CrossViT",
+        "missing.pth out": "there is no file missing.pth",
+    }.items():
+        with contextlib.chdir(tmp_path):
+            assert main(["convert", "crossvit", *words.split()]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_a_configuration_for_heads_of_another_width(weights, tmp_path):
+    save_file(weights, tmp_path / "timm.safetensors")
+    config = CrossViTConfig(**SMALL | {"num_attention_heads": [4, 4]})
+    model = CrossViTModel.from_timm(tmp_path / "timm.safetensors", config=config)
+    assert model.blocks[0].fusions[0].attention.num_heads == 4
+    with pytest.raises(ValueError, match="give either config or id2label"):
+        CrossViTModel.from_timm(tmp_path / "timm.safetensors", config=config, id2label=list("abcdefg"))
 
 
 def test_a_file_with_other_objects_runs_no_code(weights, tmp_path):

@@ -229,7 +229,7 @@ class CrossViTBlock(nn.Module):
         """Tokens of both branches -> the same, the weights of the layers, and the weights of the fusions."""
         encoded, attentions = [], []
         for tokens, layers in zip(states, self.branches, strict=True):
-            for layer in layers:
+            for layer in layers.children():
                 tokens, weights = layer(tokens, output_attentions)
                 attentions.append(weights)
             encoded.append(tokens)
@@ -277,12 +277,15 @@ class CrossViTPreTrainedModel(PreTrainedModel):
             source: an id on the Hub, such as `"timm/crossvit_15_240.in1k"`; a folder with such a download; or a file:
                 `.safetensors`, or one of PyTorch such as `.pth`, which is read with `weights_only=True`.
             id2label: names of the classes. By default the `label_names` beside the weights, or else numbers.
-            config: of a model that is no published variant, if its heads or image size are other than theirs.
+            config: of a model that is no published variant, if its heads or image size are other than theirs. It has
+                the names of the classes too.
 
         Raises:
-            ValueError: if the file is damaged or truncated, has other weights than those of CrossViT, or has no
+            ValueError: if both `config` and `id2label` are given; if the file is damaged or truncated, has other weights than those of CrossViT, or has no
                 classifier for this class; or if the number of names is not that of the classes.
         """
+        if config is not None and id2label is not None:
+            raise ValueError("give either config or id2label: the configuration has the names of the classes")
         weights, names = read_weights(source)
         config = config or config_of(weights, id2label=names if id2label is None else id2label)
         is_classifier = issubclass(cls, CrossViTForImageClassification)
@@ -340,7 +343,7 @@ class CrossViTModel(CrossViTPreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """The patch embeddings of the branch of small patches."""
-        return self.embeddings[0].patch_embeddings
+        return self.get_submodule("embeddings.0.patch_embeddings")
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.embeddings[0].patch_embeddings = value
