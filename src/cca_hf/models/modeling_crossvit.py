@@ -281,9 +281,9 @@ class CrossViTPreTrainedModel(PreTrainedModel):
                 the names of the classes too.
 
         Raises:
-            ValueError: if both `config` and `id2label` are given; if the file is damaged or truncated, has other weights
-                than those of CrossViT, or has no classifier for this class; or if the number of names is not that of
-                the classes.
+            ValueError: if both `config` and `id2label` are given; if the file is damaged or truncated, has other
+                weights than those of CrossViT, or has no classifier for this class; or if the number of names is not
+                that of the classes.
         """
         if config is not None and id2label is not None:
             raise ValueError("give either config or id2label: the configuration has the names of the classes")
