@@ -46,7 +46,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 MODEL_FILES = sorted((SOURCE / "models").glob("*.py"))
 
 # Files of models/ with these prefixes belong to a family, such as `modeling_cca`. Floors and other files are shared.
-FAMILY_PREFIXES = ("configuration_", "modeling_", "processing_", "pipeline_", "sentence_transformers_")
+FAMILY_PREFIXES = ("configuration_", "modeling_", "processing_", "pipeline_", "sentence_transformers_", "conversion_")
 FLOORS = {"configuration_images", "modeling_images", "modeling_conditional"}
 # The baselines and ADDE are built on CCA; the baselines share a file.
 BUILT_ON = {"csn": {"cca"}, "asen": {"cca"}, "separate": {"cca"}, "adde": {"cca"}}
@@ -73,6 +73,13 @@ TRAVELS = {
     "modeling_separate": CCA | {"configuration_baselines", "modeling_separate"},
     "modeling_outfit": OUTFIT,
     "modeling_adde": CCA | {"configuration_adde", "modeling_adde"},
+    "modeling_crossvit": {
+        "configuration_crossvit",
+        "configuration_images",
+        "conversion_crossvit",
+        "cross_attention",
+        "modeling_crossvit",
+    },
 }
 
 

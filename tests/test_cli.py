@@ -212,7 +212,7 @@ def test_train_writes_model_results_and_report(shoes, tmp_path, capsys):
 
 
 COMMANDS = ["train", "evaluate", "embed", "export", "index", "index move", "search", "card", "push"]
-COMMANDS += ["data prepare", "data download", "data push", "serve", "demo", "docs", "complete"]
+COMMANDS += ["data prepare", "data download", "data push", "convert crossvit", "serve", "demo", "docs", "complete"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

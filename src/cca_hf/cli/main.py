@@ -13,6 +13,7 @@ import typer
 
 from .checkpoint import card, check, evaluate, push
 from .complete import complete
+from .convert import app as convert_commands
 from .data import app as data_commands
 from .docs import docs
 from .embed import embed, export
@@ -40,6 +41,7 @@ for command in (evaluate, embed, export, search, complete, card, push, check, se
     app.command(cls=Command)(command)
 app.add_typer(index_commands)
 app.add_typer(data_commands)
+app.add_typer(convert_commands)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,15 +4,20 @@
 as `from cca_hf import CCAModel`.
 """
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
 from .modeling_adde import ADDEModel
 from .modeling_asen import ASENModel
 from .modeling_cca import CCAModel
+from .modeling_crossvit import CrossViTForImageClassification, CrossViTModel
 from .modeling_csn import CSNModel
 from .modeling_outfit import OutfitModel
 from .modeling_separate import SeparateModel
 
-for model in (CCAModel, CSNModel, ASENModel, SeparateModel, ADDEModel, OutfitModel):
+for model in (CCAModel, CSNModel, ASENModel, SeparateModel, ADDEModel, OutfitModel, CrossViTModel):
     AutoConfig.register(model.config_class.model_type, model.config_class, exist_ok=True)
     AutoModel.register(model.config_class, model, exist_ok=True)
+
+AutoModelForImageClassification.register(
+    CrossViTForImageClassification.config_class, CrossViTForImageClassification, exist_ok=True
+)

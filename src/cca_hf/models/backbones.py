@@ -8,7 +8,6 @@ because DistributedDataParallel stops at parameters without a gradient.
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from math import isqrt
 from typing import Any, NamedTuple
 
 import torch
@@ -122,8 +121,8 @@ def _token_grid(num_tokens: int, image_size: tuple[int, int], patch_size: tuple[
     A plain transformer cuts the image into whole patches. A pyramid (Swin) pads it, and halves its grid at each stage.
     """
     height, width = image_size
-    if patch_size is None:  # square cells
-        return isqrt(num_tokens * height // width), isqrt(num_tokens * width // height)
+    if patch_size is None:
+        return _grid_of_square_cells(num_tokens, height, width)
     whole = (height // patch_size[0], width // patch_size[1])
     padded = (-(-height // patch_size[0]), -(-width // patch_size[1]))
     grids = []
@@ -132,6 +131,19 @@ def _token_grid(num_tokens: int, image_size: tuple[int, int], patch_size: tuple[
             rows, columns = (rows + 1) // 2, (columns + 1) // 2
         grids.append((rows, columns))
     return max(grids, key=lambda grid: grid[0] * grid[1])
+
+
+def _grid_of_square_cells(num_tokens: int, height: int, width: int) -> tuple[int, int]:
+    """The largest grid of at most `num_tokens` whole square cells, as large as the image has room for."""
+    grid = (0, 0)
+    for count in range(1, num_tokens + 1):
+        # a cell is as high as the image / count, or as wide
+        grids = [(count, width * count // height), (height * count // width, count)]
+        fitting = [(rows, columns) for rows, columns in grids if rows * columns <= num_tokens]
+        if not fitting:
+            break
+        grid = max(grid, *fitting, key=lambda each: each[0] * each[1])
+    return grid
 
 
 def prepare_backbone(backbone: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:

@@ -83,7 +83,13 @@ class ImageModelConfig(PreTrainedConfig):
             self.backbone_config = self._default_backbone(kwargs)
         elif isinstance(self.backbone_config, dict):
             backbone = dict(self.backbone_config)
-            self.backbone_config = CONFIG_MAPPING[backbone.pop("model_type", "vit")](**backbone)
+            model_type = backbone.pop("model_type", "vit")
+            if model_type not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"the backbone is of type {model_type!r}, which this version of transformers does not know. A "
+                    "backbone of this package needs 'import cca_hf.models'"
+                )
+            self.backbone_config = CONFIG_MAPPING[model_type](**backbone)
         if not self.feature_channels:
             self.feature_channels = [self.hidden_size]
         check_sizes(self.backbone_config)

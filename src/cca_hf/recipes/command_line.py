@@ -61,7 +61,7 @@ TASKS = {
         "ADDE: embeddings whose values can be changed, and a prototype of each value.",
         "cca_hf.recipes.manipulation_trainer:ManipulationArguments",
         "Manipulation",
-        unused=("loss", "proxy_weight", "proxy_learning_rate"),
+        unused=("proxy_weight", "proxy_learning_rate"),
     ),
     "outfits": TrainingTask(
         "cca_hf.recipes.outfit_completion",

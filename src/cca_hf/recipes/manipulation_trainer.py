@@ -62,7 +62,7 @@ class ManipulationArguments(CCATrainingArguments):
         "as in the paper. cross_attention: the conditional layer of CCA.",
     )
     classification_weight: float = flag(0.2, "Weight of the cross-entropy of the classifiers, in both stages.")
-    local_weight: float = flag(0.2, "Weight of the triplets of each attribute, in the first stage.")
+    local_weight: float = flag(1.0, "Weight of the triplets of each attribute, in both stages.")
     global_weight: float = flag(1.0, "Weight of the triplets of whole embeddings, in both stages.")
     compositional_weight: float = flag(1.0, "Weight of the triplets of changed embeddings, in the last stage.")
     consistency_weight: float = flag(
@@ -134,9 +134,15 @@ def _make_loss(
 ) -> ManipulationLoss:
     return ManipulationLoss(
         attributes,
-        ManipulationWeights(classification=args.classification_weight, whole=args.global_weight, **weights),
+        ManipulationWeights(
+            classification=args.classification_weight,
+            local=args.local_weight,
+            whole=args.global_weight,
+            **weights,
+        ),
         margin=args.margin,
         mining=args.mining,
+        temperature=args.temperature if args.loss == "soft_triplet" else None,
         consistency=args.consistency,
         micro_batch_size=args.micro_batch_size,
     )
@@ -158,7 +164,7 @@ class EncoderTrainer(MemoryTrainer):
     def _make_task(self, args: Any, data: AttributeDataset, model: Any, loss: Any, cache: TokenCache | None) -> Task:
         return Task(
             label_batches(args, *training_images(args, data, model, cache)),
-            _make_loss(args, data.attributes, local=args.local_weight),
+            _make_loss(args, data.attributes),
             AttributeEvaluator(data, model.image_processor, model.config, cache),
         )
 

@@ -5,7 +5,8 @@ ICCV 2021. With r_a the normalised embedding of an image under attribute a, r = 
 column of a value contains its prototype:
 
     classification   cross-entropy of the classifier of each attribute
-    local            triplets of each attribute: positives have the anchor's value, negatives another one
+    local            triplets of each attribute: positives have the anchor's value, negatives another one. Ours: in a
+                     smooth form, see `ConditionalSoftTripletLoss`
     global           triplets of r: positives have all labels of the anchor, negatives do not
     compositional    triplets of r' = r + M i, a changed reference: positives have exactly the target labels
     consistency      r and r' are near M y, the prototypes of their labels: L1 distance or triplets
@@ -27,6 +28,7 @@ from .attribute_losses import name_figures
 from .distributed import gather_with_gradient
 from .losses import (
     ConditionalLossOutput,
+    ConditionalSoftTripletLoss,
     Mining,
     at_least_fp32,
     cosine_similarities,
@@ -72,6 +74,8 @@ class ManipulationLoss(Loss):
         attributes: the values of each attribute, by name.
         margin: the squared distance of a negative must exceed that of the positive by this.
         mining: as in [`ConditionalTripletLoss`].
+        temperature: the local loss is [`ConditionalSoftTripletLoss`] with this temperature; `None` for triplets with
+            the margin, as in the paper.
         micro_batch_size: see `CCAModel.forward`.
     """
 
@@ -85,6 +89,7 @@ class ManipulationLoss(Loss):
         *,
         margin: float = 0.5,
         mining: Mining = "semihard",
+        temperature: float | None = None,
         consistency: Consistency = "l1",
         micro_batch_size: int | None = None,
     ) -> None:
@@ -98,6 +103,7 @@ class ManipulationLoss(Loss):
         self.weights = weights
         self.margin = margin
         self.mining: Mining = mining
+        self.soft_triplets = None if temperature is None else ConditionalSoftTripletLoss(temperature, margin / 2)
         self.consistency: Consistency = consistency
         self.micro_batch_size = micro_batch_size
         self._terms: dict[str, Callable[[ManipulationBatch], LossOutput]] = {
@@ -150,6 +156,8 @@ class ManipulationLoss(Loss):
 
     def local(self, batch: ManipulationBatch) -> LossOutput:
         """The mean over the active triplets of each attribute, then over the attributes that have triplets."""
+        if self.soft_triplets is not None:
+            return name_figures(self.soft_triplets(batch.embeddings, batch.labels), self.attributes)
         similarities = cosine_similarities(batch.embeddings, batch.labels)
         return name_figures(self._triplets(similarities, *pair_masks(batch.labels)), self.attributes)
 
@@ -170,9 +178,12 @@ class ManipulationLoss(Loss):
         )
 
     def l1_consistency(self, batch: ManipulationBatch) -> LossOutput:
-        """The mean absolute difference of the numbers of r and M y, and of r' and M y', over labelled blocks."""
+        """The L1 distance of r and M y, and of r' and M y', divided by dim ** 0.5: the mean over labelled blocks.
+
+        The numbers of a block with length 1 are as small as dim ** -0.5, so the quotient does not depend on dim.
+        """
         vectors, labels, expected = self._with_changed(batch)
-        differences = (vectors - expected).abs().mean(-1)  # (2B, A)
+        differences = (vectors - expected).abs().sum(-1) / vectors.shape[-1] ** 0.5  # (2B, A)
         labelled = labels >= 0
         return _named("consistency", torch.where(labelled, differences, 0).sum() / labelled.sum().clamp(min=1))
 
