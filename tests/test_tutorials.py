@@ -1,5 +1,6 @@
 """Runs every block of the tutorials in the order of the pages: the first trains the model that the others use."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,22 @@ def test_search(first: tuple[Path, list[Ran]]) -> None:
     assert len(names["but_red"]) == 5
     expected = np.sort(names["embeddings"][:, 0] @ names["query"])[::-1][:5]
     np.testing.assert_allclose(names["similarities"], expected, atol=1e-5)
+
+
+def test_manipulate(first: tuple[Path, list[Ran]]) -> None:
+    pytest.importorskip("lancedb", reason='the index needs LanceDB: pip install "cca_hf[search]"')
+    folder, _ = first
+    ran = list(run_page("docs/tutorials/manipulate.md", folder))
+    commands = [" ".join(block.command[:2]) for block in ran if block.command]
+    assert commands == ["pip install", "cca index", "cca search", "cca search", "cca evaluate", "cca train"]
+    assert "Item 3, but colour red, any pattern" in (folder / "changed.html").read_text(encoding="utf-8")
+    (names,) = python(ran)
+    assert [hit.columns["colour"] for hit in names["hits"]].count("red") >= 3
+    assert not names["changed"][0, 1].any() and names["changed"].shape == (1, 3, 64)
+    figures = json.loads((folder / "changed" / "manipulation.json").read_text())["metrics"]
+    assert figures["top_10_1_change"] > figures["chance_top_10_1_change"] + 0.1
+    results = json.loads((folder / "adde" / "all_results.json").read_text())
+    assert results["test_manipulation_ndcg"] > results["test_manipulation_chance_ndcg"]
 
 
 def test_text(first: tuple[Path, list[Ran]]) -> None:
