@@ -10,7 +10,7 @@ from cca_hf.training.manipulation_losses import ManipulationBatch, ManipulationL
 
 VALUES = {"colour": ["red", "blue", "green"], "shape": ["round", "square"], "size": ["s", "m", "l", "xl"]}
 COUNTS = [len(values) for values in VALUES.values()]
-MARGIN, DIM, IMAGES = 0.5, 5, 16
+MARGIN, TEMPERATURE, DIM, IMAGES = 0.5, 0.1, 5, 16
 TERMS = ["classification", "local", "whole", "compositional", "consistency", "memory"]
 
 
@@ -113,6 +113,22 @@ def loop_local(batch):
     return sum(losses) / len(losses)
 
 
+def loop_smooth_local(batch):
+    """The mean over the positives of an anchor of log(1 + sum of exp((far - near) / t) over its negatives."""
+    attributes = []
+    for a in range(len(COUNTS)):
+        labels, vectors, losses = batch.labels[:, a].tolist(), batch.embeddings[:, a], []
+        rows = [row for row in range(IMAGES) if labels[row] >= 0]
+        for i in rows:
+            positives = [vectors[i] @ vectors[p] for p in rows if p != i and labels[p] == labels[i]]
+            negatives = [vectors[i] @ vectors[n] for n in rows if labels[n] != labels[i]]
+            if positives and negatives:
+                sums = [sum(((far - near) / TEMPERATURE).exp() for far in negatives) for near in positives]
+                losses.append(sum((1 + each).log() for each in sums) / len(sums))
+        attributes.append(sum(losses) / len(losses))
+    return sum(attributes) / len(attributes)
+
+
 def loop_triplets(anchors, batch_vectors):
     """Anchors and candidates are (vector, labels, key); a candidate with the anchor's key is no positive."""
     triplets = []
@@ -152,7 +168,7 @@ def loop_l1_consistency(batch):
     differences = []
     for vector, labels in with_changed(batch):
         expected = prototypes_of(batch, labels)
-        differences += [(vector[a] - expected[a]).abs().mean() for a in range(len(COUNTS)) if labels[a] >= 0]
+        differences += [(vector[a] - expected[a]).abs().sum() / DIM**0.5 for a in range(len(COUNTS)) if labels[a] >= 0]
     return sum(differences) / len(differences)
 
 
@@ -185,6 +201,7 @@ def tangent(part):
 LOOPS = {
     "classification": loop_classification,
     "local": loop_local,
+    "smooth local": loop_smooth_local,
     "whole": loop_whole,
     "compositional": loop_compositional,
     "l1_consistency": loop_l1_consistency,
@@ -197,7 +214,8 @@ LOOPS = {
 @pytest.mark.parametrize("name", LOOPS)
 def test_each_loss_is_that_of_a_plain_loop(name, missing):
     batch, again = make_batch(missing=missing), make_batch(missing=missing)
-    loss = vars(ManipulationLoss)[name](make_loss(), batch).loss
+    temperature = TEMPERATURE if name == "smooth local" else None
+    loss = vars(ManipulationLoss)[name.split()[-1]](make_loss(temperature=temperature), batch).loss
     expected = LOOPS[name](again)
     assert expected > 0
     torch.testing.assert_close(loss, expected, atol=1e-9, rtol=0)
