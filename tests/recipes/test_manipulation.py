@@ -64,7 +64,7 @@ def test_it_writes_model_figures_report_and_card(out, shapes):
     assert "## Attribute manipulation" in card and "## Retrieval" in card and "model.manipulate(" in card
     assert (out / "report.html").is_file() and (out / "encoder" / "model.safetensors").is_file()
     run = json.loads((out / "run.json").read_text())
-    assert run["settings"]["compositional_weight"] == 1.0 and run["settings"]["consistency"] == "triplet"
+    assert run["settings"]["compositional_weight"] == 0.2 and run["settings"]["consistency"] == "triplet"
     assert not {"proxy_weight", "proxy_learning_rate"} & run["settings"].keys()
     assert run["seconds"] == pytest.approx(results["train_runtime"])
 

@@ -61,10 +61,10 @@ class ManipulationArguments(CCATrainingArguments):
         "What turns the features of an image into its embeddings. mlp: a network with two layers for each attribute, "
         "as in the paper. cross_attention: the conditional layer of CCA.",
     )
-    classification_weight: float = flag(0.2, "Weight of the cross-entropy of the classifiers, in both stages.")
+    classification_weight: float = flag(1.0, "Weight of the cross-entropy of the classifiers, in both stages.")
     local_weight: float = flag(1.0, "Weight of the triplets of each attribute, in both stages.")
-    global_weight: float = flag(1.0, "Weight of the triplets of whole embeddings, in both stages.")
-    compositional_weight: float = flag(1.0, "Weight of the triplets of changed embeddings, in the last stage.")
+    global_weight: float = flag(0.2, "Weight of the triplets of whole embeddings, in both stages.")
+    compositional_weight: float = flag(0.2, "Weight of the triplets of changed embeddings, in the last stage.")
     consistency_weight: float = flag(
         1.0, "Weight of the loss that keeps embeddings near the prototypes of their values, in the last stage."
     )
