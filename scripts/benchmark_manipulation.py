@@ -147,14 +147,13 @@ class Benchmark:
         for method in methods:
             if method == "one-space":  # all blocks are the same
                 training, embeddings = (training[0][:, 0], training[1]), embeddings[:, 0]
-            attributes, figures = self.data.attributes, {}
+            attributes = self.data.attributes
             if method in ("cca-centroids", "one-space"):
                 values = value_centroids(*training, attributes)
             else:
                 if method == "cca-proxies":
                     model.set_prototypes(trainer.learned_proxies(), self._prototypes(model))
                 values = value_vectors(model, *training, attributes)
-                figures["prototype_cosine"] = self._agreement(values, embeddings, self._prototypes(model))
             result = evaluate_manipulation(
                 embeddings,
                 self.labels,
@@ -163,10 +162,12 @@ class Benchmark:
                 *self._completed(values, embeddings),
                 k=(10, 30),
             )
-            results[method] = result.metrics() | figures
+            results[method] = result.metrics()
+        if "one-space" not in methods:  # the model has the prototypes of the last method
+            results[methods[-1]]["prototype_cosine"] = self._agreement(trainer)
         if isinstance(model, ADDEModel):
-            mass = float(model.memory.off_block_mass() / model.memory.block_mass())
-            results[methods[0]]["off_block_mass"] = mass
+            mass = (model.memory.off_block_mass() / model.memory.block_mass()).item()
+            results[methods[-1]]["off_block_mass"] = mass
         return results
 
     def _completed(self, values: ValueVectors, embeddings: NDArray) -> tuple[NDArray, NDArray[np.bool_]]:
@@ -181,10 +182,17 @@ class Benchmark:
             known[place, : len(values)] = np.isin(values, list(model.value_prototypes(name)))
         return known
 
-    def _agreement(self, values: ValueVectors, embeddings: NDArray, known: NDArray[np.bool_]) -> float:
-        """The mean cosine of the prototypes with the class means of the images, over the values that these show."""
+    def _agreement(self, trainer: CCATrainer) -> float:
+        """The mean cosine of the prototypes with the class means of the images, over the values that these show.
+
+        Both are as the training leaves them: it removes the attribute map.
+        """
+        model: CCAModel = trainer.unwrapped_model()
+        model.set_attribute_map("none")
+        embeddings = trainer.embed(self.split)[0]
         means = value_centroids(embeddings, self.labels, self.data.attributes)
-        both = known & means.known
+        values = value_vectors(model, embeddings, self.labels, self.data.attributes)
+        both = self._prototypes(model) & means.known
         return float((values.vectors[both] * means.vectors[both]).sum(-1).mean())
 
 

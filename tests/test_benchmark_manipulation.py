@@ -41,7 +41,7 @@ def test_all_methods_in_one_table(script, tmp_path, monkeypatch, capsys):
     }
     with_prototypes = {name for name, figures in methods.items() if "prototype_cosine" in figures}
     assert with_prototypes == set(methods) - {"cca-centroids", "one-space"}
-    assert methods["cca-centroids"]["ndcg"] != methods["cca-prototypes"]["ndcg"]
+    assert methods["cca-centroids"]["ndcg"] != methods["cca-proxies"]["ndcg"]
     printed = capsys.readouterr().out
     assert "chance" in printed and "ADDE, cross-attention" in printed
     assert not list((tmp_path / "out" / "work").iterdir())
