@@ -64,7 +64,7 @@ def test_a_line_for_each_file(made, copy, capsys):
     captured = capsys.readouterr()
     wrong = [line for line in captured.out.splitlines() if not line.startswith("ok ")]
     assert wrong == ["changed      model.safetensors", "missing      modules.json"]
-    assert captured.err == f"cca: error: 2 of 18 files in {folder} are not the ones that were written\n"
+    assert captured.err == f"cca: error: 2 of 19 files in {folder} are not the ones that were written\n"
     assert main(["check", str(made / "images")]) == 1
     assert "images contains no checkpoint, no embeddings and no index" in capsys.readouterr().err
 

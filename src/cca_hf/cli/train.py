@@ -26,7 +26,7 @@ class Training(TyperCommand):
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         from cca_hf.recipes.command_line import RETRIEVAL, TASKS, help_text
 
-        task = ctx.meta["task"] if ctx.meta["task"] in TASKS else RETRIEVAL
+        task = ctx.meta.get("task") if ctx.meta.get("task") in TASKS else RETRIEVAL
         with formatter.section("Tasks"):
             formatter.write_dl([(name, each.help) for name, each in TASKS.items()])
         formatter.write(f"\n{help_text(everything=False, task=task)}\n")
