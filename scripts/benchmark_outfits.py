@@ -1,11 +1,11 @@
 """Outfit completion on rooms of the IKEA set: CSA-Net's form and attributes, against three baselines.
 
-    python scripts/benchmark_outfits.py --items ../shared/data/ikea --outfits ../shared/data/ikea_sets \
-        --backbone ../shared/data/weights/mobilenet_v2_imagenet --output out-outfits
+    python scripts/benchmark_outfits.py --items data/ikea --outfits data/ikea_sets \
+        --backbone data/mobilenet_v2_imagenet --output out-outfits
 
 With a model with attributes too, trained on the same items:
 
-    cca train --dataset ../shared/data/ikea --attributes type_group colour --backbone ... --freeze_backbone \
+    cca train --dataset data/ikea --attributes type_group colour --backbone ... --freeze_backbone \
         --output_dir out-ikea
     python scripts/benchmark_outfits.py ... --attribute_model out-ikea
 
