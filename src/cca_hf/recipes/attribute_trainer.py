@@ -21,6 +21,7 @@ from transformers.utils.logging import tqdm
 from cca_hf.data.sampler import AttributeBatchSampler
 from cca_hf.data.schema import AttributeDataset
 from cca_hf.data.torch_dataset import AttributeCollator, AttributeImages, TrainingTransform
+from cca_hf.evaluation.change_search import value_centroids
 from cca_hf.models.backbones import parameters_of_levels
 from cca_hf.models.configuration_images import did_you_mean
 from cca_hf.models.modeling_cca import CCAModel
@@ -247,14 +248,8 @@ class CCATrainer(TaskTrainer):
             embeddings: (images, attributes, dim), without the attribute map.
             labels: (images, attributes), -1 = not labelled.
         """
-        most = max(map(len, self.data.attributes.values()))
-        vectors = np.zeros((labels.shape[1], most, embeddings.shape[-1]), dtype=np.float32)
-        known = np.zeros(vectors.shape[:2], dtype=bool)
-        for attribute_id, column in enumerate(labels.T):
-            for value in np.unique(column[column >= 0]).tolist():
-                vectors[attribute_id, value] = embeddings[column == value, attribute_id].mean(axis=0)
-                known[attribute_id, value] = True
-        self.unwrapped_model().set_prototypes(vectors, known)
+        means = value_centroids(embeddings, labels, self.data.attributes)
+        self.unwrapped_model().set_prototypes(means.vectors, means.known)
 
     def fit_subspaces(self) -> None:
         """Fits the attribute map to the training split, as the model embeds it now; see `training/subspaces.py`.
