@@ -1,6 +1,7 @@
 """`cca train`: trains a model on a data set and evaluates it."""
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -70,19 +71,25 @@ def run_task(task: "TrainingTask", arguments: tuple[Any, ...]) -> None:
 
 def train_and_write_card(args: Any, *, recipe: str) -> None:
     """As [`train_and_report`], for a task with its own data, which has no report."""
-    from cca_hf.hub.model_card import write_model_card
-    from cca_hf.hub.publishing import push_model
     from cca_hf.training.process import prepare_process
 
     prepare_process(args.device, None)
     run = importlib.import_module(recipe).run_training(args)
     if run.result is None:  # only the main process has the result
         return
-    print(f"model card: {write_model_card(run.output_dir)}")
+    _write_card_and_push(args, run.output_dir)
+
+
+def _write_card_and_push(args: Any, output_dir: Path) -> None:
+    """Writes the model card, and pushes the model if `push_to_hub` is set."""
+    from cca_hf.hub.model_card import write_model_card
+    from cca_hf.hub.publishing import push_model
+
+    print(f"model card: {write_model_card(output_dir)}")
     if args.push_to_hub:
-        name = args.hub_model_id or run.output_dir.absolute().name
+        name = args.hub_model_id or output_dir.absolute().name
         settings = {"private": args.hub_private_repo, "revision": args.hub_revision, "token": args.hub_token}
-        print(f"pushed: {push_model(run.output_dir, name, **settings)}")
+        print(f"pushed: {push_model(output_dir, name, **settings)}")
 
 
 def train_and_report(
@@ -97,8 +104,6 @@ def train_and_report(
     Args:
         recipe: the module of the task, see `TrainingTask`.
     """
-    from cca_hf.hub.model_card import write_model_card
-    from cca_hf.hub.publishing import push_model
     from cca_hf.recipes.evaluation import report_name, report_title
     from cca_hf.training.process import prepare_process
     from cca_hf.visualization.entanglement import plot_entanglement
@@ -116,13 +121,4 @@ def train_and_report(
     if run.entanglement is not None and can_draw():
         plot_entanglement(run.entanglement).savefig(run.output_dir / "test_entanglement.png", dpi=150)
     print(f"report: {page}")
-    print(f"model card: {write_model_card(run.output_dir)}")
-    if training_args.push_to_hub:
-        commit = push_model(
-            run.output_dir,
-            training_args.hub_model_id or run.output_dir.absolute().name,
-            private=training_args.hub_private_repo,
-            revision=training_args.hub_revision,
-            token=training_args.hub_token,
-        )
-        print(f"pushed: {commit}")
+    _write_card_and_push(training_args, run.output_dir)
