@@ -34,6 +34,13 @@ POOLING_MODULES = {"vit": "pooler", "deit": "pooler", "clip_vision_model": "post
 POOLING_MODULES |= {"convnext": "layernorm", "convnextv2": "layernorm"}
 
 
+def freeze_statistics(backbone: nn.Module) -> None:
+    """Put the batch normalisation of a backbone into evaluation mode, so that training leaves its statistics."""
+    for module in backbone.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
 class FeatureCells(nn.Module):
     """Feature maps of one or several levels as sequences of cells. It has no parameters."""
 

@@ -26,6 +26,7 @@ from .backbones import (
     StatePlace,
     describe_backbone,
     find_state,
+    freeze_statistics,
     image_size_of,
     interpolates_positions,
     load_backbone_processor,
@@ -258,9 +259,7 @@ class CCAModel(ConditionalPreTrainedModel):
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if self.config.freeze_batch_norm:
-            for module in self.backbone.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            freeze_statistics(self.backbone)
         return self
 
     def add_attribute(self, name: str, text_embedding: Vector) -> Self:

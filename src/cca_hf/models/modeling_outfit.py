@@ -30,6 +30,7 @@ from transformers.utils import ModelOutput
 
 from .backbones import (
     describe_backbone,
+    freeze_statistics,
     image_size_of,
     interpolates_positions,
     load_backbone_processor,
@@ -228,9 +229,7 @@ This code needs `pip install {needed}`. The outfit may have any number of items.
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if self.config.freeze_batch_norm:
-            for module in self.backbone.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            freeze_statistics(self.backbone)
         return self
 
     def fingerprint(self) -> str:
