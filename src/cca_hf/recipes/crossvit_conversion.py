@@ -5,10 +5,10 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from ..models.configuration_crossvit import CrossViTConfig
-from ..models.conversion_crossvit import make_image_processor, read_weights, write_weights
-from ..models.modeling_crossvit import CrossViTForImageClassification, CrossViTModel, CrossViTPreTrainedModel
-from ..models.whole_files import check_new, staged
+from cca_hf.models.configuration_crossvit import CrossViTConfig
+from cca_hf.models.conversion_crossvit import make_image_processor, read_weights, write_weights
+from cca_hf.models.modeling_crossvit import CrossViTForImageClassification, CrossViTModel, CrossViTPreTrainedModel
+from cca_hf.models.whole_files import check_new, staged
 
 
 def convert_to_checkpoint(source: str, output: Path, *, id2label: Mapping[int, str] | None = None) -> CrossViTConfig:
