@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from .attention_dcal import DCAL_ATTENTION, AttentionPass
@@ -213,7 +214,7 @@ class DCALModel(DCALPreTrainedModel):
 
     def __init__(self, config: DCALConfig):
         super().__init__(config)
-        backbone = AutoModel.from_config(copy.deepcopy(config.backbone_config), trust_remote_code=False)
+        backbone = AutoModel.from_config(config.backbone_config, trust_remote_code=False)
         self.backbone = prepare_backbone(backbone, config)
         self.backbone.config._attn_implementation = DCAL_ATTENTION
         self.interpolates_positions = interpolates_positions(self.backbone)
@@ -261,23 +262,30 @@ class DCALModel(DCALPreTrainedModel):
             rollout_layers=self._num_layers if self.local_layer is not None else 0,
             partners=partners,
         )
-        outputs = self._run_backbone(pixel_values, attention_pass, with_attentions)
-        tokens = outputs.last_hidden_state
+        outputs = self._run_backbone(
+            pixel_values,
+            attention_pass,
+            output_attentions=with_attentions,
+            output_hidden_states=with_states or self.local_layer is not None,
+        )
+        tokens, hidden_states = outputs.last_hidden_state, outputs.hidden_states
         self._check_backbone(attention_pass, tokens, num_patches)
         embeddings, rollout = [tokens[:batch, 0]], None
         if self.local_layer is not None:
             rollout = attention_pass.roll_out()
             queries = self._select_queries(rollout, num_patches)
-            embeddings.append(self.local_layer(outputs.hidden_states[-1][:batch], queries)[:, 0])
+            embeddings.append(self.local_layer(hidden_states[-1][:batch], queries)[:, 0])
         pooled = torch.cat(embeddings, dim=1)
         if partners is not None:
             embeddings.append(tokens[batch:, 0])
+            tokens = tokens[:batch]
+            hidden_states = tuple(states[:batch] for states in hidden_states) if with_states else None
         output = DCALModelOutput(
-            last_hidden_state=tokens[:batch],
+            last_hidden_state=tokens,
             pooler_output=pooled,
             branch_embeddings=tuple(embeddings),
             rollout=rollout,
-            hidden_states=tuple(states[:batch] for states in outputs.hidden_states) if with_states else None,
+            hidden_states=hidden_states if with_states else None,
             attentions=outputs.attentions if with_attentions else None,
         )
         return output if return_dict else output.to_tuple()
@@ -294,7 +302,7 @@ class DCALModel(DCALPreTrainedModel):
         """
         num_patches = self._num_patches(pixel_values)
         attention_pass = AttentionPass(self.config._attn_implementation, self._num_layers)
-        tokens = self._run_backbone(pixel_values, attention_pass, False).last_hidden_state
+        tokens = self._run_backbone(pixel_values, attention_pass).last_hidden_state
         self._check_backbone(attention_pass, tokens, num_patches)
         height, width = (
             side // patch
@@ -307,11 +315,9 @@ class DCALModel(DCALPreTrainedModel):
         return self.backbone.config.num_hidden_layers
 
     def _run_backbone(
-        self, pixel_values: torch.Tensor, attention_pass: AttentionPass, with_attentions: bool
-    ) -> ModelOutput:
-        arguments: dict[str, Any] = {"attention_pass": attention_pass, "output_hidden_states": True}
-        if with_attentions:
-            arguments["output_attentions"] = True
+        self, pixel_values: torch.Tensor, attention_pass: AttentionPass, **outputs: bool
+    ) -> BaseModelOutput:
+        arguments: dict[str, Any] = {"attention_pass": attention_pass, **outputs}
         # transformers interpolates only square tables of positions; a backbone made for this size needs none
         size = tuple(pixel_values.shape[-2:])
         if self.interpolates_positions and size != height_and_width(self.backbone.config.image_size):
