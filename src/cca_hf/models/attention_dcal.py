@@ -65,10 +65,12 @@ class AttentionPass:
         Returns:
             (images, tokens); a row sums to 1.
         """
-        row = self.mean_weights.pop()[:, 0] / 2
+        last, earlier = self.mean_weights[-1], self.mean_weights[:-1]
+        row = last[:, 0] / 2
         row[:, 0] += 0.5
-        for weights in reversed(self.mean_weights):
-            row = (row + torch.bmm(row[:, None], weights)[:, 0]) / 2
+        with torch.autocast(row.device.type, enabled=False):  # which would round the products to 16 bits
+            for weights in reversed(earlier):
+                row = (row + torch.bmm(row[:, None], weights)[:, 0]) / 2
         self.mean_weights, self.rollout_layers = [], 0
         return row
 
