@@ -131,6 +131,7 @@ image_processor = AutoImageProcessor.from_pretrained({json.dumps(name)})
 model = AutoModel.from_pretrained({json.dumps(name)}{code}).eval()
 pixels = image_processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")
 with torch.inference_mode():
-    features = model(**pixels).pooler_output
+    outputs = model(**pixels)
+features = outputs.last_hidden_state[:, 0] if outputs.pooler_output is None else outputs.pooler_output
 ```
 """
