@@ -1,7 +1,7 @@
 """Cards, pushes, the server and the Space of models without attributes: classifiers, and one embedding of an image."""
 
 import asyncio
-import io
+import base64
 import json
 import re
 import shutil
@@ -26,6 +26,7 @@ from cca_hf.models.modeling_crossvit import CrossViTConfig, CrossViTForImageClas
 from cca_hf.training.run_record import RunRecord
 
 from .conftest import VIT
+from .served import picture_file
 
 CLASSES = {0: "boot", 1: "sandal", 2: "shoe"}
 RESULT = ResultCard("Results", "image-classification", "top-1 is 66.7", (("accuracy", "top-1", 66.7),))
@@ -127,32 +128,32 @@ def test_paths_of_this_machine_stay(classifier, tmp_path):
     assert {file.state for file in check_folder(tmp_path / "saved")} == {"ok"}
 
 
-def jpeg():
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-def test_the_server_answers_with_a_list_of_numbers(embedder):
-    image = jpeg()
-    expected = embedder.encode([image])[0]
+def test_the_server_answers_with_numbers(embedder):
+    first, second = picture_file(0), picture_file(1)
+    expected = embedder.encode([first, second])
+    image = {"Content-Type": "image/jpeg"}
 
     async def ask():
-        server = EmbeddingServer(embedder, "persons", Limits(), ServerSettings())
-        transport = httpx.ASGITransport(server.app())
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=300) as client:
-            kind = {"Content-Type": "image/png"}
-            told = (await client.get("/")).json()
-            assert told["attributes"] == [] and told["values"] == {} and told["dim"] == 32
-            one = await client.post("/", content=image, headers=kind)
-            wrong = await client.post("/?attribute=colour", content=image, headers=kind)
-            changed = await client.post("/?add=colour=red", content=image, headers=kind)
-        server.give_up()
-        return one.json(), wrong, changed
+        app = EmbeddingServer(embedder, "persons", Limits(), ServerSettings()).app()
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://x", timeout=300) as client,
+        ):
+            inputs = [base64.b64encode(each).decode() for each in (first, second)]
+            return [
+                await client.get("/"),
+                await client.post("/", content=first, headers=image),
+                await client.post("/", json={"inputs": inputs}),
+                await client.post("/?attribute=colour", content=first, headers=image),
+                await client.post("/?add=colour=red", content=first, headers=image),
+            ]
 
-    one, wrong, changed = asyncio.run(ask())
-    np.testing.assert_allclose(one, expected, atol=1e-6)
+    told, one, both, *wrong = asyncio.run(ask())
+    assert told.json()["attributes"] == [] and told.json()["values"] == {} and told.json()["dim"] == 32
+    np.testing.assert_allclose(one.json(), expected[0], atol=1e-6)
+    np.testing.assert_allclose(both.json(), expected, atol=1e-6)
     message = "this model has one embedding of an image, and no attributes: leave out 'attribute', 'add' and 'remove'"
-    for answer in (wrong, changed):
+    for answer in wrong:
         assert answer.status_code == 400
         assert answer.json() == {"error": message, "error_type": "unknown_attribute"}
