@@ -48,7 +48,16 @@ def classifier(tmp_path_factory):
     folder = save(model, tmp_path_factory.mktemp("run") / "shoe-kinds")
     counts = {"label": {"boot": 5, "sandal": 40, "shoe": 20}}
     versions = {"python": "3.11", "torch": "2", "transformers": "5"}
-    RunRecord("me/shoes", True, {"train": 65, "test": 9}, counts, {"seed": 1}, "CPU", versions, 3.0).save(folder)
+    RunRecord(
+        "me/shoes",
+        True,
+        {"train": 65, "test": 9},
+        counts,
+        {"backbone": "timm/crossvit_tiny_240.in1k", "seed": 1},
+        "CPU",
+        versions,
+        3.0,
+    ).save(folder)
     (folder / "test_evaluation.json").write_text(json.dumps({"top_1": 0.667, "card": asdict(RESULT)}))
     (folder / "optimizer.pt").write_text("stays")
     return folder
@@ -80,7 +89,11 @@ def test_the_card_of_a_classifier(classifier):
     assert "- **Method**: a classifier of images, by `CrossViTForImageClassification`\n" in text
     assert "most frequent first: sandal (40), shoe (20), boot (5)." in text
     assert "Rare values of label, with fewer than 10 training images: boot." in text and "top-1 is 66.7" in text
-    for wrong in ("Backbone", "## Attributes", "attribute", "None"):
+    assert card.data.base_model == "timm/crossvit_tiny_240.in1k"
+    assert (
+        "- **Backbone**: [timm/crossvit\\_tiny\\_240.in1k](https://huggingface.co/timm/crossvit_tiny_240.in1k)" in text
+    )
+    for wrong in ("## Attributes", "attribute", "None"):
         assert wrong not in text
     (code,) = snippets(text)
     assert 'pipeline("image-classification", model="me/shoe-kinds", trust_remote_code=True)' in code

@@ -13,7 +13,6 @@ from cca_hf.models.modeling_images import ImagePreTrainedModel
 from cca_hf.models.whole_checkpoints import is_classifier, saved_class_of
 
 _ATTRIBUTE_TAGS = ("image-retrieval", "conditional-embeddings", "visual-search", "cca")
-_BACKBONE = "backbone_config"  # the field of a configuration that contains that of a backbone
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,11 @@ class ModelDescription:
     classes: tuple[str, ...] = ()
 
 
-def describe_model(config: PreTrainedConfig, name: str) -> ModelDescription:
+def describe_model(config: PreTrainedConfig, name: str, backbone: str | None = None) -> ModelDescription:
     """Describe the model of a checkpoint, which has `name` on the Hub.
+
+    Args:
+        backbone: the model that the training started from, for a model whose configuration does not name it.
 
     Raises:
         ValueError: for a model that neither embeds nor classifies images.
@@ -48,7 +50,7 @@ def describe_model(config: PreTrainedConfig, name: str) -> ModelDescription:
     model_class = saved_class_of(config)
     if issubclass(model_class, ImagePreTrainedModel):
         return _describe_own(model_class, config, name)
-    return _describe_plain(model_class, config, name)
+    return _describe_plain(model_class, config, name, backbone)
 
 
 def _describe_own(model_class: type[ImagePreTrainedModel], config: PreTrainedConfig, name: str) -> ModelDescription:
@@ -66,22 +68,20 @@ def _describe_own(model_class: type[ImagePreTrainedModel], config: PreTrainedCon
     )
 
 
-def _describe_plain(model_class: type[PreTrainedModel], config: PreTrainedConfig, name: str) -> ModelDescription:
+def _describe_plain(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, name: str, backbone: str | None
+) -> ModelDescription:
     """A model without attributes: of transformers, or a family of this package with the same interface."""
     has_code = bool(config.to_dict().get("auto_map"))
-    backbone = vars(config)[_BACKBONE] if _BACKBONE in type(config).sub_configs else None
-    origin = None if backbone is None else backbone.name_or_path
-    described = None
-    if backbone is not None:
-        described = link_to(public_name(origin), on_hub=is_hub_id(origin)) if origin else f"`{backbone.model_type}`"
+    on_hub = backbone is not None and "/" in backbone and is_hub_id(backbone)
     classifies = is_classifier(model_class, config)
     kind = "a classifier of images" if classifies else "one embedding of an image"
     task = "image-classification" if classifies else "image-feature-extraction"
     return ModelDescription(
         method=f"{kind}, by `{model_class.__name__}`",
         paper_url=None,
-        backbone=described,
-        base_model=origin if origin and is_hub_id(origin) else None,
+        backbone=None if backbone is None else link_to(public_name(backbone), on_hub=on_hub),
+        base_model=backbone if on_hub else None,
         task=task,
         tags=(task,),
         usage=_classify_example(name, has_code) if classifies else _embed_example(name, has_code),
