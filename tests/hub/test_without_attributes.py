@@ -48,16 +48,8 @@ def classifier(tmp_path_factory):
     folder = save(model, tmp_path_factory.mktemp("run") / "shoe-kinds")
     counts = {"label": {"boot": 5, "sandal": 40, "shoe": 20}}
     versions = {"python": "3.11", "torch": "2", "transformers": "5"}
-    RunRecord(
-        "me/shoes",
-        True,
-        {"train": 65, "test": 9},
-        counts,
-        {"backbone": "timm/crossvit_tiny_240.in1k", "seed": 1},
-        "CPU",
-        versions,
-        3.0,
-    ).save(folder)
+    settings = {"backbone": "timm/crossvit_tiny_240.in1k", "seed": 1}
+    RunRecord("me/shoes", True, {"train": 65, "test": 9}, counts, settings, "CPU", versions, 3.0).save(folder)
     (folder / "test_evaluation.json").write_text(json.dumps({"top_1": 0.667, "card": asdict(RESULT)}))
     (folder / "optimizer.pt").write_text("stays")
     return folder
