@@ -102,7 +102,7 @@ def test_embeddings_in_files(world, embeddings):
     run(world, "embed --model vit --dataset shoes --output_dir parts --columns price --dtype int8 --device cpu")
     manifest = json.loads((world / "parts" / "manifest.json").read_text())
     assert manifest["attributes"] == [""] and manifest["dim"] == 16
-    table = pq.read_table(world / "parts")
+    table = pq.read_table(next((world / "parts").glob("*.parquet")))
     assert table.column_names == ["item_id", "price", "embedding", "scale"]
     scales = table.column("scale").to_numpy()[:, None]
     np.testing.assert_allclose(np.array(table.column("embedding").to_pylist()) * scales, embeddings, atol=5e-3)

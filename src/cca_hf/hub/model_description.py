@@ -84,7 +84,7 @@ def _describe_plain(
         base_model=backbone if on_hub else None,
         task=task,
         tags=(task,),
-        usage=_classify_example(name, has_code) if classifies else _embed_example(name, has_code),
+        usage=_classify_example(name, has_code) if classifies else _embed_example(name),
         classes=tuple(map(str, config.id2label.values())) if classifies else (),
     )
 
@@ -111,8 +111,8 @@ print(classify("image.jpg"))  # the most probable classes, with their probabilit
 """
 
 
-def _embed_example(name: str, has_code: bool) -> str:
-    code = ", trust_remote_code=True" if has_code else ""
+def _embed_example(name: str) -> str:
+    # no code for transformers alone: AutoModel adds a random pooler to a ViT that was saved without one
     return f"""```python
 from cca_hf import ImageEmbedder
 
@@ -120,18 +120,5 @@ embedder = ImageEmbedder.from_pretrained({json.dumps(name)})
 embeddings = embedder.encode(["image.jpg", "other.jpg"])  # one row for each image, L2-normalised
 print(embeddings @ embeddings.T)  # the similarity of each image to each image
 ```
-The package `cca_hf` also makes an index of the embeddings, and searches it (`cca index`, `cca search`). With
-transformers alone:
-```python
-import torch
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
-
-image_processor = AutoImageProcessor.from_pretrained({json.dumps(name)})
-model = AutoModel.from_pretrained({json.dumps(name)}{code}).eval()
-pixels = image_processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")
-with torch.inference_mode():
-    outputs = model(**pixels)
-features = outputs.last_hidden_state[:, 0] if outputs.pooler_output is None else outputs.pooler_output
-```
+The package `cca_hf` also makes an index of the embeddings, and searches it (`cca index`, `cca search`).
 """
