@@ -2,17 +2,28 @@
 
 import json
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import quote
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cca_hf.evaluation.text_table import markdown_text
 from cca_hf.models.configuration_cca import CCAConfig
-from cca_hf.models.configuration_images import AttributeConfig, ImageModelConfig, is_hub_id, public_name
-from cca_hf.models.modeling_images import ImagePreTrainedModel
+from cca_hf.models.configuration_images import AttributeConfig, is_hub_id, public_name
 from cca_hf.models.whole_checkpoints import is_classifier, saved_class_of
 
 _ATTRIBUTE_TAGS = ("image-retrieval", "conditional-embeddings", "visual-search", "cca")
+
+
+@runtime_checkable
+class DescribesItself(Protocol):
+    """A class of models that has its part of the card, such as an [`ImagePreTrainedModel`]."""
+
+    method: str
+    paper_url: str | None
+
+    def usage_example(self, model_id: str, config: Any) -> str:
+        """Markdown with the code that uses the model."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +59,12 @@ def describe_model(config: PreTrainedConfig, name: str, backbone: str | None = N
         ValueError: for a model that neither embeds nor classifies images.
     """
     model_class = saved_class_of(config)
-    if issubclass(model_class, ImagePreTrainedModel):
+    if isinstance(model_class, DescribesItself):
         return _describe_own(model_class, config, name)
     return _describe_plain(model_class, config, name, backbone)
 
 
-def _describe_own(model_class: type[ImagePreTrainedModel], config: PreTrainedConfig, name: str) -> ModelDescription:
+def _describe_own(model_class: DescribesItself, config: Any, name: str) -> ModelDescription:
     one_space = type(config) is CCAConfig and config.condition_embedding == "none"
     pipelines = config.to_dict().get("custom_pipelines")
     backbone = config.backbone_name
@@ -89,7 +100,7 @@ def _describe_plain(
     )
 
 
-def _backbone(config: ImageModelConfig) -> str:
+def _backbone(config: Any) -> str:
     if config.backbone_name is None:
         return f"a network of type `{config.backbone_config.model_type}`, trained from scratch"
     return link_to(public_name(config.backbone_name), on_hub=is_hub_id(config.backbone_name))
