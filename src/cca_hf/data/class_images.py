@@ -165,7 +165,8 @@ class TrainingCollator:
             seeds = [example["seed"] for example in examples]
             levels = [self.augmentation.change_image(each, seed) for each, seed in zip(levels, seeds, strict=True)]
         pixel_values = self.reader.scale(torch.stack(levels), torch.device("cpu"), torch.float32)
-        labels = torch.nn.functional.one_hot(torch.tensor([example["label"] for example in examples]), self.num_classes)
+        ids = torch.tensor([example["label"] for example in examples])
+        labels = torch.nn.functional.one_hot(ids, self.num_classes)
         labels = (1 - self.label_smoothing) * labels.float() + self.label_smoothing / self.num_classes
         if self.augmentation is not None:
             pixel_values, labels = self.augmentation.change_batch(pixel_values, labels, seeds[0])

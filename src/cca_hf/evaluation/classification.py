@@ -3,8 +3,9 @@
 - Accuracy: the share of images whose class has the highest logit. Top-5: the share whose class is among the highest
   five. Of equal logits, the one of the lower id counts as higher.
 - Macro recall: the mean recall of the classes that have images.
-- Expected calibration error (Guo et al., ICML 2017): the images are put into 15 bins of equal width by their confidence,
-  the probability of the predicted class. It is the mean over the images of |accuracy - mean confidence| of their bin.
+- Expected calibration error (Guo et al., ICML 2017): the images are put into 15 bins of equal width by their
+  confidence, the probability of the predicted class. It is the mean over the images of |accuracy - mean confidence| of
+  their bin.
 - Interval: the bootstrap over images, or over groups of near copies, which are drawn whole.
 """
 

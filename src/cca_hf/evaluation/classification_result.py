@@ -116,17 +116,18 @@ class ClassificationResult(Result):
     def card(self) -> ResultCard:
         lowest = self.lowest_classes()[:_SHOWN_CLASSES]
         rows = [["class", "images", "recall in %", "precision in %", "mostly taken for"]]
-        rows += [
-            [each.name, f"{each.images:,}", _percent(each.recall, 1), _percent(each.precision, 1), each.taken_for or ""]
-            for each in lowest
-        ]
+        for each in lowest:
+            figures = (_percent(each.recall, 1), _percent(each.precision, 1))
+            rows.append([each.name, f"{each.images:,}", *figures, each.taken_for or ""])
         parts = [
             f"The model was evaluated once on the {self.images:,} images of the split `{self.split}`, which was not "
             "used for model selection. The interval is that of 1,000 draws of the images.",
             markdown_table([["in %", "value", "95 % interval", "chance", "images"], *self.summary_rows(1)]),
             f"The probability of the predicted class differs from the accuracy by "
             f"{percent(self.figures['ece'])} percentage points on average (expected calibration error, 15 bins).",
-            f"The {len(lowest)} classes with the lowest recall:" if len(lowest) < len(self.classes) else "The classes:",
+            f"The {len(lowest)} classes with the lowest recall:"
+            if len(lowest) < len(self.classes)
+            else "The classes:",
             markdown_table(rows),
         ]
         if self.confusions:

@@ -297,7 +297,9 @@ def make_model(
         optional |= {"text_encoder": model_args.text_encoder, "attribute_texts": texts}
     size = model_args.image_size
     return model_class.from_backbone(
-        model_args.backbone if model_args.backbone is not None else read_backbone_config(model_args.backbone_config or ""),
+        model_args.backbone
+        if model_args.backbone is not None
+        else read_backbone_config(model_args.backbone_config or ""),
         attributes=data.attributes,
         image_size=size[0] if size is not None and len(size) == 1 else size,
         attn_implementation=model_args.attn_implementation,

@@ -62,7 +62,8 @@ class ClassificationArguments(TrainingArguments):
         True, "Training does not change the statistics of batch normalisation in a pretrained backbone."
     )
     drop_path: float | None = flag(
-        None, "Probability in training that an image skips the last layer of the backbone. It rises from layer to layer."
+        None,
+        "Probability in training that an image skips the last layer of the backbone; it rises from layer to layer.",
     )
     dcal: bool = flag(
         False, "Train DCAL on the backbone, a plain vision transformer: it also looks at its most attended patches."

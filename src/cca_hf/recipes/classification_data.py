@@ -74,15 +74,21 @@ def find_label_column(splits: DatasetDict, name: str | None, others: set[str | N
         return _DEFAULT
     candidates, _ = default_attributes(splits, features, others)
     if len(candidates) != 1:
-        found = f"several columns can be it: {', '.join(candidates)}" if candidates else f"the columns are {[*features]}"
-        raise ValueError(f"which column has the classes? There is no column {_DEFAULT!r}; {found}. Give --label_column")
+        found = (
+            f"several columns can be it: {', '.join(candidates)}" if candidates else f"the columns are {[*features]}"
+        )
+        raise ValueError(
+            f"which column has the classes? There is no column {_DEFAULT!r}; {found}. Give --label_column"
+        )
     return candidates[0]
 
 
 def _shared(splits: DatasetDict) -> Features:
     """The columns that are in all splits."""
     first, *others = splits.values()
-    return Features({name: kind for name, kind in first.features.items() if all(name in each.features for each in others)})
+    return Features(
+        {name: kind for name, kind in first.features.items() if all(name in each.features for each in others)}
+    )
 
 
 def _check_classes(column: str, classes: list[str], labels: np.ndarray) -> None:

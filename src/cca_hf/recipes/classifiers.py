@@ -133,10 +133,7 @@ def _interpolate(
     table: torch.Tensor, shape: torch.Size, old: PreTrainedConfig, new: PreTrainedConfig, name: str
 ) -> torch.Tensor:
     """Position embeddings (1, prefix + rows * columns, channels) for another grid, as transformers interpolates."""
-    (rows, columns), grid = (
-        tuple(side // patch for side, patch in zip(*map(height_and_width, (each.image_size, each.patch_size)), strict=True))
-        for each in (old, new)
-    )
+    (rows, columns), grid = _grid(old), _grid(new)
     prefix = table.shape[1] - rows * columns if table.ndim == 3 else -1
     if prefix < 0 or (1, prefix + grid[0] * grid[1], table.shape[2]) != tuple(shape):
         raise ValueError(
@@ -146,6 +143,12 @@ def _interpolate(
     cells = table[:, prefix:].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
     cells = nn.functional.interpolate(cells, size=grid, mode="bicubic", align_corners=False)
     return torch.cat([table[:, :prefix], cells.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def _grid(config: PreTrainedConfig) -> tuple[int, int]:
+    """Rows and columns of the patches of an image."""
+    (height, width), (patch_height, patch_width) = map(height_and_width, (config.image_size, config.patch_size))
+    return height // patch_height, width // patch_width
 
 
 def _make_stock(args: ClassificationArguments, config: PreTrainedConfig, classes: Sequence[str]) -> PreTrainedModel:
@@ -189,7 +192,7 @@ def _names(classes: Sequence[str]) -> tuple[dict[int, str], dict[str, int]]:
 
 def _set_drop_path(config: PreTrainedConfig, args: ClassificationArguments) -> None:
     if args.dcal and args.backbone is not None:
-        raise ValueError("--drop_path with --dcal needs --backbone_config: the layers of --backbone are taken as they are")
+        raise ValueError("--drop_path with --dcal needs --backbone_config: --backbone is taken as it is")
     if "drop_path_rate" not in config.to_dict():
         raise ValueError(
             f"a backbone of type {config.model_type!r} has no drop path; transformers has it for dinov2, swin, beit, "

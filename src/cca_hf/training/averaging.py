@@ -61,7 +61,9 @@ class WeightAveraging:
         """
         path = Path(folder) / _FILE
         if not path.is_file():
-            raise ValueError(f"{folder} has no average of the weights: it was made without ema_decay, or with save_only_model")
+            raise ValueError(
+                f"{folder} has no average of the weights: it was made without ema_decay, or with save_only_model"
+            )
         content = torch.load(path, map_location=self.average.n_averaged.device, weights_only=True)
         with torch.no_grad():
             for name, average in self.average.module.named_parameters():

@@ -1,4 +1,4 @@
-"""Losses of classification. A batch has `pixel_values`, and `labels` (batch, classes): the probabilities of classes."""
+"""Losses of classification. A batch has `pixel_values`, and `labels` (batch, classes): probabilities of classes."""
 
 import torch
 from torch import nn

@@ -93,7 +93,9 @@ def layer_rates(backbone: nn.Module, learning_rate: float, decay: float) -> dict
     """
     layers = max(_outermost_lists(backbone), key=len, default=nn.ModuleList())
     if len(layers) < 2:
-        raise ValueError(f"layer_decay needs a backbone with a list of layers, which {type(backbone).__name__} does not have")
+        raise ValueError(
+            f"layer_decay needs a backbone with a list of layers, which {type(backbone).__name__} does not have"
+        )
     layer_of = {parameter: place for place, layer in enumerate(layers, start=1) for parameter in layer.parameters()}
     rates, place = {}, 0
     for name, parameter in backbone.named_parameters():
