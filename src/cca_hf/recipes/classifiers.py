@@ -25,6 +25,7 @@ from cca_hf.models.backbones import (
 from cca_hf.models.configuration_images import height_and_width
 from cca_hf.models.images import ImageReader
 from cca_hf.models.modeling_dcal import DCALForImageClassification
+from cca_hf.models.whole_checkpoints import config_class_of, load_weights
 
 from .backbone_config import read_backbone_config
 from .classification_arguments import ClassificationArguments
@@ -89,6 +90,7 @@ def is_classifier(name: str) -> bool:
     Raises:
         OSError: if the checkpoint exists neither on this machine nor on the Hub.
     """
+    config_class_of(name)  # raises for what is no checkpoint
     architectures = PreTrainedConfig.get_config_dict(name)[0].get("architectures") or []
     return any(architecture.endswith("ForImageClassification") for architecture in architectures)
 
@@ -100,15 +102,10 @@ def load_classifier(name: str, device: str | torch.device | None = None) -> PreT
         OSError: if the checkpoint exists neither on this machine nor on the Hub.
         ValueError: if the checkpoint lacks weights.
     """
-    model, report = AutoModelForImageClassification.from_pretrained(
-        name, dtype="auto", output_loading_info=True, trust_remote_code=False
-    )
-    if report["missing_keys"]:  # they would be random
-        missing = sorted(report["missing_keys"])
-        raise ValueError(f"{name} lacks {len(missing)} of the model's weights, such as {missing[0]}: it is incomplete")
+    config_class_of(name)  # raises for what is no checkpoint
+    model = load_weights(AutoModelForImageClassification, name, device, dtype="auto")
     model.image_processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return model.to(device or accelerator or "cpu").eval()
+    return model
 
 
 def with_image_size(model: PreTrainedModel, height: int, width: int) -> PreTrainedModel:
