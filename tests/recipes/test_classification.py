@@ -1,4 +1,4 @@
-"""The recipe of classification: folders of coloured images, from files to a checkpoint that transformers' pipeline runs."""
+"""The recipe of classification: folders of coloured images, from files to a checkpoint that a pipeline runs."""
 
 import json
 import shutil
@@ -224,7 +224,7 @@ def test_the_command(world: Path, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"backbone_config": "{}", "backbone": "b"}, "give either --backbone"),
-        ({"local_share": 0.3}, "--local_share, --no_local_attention and --no_pairwise_attention need --dcal"),
+        ({"local_share": 0.3}, "--local_share, --no_local_attention and .* need --dcal"),
         ({"mixup": 2}, "mixup must be between 0 and 1, got 2"),
         ({"ema_decay": 1.0}, "ema_decay must be above 0 and below 1, got 1.0"),
         (
@@ -240,7 +240,7 @@ def test_bad_arguments(world: Path, tmp_path: Path, changes: dict[str, Any], mes
 
 
 def make_folder(folder: Path, counts: dict[str, int], labels: str | None = None) -> str:
-    """Grey images in folders, and `metadata.csv` with the column `kind` if there are labels: one letter for an image."""
+    """Grey images in folders; with labels, one letter for an image, also `metadata.csv` with the column `kind`."""
     rows = ["file_name,kind"]
     for name, count in counts.items():
         (folder / name).mkdir(parents=True)
@@ -256,9 +256,9 @@ def make_folder(folder: Path, counts: dict[str, int], labels: str | None = None)
 @pytest.mark.parametrize(
     ("counts", "labels", "column", "message"),
     [
-        ({"train/a": 3, "train/b": 3, "test/a": 1, "test/c": 2}, None, None, "2 images of the split 'test' are of cl.*'c'"),
+        ({"train/a": 3, "train/b": 3, "test/c": 2}, None, None, "2 images of the split 'test' are of .*'c'"),
         ({"train/a": 2, "train/b": 2}, None, "lable", r"no label column 'lable' \(did you mean 'label'\?\)"),
-        ({"train/a": 3}, None, None, r"no column 'label' with the classes, and there are \['image'\]. Give --label_col"),
+        ({"train/a": 3}, None, None, r"no column 'label' with the classes, and there are \['image'\]"),
         ({"all": 3}, "xxx", "kind", "the training images have one class, 'x', in the column 'kind'"),
         ({"all": 3}, "xyz", "kind", "all 3 classes in the column 'kind' have one training image"),
     ],
@@ -272,10 +272,10 @@ def test_bad_data(world, tmp_path, counts, labels, column, message) -> None:
 def test_rare_classes_and_unreadable_images(world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The only column whose values repeat has the classes; a class of one image may leave the training images."""
     folder = make_folder(tmp_path / "data", {"all": 11}, "xxxxxyyyyyz")
-    rare = [
-        load_classes(make_args(world, tmp_path, dataset=folder, split_seed=seed)).labels("train").max()
-        for seed in (0, 1)
-    ]
+    rare = []
+    for seed in (0, 1):
+        data = load_classes(make_args(world, tmp_path, dataset=folder, split_seed=seed))
+        rare.append(data.labels("train").max())
     assert rare == [2, 2] or "the model cannot learn them: 'z'" in caplog.text
     (tmp_path / "data" / "all" / "3.png").write_bytes(b"no image")
     with pytest.raises(UnreadableImageError, match="1 unreadable image"):
