@@ -103,14 +103,14 @@ def evaluate(
         from cca_hf.evaluation.manipulation import MAX_QUERIES
         from cca_hf.models.loading import load_model
         from cca_hf.recipes.classification_evaluation import evaluate_classifier
-        from cca_hf.recipes.classifiers import is_classifier, load_classifier
+        from cca_hf.recipes.classifiers import is_checkpoint_of_classifier, load_classifier
         from cca_hf.recipes.evaluation import evaluate_checkpoint
 
         settings: dict[str, Any] = {"group_column": group_column, "split_seed": split_seed, "config_name": config_name}
         settings |= {"output_dir": output_dir, "report": report}
         settings |= {"batch_size": batch_size, "num_workers": num_workers}
         results: Sequence[Result]
-        if is_classifier(model):
+        if is_checkpoint_of_classifier(model):
             if entanglement or manipulation or len(attributes or ()) > 1:
                 raise UsageError(
                     f"{model} is a classifier: it needs no --entanglement and --manipulation, and --attribute is its "
