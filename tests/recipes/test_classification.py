@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from cca_hf.data.loading import load_attribute_dataset
+from cca_hf.hub.model_card import write_model_card
 from cca_hf.models.images import UnreadableImageError
 from cca_hf.models.modeling_crossvit import CrossViTForImageClassification
 from cca_hf.models.modeling_dcal import DCALForImageClassification
@@ -109,7 +110,7 @@ def test_evaluate_repeats_the_figures(run: ClassificationRun, world: Path, tmp_p
     assert json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))["split"] == "test"
 
 
-def test_its_record_and_its_report(run: ClassificationRun) -> None:
+def test_its_record_report_and_card(run: ClassificationRun) -> None:
     record = RunRecord.load(run.output_dir)
     assert record.splits == {"train": 48, "validation": 18, "test": 18} and record.seconds > 0
     assert record.data["label_column"] == "label" and record.settings["backbone"] == "backbone"
@@ -117,6 +118,9 @@ def test_its_record_and_its_report(run: ClassificationRun) -> None:
     page = (run.output_dir / "report.html").read_text(encoding="utf-8")
     assert "A classifier of 3 classes (<code>ViTForImageClassification</code>)" in page
     assert page.count("<rect ") == 15 and "Accuracy on validation" in page and str(run.output_dir.parent) not in page
+    card = write_model_card(run.output_dir).read_text(encoding="utf-8")
+    assert "## Classification" in card and "ViTForImageClassification" in card and "type: accuracy" in card
+    assert str(run.output_dir.parent) not in card and "| blue | 6 |" in card
 
 
 def test_a_resumed_training_ends_with_the_same_weights(world: Path, tmp_path: Path) -> None:
