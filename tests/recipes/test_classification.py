@@ -152,7 +152,9 @@ def test_a_linear_probe_changes_no_weight_and_no_statistics(world: Path, tmp_pat
     native.save_pretrained(tmp_path / "mobilenet")
     before = {name: value.clone() for name, value in native.state_dict().items()}
     for freeze in (True, False):
-        args = make_args(world, tmp_path, backbone=str(tmp_path / "mobilenet"), freeze_backbone=freeze)
+        args = make_args(
+            world, tmp_path, backbone=str(tmp_path / "mobilenet"), freeze_backbone=freeze, max_steps=1, warmup_steps=0
+        )
         data = load_classes(args)
         model = make_classifier(args, data.attributes["label"])
         make_trainer(model, args, data).train()
@@ -179,7 +181,7 @@ def test_models_from_scratch(world: Path, tmp_path: Path) -> None:
 
 
 def test_dcal_learns_from_mixed_labels(world: Path, tmp_path: Path) -> None:
-    args = make_args(world, tmp_path, dcal=True, local_share=0.3, mixup=1.0, max_steps=1)
+    args = make_args(world, tmp_path, dcal=True, local_share=0.3, mixup=1.0, max_steps=1, warmup_steps=0)
     data = load_classes(args)
     torch.manual_seed(0)
     model = make_classifier(args, data.attributes["label"])
