@@ -15,7 +15,7 @@ from transformers import (
     AutoModelForImageClassification,
     BeitConfig,
     BeitForImageClassification,
-    MobileNetV2Config,
+    ResNetConfig,
     ViTConfig,
     pipeline,
 )
@@ -148,17 +148,17 @@ def test_a_resumed_training_ends_with_the_same_weights(world: Path, tmp_path: Pa
 
 def test_a_linear_probe_changes_no_weight_and_no_statistics(world: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    native = AutoModel.from_config(MobileNetV2Config(image_size=32, depth_multiplier=0.1, output_stride=32))
-    native.save_pretrained(tmp_path / "mobilenet")
+    native = AutoModel.from_config(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1]))
+    native.save_pretrained(tmp_path / "resnet")
     before = {name: value.clone() for name, value in native.state_dict().items()}
     for freeze in (True, False):
         args = make_args(
-            world, tmp_path, backbone=str(tmp_path / "mobilenet"), freeze_backbone=freeze, max_steps=1, warmup_steps=0
+            world, tmp_path, backbone=str(tmp_path / "resnet"), freeze_backbone=freeze, max_steps=1, warmup_steps=0
         )
         data = load_classes(args)
         model = make_classifier(args, data.attributes["label"])
         make_trainer(model, args, data).train()
-        after = model.mobilenet_v2.state_dict()
+        after = model.resnet.state_dict()
         changed = {name for name, value in before.items() if not value.equal(after[name])}
         assert bool(changed) != freeze and not any("running" in name for name in changed)
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -191,8 +191,8 @@ def test_dcal_learns_from_mixed_labels(world: Path, tmp_path: Path) -> None:
     trainer.train()
     changed = {name for name, weight in model.named_parameters() if not weight.equal(before[name])}
     assert "loss_weights" in changed and any("backbone" in name for name in changed)
-    rates = {group["lr"]: len(group["params"]) for group in trainer.optimizer.param_groups}
-    assert len(rates) == 2  # the backbone, and what is new
+    rates = {group["initial_lr"]: len(group["params"]) for group in trainer.optimizer.param_groups}
+    assert [*rates] == [1e-4, 1e-3]  # the backbone, and what is new
     args = make_args(world, tmp_path, dcal=True, local_attention=False, pairwise_attention=False)
     assert make_classifier(args, [*COLOURS]).config.branches == ("self",)
 
@@ -264,8 +264,8 @@ def make_folder(folder: Path, counts: dict[str, int], labels: str | None = None)
     [
         ({"train/a": 3, "train/b": 3, "test/c": 2}, None, None, "2 images of the split 'test' are of .*'c'"),
         ({"train/a": 2, "train/b": 2}, None, "lable", r"no label column 'lable' \(did you mean 'label'\?\)"),
-        ({"train/a": 3}, None, None, r"no column 'label' with the classes, and there are \['image'\]"),
-        ({"all": 3}, "xxx", "kind", "the training images have one class, 'x', in the column 'kind'"),
+        ({"train/a": 3}, None, None, r"There is no column 'label'; the columns are \['image'\]"),
+        ({"all": 3}, "xxx", "kind", "the training images have one class, 'x' in the column 'kind'"),
         ({"all": 3}, "xyz", "kind", "all 3 classes in the column 'kind' have one training image"),
     ],
 )  # fmt: skip
