@@ -47,10 +47,12 @@ def make_classifier(args: ClassificationArguments, classes: Sequence[str]) -> Pr
     else:
         config = AutoConfig.from_pretrained(args.backbone, **hub_kwargs)
         processor = load_backbone_processor(args.backbone or "", hub_kwargs)
-    size = args.height_and_width
-    if args.backbone_config is not None and size is not None and "image_size" in config.to_dict():
-        config.image_size = size
-    if size is None:
+    size: int | Sequence[int]
+    if args.height_and_width is not None:
+        size = args.height_and_width
+        if args.backbone is None and "image_size" in config.to_dict():
+            config.image_size = size
+    else:
         size = image_size_of(config) if processor is None else ImageReader(processor).height_and_width
     if args.drop_path is not None:
         _set_drop_path(config, args)
@@ -170,7 +172,7 @@ def _make_dcal(
     args: ClassificationArguments, config: PreTrainedConfig, classes: Sequence[str]
 ) -> DCALForImageClassification:
     id2label, label2id = _names(classes)
-    share = {} if args.local_share is None else {"local_share": args.local_share}
+    share: dict[str, Any] = {} if args.local_share is None else {"local_share": args.local_share}
     return DCALForImageClassification.from_backbone(
         config if args.backbone is None else args.backbone,
         revision=args.backbone_revision,
