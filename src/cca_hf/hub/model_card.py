@@ -81,8 +81,8 @@ def write_model_card(
     draw_training(folder, folder / "training.png")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     name = model_id or folder.resolve().name
-    model = describe_model(config, name)
     run = RunRecord.load(folder) if (folder / FILE_NAME).is_file() else None
+    model = describe_model(config, name, None if run is None else run.settings.get("backbone"))
     results = read_results(folder, baselines)
     # the BibTeX entry of a paper on arXiv, if it is beside this file
     citation = Path(__file__).with_name(f"{(model.paper_url or '').rsplit('/', 1)[-1]}.bib")

@@ -2,18 +2,28 @@
 
 import json
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import quote
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cca_hf.evaluation.text_table import markdown_text
 from cca_hf.models.configuration_cca import CCAConfig
-from cca_hf.models.configuration_images import AttributeConfig, ImageModelConfig, is_hub_id, public_name
-from cca_hf.models.modeling_images import ImagePreTrainedModel
+from cca_hf.models.configuration_images import AttributeConfig, is_hub_id, public_name
 from cca_hf.models.whole_checkpoints import is_classifier, saved_class_of
 
 _ATTRIBUTE_TAGS = ("image-retrieval", "conditional-embeddings", "visual-search", "cca")
-_BACKBONE = "backbone_config"  # the field of a configuration that contains that of a backbone
+
+
+@runtime_checkable
+class DescribesItself(Protocol):
+    """A class of models that has its part of the card, such as an [`ImagePreTrainedModel`]."""
+
+    method: str
+    paper_url: str | None
+
+    def usage_example(self, model_id: str, config: Any) -> str:
+        """Markdown with the code that uses the model."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +49,22 @@ class ModelDescription:
     classes: tuple[str, ...] = ()
 
 
-def describe_model(config: PreTrainedConfig, name: str) -> ModelDescription:
+def describe_model(config: PreTrainedConfig, name: str, backbone: str | None = None) -> ModelDescription:
     """Describe the model of a checkpoint, which has `name` on the Hub.
+
+    Args:
+        backbone: the model that the training started from, for a model whose configuration does not name it.
 
     Raises:
         ValueError: for a model that neither embeds nor classifies images.
     """
     model_class = saved_class_of(config)
-    if issubclass(model_class, ImagePreTrainedModel):
+    if isinstance(model_class, DescribesItself):
         return _describe_own(model_class, config, name)
-    return _describe_plain(model_class, config, name)
+    return _describe_plain(model_class, config, name, backbone)
 
 
-def _describe_own(model_class: type[ImagePreTrainedModel], config: PreTrainedConfig, name: str) -> ModelDescription:
+def _describe_own(model_class: DescribesItself, config: Any, name: str) -> ModelDescription:
     one_space = type(config) is CCAConfig and config.condition_embedding == "none"
     pipelines = config.to_dict().get("custom_pipelines")
     backbone = config.backbone_name
@@ -66,30 +79,28 @@ def _describe_own(model_class: type[ImagePreTrainedModel], config: PreTrainedCon
     )
 
 
-def _describe_plain(model_class: type[PreTrainedModel], config: PreTrainedConfig, name: str) -> ModelDescription:
+def _describe_plain(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, name: str, backbone: str | None
+) -> ModelDescription:
     """A model without attributes: of transformers, or a family of this package with the same interface."""
     has_code = bool(config.to_dict().get("auto_map"))
-    backbone = vars(config)[_BACKBONE] if _BACKBONE in type(config).sub_configs else None
-    origin = None if backbone is None else backbone.name_or_path
-    described = None
-    if backbone is not None:
-        described = link_to(public_name(origin), on_hub=is_hub_id(origin)) if origin else f"`{backbone.model_type}`"
+    on_hub = backbone is not None and "/" in backbone and is_hub_id(backbone)
     classifies = is_classifier(model_class, config)
     kind = "a classifier of images" if classifies else "one embedding of an image"
     task = "image-classification" if classifies else "image-feature-extraction"
     return ModelDescription(
         method=f"{kind}, by `{model_class.__name__}`",
         paper_url=None,
-        backbone=described,
-        base_model=origin if origin and is_hub_id(origin) else None,
+        backbone=None if backbone is None else link_to(public_name(backbone), on_hub=on_hub),
+        base_model=backbone if on_hub else None,
         task=task,
         tags=(task,),
-        usage=_classify_example(name, has_code) if classifies else _embed_example(name, has_code),
+        usage=_classify_example(name, has_code) if classifies else _embed_example(name),
         classes=tuple(map(str, config.id2label.values())) if classifies else (),
     )
 
 
-def _backbone(config: ImageModelConfig) -> str:
+def _backbone(config: Any) -> str:
     if config.backbone_name is None:
         return f"a network of type `{config.backbone_config.model_type}`, trained from scratch"
     return link_to(public_name(config.backbone_name), on_hub=is_hub_id(config.backbone_name))
@@ -111,8 +122,8 @@ print(classify("image.jpg"))  # the most probable classes, with their probabilit
 """
 
 
-def _embed_example(name: str, has_code: bool) -> str:
-    code = ", trust_remote_code=True" if has_code else ""
+def _embed_example(name: str) -> str:
+    # no code for transformers alone: AutoModel adds a random pooler to a ViT that was saved without one
     return f"""```python
 from cca_hf import ImageEmbedder
 
@@ -120,17 +131,5 @@ embedder = ImageEmbedder.from_pretrained({json.dumps(name)})
 embeddings = embedder.encode(["image.jpg", "other.jpg"])  # one row for each image, L2-normalised
 print(embeddings @ embeddings.T)  # the similarity of each image to each image
 ```
-The package `cca_hf` also makes an index of the embeddings, and searches it (`cca index`, `cca search`). With
-transformers alone:
-```python
-import torch
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
-
-image_processor = AutoImageProcessor.from_pretrained({json.dumps(name)})
-model = AutoModel.from_pretrained({json.dumps(name)}{code}).eval()
-pixels = image_processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")
-with torch.inference_mode():
-    features = model(**pixels).pooler_output
-```
+The package `cca_hf` also makes an index of the embeddings, and searches it (`cca index`, `cca search`).
 """

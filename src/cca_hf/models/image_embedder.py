@@ -17,7 +17,7 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .backbones import interpolates_positions, run_backbone
 from .configuration_images import AttributeConfig, ImageModelConfig
@@ -112,7 +112,12 @@ class ImageEmbedder(ImageEncoder):
             config = config.vision_config
         _check_kind(name, config)
         image_processor = load_image_processor(name, revision)
-        model = load_weights(AutoModel, name, device, config=config, dtype=dtype, revision=revision or "main")
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # a head and a pooler are left out on purpose, and other weights are checked
+        try:
+            model = load_weights(AutoModel, name, device, config=config, dtype=dtype, revision=revision or "main")
+        finally:
+            logging.set_verbosity(verbosity)
         check_weights([*model.named_parameters(), *model.named_buffers()])
         return cls(model, image_processor)
 

@@ -77,10 +77,11 @@ def saved_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
     found = [each for each in (*classifiers, *plain) if each.__name__ in saved]
     if found:
         return found[0]
-    if plain and issubclass(plain[0], ImagePreTrainedModel):  # a subclass of it, which the user has made
+    # without a name in the file, or of a class that the user has made from one of this package
+    if plain and (not saved or issubclass(plain[0], ImagePreTrainedModel)):
         return plain[0]
     raise ValueError(
-        f"the checkpoint is of {', '.join(saved) or 'an unknown class'}; this package publishes models that classify "
+        f"the checkpoint is of {', '.join(saved) or 'no known class'}; this package publishes models that classify "
         "or embed images"
     )
 
