@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy, gelu, layer_norm, linear
 from transformers import (
     AutoModel,
     Dinov2WithRegistersConfig,
+    IJepaConfig,
     Trainer,
     TrainingArguments,
     ViTConfig,
@@ -124,9 +125,10 @@ def test_all_branches_equal_the_equations(share, implementation, learns, images)
         expected = Equations(model)(images.double(), partners)
     assert model.config.branches == ("self", "local", "pairwise")
     for name, embedding in zip(model.config.branches, outputs.branch_embeddings, strict=True):
-        torch.testing.assert_close(embedding, expected[name], rtol=0, atol=1e-10)
-    torch.testing.assert_close(outputs.rollout, expected["rollout"], rtol=0, atol=1e-10)
-    torch.testing.assert_close(outputs.pooler_output, torch.cat([expected["self"], expected["local"]], dim=1))
+        torch.testing.assert_close(embedding, expected[name], rtol=0, atol=1e-6)
+    torch.testing.assert_close(outputs.rollout, expected["rollout"], rtol=0, atol=1e-6)
+    both = torch.cat([expected["self"], expected["local"]], dim=1)
+    torch.testing.assert_close(outputs.pooler_output, both, rtol=0, atol=1e-6)
     # nothing of PWCA is left without partners
     assert len(plain.branch_embeddings) == 2 and torch.allclose(plain.pooler_output, outputs.pooler_output)
     for one, other in ((0, 1), (0, 2), (1, 2)):
@@ -217,7 +219,8 @@ def test_attentions_and_hidden_states_are_those_of_the_backbone(images):
     assert [tuple(each.shape) for each in outputs.attentions] == [(4, 4, 17, 17)] * 3
     assert [tuple(each.shape) for each in outputs.hidden_states] == [(4, 17, 32)] * 4
     assert expected.attentions is None and expected.hidden_states is None
-    last = model.backbone.layernorm(outputs.hidden_states[-1])
+    with torch.inference_mode():
+        last = model.backbone.layernorm(outputs.hidden_states[-1])
     torch.testing.assert_close(last, outputs.last_hidden_state)
 
 
@@ -401,13 +404,14 @@ def test_partners_that_do_not_fit(images):
             "convnext",
             "DCAL needs a plain vision transformer, such as ViT, DeiT or DINOv2; the configuration of 'convnext",
         ),
-        ("swin", "the configuration of 'swin' has no number num_attention_heads"),
-        ("siglip", "SiglipVisionModel has no class token before its 16 patches: it returns 16 tokens"),
+        ("swin", "the configuration of 'swin' has no number num_hidden_layers"),
+        ("siglip", "SiglipVisionModel is no plain vision transformer: DCAL saw 0 self-attentions in its 3 layers"),
+        ("ijepa", "IJepaModel has no class token before its 16 patches: it returns 16 tokens"),
     ],
 )
 def test_a_backbone_that_is_no_plain_transformer(kind, message):
     with pytest.raises(Exception) as raised:
-        DCALModel.from_backbone(tiny_backbone(kind))
+        DCALModel.from_backbone(IJepaConfig(**TINY) if kind == "ijepa" else tiny_backbone(kind))
     assert message in str(raised.value)
 
 

@@ -42,7 +42,7 @@ class ModelTester:
         seq_length: int,  # of the image tokens
         hidden_states: int,  # how many the backbone returns
     ):
-        self.model_class = model_class
+        self.model_class: Any = model_class
         self.backbone = backbone
         self.seq_length = seq_length
         self.expected_num_hidden_layers = hidden_states

@@ -5,8 +5,9 @@ function computes the attention of an [`AttentionPass`], which is a keyword of t
 nothing of a call: several threads can use it at a time, and gradient checkpointing computes the same again.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers.models.vit.modeling_vit import eager_attention_forward
 DCAL_ATTENTION = "dcal"
 
 # Attention weights that are computed at a time: as many as fit into a CPU's cache, and more on an accelerator.
-_WEIGHTS_ON_CPU, _WEIGHTS_ON_DEVICE = 2**20, 2**26
+_WEIGHTS_ON_CPU, _WEIGHTS_ON_DEVICE = 2**18, 2**26
 
 Attended = tuple[torch.Tensor, torch.Tensor | None]  # (batch, tokens, heads, head_dim), and the weights if eager
 
@@ -87,68 +88,66 @@ class AttentionPass:
         is_last = len(self.mean_weights) + 1 == self.rollout_layers
         learns = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
         if self.implementation == "sdpa" and not learns and not is_last:
-            output, mean = attend_in_blocks(query, key, value, settings["scaling"])
+            output, mean = attend_and_average(query, key, value, settings["scaling"])
             self.mean_weights.append(mean)
             return output, None
         output, weights = self._function(module, query, key, value, None, **settings)
         with torch.no_grad():
             queries = query[:, :, :1] if is_last else query
-            self.mean_weights.append(mean_weights(queries, key, settings["scaling"]))
+            self.mean_weights.append(average_weights(queries, key, settings["scaling"]))
         return output, weights
 
 
-def attend_in_blocks(
+def attend_and_average(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention in one go with the mean of its weights, which SDPA does not return.
+    """Attention together with the mean of its weights over the heads, which SDPA does not return.
 
-    To compute the weights after SDPA takes 13 % more multiplications for a ViT-S at 448 pixels.
+    This costs less than SDPA and the weights after it, and more than SDPA: `scripts/benchmark_dcal.py` measures it.
 
     Returns:
         The attended values (batch, tokens, heads, head_dim), and weights (batch, tokens, tokens).
     """
-    output = torch.empty_like(value.transpose(1, 2), memory_format=torch.contiguous_format)
-    mean = _empty_mean(query, key)
-    for images, head, weights in _blocks_of_weights(query, key, scaling):
-        output[images, :, head] = weights.to(value.dtype) @ value[images, head]
-        _add_head(mean[images], weights, head, query.shape[1])
-    return output, mean
+    output, value = torch.empty_like(query, memory_format=torch.contiguous_format), value.contiguous()
+    return output.transpose(1, 2), _average_weights(query, key, scaling, value, output)
 
 
-def mean_weights(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
-    """The attention weights, averaged over the heads: (batch, queries, tokens) in at least float32."""
-    mean = _empty_mean(query, key)
-    for images, head, weights in _blocks_of_weights(query, key, scaling):
-        _add_head(mean[images], weights, head, query.shape[1])
-    return mean
+def average_weights(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
+    """The mean of the attention weights over the heads: (batch, queries, tokens) in at least float32."""
+    return _average_weights(query, key, scaling)
 
 
-def _blocks_of_weights(
-    query: torch.Tensor, key: torch.Tensor, scaling: float
-) -> Iterator[tuple[slice, int, torch.Tensor]]:
-    """Some images, a head, and its weights (images, queries, tokens)."""
+def _average_weights(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    scaling: float,
+    value: torch.Tensor | None = None,
+    output: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """As `average_weights`; with values, it also fills `output` (batch, heads, queries, head_dim).
+
+    It computes some rows at a time, so that their weights and mean stay in the cache.
+    """
+    (batch, heads, queries, _), tokens = query.shape, key.shape[2]
     at_a_time = _WEIGHTS_ON_CPU if query.device.type == "cpu" else _WEIGHTS_ON_DEVICE
-    step = max(1, at_a_time // (query.shape[2] * key.shape[2]))
-    for start in range(0, query.shape[0], step):
-        images = slice(start, start + step)
-        for head in range(query.shape[1]):
-            scores = (query[images, head] * scaling) @ key[images, head].transpose(1, 2)
-            yield images, head, scores.softmax(dim=-1, dtype=_precise(query.dtype))
-
-
-def _empty_mean(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    return query.new_empty(query.shape[0], query.shape[2], key.shape[2], dtype=_precise(query.dtype))
-
-
-def _add_head(mean: torch.Tensor, weights: torch.Tensor, head: int, num_heads: int) -> None:
-    if head == 0:
-        torch.mul(weights, 1 / num_heads, out=mean)
-    else:
-        mean.add_(weights, alpha=1 / num_heads)
-
-
-def _precise(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+    image_step, row_step = max(1, at_a_time // (queries * tokens)), max(1, at_a_time // tokens)
+    precise = torch.promote_types(query.dtype, torch.float32)
+    scaled, keys = (query * scaling).contiguous(), key.contiguous().transpose(2, 3)
+    mean = query.new_empty(batch, queries, tokens, dtype=precise)
+    for first_image, first_row in product(range(0, batch, image_step), range(0, queries, row_step)):
+        images, rows = slice(first_image, first_image + image_step), slice(first_row, first_row + row_step)
+        block = mean[images, rows]
+        scores, weights = block.new_empty(block.shape, dtype=query.dtype), torch.empty_like(block)
+        for head in range(heads):
+            torch.matmul(scaled[images, head, rows], keys[images, head], out=scores)
+            torch.softmax(scores, dim=-1, dtype=precise, out=weights)
+            if value is not None and output is not None:
+                output[images, head, rows] = weights.to(value.dtype) @ value[images, head]
+            if head == 0:
+                torch.mul(weights, 1 / heads, out=block)
+            else:
+                block.add_(weights, alpha=1 / heads)
+    return mean
 
 
 def attend(
