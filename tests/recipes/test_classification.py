@@ -151,11 +151,11 @@ def test_a_linear_probe_changes_no_weight_and_no_statistics(world: Path, tmp_pat
     native = AutoModel.from_config(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1]))
     native.save_pretrained(tmp_path / "resnet")
     before = {name: value.clone() for name, value in native.state_dict().items()}
+    data = load_attribute_dataset(str(world / "birds"), ["label"])
     for freeze in (True, False):
         args = make_args(
             world, tmp_path, backbone=str(tmp_path / "resnet"), freeze_backbone=freeze, max_steps=1, warmup_steps=0
         )
-        data = load_classes(args)
         model = make_classifier(args, data.attributes["label"])
         make_trainer(model, args, data).train()
         after = model.resnet.state_dict()
