@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageClassification, PreTrainedModel, ViTConfig, ViTImageProcessorPil, pipeline
+from transformers import AutoModelForImageClassification, PreTrainedModel, ViTConfig, pipeline
 
+from cca_hf.models import backbones, conversion_crossvit
 from cca_hf.models.configuration_crossvit import CrossViTConfig
-from cca_hf.models.conversion_crossvit import make_image_processor
 from cca_hf.models.modeling_crossvit import CrossViTForImageClassification
 from cca_hf.models.modeling_dcal import DCALConfig, DCALForImageClassification
 
@@ -68,7 +68,7 @@ def crossvit(folder: Path) -> CrossViTForImageClassification:
     config = CrossViTConfig(
         image_size=48, hidden_sizes=[16, 24], num_attention_heads=[2, 2], num_layers=[1, 2], num_blocks=2, num_labels=5
     )
-    make_image_processor(config).save_pretrained(folder)
+    conversion_crossvit.make_image_processor(config).save_pretrained(folder)
     return CrossViTForImageClassification(config)
 
 
@@ -76,7 +76,7 @@ def dcal(folder: Path) -> DCALForImageClassification:
     backbone = ViTConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
     )
-    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    backbones.make_image_processor(32).save_pretrained(folder)
     return DCALForImageClassification(DCALConfig(backbone_config=backbone, num_labels=5))
 
 
