@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import nn
 from training_runs import TrainingRuns, mean_and_std
 
 from cca_hf import AttributeDataset
@@ -36,6 +37,7 @@ from cca_hf.models.whole_files import write_json
 from cca_hf.recipes.classification import run_training
 from cca_hf.recipes.classification_arguments import ClassificationArguments
 from cca_hf.recipes.classification_data import load_classes
+from cca_hf.recipes.classifiers import backbone_of
 from cca_hf.recipes.command_line import parse_command
 
 VIT: dict[str, Any] = {
@@ -126,13 +128,18 @@ class Benchmark:
         seconds = time.perf_counter() - start
         assert run.result is not None  # None only in other processes than the main one
         shutil.rmtree(work)
+        parameters = count_parameters(run.model)
         return {
             "metrics": run.result.metrics(),
-            "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
-            "trained_parameters": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
+            "parameters": parameters,
+            "trained_parameters": parameters - args.freeze_backbone * count_parameters(backbone_of(run.model)),
             "training_seconds": seconds,
             "epochs": args.num_train_epochs,
         }
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def rows_without_training(data: AttributeDataset) -> dict[str, dict[str, float]]:
