@@ -1,25 +1,29 @@
-"""Load a checkpoint of any model of this package. This file is not saved with checkpoints."""
+"""Load a checkpoint of any model of this package or of transformers. This file is not saved with checkpoints."""
 
 from os import PathLike, fspath
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from .configuration_images import ImageModelConfig
-from .modeling_images import CHECKPOINT_FILES
+from .image_embedder import ImageEmbedder
+from .whole_checkpoints import config_class_of, load_weights, saved_class_of
 
 
 def load_model(
-    name_or_path: str | PathLike[str], device: str | torch.device | None = None, dtype: str | torch.dtype = "auto"
+    name_or_path: str | PathLike[str],
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
 ) -> Any:
-    """Load a checkpoint of this package, in evaluation mode.
+    """Load a checkpoint of this package with attributes or categories, in evaluation mode.
 
     Args:
         name_or_path: a folder, or a model id on the Hub.
         device: defaults to the accelerator of this machine, or else the CPU.
         dtype: of the weights; `"auto"` for the one in which they were saved.
+        revision: branch, tag or commit on the Hub.
 
     Returns:
         An [`ImagePreTrainedModel`], such as a [`CCAModel`].
@@ -29,35 +33,46 @@ def load_model(
         ValueError: if the checkpoint is of another type, lacks weights, or has weights that are NaN or infinite, an
             image processor with code of its own, or a file that is a pipe or a device.
     """
-    name, parts = fspath(name_or_path), Path(name_or_path).parts
-    if not Path(name).exists() and (Path(name).is_absolute() or len(parts) > 2):  # not an id on the Hub
-        raise FileNotFoundError(f"there is no checkpoint at {name}")
-    check_files(Path(name))
-    try:
-        model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
-    except OSError as error:
-        raise OSError(f"{name!r} is not a folder here, and could not be loaded from the Hub: {error}") from error
-    if model_type is None and (Path(name) / "adapter_config.json").is_file():
+    config_class = config_class_of(name_or_path, revision)
+    if not issubclass(config_class, ImageModelConfig):
+        name = fspath(name_or_path)
         raise ValueError(
-            f"{name} is an adapter without its base model: load both with PEFT, and save the merged model "
-            "(PeftModel.from_pretrained(base_model, adapter).merge_and_unload())"
+            f"{name} is a checkpoint of type {config_class.model_type!r}, which has no attributes: 'cca train "
+            f"--backbone {name}' trains a CCA model on it, and 'cca embed', 'cca index' and 'cca search' take it as "
+            "it is"
         )
-    if model_type not in CONFIG_MAPPING or not issubclass(CONFIG_MAPPING[model_type], ImageModelConfig):
-        raise ValueError(
-            f"{name} is a checkpoint of type {model_type!r}, not of CCA; 'cca train --backbone {name}' trains a CCA "
-            "model on it"
-        )
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    model, report = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True, trust_remote_code=False)
-    if report["missing_keys"]:  # they would be random, and the embeddings useless
-        missing = sorted(report["missing_keys"])
-        raise ValueError(f"{name} lacks {len(missing)} of the model's weights, such as {missing[0]}: it is incomplete")
-    return model.to(device or accelerator or "cpu").eval()
+    return load_weights(AutoModel, name_or_path, device, dtype=dtype, revision=revision or "main")
 
 
-def check_files(folder: Path) -> None:
-    """Raises ValueError if a file of a checkpoint is a pipe or a device: reading it may never end."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        special = path.exists() and not path.is_file() and not path.is_dir()
-        if special and any(path.match(pattern) for pattern in CHECKPOINT_FILES):
-            raise ValueError(f"{path} is a pipe or a device, not a file: remove it, or restore the checkpoint")
+def load_encoder(
+    name_or_path: str | PathLike[str],
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+) -> Any:
+    """Load what embeds images, from a checkpoint of any vision model.
+
+    Args:
+        name_or_path, device, dtype, revision: as in [`load_model`].
+
+    Returns:
+        The model itself, as [`load_model`] returns it; for a model of another type, such as [`CrossViTModel`] or a
+        DINOv2, an [`ImageEmbedder`] with one embedding of an image.
+
+    Raises:
+        OSError, ValueError: see [`load_model`] and [`ImageEmbedder.from_pretrained`].
+    """
+    if issubclass(config_class_of(name_or_path, revision), ImageModelConfig):
+        return load_model(name_or_path, device, dtype, revision)
+    return ImageEmbedder.from_pretrained(name_or_path, device, dtype, revision)
+
+
+def load_saved(folder: str | PathLike[str]) -> PreTrainedModel:
+    """Load a checkpoint on the CPU with the head that it was saved with, such as that of a classifier.
+
+    Raises:
+        OSError, ValueError: see [`load_model`]; or if it has a head of another kind.
+    """
+    config_class_of(folder)  # raises for a folder that is no checkpoint
+    config = AutoConfig.from_pretrained(fspath(folder), trust_remote_code=False)
+    return load_weights(saved_class_of(config), folder, "cpu", dtype="auto")
