@@ -45,7 +45,7 @@ VIT: dict[str, Any] = {
     "image_size": 64,
     "patch_size": 8,
     "hidden_size": 96,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 4,
     "num_attention_heads": 3,
     "intermediate_size": 384,
 }
@@ -56,8 +56,9 @@ CROSSVIT: dict[str, Any] = {
     "image_scales": [1.0, 1.0],
     "hidden_sizes": [48, 96],
     "num_attention_heads": [3, 3],
-    "num_layers": [1, 2],
+    "num_layers": [1, 1],
     "num_blocks": 2,
+    "mlp_ratio": 4.5,
 }
 
 

@@ -26,7 +26,7 @@ def test_crossvit_and_vit_have_as_many_parameters():
 
 def test_one_table_and_no_run_twice(tmp_path, monkeypatch, capsys):
     (tmp_path / "shapes").mkdir()
-    for split, dataset in generate_shapes_dataset(num_images=40, image_size=32, seed=0).items():
+    for split, dataset in generate_shapes_dataset(num_images=100, image_size=32, seed=0).items():
         dataset.to_parquet(tmp_path / "shapes" / f"{split}-00000-of-00001.parquet")
     words = ["--dataset", str(tmp_path / "shapes"), "--label_column", "shape", "--backbone", "none", "--output"]
     words += [str(tmp_path / "out"), "--seeds", "3", "--use_cpu", "--disable_tqdm", "true", "--eval_strategy", "no"]

@@ -25,7 +25,8 @@ from .archive import EXAMPLE_SHA256, NoArchiveError, example_script
 
 # The script loads it by this name. On the Hub it is a wrapper of scikit-learn; a folder of this name comes first.
 ACCURACY = """
-import datasets, evaluate
+import datasets
+import evaluate
 
 class Accuracy(evaluate.Metric):
     def _info(self):
