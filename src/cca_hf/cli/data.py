@@ -17,8 +17,12 @@ app = typer.Typer(
 
 @app.command(cls=Command)
 def prepare(
-    benchmark: Literal["fashionai", "darn", "deepfashion", "zappos50k", "polyvore", "adde"] = typer.Argument(
-        ..., metavar="NAME", help="fashionai, darn, deepfashion, zappos50k, polyvore or adde."
+    benchmark: Literal[
+        "fashionai", "darn", "deepfashion", "zappos50k", "polyvore", "adde", "cub200", "cars", "aircraft"
+    ] = typer.Argument(
+        ...,
+        metavar="NAME",
+        help="fashionai, darn, deepfashion, zappos50k, polyvore, adde, cub200, cars or aircraft.",
     ),
     root: Path = option(..., "FOLDER", "Folder with the unpacked download."),
     output: Path = option(..., "FOLDER", "A new folder for the data set."),
@@ -47,12 +51,17 @@ def prepare(
       cca data prepare fashionai --root FashionAI --asen_splits asen/data --output fashionai
       cca data prepare zappos50k --root zappos --output zappos50k
       cca data prepare polyvore --root polyvore_outfits --output polyvore
+      cca data prepare cub200 --root CUB_200_2011 --output cub200
       cca data prepare adde --root images --adde_splits splits/Shopping100k --output shopping100k
       cca train --dataset fashionai --backbone google/vit-base-patch16-224-in21k --output_dir out
     """
     given: dict[str, object] = {"--triplets": triplets, "--seed": seed, "--asen_splits": asen_splits}
     given |= {"--adde_splits": adde_splits, "--attributes": attributes}
-    own = {"zappos50k": ("--triplets", "--seed"), "polyvore": (), "adde": ("--adde_splits", "--attributes")}
+    own: dict[str, tuple[str, ...]] = {
+        "zappos50k": ("--triplets", "--seed"),
+        "adde": ("--adde_splits", "--attributes"),
+    }
+    own |= dict.fromkeys(("polyvore", "cub200", "cars", "aircraft"), ())
     for name, value in given.items():
         if value is not None and name not in own.get(benchmark, ("--asen_splits",)):
             raise UsageError(f"{name} is not for {benchmark}")
@@ -60,7 +69,10 @@ def prepare(
         raise UsageError("adde needs --adde_splits")
     with stdout_kept_clean():
         from cca_hf.data.benchmarks.adde import load_adde
+        from cca_hf.data.benchmarks.aircraft import load_aircraft
         from cca_hf.data.benchmarks.asen import load_darn
+        from cca_hf.data.benchmarks.cars import load_cars
+        from cca_hf.data.benchmarks.cub200 import load_cub200
         from cca_hf.data.benchmarks.deepfashion import load_deepfashion
         from cca_hf.data.benchmarks.fashionai import load_fashionai
         from cca_hf.data.benchmarks.polyvore import load_polyvore
@@ -69,8 +81,9 @@ def prepare(
 
         if benchmark == "zappos50k":
             loaded = load_zappos50k(root, triplets or "lists", seed or 0)
-        elif benchmark == "polyvore":
-            loaded = load_polyvore(root)
+        elif benchmark in ("polyvore", "cub200", "cars", "aircraft"):
+            whole = {"polyvore": load_polyvore, "cub200": load_cub200, "cars": load_cars, "aircraft": load_aircraft}
+            loaded = whole[benchmark](root)
         elif adde_splits is not None:
             loaded = load_adde(root, adde_splits, attributes)
         else:
