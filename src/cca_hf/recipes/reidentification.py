@@ -5,18 +5,21 @@ load it.
 """
 
 import copy
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from datasets import DatasetDict
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
 
 from cca_hf.data.class_images import ClassImages
 from cca_hf.data.identity_images import IdentityCollator
 from cca_hf.data.reidentification import ReidentificationData, load_reidentification
 from cca_hf.data.sampler import AttributeBatchSampler
+from cca_hf.data.schema import AttributeDataset
 from cca_hf.evaluation.reidentification import ReidentificationEvaluator
 from cca_hf.evaluation.reidentification_result import ReidentificationResult
 from cca_hf.extras import require
@@ -46,6 +49,8 @@ from .attribute_retrieval import refuse_earlier_run
 from .backbone_config import read_backbone_config
 from .classifiers import with_image_size
 from .reidentification_arguments import DATA, ReidentificationArguments
+
+logger = logging.getLogger(__name__)
 
 _PRETRAINED_LEARNING_RATE = 1e-4  # the help of --learning_rate names it
 _LOCAL_SHARE = 0.3  # of DCAL's paper, for re-identification
@@ -110,7 +115,11 @@ def run_training(args: ReidentificationArguments) -> ReidentificationRun:
 
 
 def load_data(args: ReidentificationArguments) -> ReidentificationData:
-    """The data set, after every image has been decoded once as a check; see `load_reidentification`."""
+    """The data set, after every image has been decoded once as a check; see `load_reidentification`.
+
+    Raises:
+        ValueError: if no training identity has `min_images_per_identity` images.
+    """
     data = load_reidentification(
         args.dataset,
         args.identity_column,
@@ -123,7 +132,29 @@ def load_data(args: ReidentificationArguments) -> ReidentificationData:
         split_seed=args.split_seed,
         on_unreadable=args.on_unreadable,
     )
-    return replace(data, images=data.images.check_images(args.on_unreadable))
+    images = data.images.check_images(args.on_unreadable)
+    if args.min_images_per_identity > 1:
+        images = _with_several(images, args.min_images_per_identity)
+    return replace(data, images=images)
+
+
+def _with_several(data: AttributeDataset, least: int) -> AttributeDataset:
+    """Without the training images of identities that have fewer than `least` of them."""
+    labels = data.labels("train")[:, 0]
+    counts = np.bincount(labels[labels >= 0], minlength=1)
+    rows = np.flatnonzero((labels >= 0) & (counts[labels] >= least))
+    if not len(rows):
+        raise ValueError(f"no training identity has {least} images; the most is {counts.max()}")
+    left_out = int(((counts > 0) & (counts < least)).sum())
+    logger.warning(
+        "left out %d training images, of the %d identities with fewer than %d images",
+        len(labels) - len(rows),
+        left_out,
+        least,
+    )
+    splits = DatasetDict(data.splits)
+    splits["train"] = splits["train"].select(rows)
+    return replace(data, splits=splits)
 
 
 def make_model(args: ReidentificationArguments) -> PreTrainedModel:

@@ -14,6 +14,7 @@ DATA = (
     "camera_column",
     "role_column",
     "within_column",
+    "min_images_per_identity",
     "dataset_config",
     "dataset_revision",
     "image_column",
@@ -47,6 +48,7 @@ class ReidentificationArguments(TrainingArguments):
     dataset_config: str | None = flag(None, "Configuration of a data set on the Hub.")
     dataset_revision: str | None = flag(None, "Branch, tag or commit of the data set.")
     image_column: str | None = flag(None, "Column with the images. Default: image, or the only column of images.")
+    min_images_per_identity: int = flag(1, "Leave out training identities with fewer images.")
     split_seed: int = flag(0, "Seed for cutting the splits that the data set does not have, by identities.")
     on_unreadable: Literal["error", "skip"] = flag(
         "error", "Whether an image that cannot be read is an error before the training, or is skipped."
