@@ -181,6 +181,17 @@ def write_triplets(folder: Path, images: Path) -> None:
     triplets.to_parquet(folder / "test-00000-of-00001.parquet")
 
 
+def add_crossvit(folder: Path) -> None:
+    """A tiny CrossViT with its image processor, as `crossvit-15`."""
+    from transformers import ViTImageProcessor
+
+    from cca_hf.models.modeling_crossvit import CrossViTConfig, CrossViTModel
+
+    shape = {"hidden_sizes": [12, 24], "num_attention_heads": [2, 2], "num_layers": [1, 1], "num_blocks": 1}
+    CrossViTModel(CrossViTConfig(image_size=32, **shape)).save_pretrained(folder / "crossvit-15")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "crossvit-15")
+
+
 def add_sentence_encoder(folder: Path) -> bool:
     """Links `sentence-transformers/all-MiniLM-L6-v2` as a folder; False without the package of the test extra."""
     try:

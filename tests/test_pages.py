@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from .pages import add_sentence_encoder, make_world, run_page
+from .pages import add_crossvit, add_sentence_encoder, make_world, run_page
 
 
 @pytest.fixture
@@ -34,6 +34,7 @@ def test_quick_start(world: Path) -> None:
 
 def test_search(world: Path) -> None:
     pytest.importorskip("lancedb", reason='the index needs LanceDB: pip install "cca_hf[search]"')
+    add_crossvit(world)
     steps = []
     for ran in run_page("docs/search.md", world):
         steps.append(" ".join(ran.command[:2]) or ran.heading)
@@ -53,8 +54,12 @@ def test_search(world: Path) -> None:
             assert [len(hits) for hits in names["results"]] == [10, 10]
         elif steps[-1] == "Filters":
             assert (names["cheap"], names["same"], names["unknown"]) == (5, 5, 4)
+        elif steps[-1] == "A model without attributes":
+            assert len(names["hits"]) == 5 and names["hits"] == names["same"] and names["embeddings"].shape == (2, 36)
     shell = ["pip install"] * 2 + ["cca index"] + ["cca search"] * 4
-    assert steps == [*shell, "From Python", "Kinds of queries", *["This one, but red"] * 2, "Filters"]
+    queries = ["From Python", "Kinds of queries", *["This one, but red"] * 2, "Filters"]
+    without = ["cca index", "cca search", "cca search", "A model without attributes"]
+    assert steps == [*shell, *queries, *without]
     assert (world / "found.html").read_text(encoding="utf-8").count("data:image/jpeg;base64,") == 10
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors; a 
     from .hub.publishing import push_model as push_model
     from .hub.trainer import CCATrainer as CCATrainer
     from .models.configuration_cca import CCAConfig as CCAConfig
+    from .models.image_embedder import ImageEmbedder as ImageEmbedder
     from .models.images import UnreadableImageError as UnreadableImageError
     from .models.modeling_adde import ADDEModel as ADDEModel
     from .models.modeling_cca import CCAModel as CCAModel
@@ -48,6 +49,7 @@ _MODULE_OF_NAME = {
     "ConditionalTripletLoss": "training.losses",
     "EvaluationResult": "evaluation.retrieval.result",
     "ExportedModel": "runtimes.export",
+    "ImageEmbedder": "models.image_embedder",
     "PerAttributeLoss": "training.per_attribute_loss",
     "RetrievalEvaluator": "evaluation.retrieval.evaluator",
     "UnreadableImageError": "models.images",

@@ -21,20 +21,24 @@ import torch
 import yaml
 from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image as PILImage
-from transformers import ViTConfig
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from cca_hf.cli.main import main
 from cca_hf.data.shapes import SHAPE_ATTRIBUTES, generate_shapes_dataset
 from cca_hf.models.images import UnreadableImageError
+from cca_hf.models.loading import load_encoder
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.search import AttributeIndex
+from cca_hf.search.sources import ImageSource, fill_index
 
 from ..warm_python import WarmProcess, WarmPython
 
 pytest.importorskip("lancedb", reason='the index needs LanceDB: pip install "cca_hf[search]"')
 pytest.importorskip("gradio", reason='the Space needs Gradio: pip install "cca_hf[space]"')
 
-from cca_hf.hub.space import Lookup, export_space  # noqa: E402
+import gradio  # noqa: E402
+
+from cca_hf.hub.space import Lookup, export_space, launch_space  # noqa: E402
 from cca_hf.hub.space.page import MOST_BYTES, MOST_PIXELS, open_upload  # noqa: E402
 from cca_hf.hub.space.shapes import index_shapes, train_shapes  # noqa: E402
 
@@ -598,3 +602,40 @@ def test_what_is_refused(own_picture, tmp_path):
     path.write_bytes(png_of(side + 8, side + 8))
     with pytest.raises(UnreadableImageError, match="larger.png has more than 64 million pixels"):
         open_upload(path, "larger.png")
+
+
+def test_without_attributes(browser, folder, tmp_path):
+    """One row of results; nothing to choose but the image and a filter."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    ViTModel(ViTConfig(**shape, image_size=48, patch_size=8)).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(tmp_path / "vit")
+    embedder = load_encoder(tmp_path / "vit", "cpu")
+    source = ImageSource.from_dataset(str(folder / "shapes"), embedder, str(tmp_path / "vit"), split="test")
+    fill_index(str(tmp_path / "index"), source)
+    with AttributeIndex.open(tmp_path / "index", embedder) as index:
+        lookup = Lookup(embedder, index)
+        for opened in open_page(browser, launch_space(lookup, wait=False)):
+            page = opened.page
+            assert page.locator("h1").inner_text() == "Find similar images"
+            assert (
+                page.locator("#cca-head p").inner_text().startswith(f"Search {len(index)} images. The page shows the")
+            )
+            cards = page.locator("#cca-results .cca-card")
+            assert cards.count() == 1 and cards.locator("h3, .cca-attention").count() == 0
+            name = page.locator("#cca-found").inner_text().removeprefix("Nearest to item ")
+            found = [hit.item_id for hit in index.search(item=name)]
+            assert items(cards) == found
+            assert page.get_by_role("checkbox").count() == 0 and page.locator(".cca-change").count() == 0
+            page.get_by_role("button", name="Filter").click()
+            page.locator("#cca-where textarea, #cca-where input").fill("shape == 'nothing'")
+            page.keyboard.press("Enter")
+            page.get_by_text("No images match.").wait_for()
+            assert not opened.errors and not opened.outside
+        gradio.close_all()
+        space = export_space(lookup, tmp_path / "space")
+    assert (
+        "Find similar images" in (space / "app.py").read_text()
+        and "attribute" not in (space / "README.md").read_text()
+    )
+    AttributeIndex.open(space / "catalogue.index", load_encoder(space / "model", "cpu")).close()

@@ -163,6 +163,9 @@ def push(
 ) -> None:
     """Push a checkpoint to the Hub in one commit: weights, code, model card, endpoint handler.
 
+    It can be a model with attributes, a classifier, or a model without a head. The last two have no endpoint handler,
+    because the pipelines of transformers run them.
+
     If the push fails, the repository does not change, and you can run the command again. The token comes from
     'hf auth login' or HF_TOKEN.
 

@@ -45,6 +45,9 @@ def embed(
 ) -> None:
     """Encode a catalogue of images into parquet files: each row has an id and one embedding per attribute.
 
+    A model without attributes, such as a classifier or facebook/dinov2-small, gives one embedding, in the column
+    'embedding'.
+
     An interrupted run is resumed by the same command. With 'accelerate launch' or 'torchrun', the processes share the
     work. When the (first) process has finished, it prints as JSON what the folder contains.
 
@@ -52,6 +55,7 @@ def embed(
     Examples:
       cca embed --model me/cca-shoes --images catalogue/ --output_dir embeddings
       cca embed --model out --dataset me/shoes --split test --id_column sku --columns price brand --output_dir e
+      cca embed --model facebook/dinov2-small --images catalogue/ --output_dir embeddings
       accelerate launch --multi_gpu -m cca_hf.cli.main embed --model out --images catalogue/ --output_dir embeddings
       RAY_ADDRESS=auto cca embed --engine ray --model out --images catalogue/ --output_dir embeddings
       cca embed --engine ray --model out --images catalogue/ --output_dir embeddings --store catalogue.index

@@ -50,6 +50,9 @@ def index(
 ) -> None:
     """Add images or embeddings to an index. The same command again replaces its items.
 
+    The model can be one with attributes, or any vision model, such as a classifier or facebook/dinov2-small: the index
+    then has one embedding for each image, and its searches name no attribute.
+
     Give one of --images, --dataset and --embeddings. A column with the name of an attribute enables
     'cca search --value colour=red', which needs no image. The ids of images are their paths in the folder, or the
     numbers of their rows unless --id_column is given.
@@ -60,6 +63,7 @@ def index(
       cca index --model out --dataset me/shoes --split test --id_column sku --store shoes.index
       cca index --model out --dataset me/shoes --split train --id_prefix train- --store shoes.index
       cca index --embeddings embeddings --model out --store http://localhost:6333/shoes
+      cca index --model facebook/dinov2-small --images catalogue/ --store catalogue.index
     """
     if context.invoked_subcommand is not None:
         return
@@ -100,18 +104,21 @@ def index(
         items, schema = fill_index(store, source, only_new=only_new, replace=replace, id_prefix=id_prefix)
         example = _any_item(store)
     if as_json:
-        contents = {"store": store, "items": items, "attributes": list(schema.attributes), "columns": schema.columns}
+        attributes = list(filter(None, schema.attributes))
+        contents = {"store": store, "items": items, "attributes": attributes, "columns": schema.columns}
         contents |= {"made_by": str(schema.checkpoint), "unreadable": unreadable}
         print(json.dumps(contents, indent=2, ensure_ascii=False))
         return
-    print(f"{store}: {items:,} items, each with one embedding for {', '.join(schema.attributes)}")
+    names = f" for {', '.join(schema.attributes)}" if schema.has_attributes else ""
+    print(f"{store}: {items:,} items, each with one embedding{names}")
     if unreadable:
         item, reason = next(iter(unreadable.items()))
         print(f"{len(unreadable):,} images cannot be read and were skipped, such as {item}: {reason}")
     print(f"columns to filter by: {', '.join(schema.columns) or 'none'}")
     if example is not None:
         query = [f"--item={example}"] if example.startswith("--") else ["--item", example]
-        words = ["cca", "search", "--store", store, *query, "--attribute", schema.attributes[0]]
+        attribute = ["--attribute", schema.attributes[0]] if schema.has_attributes else []
+        words = ["cca", "search", "--store", store, *query, *attribute]
         if schema.attributes == (OUTFIT_ATTRIBUTE,):
             words = ["cca", "complete", "--store", store, "--items", example]
         print(f"next: {shlex.join(words)}")
@@ -164,7 +171,7 @@ def search(
     attribute: list[str] | None = option(
         None,
         "NAME ...",
-        "Attributes, with one result for each of them. Default: all.",
+        "Attributes, with one result for each of them. Default: all. A model without attributes needs none.",
         names=("--attribute", "--attributes"),
     ),
     weights: list[str] | None = option(
@@ -179,6 +186,8 @@ def search(
     device: str | None = options.DEVICE,
 ) -> None:
     """Find the items that are most similar to an image, an item or a value, under one attribute or several.
+
+    An index of a model without attributes has one embedding for each item: give an image or an item, and no attribute.
 
     \b
     Examples:
@@ -225,14 +234,19 @@ def search(
         page = None if html is None else write_answers(answers, html, store=store, where=where)
     if as_json:
         found = [
-            {"query": answer.query, "attribute": answer.attribute, "found": [hit._asdict() for hit in answer.hits]}
+            {
+                "query": answer.query,
+                "attribute": answer.attribute or None,
+                "found": [hit._asdict() for hit in answer.hits],
+            }
             for answer in answers
         ]
         print(printable(json.dumps(found, indent=2, ensure_ascii=False)))
         return
     for answer in answers:
         table = _table(answer.hits, [*answer.attributes, *values])
-        print(printable("\n".join([f"{answer.query}, by {answer.attribute}", *answer.notes, table, ""])))
+        title = f"{answer.query}, by {answer.attribute}" if answer.attribute else answer.query
+        print(printable("\n".join([title, *answer.notes, table, ""])))
     if page is not None:
         print(f"page: {page}")
 

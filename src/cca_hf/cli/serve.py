@@ -41,6 +41,8 @@ def serve(
 ) -> None:
     """Serve a model over HTTP: it receives images, and returns one embedding per attribute.
 
+    A model without attributes, such as a classifier or facebook/dinov2-small, returns one embedding.
+
     POST / accepts an image, or JSON as the Hub's Inference Endpoints do; GET /health and /metrics are for monitoring.
     Requests that arrive at the same time are encoded together. 'cca docs serving' describes the requests
     and the limits.
@@ -82,6 +84,8 @@ def demo(
 ) -> None:
     """Serve a page that shows the images most similar to a chosen or uploaded image, under each attribute.
 
+    The index can also be that of a model without attributes.
+
     Without an index, the page shows drawn shapes and the model of 'make demo'. If this model does not exist yet, it is
     trained first, which takes some minutes on two cores.
 
@@ -100,23 +104,22 @@ def demo(
         check_engine(store)
     with stdout_kept_clean():
         from cca_hf.hub.space import Lookup, export_space, launch_space
-        from cca_hf.hub.space.page import TITLE
         from cca_hf.hub.space.shapes import index_shapes, train_shapes
-        from cca_hf.models.loading import load_model
+        from cca_hf.models import loading
         from cca_hf.search import AttributeIndex
         from cca_hf.training.process import prepare_process
 
         if store is None:
             prepare_process()
-            cca = load_model(str(train_shapes(folder)), device)
-            store = str(index_shapes(folder, cca))
+            encoder = loading.load_encoder(str(train_shapes(folder)), device)
+            store = str(index_shapes(folder, encoder))
         else:
-            cca = load_model(model or model_of_index(store), device)
-        with AttributeIndex.open(store, cca) as index:
-            lookup, heading = Lookup(cca, index), title or TITLE
+            encoder = loading.load_encoder(model or model_of_index(store), device)
+        with AttributeIndex.open(store, encoder) as index:
+            lookup = Lookup(encoder, index)
             if export is None:
-                launch_space(lookup, title=heading, host=host, port=port, open_browser=open_browser)
+                launch_space(lookup, title=title, host=host, port=port, open_browser=open_browser)
                 return
-            written = export_space(lookup, export, title=heading)
+            written = export_space(lookup, export, title=title)
     print(written)
     print(f"next: hf upload ACCOUNT/NAME {written} . --repo-type space")

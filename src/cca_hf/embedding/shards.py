@@ -3,6 +3,9 @@
     manifest.json                          the model's fingerprint, attributes, dtype, number of items, rows per shard
     embeddings-00000-of-00003.parquet      item_id, columns of the data set, embedding_<attribute>, ...
 
+A model with one embedding of an image has no attributes. Its manifest lists one attribute without a name, "", and its
+shards have one column `embedding`.
+
 A shard contains a fixed range of rows of the catalogue, without the images that could not be read. Its metadata lists
 these, and the fingerprint of the rows that it was made from. A shard gets its name when it is complete and on disk: a
 killed process leaves complete shards, and nothing else that is read.
@@ -10,8 +13,8 @@ killed process leaves complete shards, and nothing else that is read.
 The metadata also contain the SHA-256 of the file, with zeros in its own place, so that a file can be checked without
 another one. Shards of version 0.1 have none.
 
-An `int8` vector stands for `scale_<attribute> * embedding_<attribute>`. The scale, one float32 per vector, is its
-largest coordinate / 127; cosine similarities do not need it.
+An `int8` vector stands for `scale_<attribute> * embedding_<attribute>`, or `scale * embedding`. The scale, one float32
+per vector, is its largest coordinate / 127; cosine similarities do not need it.
 """
 
 import hashlib
@@ -90,11 +93,12 @@ def model_of(folder: str | PathLike[str]) -> str | None:
 
 
 def column_of(attribute: str) -> str:
-    return f"embedding_{attribute}"
+    """The column with the embeddings of an attribute, or of the space without a name."""
+    return f"embedding_{attribute}" if attribute else "embedding"
 
 
 def _scale_column_of(attribute: str) -> str:
-    return f"scale_{attribute}"
+    return f"scale_{attribute}" if attribute else "scale"
 
 
 def features_of(items: Features, manifest: Manifest) -> Features:

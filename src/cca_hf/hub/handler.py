@@ -10,7 +10,8 @@ is never read as a file name. `attribute` is a name or a list of names; the defa
 `RequestError`, and the endpoint sends its message as {"error": message}.
 
 `cca serve` reads requests with the same classes, and decodes images in processes that load this file: therefore only
-the endpoint itself imports torch and transformers. This file imports nothing of cca_hf. It takes what it shares with
+the endpoint itself imports torch and transformers. It also serves models without attributes, whose answer for an image
+is a list of numbers. This file imports nothing of cca_hf. It takes what it shares with
 the model's code from the modules that were loaded with the model.
 """
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     import torch
 
 Readable: TypeAlias = bytes | Image.Image
-Answer: TypeAlias = dict[str, list[float]] | list[dict[str, list[float]]]
+Vectors: TypeAlias = dict[str, list[float]] | list[float]  # of an image, by attribute if the model has any
+Answer: TypeAlias = Vectors | list[Vectors]
 
 STATUS_OF = {  # kind of a RequestError -> HTTP status; only `cca serve` uses broken_off, too_slow and 415
     "invalid_request": 400,
@@ -100,7 +102,7 @@ class RequestReader:
     """Reads the requests of clients for a model.
 
     Args:
-        attributes: of the model.
+        attributes: of the model; empty if it has one embedding of an image.
         images: the module `images` of the model's code, which has `check_header`, `fetch` and `FetchError`.
         model: changes embeddings with its `manipulate`; None if no request may change them.
     """
@@ -138,6 +140,9 @@ class RequestReader:
     def _names(self, attribute: Any) -> list[str]:
         if attribute is None:
             return self.attributes
+        if not self.attributes:
+            message = "this model has one embedding of an image, and no attributes"
+            raise RequestError("unknown_attribute", f"{message}: leave out 'attribute', 'add' and 'remove'")
         names = [attribute] if isinstance(attribute, str) else attribute
         if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
             allowed = f"a name or a list of names from {self.attributes}"
@@ -302,8 +307,12 @@ class Request(Sequence[Readable]):
             import torch
 
             rows = list(self._reader.changed(torch.stack(list(rows)), self.attributes, self._change))
-        rounded = (row.double().round(decimals=_DECIMALS).tolist() for row in rows)
-        vectors = [dict(zip(self.attributes, row, strict=True)) for row in rounded]
+        rounded = [row.double().round(decimals=_DECIMALS).tolist() for row in rows]
+        vectors: list[Vectors]
+        if self.attributes:
+            vectors = [dict(zip(self.attributes, row, strict=True)) for row in rounded]
+        else:
+            vectors = [row for (row,) in rounded]
         return vectors if self._is_list else vectors[0]
 
 

@@ -5,25 +5,24 @@ folder and write the card again.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from cca_hf.evaluation.entanglement.result import EntanglementResult
 from cca_hf.evaluation.results import ResultCard
 from cca_hf.evaluation.retrieval.result import EvaluationResult
 from cca_hf.evaluation.text_table import markdown_text
-from cca_hf.models.configuration_cca import CCAConfig
-from cca_hf.models.configuration_images import AttributeConfig, is_hub_id, public_name
+from cca_hf.models.configuration_images import AttributeConfig, ImageModelConfig
 from cca_hf.models.whole_files import write_text
 from cca_hf.training.run_record import FILE_NAME, RunRecord
 from cca_hf.visualization.report import EXAMPLES, check_comparable, plot_curves
+
+from .model_description import ModelDescription, describe_model, link_to
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 _TEST_RESULT = "test_evaluation.json"
@@ -35,7 +34,6 @@ _FILES_OF_0_1: dict[str, type[EvaluationResult | EntanglementResult]] = {
     _TEST_RESULT: EvaluationResult,
     _ENTANGLEMENT: EntanglementResult,
 }
-_ATTRIBUTE_TAGS = ("image-retrieval", "conditional-embeddings", "visual-search", "cca")
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,8 @@ def write_model_card(
 
     Raises:
         FileNotFoundError: if the folder contains no checkpoint.
-        ValueError: if the baselines cannot be compared with the test result, or it is missing; for two licences.
+        ValueError: for a model that neither embeds nor classifies images; if the baselines cannot be compared with the
+            test result, or it is missing; for two licences.
     """
     licence = one_licence(licence, license)
     folder = Path(folder)
@@ -81,25 +80,28 @@ def write_model_card(
         raise FileNotFoundError(f"{folder} has no config.json: a model card is written beside a checkpoint")
     draw_training(folder, folder / "training.png")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    model_class = MODEL_MAPPING[type(config)]
-    run = RunRecord.load(folder) if (folder / FILE_NAME).is_file() else None
-    results = read_results(folder, baselines)
     name = model_id or folder.resolve().name
-    one_space = type(config) is CCAConfig and config.condition_embedding == "none"
+    run = RunRecord.load(folder) if (folder / FILE_NAME).is_file() else None
+    model = describe_model(config, name, None if run is None else run.settings.get("backbone"))
+    results = read_results(folder, baselines)
     # the BibTeX entry of a paper on arXiv, if it is beside this file
-    citation = Path(__file__).with_name(f"{(model_class.paper_url or '').rsplit('/', 1)[-1]}.bib")
+    citation = Path(__file__).with_name(f"{(model.paper_url or '').rsplit('/', 1)[-1]}.bib")
+    class_counts, has_values = _class_counts(model.classes, run), isinstance(config, ImageModelConfig)
     card = ModelCard.from_template(
-        _metadata(config, run, results, name, licence, folder),
+        _metadata(config, model, run, results, name, licence, folder),
         template_path=str(TEMPLATE),
         text=markdown_text,
         name=name.split("/")[-1],
-        method="a single space for all attributes (the baseline of CCA)" if one_space else model_class.method,
-        paper_url=model_class.paper_url,
+        method=model.method,
+        paper_url=model.paper_url,
         citation=citation.read_text(encoding="utf-8") if citation.exists() else None,
-        backbone=_backbone(config),
-        dataset=None if run is None else _link(run.dataset, "datasets/", on_hub=run.dataset_on_hub),
-        usage=model_class.usage_example(name, config),
-        attributes=_attributes(config, run),
+        backbone=model.backbone,
+        dataset=None if run is None else link_to(run.dataset, on_hub=run.dataset_on_hub, kind="datasets/"),
+        usage=model.usage,
+        classes=model.classes if class_counts is None else _with_counts(class_counts),
+        are_counted=class_counts is not None,
+        attributes=_attributes(config, run) if has_values else {},
+        value_counts=run.value_counts if run is not None and (model.classes or has_values) else {},
         results=results,
         report=(folder / "report.png").exists(),
         curves=(folder / "training.png").exists(),
@@ -157,26 +159,24 @@ def one_licence(licence: str | None, license: str | None) -> str | None:
 
 def _metadata(
     config: PreTrainedConfig,
+    model: ModelDescription,
     run: RunRecord | None,
     results: list[StoredResult],
     name: str,
     licence: str | None,
     folder: Path,
 ) -> ModelCardData:
-    pipelines = config.to_dict().get("custom_pipelines")  # without one, the Hub takes the task from the architecture
-    task = next(iter(pipelines)) if pipelines else None
     tags = ["cca_hf", *(["sentence-transformers"] if (folder / "modules.json").exists() else [])]
-    tags += _ATTRIBUTE_TAGS if isinstance(config, AttributeConfig) else []
     measured = [result.card for result in results if result.card.metrics]
-    evaluated = None if run is None else (task or "other", run.dataset, run.dataset.split("/")[-1])
+    evaluated = None if run is None else (model.task or "other", run.dataset, run.dataset.split("/")[-1])
     return ModelCardData(
         license=licence,
         library_name="transformers",
-        pipeline_tag=task,
-        base_model=config.backbone_name if config.backbone_name and is_hub_id(config.backbone_name) else None,
+        pipeline_tag=model.task,
+        base_model=model.base_model,
         datasets=[run.dataset] if run is not None and run.dataset_on_hub else None,
         metrics=[card.metrics[0][0] for card in measured] or None,
-        tags=list(dict.fromkeys([*tags, config.model_type])),
+        tags=list(dict.fromkeys([*tags, *model.tags, config.model_type])),
         widget=[  # queries and their nearest images; the Hub runs no widget for this task
             {
                 "src": f"{EXAMPLES}/{path.name}",
@@ -197,23 +197,21 @@ def _metadata(
     )
 
 
-def _backbone(config: PreTrainedConfig) -> str:
-    if config.backbone_name is None:
-        return f"a network of type `{config.backbone_config.model_type}`, trained from scratch"
-    return _link(public_name(config.backbone_name), "", on_hub=is_hub_id(config.backbone_name))
+def _class_counts(classes: Sequence[str], run: RunRecord | None) -> dict[str, int] | None:
+    """The number of training images of each class, if the run has them."""
+    counted = run.value_counts.values() if run is not None and classes else ()
+    return next((counts for counts in counted if set(counts) == set(classes)), None)
 
 
-def _link(name: str, kind: str, *, on_hub: bool) -> str:
-    return f"[{markdown_text(name)}](https://huggingface.co/{kind}{quote(name)})" if on_hub else markdown_text(name)
+def _with_counts(counts: Mapping[str, int]) -> list[str]:
+    """The most frequent first."""
+    return [f"{value} ({counts[value]:,})" for value in sorted(counts, key=lambda value: -counts[value])]
 
 
 def _attributes(config: PreTrainedConfig, run: RunRecord | None) -> dict[str, list[str]]:
     """Attribute -> values, with their counts and the most frequent first if the run is known."""
     if run is not None:
-        return {
-            name: [f"{value} ({counts[value]:,})" for value in sorted(counts, key=lambda value: -counts[value])]
-            for name, counts in run.value_counts.items()
-        }
+        return {name: _with_counts(counts) for name, counts in run.value_counts.items()}
     names = config.attributes if isinstance(config, AttributeConfig) else []
     return {name: (config.attribute_values or {}).get(name, []) for name in names}
 

@@ -1,7 +1,8 @@
 """Publish a trained checkpoint on the Hub: its files are collected in a folder and pushed in one commit.
 
-The repository gets the checkpoint, loaded and saved again, with its code; `handler.py` for Inference Endpoints; the
-model card with its images; and the figures of the card. Checkpoints of the training and its states are left out.
+The repository gets the checkpoint, loaded and saved again, with its code; the model card with its images; and the
+figures of the card. A model with attributes also gets `handler.py` for Inference Endpoints, which run other models by
+the pipelines of transformers. Checkpoints of the training and its states are left out.
 
 `HfApi.upload_folder` splits a large folder into several commits, so this uses `HfApi.create_commit`: large files are
 uploaded first and are invisible until the commit refers to them. After a failure, uploaded files are not sent again.
@@ -23,14 +24,16 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HTTPError  # from httpx or httpx2, depending on its version
 
 from cca_hf.evaluation.retrieval.result import EvaluationResult
-from cca_hf.models.loading import load_model
-from cca_hf.models.modeling_images import remove_path_of_text_encoder
+from cca_hf.models.configuration_images import AttributeConfig
+from cca_hf.models.loading import load_saved
+from cca_hf.models.modeling_images import ImagePreTrainedModel, remove_path_of_text_encoder
+from cca_hf.models.whole_checkpoints import load_image_processor, save_whole
 from cca_hf.models.whole_files import check_new, may_leave
 from cca_hf.visualization.report import EXAMPLES
 
 from .model_card import draw_training, one_licence, read_results, write_model_card
 
-_BESIDE = ("handler.py", "requirements.txt")  # files of this folder, copied as they are
+_BESIDE = ("handler.py", "requirements.txt")  # files of this folder, for a model with attributes
 # All that leaves the folder of a training, by name. The checkpoint is loaded and saved again; and the results with a
 # section of the card, their figures and the images of the card leave too. Hidden files and links never do.
 _OF_THE_RUN = ("run.json", "all_results.json", "report.png", f"{EXAMPLES}/?.jpg", f"{EXAMPLES}/?-neighbours.png")
@@ -58,6 +61,8 @@ def push_model(
     license: str | None = None,
 ) -> str:
     """Push a checkpoint to the Hub with its code and its model card, in one commit.
+
+    It can be of any vision model: with attributes, a classifier, or one without a head.
 
     Args:
         folder: the output folder of a training, or a folder written by `save_pretrained`.
@@ -111,15 +116,19 @@ def stage_model(
     Raises:
         FileNotFoundError: if `folder` contains no checkpoint, or an image of its card is missing.
         FileExistsError: if `output` is not empty.
-        ValueError: if the checkpoint is of another type or lacks weights, or its card shows a file that is no image.
+        ValueError: if the checkpoint is of another type, or lacks weights or an image processor; or if its card shows
+            a file that is no image.
     """
     folder, output = Path(folder), Path(output)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} contains no checkpoint: it has no config.json")
     check_new(output)
-    model = load_model(str(folder), "cpu")
-    model.save_pretrained(output)
-    remove_path_of_text_encoder(output)
+    model = load_saved(folder)
+    if isinstance(model, ImagePreTrainedModel):
+        model.save_pretrained(output)
+        remove_path_of_text_encoder(output)
+    else:
+        save_whole(model, load_image_processor(folder), output)
     results = read_results(folder)
     figures = [result.image for result in results if result.image is not None]
     of_the_run = [path for name in _OF_THE_RUN for path in sorted(folder.glob(name))]
@@ -129,7 +138,7 @@ def stage_model(
         else:
             logger.warning("%s is hidden or a link, and is not published", path)
     draw_training(folder, output / "training.png")
-    for name in _BESIDE:
+    for name in _BESIDE if isinstance(model.config, AttributeConfig) else ():
         shutil.copy(Path(__file__).with_name(name), output)
     card = folder / "README.md"
     if may_leave(card, folder) and f'"{repo_id}"' in card.read_text(encoding="utf-8"):

@@ -1,7 +1,8 @@
 """A model behind HTTP: reads requests as `handler.py` does, and embeds the images of many requests together.
 
     POST /  or  /embed     a request as JSON, or an image as the body with ?attribute=colour&add=colour=red
-    GET  /                 the model's attributes, the values that a request can add, and the limits
+    GET  /                 the model's attributes (none for one embedding of an image), the values that a request can
+                           add, and the limits
     GET  /health           200 while the model answers, otherwise 503
     GET  /metrics          for Prometheus
 
@@ -83,7 +84,7 @@ class _Reader(RequestReader):
 
     def __init__(self, model: ImageEncoder, limits: Limits):
         changer = model if isinstance(model, PrototypeEncoder) else None
-        super().__init__(model.config.attributes, limits, images, changer)
+        super().__init__(_names_of(model), limits, images, changer)
         self.processes = DecodingProcesses(limits)
 
     def _open(self, content: bytes) -> Readable:
@@ -103,7 +104,7 @@ class EmbeddingServer:
         self.reader = _Reader(model, limits)
         self.most_marks = _MOST_MARKS * (limits.max_pictures + len(model.config.attributes))
         self.model = model
-        names = model.config.attributes
+        names = _names_of(model)
         self.description = {
             "model": public_name(name),
             "attributes": names,
@@ -191,7 +192,7 @@ class EmbeddingServer:
 
     async def _answer(self, http: HTTPRequest, body: bytes) -> bytes:
         request = await asyncio.to_thread(self._parse, http, body)
-        ids = self.model.config.attribute_ids(request.attributes)
+        ids = self.model.config.attribute_ids(request.attributes or None)
         from_urls = any(is_url(image) for image in request.images)
         rows = await self.batcher.embed(request, ids, client_of(http.scope), self.fetchers if from_urls else None)
         embeddings = []
@@ -347,6 +348,11 @@ def uvicorn_server(server: EmbeddingServer) -> uvicorn.Server:
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
     return _Server(config, server)
+
+
+def _names_of(model: ImageEncoder) -> list[str]:
+    """The attributes of a model; none if its only space has no name."""
+    return [name for name in model.config.attributes if name]
 
 
 def _error(status: int, kind: str, message: str) -> Response:

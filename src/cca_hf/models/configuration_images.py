@@ -136,7 +136,7 @@ class ImageModelConfig(PreTrainedConfig):
     def to_diff_dict(self) -> dict[str, Any]:
         """As [`PreTrainedConfig.to_diff_dict`], which is what a file contains: without paths of this machine."""
         settings = super().to_diff_dict()
-        settings["backbone_config"] = _without_labels(_without_folders(settings["backbone_config"]))
+        settings["backbone_config"] = _without_labels(without_folders(settings["backbone_config"]))
         if self.backbone_name is not None:
             settings["backbone_name"] = without_path(self.backbone_name)
         return settings
@@ -328,10 +328,10 @@ def without_path(name: str) -> str:
     return name if is_hub_id(name) else f"./{public_name(name)}"
 
 
-def _without_folders(settings: dict[str, Any]) -> dict[str, Any]:
+def without_folders(settings: dict[str, Any]) -> dict[str, Any]:
     """A native configuration, and those in it, without the folders that they were loaded from."""
     return {
-        name: _without_folders(value) if isinstance(value, dict) else value
+        name: without_folders(value) if isinstance(value, dict) else value
         for name, value in settings.items()
         if name != "_name_or_path" or is_hub_id(value)
     }

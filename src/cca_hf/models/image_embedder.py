@@ -17,14 +17,14 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
-from .backbones import AutoImageProcessor, interpolates_positions, run_backbone
+from .backbones import interpolates_positions, run_backbone
 from .configuration_images import AttributeConfig, ImageModelConfig
 from .encoding import ImageEncoder
 from .images import ImageReader
 from .modeling_images import check_weights, copy_in_eval_mode, hash_of_tensor, settings_of, weights_of
-from .whole_checkpoints import config_class_of, load_weights
+from .whole_checkpoints import classes_of, config_class_of, load_image_processor, load_weights, save_whole
 
 WITHOUT_NAME = ""  # the name of the only space, in the place of an attribute
 _ORIGINS = ("auto_map", "custom_pipelines")  # settings that say where the code is
@@ -84,6 +84,7 @@ class ImageEmbedder(ImageEncoder):
         name_or_path: str | PathLike[str],
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "auto",
+        revision: str | None = None,
     ) -> "ImageEmbedder":
         """Load a checkpoint and the image processor beside it. A classifier is loaded without its head.
 
@@ -92,6 +93,7 @@ class ImageEmbedder(ImageEncoder):
                 loaded.
             device: defaults to the accelerator of this machine, or else the CPU.
             dtype: of the weights; `"auto"` for the one in which they were saved.
+            revision: branch, tag or commit on the Hub.
 
         Raises:
             OSError: if the checkpoint exists neither on this machine nor on the Hub.
@@ -99,20 +101,29 @@ class ImageEmbedder(ImageEncoder):
                 image processor, or has weights that are NaN or infinite.
         """
         name = fspath(name_or_path)
-        config_class = config_class_of(name)
+        config_class = config_class_of(name, revision)
         if issubclass(config_class, ImageModelConfig):
             raise ValueError(
                 f"{name} is a checkpoint of type {config_class.model_type!r}, which gives not one embedding of an "
                 "image: load it with load_model"
             )
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
         if "vision_config" in config_class.sub_configs:
             config = config.vision_config
         _check_kind(name, config)
-        image_processor = _load_image_processor(name)
-        model = load_weights(AutoModel, name, device, config=config, dtype=dtype)
+        image_processor = load_image_processor(name, revision)
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # a head and a pooler are left out on purpose, and other weights are checked
+        try:
+            model = load_weights(AutoModel, name, device, config=config, dtype=dtype, revision=revision or "main")
+        finally:
+            logging.set_verbosity(verbosity)
         check_weights([*model.named_parameters(), *model.named_buffers()])
         return cls(model, image_processor)
+
+    def save_pretrained(self, save_directory: str | PathLike[str]) -> None:
+        """Save the model, its image processor and checksums: all files, or none."""
+        save_whole(self.model, self.image_processor, save_directory)
 
     @property
     def device(self) -> torch.device:
@@ -169,7 +180,7 @@ def _describe(config: PreTrainedConfig) -> dict[str, Any]:
     """The settings that change the computation, and those of the configurations in it."""
     nested = type(config).sub_configs
     settings = {name: text for name, text in settings_of(config).items() if name not in (*_ORIGINS, *nested)}
-    return settings | {name: _describe(vars(config)[name]) for name in nested}
+    return settings | {name: _describe(vars(config)[name]) for name in nested if vars(config)[name] is not None}
 
 
 def features_of(output: ModelOutput) -> torch.Tensor:
@@ -191,22 +202,8 @@ def features_of(output: ModelOutput) -> torch.Tensor:
 
 def _check_kind(name: str, config: PreTrainedConfig) -> None:
     """Raise ValueError for a model that does not read images, before its weights are loaded."""
-    classes: Any = MODEL_MAPPING[type(config)] if type(config) in MODEL_MAPPING else ()
-    for model_class in classes if isinstance(classes, (list, tuple)) else (classes,):
-        if model_class.main_input_name == "pixel_values":
-            return
-    raise ValueError(
-        f"{name} is a checkpoint of type {config.model_type!r}, which reads no images: a vision model is needed, such "
-        "as a ViT, a DINOv2 or a CrossViT"
-    )
-
-
-def _load_image_processor(name: str) -> BaseImageProcessor:
-    try:
-        return AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-    except OSError as error:
+    if not any(each.main_input_name == "pixel_values" for each in classes_of(config, MODEL_MAPPING)):
         raise ValueError(
-            f"{name} has no image processor (preprocessor_config.json), which says how images become the model's "
-            "input. Save the image processor of the training beside the checkpoint with its save_pretrained; 'cca "
-            "convert crossvit' writes the published one of a CrossViT"
-        ) from error
+            f"{name} is a checkpoint of type {config.model_type!r}, which does not embed images: a vision model is "
+            "needed, such as a ViT, a DINOv2 or a CrossViT"
+        )

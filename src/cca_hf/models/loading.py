@@ -4,15 +4,18 @@ from os import PathLike, fspath
 from typing import Any
 
 import torch
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from .configuration_images import ImageModelConfig
 from .image_embedder import ImageEmbedder
-from .whole_checkpoints import config_class_of, load_weights
+from .whole_checkpoints import config_class_of, load_weights, saved_class_of
 
 
 def load_model(
-    name_or_path: str | PathLike[str], device: str | torch.device | None = None, dtype: str | torch.dtype = "auto"
+    name_or_path: str | PathLike[str],
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
 ) -> Any:
     """Load a checkpoint of this package with attributes or categories, in evaluation mode.
 
@@ -20,6 +23,7 @@ def load_model(
         name_or_path: a folder, or a model id on the Hub.
         device: defaults to the accelerator of this machine, or else the CPU.
         dtype: of the weights; `"auto"` for the one in which they were saved.
+        revision: branch, tag or commit on the Hub.
 
     Returns:
         An [`ImagePreTrainedModel`], such as a [`CCAModel`].
@@ -29,7 +33,7 @@ def load_model(
         ValueError: if the checkpoint is of another type, lacks weights, or has weights that are NaN or infinite, an
             image processor with code of its own, or a file that is a pipe or a device.
     """
-    config_class = config_class_of(name_or_path)
+    config_class = config_class_of(name_or_path, revision)
     if not issubclass(config_class, ImageModelConfig):
         name = fspath(name_or_path)
         raise ValueError(
@@ -37,16 +41,19 @@ def load_model(
             f"--backbone {name}' trains a CCA model on it, and 'cca embed', 'cca index' and 'cca search' take it as "
             "it is"
         )
-    return load_weights(AutoModel, name_or_path, device, dtype=dtype)
+    return load_weights(AutoModel, name_or_path, device, dtype=dtype, revision=revision or "main")
 
 
 def load_encoder(
-    name_or_path: str | PathLike[str], device: str | torch.device | None = None, dtype: str | torch.dtype = "auto"
+    name_or_path: str | PathLike[str],
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
 ) -> Any:
     """Load what embeds images, from a checkpoint of any vision model.
 
     Args:
-        name_or_path, device, dtype: as in [`load_model`].
+        name_or_path, device, dtype, revision: as in [`load_model`].
 
     Returns:
         The model itself, as [`load_model`] returns it; for a model of another type, such as [`CrossViTModel`] or a
@@ -55,6 +62,17 @@ def load_encoder(
     Raises:
         OSError, ValueError: see [`load_model`] and [`ImageEmbedder.from_pretrained`].
     """
-    if issubclass(config_class_of(name_or_path), ImageModelConfig):
-        return load_model(name_or_path, device, dtype)
-    return ImageEmbedder.from_pretrained(name_or_path, device, dtype)
+    if issubclass(config_class_of(name_or_path, revision), ImageModelConfig):
+        return load_model(name_or_path, device, dtype, revision)
+    return ImageEmbedder.from_pretrained(name_or_path, device, dtype, revision)
+
+
+def load_saved(folder: str | PathLike[str]) -> PreTrainedModel:
+    """Load a checkpoint on the CPU with the head that it was saved with, such as that of a classifier.
+
+    Raises:
+        OSError, ValueError: see [`load_model`]; or if it has a head of another kind.
+    """
+    config_class_of(folder)  # raises for a folder that is no checkpoint
+    config = AutoConfig.from_pretrained(fspath(folder), trust_remote_code=False)
+    return load_weights(saved_class_of(config), folder, "cpu", dtype="auto")

@@ -19,7 +19,7 @@ class Answer(NamedTuple):
     """The items that are most similar to one query under one attribute, or under a mixture of several."""
 
     query: str  # the name to show
-    attribute: str  # the name to show
+    attribute: str  # the name to show; "" for an index without attributes
     attributes: Sequence[str]  # of the mixture, or the one attribute
     hits: Sequence[Hit]  # the most similar first
     image: str | None = None  # the query, if it is an image
@@ -171,7 +171,7 @@ def _headline(answers: Sequence[Answer]) -> str:
     """The title of the page: "Item 3, but colour red" for one changed query."""
     changes, queries = {answer.change for answer in answers}, {answer.query for answer in answers}
     if changes in (set(), {""}):
-        return "Found by attribute"
+        return "Found by attribute" if any(answer.attribute for answer in answers) else "Found"
     (change,) = changes
     (query,) = queries if len(queries) == 1 else [f"{len(queries)} queries, but {change}"]
     return query[0].upper() + query[1:]

@@ -66,7 +66,7 @@ class AttributeIndex:
         columns: Mapping[str, ColumnType] | None = None,
         settings: Settings | None = None,
     ) -> "AttributeIndex":
-        """Creates an index for the embeddings of a `CCAModel` or an `ExportedModel`.
+        """Creates an index for the embeddings of a `CCAModel`, an `ExportedModel` or an `ImageEmbedder`.
 
         Args:
             location: a folder, a bucket (`s3://...`), or `http(s)://host:6333/collection` on a Qdrant server.
@@ -144,9 +144,10 @@ class AttributeIndex:
 
     def __repr__(self) -> str:
         columns = ", ".join(f"{name} ({kind})" for name, kind in self.schema.columns.items())
+        kind = f"attributes: {', '.join(self.schema.attributes)}" if self.schema.has_attributes else "no attributes"
         return (
-            f"AttributeIndex({self._store.location!r}: {len(self):,} items; attributes: "
-            f"{', '.join(self.schema.attributes)}; columns: {columns or 'none'}; model: {self.schema.checkpoint})"
+            f"AttributeIndex({self._store.location!r}: {len(self):,} items; {kind}; columns: {columns or 'none'}; "
+            f"model: {self.schema.checkpoint})"
         )
 
     @property
@@ -182,7 +183,8 @@ class AttributeIndex:
 
         Args:
             item_ids: unique ids; numbers become text.
-            embeddings: (items, attributes, dim), with the attributes in the order of `schema.attributes`.
+            embeddings: (items, attributes, dim), with the attributes in the order of `schema.attributes`; (items, dim)
+                for a model without attributes.
             columns: name -> (items,). None, NaN and columns that are left out are missing values.
             batch_size: images per forward pass.
 
@@ -252,7 +254,8 @@ class AttributeIndex:
             values: attribute -> value, which replaces this attribute of the query ("this shoe, but red"), or is the
                 whole query ("red"). An attribute with None takes no part ("in any colour"). A value stands for the
                 model's prototype of it or, if the model has none, for the centroid of the items with this value.
-            attribute: compares the items by this attribute. Default: the attribute of the only value.
+            attribute: compares the items by this attribute. Default: the attribute of the only value, or the only one
+                of the index. An index of a model without attributes needs none.
             weights: compares the items by several attributes, attribute -> weight; the similarity is the weighted
                 mean. Default: equal weights, for all attributes if the query is an image, embedding or item with
                 values, and for the attributes of `values` if the query is values alone.
@@ -387,7 +390,7 @@ class AttributeIndex:
         columns = [f"{name} ({kind})" for name, kind in self.schema.columns.items()]
         facts = {
             "items": f"{self.count():,}",
-            "attributes": f"{', '.join(self.schema.attributes)}; {self.schema.dim} numbers for each",
+            "attributes": f"{', '.join(self.schema.attributes) or 'none'}; {self.schema.dim} numbers for each",
             "columns": ", ".join(columns) or "none",
             "model": str(self.schema.checkpoint),
         }

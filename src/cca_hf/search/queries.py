@@ -50,6 +50,8 @@ def shares_of(
     if unset and not changed and not has_query:
         raise ValueError(f"values only leaves out {', '.join(unset)}: give an image, an item, an embedding or a value")
     if weights is None:
+        if attribute is None and not values and len(schema.attributes) == 1:
+            (attribute,) = schema.attributes
         if attribute is None and not values:
             raise ValueError(f"give an attribute, or weights for several of {', '.join(schema.attributes)}")
         several = schema.attributes if has_query else tuple(changed)

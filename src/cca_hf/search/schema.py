@@ -26,15 +26,16 @@ Prototypes: TypeAlias = dict[str, dict[str, Vectors]]  # attribute -> value -> (
 ITEM_ID = "item_id"
 SIMILARITY = "similarity"
 _QUERY_INDEX = "query_index"  # a column of LanceDB's answers
-_VECTOR = "embedding_"
+_VECTOR = "embedding"
+WITHOUT_NAME = ""  # the space of a model that has no attributes, in the place of an attribute
 _FORMAT = 1  # changes when the layout of the stored data changes
 _LENGTH_ROUNDING = 1e-3  # of a prototype that was computed in half precision
 _ARROW = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
 
 
 def vector_column(attribute: str) -> str:
-    """The name of the column with the embeddings of an attribute."""
-    return _VECTOR + re.sub(r"\W", "_", attribute)
+    """The name of the column with the embeddings of an attribute, or of the space without a name."""
+    return _VECTOR + "_" + re.sub(r"\W", "_", attribute) if attribute else _VECTOR
 
 
 def reason_against_name(name: str) -> str | None:
@@ -74,7 +75,7 @@ class IndexSchema:
             They belong to the checkpoint, so two schemas that differ in nothing else are equal.
     """
 
-    attributes: tuple[str, ...]  # in the order of the model
+    attributes: tuple[str, ...]  # in the order of the model; one empty name if it has one embedding of an image
     dim: int  # width of an embedding
     columns: dict[str, ColumnType]  # further columns of an item, to filter by and to show
     checkpoint: CheckpointId  # embeddings of another model are refused
@@ -106,6 +107,10 @@ class IndexSchema:
     def vector_column(self, attribute: str) -> str:
         """The name of the column with the embeddings of an attribute."""
         if attribute not in self.attributes:
+            if not self.has_attributes:
+                raise ValueError(
+                    f"the index has one embedding for each item, and none by attribute: leave out {attribute!r}"
+                )
             raise ValueError(f"the index has {unknown('attribute', attribute, self.attributes)}")
         return vector_column(attribute)
 
@@ -126,6 +131,11 @@ class IndexSchema:
         dim = model.config.embedding_dim or model.config.hidden_size
         checkpoint = CheckpointId(name, model.checkpoint_fingerprint())
         return cls(tuple(model.config.attributes), dim, dict(columns), checkpoint, prototypes_of(model))
+
+    @property
+    def has_attributes(self) -> bool:
+        """Whether the spaces of the index have names: those of the attributes of its model."""
+        return self.attributes != (WITHOUT_NAME,)
 
     @property
     def filterable(self) -> dict[str, ColumnType]:
@@ -258,19 +268,21 @@ def _column(name: str, values: Sequence[object] | None, kind: pa.DataType, rows:
 
 def _vectors(schema: IndexSchema, embeddings: NDArray, names: list[str]) -> Vectors:
     expected = (len(names), len(schema.attributes), schema.dim)
+    if not schema.has_attributes and embeddings.shape == (len(names), schema.dim):
+        embeddings = embeddings[:, None]
     if embeddings.shape != expected:
-        raise ValueError(
-            f"embeddings must have shape (items, attributes, dim) = {expected} for the attributes "
-            f"{', '.join(schema.attributes)}; got {embeddings.shape}"
-        )
+        axes = f"(items, attributes, dim) = {expected} for the attributes {', '.join(schema.attributes)}"
+        if not schema.has_attributes:
+            axes = f"(items, dim) = {(len(names), schema.dim)}"
+        raise ValueError(f"embeddings must have shape {axes}; got {embeddings.shape}")
     vectors = embeddings.astype(np.float32, copy=False)
     lengths = lengths_of(vectors)
     wrong = np.argwhere(~(np.isfinite(lengths[:, :, 0]) & (lengths[:, :, 0] > 0)))
     if len(wrong):
         row, place = wrong[0].tolist()
+        kind = f" for {schema.attributes[place]!r}" if schema.has_attributes else ""
         raise ValueError(
-            f"the embedding of {names[row]!r} for {schema.attributes[place]!r} is zero or not finite, as are "
-            f"{len(wrong) - 1} others"
+            f"the embedding of {names[row]!r}{kind} is zero or not finite, as are {len(wrong) - 1} others"
         )
     return (vectors / lengths).astype(np.float32)
 

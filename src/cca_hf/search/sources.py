@@ -317,8 +317,8 @@ def fill_index(
         stored = index.schema
         if (wanted.attributes, wanted.dim) != (stored.attributes, stored.dim):
             raise ValueError(
-                f"the index at {store} has {stored.dim} dimensions for {', '.join(stored.attributes)}, but the source "
-                f"has {wanted.dim} for {', '.join(wanted.attributes)}"
+                f"the index at {store} has {stored.dim} dimensions for {_listed(stored)}, but the source has "
+                f"{wanted.dim} for {_listed(wanted)}"
             )
         columns, left_out = _shared_columns(store, source, stored)
         if left_out:
@@ -338,6 +338,10 @@ def fill_index(
             progress.set_description("Building the index")
             index.optimize()
         return index.count(), index.schema
+
+
+def _listed(schema: IndexSchema) -> str:
+    return ", ".join(schema.attributes) if schema.has_attributes else "one embedding without attributes"
 
 
 def _shared_columns(store: str, source: ItemSource, stored: IndexSchema) -> tuple[list[str], dict[str, str]]:

@@ -25,14 +25,14 @@ from cca_hf.search.images import IMAGE_REFERENCE, ImageFinder, is_elsewhere, ref
 from cca_hf.search.schema import ITEM_ID, vectors_of
 
 from .lookup import Lookup
-from .page import TITLE
+from .page import default_title
 
 _INDEX, _MODEL, _PICTURES, _SPLIT = "catalogue.index", "model", "pictures", "train"
 _LONGEST_SIDE = 512  # pixels of the images that are copied
 _PACKAGE = Path(__file__).resolve().parents[2]
 
 
-def export_space(lookup: Lookup, folder: str | PathLike[str], *, title: str = TITLE) -> Path:
+def export_space(lookup: Lookup, folder: str | PathLike[str], *, title: str | None = None) -> Path:
     """Writes `app.py`, `requirements.txt`, `README.md` with the Space's metadata, and copies of the index and of this
     package: no package index needs to have it, and the Space runs the code that was tried here.
 
@@ -46,6 +46,7 @@ def export_space(lookup: Lookup, folder: str | PathLike[str], *, title: str = TI
     """
     target = Path(folder)
     check_new(target)
+    title = title or default_title(lookup)
     model_name = lookup.model.config.name_or_path
     model_id = model_name if is_hub_id(model_name) else None
     with staged(target) as staging:
@@ -108,6 +109,7 @@ def _small(image: Image.Image) -> bytes:
 
 
 def _card(lookup: Lookup, title: str, model_id: str | None) -> SpaceCard:
+    methods = ["conditional-cross-attention"] if lookup.has_attributes else []
     data = SpaceCardData(
         title=title,
         emoji="\N{LEFT-POINTING MAGNIFYING GLASS}",
@@ -118,12 +120,13 @@ def _card(lookup: Lookup, title: str, model_id: str | None) -> SpaceCard:
         python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
         app_file="app.py",
         models=[model_id] if model_id else None,
-        tags=["image-feature-extraction", "image-retrieval", "conditional-cross-attention"],
-        short_description="Visual search by attribute",
+        tags=["image-feature-extraction", "image-retrieval", *methods],
+        short_description="Visual search by attribute" if lookup.has_attributes else "Visual search",
     )
     model = f"[{model_id}](https://huggingface.co/{model_id})" if model_id else "the checkpoint in `model`"
     template = str(Path(__file__).with_name("card_template.md"))
-    names, count = ", ".join(map(markdown_text, lookup.attributes)), lookup.index.count()
+    names = ", ".join(map(markdown_text, lookup.attributes)) if lookup.has_attributes else None
+    count = lookup.index.count()
     return SpaceCard.from_template(
         data, template, title=markdown_text(title), attributes=names, count=count, model=model
     )

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cca_hf.data.values import same_value, value_name
+from cca_hf.models.image_embedder import ImageEmbedder
 from cca_hf.models.images import UnreadableImageError, load_image
-from cca_hf.models.modeling_cca import CCAModel
+from cca_hf.models.modeling_conditional import ConditionalPreTrainedModel
 from cca_hf.recipes.index_search import changed_values, describe_change, same_already, values_of
 from cca_hf.search import AttributeIndex, Hit
 from cca_hf.search.images import IMAGE_REFERENCE, ImageFinder
@@ -50,9 +51,9 @@ class Found(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The results of one attribute, or of a mixture of several."""
+    """The results of one attribute, of a mixture of several, or of a model without attributes."""
 
-    title: str
+    title: str  # "" without attributes
     value: str  # of the query; "" if it is not known
     attention: str | None  # the query with the attention of the attribute, as a data: URI; None for a mixture
     found: list[Found]
@@ -69,7 +70,7 @@ class Lookup:
         ValueError: if the index is empty, or has no column with the places of its images.
     """
 
-    def __init__(self, model: CCAModel, index: AttributeIndex) -> None:
+    def __init__(self, model: ConditionalPreTrainedModel | ImageEmbedder, index: AttributeIndex) -> None:
         if IMAGE_REFERENCE not in index.schema.columns:
             raise ValueError(
                 f"the index has no column {IMAGE_REFERENCE!r} with the paths or URLs of its images, which a Space "
@@ -82,6 +83,11 @@ class Lookup:
         self.attributes = list(index.schema.attributes)
         self._finder = ImageFinder()
         self._thumbnail: Callable[[str], str | None] = lru_cache(_CACHED)(self._make_thumbnail)
+
+    @property
+    def has_attributes(self) -> bool:
+        """Whether the images are compared by attributes, so that there is something to choose."""
+        return self.index.schema.has_attributes
 
     @property
     def values(self) -> dict[str, list[str]]:
@@ -116,7 +122,7 @@ class Lookup:
             values = {name: value_name(value) for name, value in known.items() if value is not None}
         embeddings = np.asarray(self.model.encode([image], self.attributes, show_progress=False))[0]
         overlays = {}
-        if self.model.has_attention:
+        if isinstance(self.model, ConditionalPreTrainedModel) and self.model.has_attention:
             overlays = attention_overlays(self.model, image, self.attributes, size=_ATTENTION)
         attention = {attribute: data_uri(overlay, _ATTENTION) for attribute, overlay in overlays.items()}
         return Query(name or f"item {item_id}", embeddings, attention, item_id, values)

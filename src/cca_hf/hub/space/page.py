@@ -29,6 +29,7 @@ except ImportError:
     raise
 
 TITLE = "Alike in which respect?"
+TITLE_WITHOUT_ATTRIBUTES = "Find similar images"
 _EXAMPLES = 12
 _SHOWN = 1024  # pixels: the longer side of a query from the catalogue
 _SESSIONS = 1000  # stored in memory, about 100 kB for each session
@@ -49,8 +50,13 @@ _FILES = resources.files("cca_hf.hub.space")
 _HTML: Any = templates("cca_hf.hub.space").get_template("rows.html").module
 
 
-def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
-    """The page; `launch_space` serves it."""
+def default_title(lookup: Lookup) -> str:
+    return TITLE if lookup.has_attributes else TITLE_WITHOUT_ATTRIBUTES
+
+
+def make_space(lookup: Lookup, *, title: str | None = None) -> gr.Blocks:
+    """The page; `launch_space` serves it. The title has a default."""
+    title = title or default_title(lookup)
     attributes = lookup.attributes
     offered = lookup.values
     filters = [
@@ -118,7 +124,8 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
     files = (_SWEEP_SECONDS, KEPT_SECONDS)
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=files) as page:
         query, seed = gr.State(None), gr.State(0)
-        head = _HTML.head(title, lookup.index.count(), attributes, made_by)
+        names = attributes if lookup.has_attributes else []
+        head = _HTML.head(title, lookup.index.count(), names, made_by)
         gr.HTML(head, apply_default_css=False, elem_id="cca-head")
         with gr.Row():
             with gr.Column(scale=2, min_width=300, elem_id="cca-ask"):
@@ -133,9 +140,16 @@ def make_space(lookup: Lookup, *, title: str = TITLE) -> gr.Blocks:
                 examples = gr.HTML(js_on_load=on_load, apply_default_css=False, elem_id="cca-examples")
                 more = gr.Button("Show other examples", size="sm", variant="secondary")
                 first = attributes[:_CHOSEN_AT_FIRST]
-                chosen = gr.CheckboxGroup(attributes, value=first, label="Attributes", elem_id="cca-attributes")
-                with gr.Accordion("But with other values, or a filter", open=False):
-                    with gr.Row():
+                chosen = gr.CheckboxGroup(
+                    attributes,
+                    value=first,
+                    label="Attributes",
+                    visible=lookup.has_attributes,
+                    elem_id="cca-attributes",
+                )
+                more_settings = "But with other values, or a filter" if lookup.has_attributes else "Filter"
+                with gr.Accordion(more_settings, open=False):
+                    with gr.Row(visible=bool(offered)):
                         changes = [
                             gr.Dropdown(
                                 [
@@ -236,7 +250,7 @@ def open_upload(path: str | PathLike[str], name: str) -> Image.Image:
 def launch_space(
     lookup: Lookup,
     *,
-    title: str = TITLE,
+    title: str | None = None,
     host: str | None = None,
     port: int | None = None,
     open_browser: bool = False,
