@@ -50,7 +50,7 @@ def test_core_dependencies(setup_cfg: configparser.ConfigParser) -> None:
 def test_lowest_versions_agree(repository: Path, setup_cfg: configparser.ConfigParser) -> None:
     """constraints-lowest.txt pins the lower bounds of setup.cfg, except torch, which constraints.txt pins."""
     allowed = requirements(setup_cfg["options"]["install_requires"])
-    for extra in ("plot", "analysis", "text", "heic"):
+    for extra in ("plot", "analysis", "text", "heic", "augmentation"):
         allowed |= requirements(setup_cfg["options.extras_require"][extra])
     lowest = requirements((repository / "constraints-lowest.txt").read_text(encoding="utf-8"))
     others = {"pandas", "gradio"}  # pandas is a dependency of datasets; the line on gradio spares pip a long search

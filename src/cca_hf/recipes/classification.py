@@ -189,5 +189,4 @@ def describe_run(trainer: TaskTrainer, data: AttributeDataset) -> RunRecord:
         name: given if given is None or given.lstrip().startswith("{") else public_name(given)
         for name, given in names.items()
     }
-    # the card of a model with attributes counts their values; that of a classifier has a table of its classes
-    return replace(record, settings=settings | record.settings, value_counts={})
+    return replace(record, settings=settings | record.settings)

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from cca_hf.data.class_images import ClassImages
 from cca_hf.data.sources import load_source
 from cca_hf.data.split_names import same_split
-from cca_hf.evaluation.classification import ClassificationEvaluator
+from cca_hf.evaluation.classification import evaluate_classification
 from cca_hf.evaluation.classification_result import ClassificationResult
+from cca_hf.models.encoding import pixel_batches
 from cca_hf.training.run_record import RunRecord
 from cca_hf.visualization.classification import write_classification_report
 
@@ -62,18 +62,15 @@ def evaluate_classifier(
         config_name=config_name,
     )
     split = same_split(split, data.splits)
-    evaluator = ClassificationEvaluator(data, model.image_processor)
     images = ClassImages(data, split)
-    loader = DataLoader(images, batch_size=batch_size, collate_fn=evaluator.collator, num_workers=num_workers or 0)
-    logits, labels = [], []
+    encoded = data.splits[split].select(images.rows)["image"]
+    logits = []
     with torch.inference_mode():
-        for batch in loader:
-            pixel_values = batch["pixel_values"].to(model.device, model.dtype)
-            of_batch, of_labels = evaluator.forward(model, {**batch, "pixel_values": pixel_values})
+        for batch in pixel_batches(model, encoded, batch_size, num_workers):
+            of_batch = model(pixel_values=batch.values).logits[: len(batch.rows)]
             logits.append(of_batch.float().cpu().numpy())
-            labels.append(of_labels.numpy())
     scores = np.concatenate(logits)
-    result = evaluator.score(images, scores, np.concatenate(labels))
+    result = evaluate_classification(scores, images.labels, images.classes, split=split, groups=images.groups)
     if output_dir is not None:
         result.save_json(output_dir / "evaluation.json")
         if report:

@@ -15,7 +15,6 @@ from transformers import (
 )
 
 from cca_hf.models.backbones import (
-    AutoImageProcessor,
     freeze_statistics,
     image_size_of,
     interpolates_positions,
@@ -25,6 +24,7 @@ from cca_hf.models.backbones import (
 from cca_hf.models.configuration_images import height_and_width
 from cca_hf.models.images import ImageReader
 from cca_hf.models.modeling_dcal import DCALForImageClassification
+from cca_hf.models.whole_checkpoints import classes_of, config_class_of, load_image_processor, load_weights
 
 from .backbone_config import read_backbone_config
 from .classification_arguments import ClassificationArguments
@@ -83,14 +83,16 @@ def backbone_of(model: PreTrainedModel) -> nn.Module:
     return max(model.children(), key=lambda child: sum(parameter.numel() for parameter in child.parameters()))
 
 
-def is_classifier(name: str) -> bool:
+def is_checkpoint_of_classifier(name: str) -> bool:
     """Whether a checkpoint is a classifier of images.
 
     Raises:
-        OSError: if the checkpoint exists neither on this machine nor on the Hub.
+        OSError, ValueError: if the checkpoint does not exist, or is of an unknown type.
     """
-    architectures = PreTrainedConfig.get_config_dict(name)[0].get("architectures") or []
-    return any(architecture.endswith("ForImageClassification") for architecture in architectures)
+    config_class_of(name)  # raises for what is no checkpoint
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    classifiers = classes_of(config, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING)
+    return any(each.__name__ in (config.architectures or []) for each in classifiers)
 
 
 def load_classifier(name: str, device: str | torch.device | None = None) -> PreTrainedModel:
@@ -98,17 +100,11 @@ def load_classifier(name: str, device: str | torch.device | None = None) -> PreT
 
     Raises:
         OSError: if the checkpoint exists neither on this machine nor on the Hub.
-        ValueError: if the checkpoint lacks weights.
+        ValueError: if the checkpoint lacks weights or an image processor.
     """
-    model, report = AutoModelForImageClassification.from_pretrained(
-        name, dtype="auto", output_loading_info=True, trust_remote_code=False
-    )
-    if report["missing_keys"]:  # they would be random
-        missing = sorted(report["missing_keys"])
-        raise ValueError(f"{name} lacks {len(missing)} of the model's weights, such as {missing[0]}: it is incomplete")
-    model.image_processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return model.to(device or accelerator or "cpu").eval()
+    model = load_weights(AutoModelForImageClassification, name, device, dtype="auto")
+    model.image_processor = load_image_processor(name)
+    return model
 
 
 def with_image_size(model: PreTrainedModel, height: int, width: int) -> PreTrainedModel:
@@ -155,7 +151,7 @@ def _grid(config: PreTrainedConfig) -> tuple[int, int]:
 
 
 def _make_stock(args: ClassificationArguments, config: PreTrainedConfig, classes: Sequence[str]) -> PreTrainedModel:
-    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+    if not classes_of(config, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING):
         raise ValueError(
             f"{args.backbone or args.backbone_config} is of type {config.model_type!r}, for which transformers has no "
             "classifier of images"
