@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, ViTConfig, ViTImageProcessor
 
+from cca_hf.data.reidentification import SearchImages
 from cca_hf.evaluation.reidentification import score_search
 from cca_hf.evaluation.reidentification_result import ReidentificationResult
 from cca_hf.evaluation.results import load_result
@@ -86,19 +87,12 @@ def test_the_checkpoint_has_the_measured_figures(run: ReidentificationRun) -> No
     """A plain ViT for rectangles, without a pooler and without neck and classifier."""
     embedder = ImageEmbedder.from_pretrained(run.output_dir, "cpu")
     assert type(embedder.model).__name__ == "ViTModel" and embedder.model.config.image_size == [16, 8]
-    images = run.data.search("test")
+    images = SearchImages(run.data, "test")
     embeddings = embedder.encode(run.data.images["test"]["image"])
-    assert embeddings.shape == (32, 16) and images.rows["test"].tolist() == [*range(32)]
-    evaluator_images = run_training_images(run)
-    assert score_search(evaluator_images, embeddings).metrics() == pytest.approx(run.result.metrics(), abs=1e-6)
+    assert embeddings.shape == (32, 16) and images.search.rows["test"].tolist() == [*range(32)]
+    assert score_search(images, embeddings).metrics() == pytest.approx(run.result.metrics(), abs=1e-6)
     saved = load_result(run.output_dir / "test_evaluation.json", ReidentificationResult)
     assert saved.metrics() == pytest.approx(run.result.metrics())
-
-
-def run_training_images(run: ReidentificationRun):
-    from cca_hf.data.reidentification import SearchImages
-
-    return SearchImages(run.data, "test")
 
 
 def test_its_record(run: ReidentificationRun) -> None:
@@ -113,8 +107,17 @@ def test_dcal_learns_all_branches(persons: Path, tmp_path: Path) -> None:
     """One step changes the backbone, GLCA and the heads; the embedding is that of both class tokens."""
     config = '{"model_type": "vit", "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, '
     config += '"num_attention_heads": 2, "intermediate_size": 16}'
-    off = {"eval_strategy": "no", "save_strategy": "no", "max_steps": 1, "min_images_per_identity": 2}
-    args = make_args(persons, tmp_path, backbone=None, backbone_config=config, dcal=True, random_erasing=0, **off)
+    off = {"eval_strategy": "no", "save_strategy": "no", "max_steps": 1, "warmup_steps": 0}
+    args = make_args(
+        persons,
+        tmp_path,
+        backbone=None,
+        backbone_config=config,
+        dcal=True,
+        random_erasing=0,
+        min_images_per_identity=2,
+        **off,
+    )
     data, model = load_data(args), make_model(args)
     assert type(model) is DCALModel and model.config.local_share == 0.3 and data.images["train"].num_rows == 76
     trainer = make_trainer(model, args, data)
