@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import DatasetDict
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
 
 from cca_hf.data.class_images import ClassImages
 from cca_hf.data.identity_images import IdentityCollator
@@ -33,6 +33,7 @@ from cca_hf.models.backbones import (
 from cca_hf.models.configuration_images import height_and_width, public_name
 from cca_hf.models.image_embedder import ImageEmbedder
 from cca_hf.models.modeling_dcal import DCALModel
+from cca_hf.models.whole_checkpoints import load_weights
 from cca_hf.training.reidentification_loss import (
     Branches,
     IdentityHeads,
@@ -170,10 +171,10 @@ def make_model(args: ReidentificationArguments) -> PreTrainedModel:
         config = read_backbone_config(args.backbone_config)
         if "image_size" in config.to_dict():
             config.image_size = size
+    processor = None
+    if args.backbone is not None:
+        processor = load_backbone_processor(args.backbone, {"trust_remote_code": False})
     if args.dcal:
-        processor = None
-        if args.backbone is not None:
-            processor = load_backbone_processor(args.backbone, {"trust_remote_code": False})
         model: Any = DCALModel.from_backbone(
             args.backbone or config,
             local_share=_LOCAL_SHARE if args.local_share is None else args.local_share,
@@ -181,12 +182,14 @@ def make_model(args: ReidentificationArguments) -> PreTrainedModel:
             use_pairwise_attention=args.pairwise_attention,
         )
     elif args.backbone is not None:
-        embedder = ImageEmbedder.from_pretrained(args.backbone, "cpu", torch.float32)
-        model, processor = embedder.model, embedder.image_processor
+        config = AutoConfig.from_pretrained(args.backbone, trust_remote_code=False)
+        if "vision_config" in type(config).sub_configs:  # of a model of images and text
+            config = config.vision_config
+        model = load_weights(AutoModel, args.backbone, "cpu", config=config, dtype=torch.float32)
         if interpolates_positions(model) and height_and_width(image_size_of(model.config)) != tuple(size):
             model = with_image_size(model, *size)
     else:
-        model, processor = AutoModel.from_config(config, trust_remote_code=False), None
+        model = AutoModel.from_config(config, trust_remote_code=False)
         if POOLING_MODULES.get(model.config.model_type) == "pooler":
             model.pooler = None  # the embedding is the class token
     model.image_processor = make_image_processor(size, like=processor)
