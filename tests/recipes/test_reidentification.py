@@ -19,6 +19,8 @@ from cca_hf.recipes.reidentification import ReidentificationRun, load_data, make
 from cca_hf.recipes.reidentification_arguments import ReidentificationArguments
 from cca_hf.training.run_record import RunRecord
 
+from ..pages import run_page
+
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 
@@ -155,3 +157,13 @@ def test_bad_arguments(persons: Path, run: ReidentificationRun, tmp_path: Path) 
         load_data(make_args(persons, tmp_path, camera_column="cam"))
     with pytest.raises(ValueError, match="no training identity has 5 images; the most is 4"):
         load_data(make_args(persons, tmp_path, min_images_per_identity=5))
+
+
+def test_the_page(persons: Path, tmp_path: Path) -> None:
+    """Its data set and its backbone are folders."""
+    (tmp_path / "google").mkdir()
+    (tmp_path / "persons").symlink_to(persons / "images")
+    (tmp_path / "google" / "vit-base-patch16-224-in21k").symlink_to(persons / "backbone")
+    loaded, evaluated = run_page("docs/reidentification.md", tmp_path)
+    assert loaded.printed == "16 queries, 16 images in the gallery\n"
+    assert "16 queries of 8 identities in a gallery of 16 images, 0 of them distractors." in evaluated.printed
