@@ -45,7 +45,7 @@ def test_market_is_prepared_and_searched(market, tmp_path, capsys) -> None:
     assert data.images.attributes["identity"] == ["0000", "0001", "0002", "0003", "0007", "0011"]
     search = data.search("test")
     assert search.is_query.tolist() == [True, True, False, False, False, False]
-    assert search.identities.tolist() == [1, 3, 0, 1, 1, 3] and search.cameras.tolist() == [0, 1, 0, 0, 1, 0]
+    assert search.identities.tolist() == [1, 3, 0, 1, 1, 3] and search.cameras.tolist() == [0, 1, 0, 0, 2, 0]
     assert data.images.cut_splits and len(data.search("validation").cameras) == 8  # one person of the three
 
 
