@@ -1,5 +1,6 @@
 """The recipe of re-identification: drawn persons before two cameras, from files to a checkpoint and its result."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,16 @@ from cca_hf.data.reidentification import SearchImages
 from cca_hf.evaluation.reidentification import score_search
 from cca_hf.evaluation.reidentification_result import ReidentificationResult
 from cca_hf.evaluation.results import load_result
+from cca_hf.hub.model_card import write_model_card
 from cca_hf.models.image_embedder import ImageEmbedder
 from cca_hf.models.modeling_dcal import DCALModel
 from cca_hf.recipes.command_line import CommandLineError, help_text, read_command
 from cca_hf.recipes.reidentification import ReidentificationRun, load_data, make_model, make_trainer, run_training
 from cca_hf.recipes.reidentification_arguments import ReidentificationArguments
+from cca_hf.recipes.reidentification_evaluation import evaluate_reidentifier
 from cca_hf.training.run_record import RunRecord
 
-from ..pages import run_page
+from ..pages import run_cca, run_page
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
@@ -102,7 +105,9 @@ def test_its_record(run: ReidentificationRun) -> None:
     assert record.splits == {"train": 77, "validation": 32, "test": 32} and record.seconds > 0
     assert record.settings["images_per_identity"] == 4 and record.settings["backbone"] == "backbone"
     assert record.data["camera_column"] == "camera" and record.data["group_column"] == "person"
-    assert str(run.output_dir.parent) not in (run.output_dir / "run.json").read_text()
+    card = write_model_card(run.output_dir).read_text(encoding="utf-8")
+    assert "## Re-identification" in card and "| mAP |" in card and "ImageEmbedder" in card
+    assert str(run.output_dir.parent) not in (run.output_dir / "run.json").read_text() + card
 
 
 def test_dcal_learns_all_branches(persons: Path, tmp_path: Path) -> None:
@@ -157,6 +162,20 @@ def test_bad_arguments(persons: Path, run: ReidentificationRun, tmp_path: Path) 
         load_data(make_args(persons, tmp_path, camera_column="cam"))
     with pytest.raises(ValueError, match="no training identity has 5 images; the most is 4"):
         load_data(make_args(persons, tmp_path, min_images_per_identity=5))
+
+
+def test_the_command_evaluate(persons: Path, run: ReidentificationRun, tmp_path: Path) -> None:
+    """The columns are those of the training; a model that was not trained here needs them."""
+    words = ["cca", "evaluate", "--model", str(run.output_dir), "--dataset", str(persons / "images")]
+    found = json.loads(run_cca([*words, "--output_dir", str(tmp_path), "--json"], tmp_path))
+    assert found == pytest.approx(run.result.intervals() | run.result.metrics(), abs=1e-6)
+    assert load_result(tmp_path / "evaluation.json", ReidentificationResult).queries == 16
+    embedder = ImageEmbedder.from_pretrained(persons / "backbone", "cpu")
+    with pytest.raises(ValueError, match="was not trained by 'cca train reidentify'.*Give --attribute"):
+        evaluate_reidentifier(embedder, str(persons / "backbone"), str(persons / "images"))
+    columns = {"identity_column": "person", "camera_column": "camera"}
+    other = evaluate_reidentifier(embedder, str(persons / "backbone"), str(persons / "images"), **columns)
+    assert other.queries == 16 and other.figures["map"] > 0
 
 
 def test_the_page(persons: Path, tmp_path: Path) -> None:

@@ -66,6 +66,14 @@ class ReidentificationData:
     role_column: str | None = None
     within_column: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raises ValueError if no split has a column; the message has the closest name."""
+        available = {name for rows in self.images.splits.values() for name in column_places(rows.features)}
+        columns = {"camera": self.camera_column, "role": self.role_column, "within": self.within_column}
+        for kind, name in columns.items():
+            if name is not None:
+                check_names(f"{kind} column", [name], available)
+
     def search(self, split: str) -> Search:
         """The queries and the gallery of a split.
 
@@ -170,11 +178,8 @@ def load_reidentification(
     splits = with_usual_names(
         load_source(source, config_name, revision, image_column=image_column, on_unreadable=skip_or_error)
     )
-    columns = {"identity": identity_column, "camera": camera_column, "role": role_column, "within": within_column}
     available = {name for rows in splits.values() for name in column_places(rows.features)}
-    for kind, name in columns.items():
-        if name is not None:
-            check_names(f"{kind} column", [name], available)
+    check_names("identity column", [identity_column], available)
     data = load_attribute_dataset(
         splits,
         [identity_column],
