@@ -38,10 +38,10 @@ from cca_hf.recipes.reidentification_arguments import ReidentificationArguments
 VIT: dict[str, Any] = {
     "model_type": "vit",
     "patch_size": 16,
-    "hidden_size": 128,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "intermediate_size": 512,
+    "hidden_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "intermediate_size": 384,
 }
 
 
@@ -65,8 +65,8 @@ METHODS = {
 FIGURES = ("map", "cmc@1", "cmc@5", "cmc@10", "minp")
 # flags of all methods, and of the two kinds; those of the command line come last and win
 COMMON = ("--image_size", "128", "64", "--padding", "5", "--min_images_per_identity", "2")
-FROM_SCRATCH = ("--num_train_epochs", "20")
-PRETRAINED = ("--num_train_epochs", "5", "--learning_rate", "0.0003")
+FROM_SCRATCH = ("--num_train_epochs", "12")
+PRETRAINED = ("--num_train_epochs", "2")
 
 
 class Benchmark:

@@ -135,8 +135,8 @@ def evaluate(
         elif isinstance(loaded := load_encoder(model, device), ImageEmbedder):
             if entanglement or manipulation or report or len(attributes or ()) > 1:
                 raise UsageError(
-                    f"{model} has one embedding of an image: --entanglement, --manipulation and --report are not for it, "
-                    "and --attribute is the column of the identities"
+                    f"{model} has one embedding of an image: --entanglement, --manipulation and --report are not for "
+                    "it, and --attribute is the column of the identities"
                 )
             del settings["report"]
             columns = {"camera_column": camera_column, "role_column": role_column, "within_column": within_column}

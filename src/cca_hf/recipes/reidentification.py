@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import DatasetDict
+from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
 
 from cca_hf.data.class_images import ClassImages
@@ -25,6 +26,7 @@ from cca_hf.evaluation.reidentification_result import ReidentificationResult
 from cca_hf.extras import require
 from cca_hf.models.backbones import (
     POOLING_MODULES,
+    freeze_statistics,
     image_size_of,
     interpolates_positions,
     load_backbone_processor,
@@ -193,6 +195,8 @@ def make_model(args: ReidentificationArguments) -> PreTrainedModel:
         if POOLING_MODULES.get(model.config.model_type) == "pooler":
             model.pooler = None  # the embedding is the class token
     model.image_processor = make_image_processor(size, like=processor)
+    if args.backbone is not None and args.freeze_batch_norm:
+        model.register_forward_pre_hook(_freeze_statistics)
     return model
 
 
@@ -267,6 +271,10 @@ def describe_run(trainer: TaskTrainer, data: ReidentificationData) -> RunRecord:
         for name, given in names.items()
     }
     return replace(record, settings=settings | record.settings, value_counts={})
+
+
+def _freeze_statistics(module: nn.Module, _: Any) -> None:
+    freeze_statistics(module)
 
 
 def _branches_of(model: PreTrainedModel) -> tuple[Branches, int, list[int]]:

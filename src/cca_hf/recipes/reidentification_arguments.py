@@ -64,6 +64,9 @@ class ReidentificationArguments(TrainingArguments):
     image_size: list[int] = flag(
         (256, 128), "Size of the images in pixels: height and width, or one number for squares. 256 for vehicles."
     )
+    freeze_batch_norm: bool = flag(
+        True, "Training does not change the statistics of batch normalisation in a pretrained backbone."
+    )
     dcal: bool = flag(
         False, "Train DCAL on the backbone, a plain vision transformer: it also looks at its most attended patches."
     )

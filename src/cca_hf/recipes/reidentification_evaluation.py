@@ -55,8 +55,8 @@ def evaluate_reidentifier(
     identity, camera = columns.get("identity_column"), columns.get("camera_column")
     if identity is None or camera is None:
         raise ValueError(
-            f"{checkpoint} has no attributes, and was not trained by 'cca train reidentify': its embeddings are measured "
-            "by a search for identities. Give --attribute, the column of the identities, and --camera_column"
+            f"{checkpoint} has no attributes, and was not trained by 'cca train reidentify': its embeddings are "
+            "measured by a search for identities. Give --attribute, the column of the identities, and --camera_column"
         )
     loaded = load_evaluation_data(
         dataset,
