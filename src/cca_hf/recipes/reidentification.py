@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from datasets import DatasetDict
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoModel, BaseImageProcessor, PreTrainedModel, set_seed
 
 from cca_hf.data.class_images import ClassImages
 from cca_hf.data.identity_images import IdentityCollator
@@ -168,25 +168,25 @@ def make_model(args: ReidentificationArguments) -> PreTrainedModel:
         OSError: if the backbone cannot be loaded.
     """
     size = args.height_and_width
-    config: PreTrainedConfig | None = None
-    if args.backbone_config is not None:
-        config = read_backbone_config(args.backbone_config)
+    processor: BaseImageProcessor | None = None
+    if args.backbone is None:
+        config = read_backbone_config(args.backbone_config or "")
         if "image_size" in config.to_dict():
             config.image_size = size
-    processor = None
-    if args.backbone is not None:
+    else:
+        config = AutoConfig.from_pretrained(args.backbone, trust_remote_code=False)
+        if "vision_config" in type(config).sub_configs:  # of a model of images and text
+            config = config.vision_config
         processor = load_backbone_processor(args.backbone, {"trust_remote_code": False})
+    model: Any
     if args.dcal:
-        model: Any = DCALModel.from_backbone(
-            args.backbone or config,
+        model = DCALModel.from_backbone(
+            config if args.backbone is None else args.backbone,
             local_share=_LOCAL_SHARE if args.local_share is None else args.local_share,
             use_local_attention=args.local_attention,
             use_pairwise_attention=args.pairwise_attention,
         )
     elif args.backbone is not None:
-        config = AutoConfig.from_pretrained(args.backbone, trust_remote_code=False)
-        if "vision_config" in type(config).sub_configs:  # of a model of images and text
-            config = config.vision_config
         model = load_weights(AutoModel, args.backbone, "cpu", config=config, dtype=torch.float32)
         if interpolates_positions(model) and height_and_width(image_size_of(model.config)) != tuple(size):
             model = with_image_size(model, *size)
