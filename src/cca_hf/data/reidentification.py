@@ -13,6 +13,7 @@ The identity is the only attribute of the data set. Identities of the test split
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from datasets import ClassLabel, Dataset
@@ -163,7 +164,7 @@ def load_reidentification(
     config_name: str | None = None,
     revision: str | None = None,
     split_seed: int = 0,
-    on_unreadable: str = "error",
+    on_unreadable: Literal["error", "skip"] = "error",
 ) -> ReidentificationData:
     """Loads images with identities and cameras. A missing validation or test split is cut by identities.
 
@@ -174,9 +175,8 @@ def load_reidentification(
     Raises:
         ValueError: if a column does not exist, with the closest name; and see `load_attribute_dataset`.
     """
-    skip_or_error = "skip" if on_unreadable == "skip" else "error"
     splits = with_usual_names(
-        load_source(source, config_name, revision, image_column=image_column, on_unreadable=skip_or_error)
+        load_source(source, config_name, revision, image_column=image_column, on_unreadable=on_unreadable)
     )
     available = {name for rows in splits.values() for name in column_places(rows.features)}
     check_names("identity column", [identity_column], available)
@@ -186,7 +186,7 @@ def load_reidentification(
         group_column=identity_column,
         image_column=image_column,
         split_seed=split_seed,
-        on_unreadable=skip_or_error,
+        on_unreadable=on_unreadable,
     )
     return ReidentificationData(data, camera_column, role_column, within_column)
 

@@ -94,18 +94,18 @@ def evaluate_reidentification(
             "identities and cameras"
         )
 
-    def of_answered(choose: Callable[[AttributeRetrieval], NDArray]) -> NDArray:
-        return np.concatenate([choose(each)[kept] for each, kept in zip(found, answered, strict=True)])
+    def of_answered(parts: Iterable[NDArray]) -> NDArray:
+        return np.concatenate([array[kept] for array, kept in zip(parts, answered, strict=True)])
 
-    identities: IntArray = of_answered(lambda each: each.labels)
-    precisions: FloatArray = of_answered(lambda each: each.scores.average_precision)
+    identities: IntArray = of_answered(each.labels for each in found)
+    precisions: FloatArray = of_answered(each.scores.average_precision for each in found)
     figures = {"map": float(precisions.mean())}
-    chance = {"map": float(of_answered(lambda each: each.chance.average_precision).mean())}
+    chance = {"map": float(of_answered(each.chance.average_precision for each in found).mean())}
     for k in ks:
-        figures[f"cmc@{k}"] = float(of_answered(lambda each, k=k: each.scores.recall[k]).mean())
-        chance[f"cmc@{k}"] = float(of_answered(lambda each, k=k: each.chance.recall[k]).mean())
-    figures["minp"] = float(of_answered(lambda each: each.inverse_penalty).mean())
-    chance["minp"] = float(of_answered(lambda each: each.chance_inverse_penalty).mean())
+        figures[f"cmc@{k}"] = float(of_answered(each.scores.recall[k] for each in found).mean())
+        chance[f"cmc@{k}"] = float(of_answered(each.chance.recall[k] for each in found).mean())
+    figures["minp"] = float(of_answered(each.inverse_penalty for each in found).mean())
+    chance["minp"] = float(of_answered(each.chance_inverse_penalty for each in found).mean())
     candidates = sides[1].identities[np.isin(sides[1].parts, sides[0].parts) & (sides[1].identities >= 0)]
     return ReidentificationResult(
         split=split,

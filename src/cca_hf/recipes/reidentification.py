@@ -280,7 +280,9 @@ def _freeze_statistics(module: nn.Module, _: Any) -> None:
 def _branches_of(model: PreTrainedModel) -> tuple[Branches, int, list[int]]:
     """How a model gives the embeddings of its branches, their width, and the head of each branch."""
     if not isinstance(model, DCALModel):
-        return one_branch, ImageEmbedder(model, model.image_processor).config.embedding_dim, [0]
+        dim = ImageEmbedder(model, model.image_processor).config.embedding_dim
+        assert dim is not None  # ImageEmbedder has measured it
+        return one_branch, dim, [0]
     heads = [*range(model.config.num_heads_at_inference)]
     if model.config.use_pairwise_attention:  # it has the head of self-attention
         return branches_with_pairs, model.config.hidden_size, [*heads, 0]
