@@ -139,11 +139,9 @@ def evaluate(
                     "it, and --attribute is the column of the identities"
                 )
             del settings["report"]
-            columns = {"camera_column": camera_column, "role_column": role_column, "within_column": within_column}
-            identity = attributes[0] if attributes else None
-            results = [
-                evaluate_reidentifier(loaded, model, dataset, split, identity_column=identity, **columns, **settings)
-            ]
+            settings |= {"identity_column": attributes[0] if attributes else None, "camera_column": camera_column}
+            settings |= {"role_column": role_column, "within_column": within_column}
+            results = [evaluate_reidentifier(loaded, model, dataset, split, **settings)]
         else:
             results = evaluate_checkpoint(
                 loaded,

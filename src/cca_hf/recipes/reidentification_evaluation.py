@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from datasets import concatenate_datasets
 
 from cca_hf.data.image_column import IMAGE_COLUMN
@@ -71,7 +72,8 @@ def evaluate_reidentifier(
     images = SearchImages(data, split)
     rows = [loaded.splits[name].select_columns([IMAGE_COLUMN]).select(of) for name, of in images.search.rows.items()]
     encoded = concatenate_datasets(rows)[IMAGE_COLUMN]
-    result = score_search(images, embedder.encode(encoded, batch_size=batch_size, num_workers=num_workers))
+    embeddings = embedder.encode(encoded, batch_size=batch_size, num_workers=num_workers)
+    result = score_search(images, np.asarray(embeddings))
     if output_dir is not None:
         result.save_json(output_dir / "evaluation.json")
     return result
