@@ -65,6 +65,15 @@ def evaluate(
     keep: float | None = option(
         None, "WEIGHT", "Weight of the attributes that --manipulation does not change. Default: 1.", min=0.0
     ),
+    camera_column: str | None = option(
+        None, "NAME", "Re-identification: column with the cameras. Default: that of the training."
+    ),
+    role_column: str | None = option(
+        None, "NAME", "Re-identification: column with query or gallery. Default: that of the training."
+    ),
+    within_column: str | None = option(
+        None, "NAME", "Re-identification: a query searches images with its value in this column. Default: as trained."
+    ),
     as_json: bool = options.JSON,
 ) -> None:
     """Measure the retrieval quality of a model: mAP, recall@k and R-precision, with their chance levels.
@@ -74,7 +83,9 @@ def evaluate(
     table shows percentages, and the JSON output shows fractions. If queries have values that no training image had,
     the mAP of known and of new values is shown too.
 
-    For a classifier, the accuracy, the recall of the classes, the confusions and the calibration are measured.
+    For a classifier, the accuracy, the recall of the classes, the confusions and the calibration are measured. For a
+    model with one embedding of an image, a search for identities in other cameras is measured; --attribute is the
+    column of the identities.
 
     \b
     Examples:
@@ -101,10 +112,12 @@ def evaluate(
     with stdout_kept_clean():
         from cca_hf.evaluation.entanglement.evaluator import DEFAULT_READERS
         from cca_hf.evaluation.manipulation import MAX_QUERIES
-        from cca_hf.models.loading import load_model
+        from cca_hf.models.image_embedder import ImageEmbedder
+        from cca_hf.models.loading import load_encoder
         from cca_hf.recipes.classification_evaluation import evaluate_classifier
         from cca_hf.recipes.classifiers import is_checkpoint_of_classifier, load_classifier
         from cca_hf.recipes.evaluation import evaluate_checkpoint
+        from cca_hf.recipes.reidentification_evaluation import evaluate_reidentifier
 
         settings: dict[str, Any] = {"group_column": group_column, "split_seed": split_seed, "config_name": config_name}
         settings |= {"output_dir": output_dir, "report": report}
@@ -119,9 +132,19 @@ def evaluate(
             column = attributes[0] if attributes else None
             classifier = load_classifier(model, device)
             results = [evaluate_classifier(classifier, model, dataset, split, label_column=column, **settings)]
+        elif isinstance(loaded := load_encoder(model, device), ImageEmbedder):
+            if entanglement or manipulation or report or len(attributes or ()) > 1:
+                raise UsageError(
+                    f"{model} has one embedding of an image: --entanglement, --manipulation and --report are not for "
+                    "it, and --attribute is the column of the identities"
+                )
+            del settings["report"]
+            settings |= {"identity_column": attributes[0] if attributes else None, "camera_column": camera_column}
+            settings |= {"role_column": role_column, "within_column": within_column}
+            results = [evaluate_reidentifier(loaded, model, dataset, split, **settings)]
         else:
             results = evaluate_checkpoint(
-                load_model(model, device),
+                loaded,
                 model,
                 dataset,
                 attributes,

@@ -14,15 +14,30 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_WITHOUT_FLAGS = ("polyvore", "cub200", "cars", "aircraft", "market1501", "dukemtmc", "msmt17", "veri776")
+
 
 @app.command(cls=Command)
 def prepare(
     benchmark: Literal[
-        "fashionai", "darn", "deepfashion", "zappos50k", "polyvore", "adde", "cub200", "cars", "aircraft"
+        "fashionai",
+        "darn",
+        "deepfashion",
+        "zappos50k",
+        "polyvore",
+        "adde",
+        "cub200",
+        "cars",
+        "aircraft",
+        "market1501",
+        "dukemtmc",
+        "msmt17",
+        "veri776",
     ] = typer.Argument(
         ...,
         metavar="NAME",
-        help="fashionai, darn, deepfashion, zappos50k, polyvore, adde, cub200, cars or aircraft.",
+        help="fashionai, darn, deepfashion, zappos50k, polyvore, adde, cub200, cars, aircraft, market1501, dukemtmc, "
+        "msmt17 or veri776.",
     ),
     root: Path = option(..., "FOLDER", "Folder with the unpacked download."),
     output: Path = option(..., "FOLDER", "A new folder for the data set."),
@@ -52,6 +67,7 @@ def prepare(
       cca data prepare zappos50k --root zappos --output zappos50k
       cca data prepare polyvore --root polyvore_outfits --output polyvore
       cca data prepare cub200 --root CUB_200_2011 --output cub200
+      cca data prepare market1501 --root Market-1501-v15.09.15 --output market1501
       cca data prepare adde --root images --adde_splits splits/Shopping100k --output shopping100k
       cca train --dataset fashionai --backbone google/vit-base-patch16-224-in21k --output_dir out
     """
@@ -61,7 +77,7 @@ def prepare(
         "zappos50k": ("--triplets", "--seed"),
         "adde": ("--adde_splits", "--attributes"),
     }
-    own |= dict.fromkeys(("polyvore", "cub200", "cars", "aircraft"), ())
+    own |= dict.fromkeys(_WITHOUT_FLAGS, ())
     for name, value in given.items():
         if value is not None and name not in own.get(benchmark, ("--asen_splits",)):
             raise UsageError(f"{name} is not for {benchmark}")
@@ -75,14 +91,19 @@ def prepare(
         from cca_hf.data.benchmarks.cub200 import load_cub200
         from cca_hf.data.benchmarks.deepfashion import load_deepfashion
         from cca_hf.data.benchmarks.fashionai import load_fashionai
+        from cca_hf.data.benchmarks.market1501 import load_dukemtmc, load_market1501
+        from cca_hf.data.benchmarks.msmt17 import load_msmt17
         from cca_hf.data.benchmarks.polyvore import load_polyvore
         from cca_hf.data.benchmarks.prepare import prepare_benchmark
+        from cca_hf.data.benchmarks.veri776 import load_veri776
         from cca_hf.data.benchmarks.zappos50k import load_zappos50k
 
         if benchmark == "zappos50k":
             loaded = load_zappos50k(root, triplets or "lists", seed or 0)
-        elif benchmark in ("polyvore", "cub200", "cars", "aircraft"):
+        elif benchmark in _WITHOUT_FLAGS:
             whole = {"polyvore": load_polyvore, "cub200": load_cub200, "cars": load_cars, "aircraft": load_aircraft}
+            whole |= {"market1501": load_market1501, "dukemtmc": load_dukemtmc, "msmt17": load_msmt17}
+            whole["veri776"] = load_veri776
             loaded = whole[benchmark](root)
         elif adde_splits is not None:
             loaded = load_adde(root, adde_splits, attributes)

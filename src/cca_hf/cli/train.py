@@ -50,6 +50,7 @@ def train(context: typer.Context) -> None:
           --backbone google/vit-base-patch16-224-in21k --output_dir out
       cca train outfits --items furniture --outfits rooms.json --backbone apple/mobilevit-small --output_dir out
       cca train classify --dataset birds --backbone facebook/dinov2-small --output_dir out
+      cca train reidentify --dataset persons --backbone facebook/dinov2-small --output_dir out
 
     On several GPUs, use accelerate launch scripts/train.py with the same flags.
     """

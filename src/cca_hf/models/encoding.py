@@ -186,8 +186,11 @@ class ImageEncoder:
                 embeddings[batch.rows] = batch.values
                 progress.update(len(batch.rows))
         if isinstance(attribute, str):
-            are_several = sequence is images or (isinstance(images, np.ndarray) and images.ndim == 4)
-            embeddings = embeddings[:, 0] if are_several else embeddings[0, 0]
+            # only a single image became a list; a column of a data set became another column
+            is_alone = isinstance(sequence, list) and sequence is not images
+            if isinstance(images, np.ndarray) and images.ndim == 4:
+                is_alone = False
+            embeddings = embeddings[0, 0] if is_alone else embeddings[:, 0]
         return embeddings if output == "torch" or convert_to_tensor or not convert_to_numpy else embeddings.numpy()
 
     def similarity(self, embeddings: np.ndarray | torch.Tensor, others: np.ndarray | torch.Tensor) -> torch.Tensor:

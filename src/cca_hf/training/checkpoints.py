@@ -156,13 +156,15 @@ class WholeCheckpointTrainer(Trainer):
         if has_adapter(self.model):
             load_adapter(self.model, checkpoint)
             return
-        self.model.load_state_dict(self._read_checkpoint(checkpoint).state_dict())
+        weights = self._read_checkpoint(checkpoint).state_dict()
+        self.model.load_state_dict({name: weights[name] for name in self.model.state_dict()})
 
     def _read_checkpoint(self, checkpoint: str) -> nn.Module:
-        """The model of a checkpoint."""
+        """The model of a checkpoint. It may have a part that the trained model was made without, such as a pooler."""
         loaded, report = type(self.model).from_pretrained(checkpoint, output_loading_info=True)
-        if report["missing_keys"]:
-            raise ValueError(f"{checkpoint} has no weights for {', '.join(sorted(report['missing_keys']))}")
+        missing = sorted(set(report["missing_keys"]) & set(self.model.state_dict()))
+        if missing:
+            raise ValueError(f"{checkpoint} has no weights for {', '.join(missing)}")
         return loaded
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
