@@ -9,15 +9,16 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 from .modeling_adde import ADDEModel
 from .modeling_asen import ASENModel
 from .modeling_cca import CCAModel
+from .modeling_cca_recognition import CCAForAttributeRecognition
+from .modeling_clear import CLEARForAttributeRecognition, CLEARModel
 from .modeling_crossvit import CrossViTForImageClassification, CrossViTModel
 from .modeling_csn import CSNModel
 from .modeling_outfit import OutfitModel
 from .modeling_separate import SeparateModel
 
-for model in (CCAModel, CSNModel, ASENModel, SeparateModel, ADDEModel, OutfitModel, CrossViTModel):
+for model in (CCAModel, CSNModel, ASENModel, SeparateModel, ADDEModel, OutfitModel, CrossViTModel, CLEARModel):
     AutoConfig.register(model.config_class.model_type, model.config_class, exist_ok=True)
     AutoModel.register(model.config_class, model, exist_ok=True)
 
-AutoModelForImageClassification.register(
-    CrossViTForImageClassification.config_class, CrossViTForImageClassification, exist_ok=True
-)
+for classifier in (CrossViTForImageClassification, CLEARForAttributeRecognition, CCAForAttributeRecognition):
+    AutoModelForImageClassification.register(classifier.config_class, classifier, exist_ok=True)
