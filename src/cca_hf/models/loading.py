@@ -67,8 +67,8 @@ def load_recogniser(
     architecture = (settings.get("architectures") or [None])[0]
     if not str(architecture).endswith("ForAttributeRecognition"):
         raise ValueError(
-            f"{name} is a checkpoint of {architecture}, which does not recognise values: 'cca train recognise' makes a "
-            "model that does"
+            f"{name} is a checkpoint of {architecture}, which does not recognise values: 'cca train recognise' makes "
+            "a model that does"
         )
     return load_model(name, device, dtype, auto_class=AutoModelForImageClassification)
 
