@@ -79,6 +79,8 @@ class CCAForAttributeRecognition(ImagePreTrainedModel, AttributeRecogniser):
     display_name = "CCA + head"
     method = "a linear classifier on conditional cross-attention (CCA)"
     paper_url = CCAModel.paper_url
+    pipeline_class = CCAModel.pipeline_class
+    sentence_transformers_class = CCAModel.sentence_transformers_class
 
     def __init__(self, config: CCAConfig):
         super().__init__(config)
