@@ -45,7 +45,7 @@ from .backbones import (
     window_arguments,
 )
 from .configuration_clear import CONVNEXT_TYPES, CLEARConfig
-from .configuration_images import check_sizes
+from .configuration_images import check_sizes, public_name
 from .cross_attention import CrossAttention
 from .modeling_images import ImagePreTrainedModel
 
@@ -175,7 +175,6 @@ class CLEARPreTrainedModel(ImagePreTrainedModel):
         image_size: int | Sequence[int] | None = None,
         attn_implementation: str | None = None,
         dtype: torch.dtype = torch.float32,
-        revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | PathLike[str] | None = None,
         local_files_only: bool = False,
@@ -193,8 +192,7 @@ class CLEARPreTrainedModel(ImagePreTrainedModel):
                 the global backbone's own. Both branches get the same image.
             attn_implementation: `"eager"`, `"sdpa"`, ... as in `from_pretrained`.
             dtype: of the weights.
-            revision, token, cache_dir, local_files_only: as in `from_pretrained`; `revision` is that of the global
-                backbone.
+            token, cache_dir, local_files_only: as in `from_pretrained`.
             config_fields: any other field of the configuration, such as `attribute_kinds` or `use_fusion`.
 
         Raises:
@@ -206,7 +204,7 @@ class CLEARPreTrainedModel(ImagePreTrainedModel):
             raise TypeError(f"attributes must be a list of names or values by attribute name; got {attributes!r}")
         hub_kwargs: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         hub_kwargs["trust_remote_code"] = False
-        whole = _load_backbone(global_backbone, dtype, hub_kwargs | {"revision": revision})
+        whole = _load_backbone(global_backbone, dtype, hub_kwargs)
         local = _load_backbone(local_backbone, dtype, hub_kwargs)
         size = image_size or image_size_of(whole.config)
         if "hidden_size" not in vars(whole.config):
@@ -277,6 +275,8 @@ The model recognises:
 | attribute | values |
 |---|---|
 {_table_of_values(config)}
+
+{_branches(config)}
 
 ### Images of people
 {_PEOPLE}
@@ -448,6 +448,15 @@ group is a guess from clothes and posture, by the conventions of the people who 
 - The error rates differ between groups of people, cameras and places. Measure them for every group before you use the
   model.
 - Store images and predictions only as long as your purpose needs them. Delete them if the person asks for it."""
+
+
+def _branches(config: CLEARConfig) -> str:
+    if not config.use_local:
+        return "The model has the global branch alone."
+    kind, name = config.local_backbone_config.model_type, config.local_backbone_name
+    backbone = f"a network of type `{kind}`" if name is None else public_name(name)
+    alone = "" if config.use_global else " The model has this branch alone."
+    return f"The backbone of the local branch is {backbone}.{alone}"
 
 
 def _table_of_values(config: CLEARConfig) -> str:
