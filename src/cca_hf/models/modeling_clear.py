@@ -336,23 +336,26 @@ class CLEARModel(CLEARPreTrainedModel):
             raise ValueError("this model has no fusion, and so no attentions: they need use_fusion and both branches")
         # convolutions run up to 2.4 times faster on a CPU with channels last
         pixel_values = pixel_values.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        output, summaries = CLEARModelOutput(), []
+        tokens = cells = cross_attentions = None
+        summaries = []
         if self.backbone is not None:
-            output.global_states = run_backbone(
-                self.backbone, pixel_values, self.interpolates_positions
-            ).last_hidden_state
-            with_summary = self.config.num_prefix_tokens > 0
-            summaries.append(output.global_states[:, 0] if with_summary else output.global_states.mean(dim=1))
+            tokens = run_backbone(self.backbone, pixel_values, self.interpolates_positions).last_hidden_state
+            summaries.append(tokens[:, 0] if self.config.num_prefix_tokens else tokens.mean(dim=1))
         if self.local_backbone is not None:
-            output.local_states = self._run_local_branch(pixel_values)
-            summaries.append(output.local_states.mean(dim=1))
+            cells = self._run_local_branch(pixel_values)
+            summaries.append(cells.mean(dim=1))
         if self.config.has_fusion:
-            patches = output.global_states[:, self.config.num_prefix_tokens :]
-            whole, of_whole = self.global_fusion(summaries[0], output.local_states, output_attentions)
-            local, of_local = self.local_fusion(summaries[1], patches, output_attentions)
+            patches = tokens[:, self.config.num_prefix_tokens :]
+            whole, whole_weights = self.global_fusion(summaries[0], cells, output_attentions)
+            local, local_weights = self.local_fusion(summaries[1], patches, output_attentions)
             summaries = [whole, local]
-            output.cross_attentions = (of_whole, of_local) if output_attentions else None
-        output.pooler_output = torch.cat(summaries, dim=-1)
+            cross_attentions = (whole_weights, local_weights) if output_attentions else None
+        output = CLEARModelOutput(
+            pooler_output=torch.cat(summaries, dim=-1),
+            global_states=tokens,
+            local_states=cells,
+            cross_attentions=cross_attentions,
+        )
         if return_dict is None:
             return_dict = self.config.return_dict
         return output if return_dict else output.to_tuple()
