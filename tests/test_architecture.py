@@ -67,7 +67,8 @@ SHARED = {
 CCA = SHARED | {"configuration_cca", "cross_attention", "modeling_cca", "pipeline_cca", "sentence_transformers_cca"}
 OUTFIT = SHARED - {"modeling_conditional", "value_prototypes"} | {"configuration_outfit", "modeling_outfit"}
 CLEAR = OUTFIT - {"configuration_outfit", "modeling_outfit"}
-CLEAR |= {"attribute_recognition", "configuration_clear", "cross_attention", "modeling_clear"}
+RECOGNITION = {"attribute_recognition", "recognition_pipeline"}
+CLEAR |= RECOGNITION | {"configuration_clear", "cross_attention", "modeling_clear"}
 TRAVELS = {
     "modeling_cca": CCA,
     "modeling_csn": CCA | {"configuration_baselines", "modeling_csn"},
@@ -75,7 +76,7 @@ TRAVELS = {
     "modeling_separate": CCA | {"configuration_baselines", "modeling_separate"},
     "modeling_outfit": OUTFIT,
     "modeling_adde": CCA | {"configuration_adde", "modeling_adde"},
-    "modeling_cca_recognition": CCA | {"attribute_recognition", "modeling_cca_recognition"},
+    "modeling_cca_recognition": CCA | RECOGNITION | {"modeling_cca_recognition"},
     "modeling_clear": CLEAR,
     "modeling_crossvit": {
         "configuration_crossvit",

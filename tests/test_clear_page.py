@@ -19,12 +19,13 @@ def test_the_page_runs(tmp_path):
     CCAModel.from_backbone(vit, {"colour": ["red", "blue"]}).save_pretrained(tmp_path / "me/cca-shoes")
     for name in ("person.jpg", "shoe.jpg"):
         Image.new("RGB", (20, 40), "red").save(tmp_path / name)
-    _, prediction, loss, on_cca, checkpoint = run_page("docs/clear.md", tmp_path)
+    _, prediction, loss, on_cca, checkpoint, with_pipeline = run_page("docs/clear.md", tmp_path)
     hair, backpack, accessories, probabilities = prediction.printed.splitlines()
     assert hair.split()[1] in ("short", "long", "none") and backpack.split()[1] in ("no", "yes")
     assert accessories.startswith("accessories [") and probabilities.startswith("{'short': 0.")
     assert loss.printed.startswith("tensor(") and "grad_fn" in loss.printed
     assert on_cca.printed.startswith("[{'colour': Prediction(value=")
+    assert with_pipeline.printed.startswith("[{'label': 'hair: ")
     names = checkpoint.names
     assert names["model"].config.positive_shares == {"backpack": [0.5], "accessories": [0.5, 0.5, 0.0]}
     assert names["features"].shape == (2, 16 + 16)

@@ -1,5 +1,6 @@
 """CLEAR against plain functions of its weights, and everything that a checkpoint must do."""
 
+import importlib
 import json
 import math
 import os
@@ -344,7 +345,7 @@ def test_what_the_fingerprint_depends_on(model, checkpoint):
 
 
 def test_few_files_travel(checkpoint):
-    assert len(list(checkpoint.glob("*.py"))) == 12
+    assert len(list(checkpoint.glob("*.py"))) == 13
     settings = json.loads((checkpoint / "config.json").read_text())
     assert settings["auto_map"] == {
         "AutoConfig": "configuration_clear.CLEARConfig",
@@ -357,8 +358,9 @@ def test_few_files_travel(checkpoint):
 PROGRAM = """
 import sys
 sys.modules["cca_hf"] = None  # importing it raises ImportError
+import importlib
 import json
-from transformers import AutoModel, AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification, pipeline
 folder, image = sys.argv[1:]
 result = {}
 for turn in ("first", "second"):
@@ -366,6 +368,8 @@ for turn in ("first", "second"):
     predicted = model.predict(image)[0]
     result[turn] = {name: [each.value, each.probabilities] for name, each in predicted.items()}
     if turn == "first":
+        recognise = pipeline("image-classification", model=folder, trust_remote_code=True)
+        result["pipeline"] = [recognise(image), *recognise([image], attributes=["hair"])]
         result["base"] = type(AutoModel.from_pretrained(folder, trust_remote_code=True)).__name__
         folder += "-again"
         model.save_pretrained(folder)
@@ -381,6 +385,11 @@ def test_plain_transformers_loads_and_saves_a_checkpoint(model, checkpoint, pict
     warm_torch.run("-c", PROGRAM, str(checkpoint), str(image), cwd=tmp_path, env=environment, check=True)
     result, expected = json.loads((tmp_path / "image.png.json").read_text()), model.predict(image)[0]
     assert result["base"] == "CLEARModel"
+    every, hair = result["pipeline"]
+    (value,) = [each["value"] for each in hair]
+    assert value == expected["hair"].value and hair[0]["label"] == f"hair: {value}" and hair[0] in every
+    assert hair[0]["score"] == pytest.approx(expected["hair"].probability, abs=1e-5)
+    assert [each["value"] for each in every if each["attribute"] == "worn"] == expected["worn"].value
     for turn in ("first", "second"):
         for name, prediction in expected.items():
             value, probabilities = result[turn][name]
@@ -437,3 +446,16 @@ def test_predictions_do_not_depend_on_the_mode_and_the_threads(model, pictures):
         for name in ATTRIBUTES:
             assert one[name].probabilities == pytest.approx(other[name].probabilities, abs=1e-6)
     np.testing.assert_allclose(sum(expected[0]["hair"].probabilities.values()), 1, atol=1e-6)
+
+
+def test_the_benchmark_of_the_channel_attention(repository, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(repository / "scripts")
+    script = importlib.import_module("benchmark_clear")
+    words = ["--depths", "1", "1", "--embed_dim", "12", "--batch_size", "1", "--rounds", "1", "--threads", "1"]
+    monkeypatch.setattr("sys.argv", ["benchmark_clear.py", *words, "--output", str(tmp_path)])
+    script.main()
+    (file,) = tmp_path.glob("speed_*.json")
+    figures = json.loads(file.read_text())
+    for section in ("clear_forward", "clear_training"):
+        assert 0.1 < figures[section]["with_over_without"] < 100
+        assert figures[section]["setting"]["projection"] == "depthwise"

@@ -22,6 +22,7 @@ from .attribute_recognition import (
 from .configuration_cca import CCAConfig
 from .modeling_cca import CCAModel
 from .modeling_images import ImagePreTrainedModel
+from .recognition_pipeline import DESCRIPTION
 
 
 class LogitsOfAttributes(nn.Module):
@@ -79,7 +80,6 @@ class CCAForAttributeRecognition(ImagePreTrainedModel, AttributeRecogniser):
     display_name = "CCA + head"
     method = "a linear classifier on conditional cross-attention (CCA)"
     paper_url = CCAModel.paper_url
-    pipeline_class = CCAModel.pipeline_class
     sentence_transformers_class = CCAModel.sentence_transformers_class
 
     def __init__(self, config: CCAConfig):
@@ -142,6 +142,9 @@ class CCAForAttributeRecognition(ImagePreTrainedModel, AttributeRecogniser):
             "AutoModelForImageClassification": "modeling_cca_recognition.CCAForAttributeRecognition",
         }
         self.config.auto_map = auto_map
+        of_cca = {"impl": "pipeline_cca.CCAPipeline", "pt": ["AutoModel"], "type": "image"}
+        pipelines = {"image-feature-extraction": of_cca, "image-classification": dict(DESCRIPTION)}
+        self.config.custom_pipelines = pipelines
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def forward(

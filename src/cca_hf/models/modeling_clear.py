@@ -48,6 +48,7 @@ from .configuration_clear import CONVNEXT_TYPES, CLEARConfig
 from .configuration_images import check_sizes, public_name
 from .cross_attention import CrossAttention
 from .modeling_images import ImagePreTrainedModel
+from .recognition_pipeline import DESCRIPTION
 
 Backbone = str | PathLike[str] | PreTrainedConfig
 
@@ -256,6 +257,7 @@ class CLEARPreTrainedModel(ImagePreTrainedModel):
         classes = {"AutoModel": "CLEARModel", "AutoModelForImageClassification": "CLEARForAttributeRecognition"}
         auto_map = {auto: f"modeling_clear.{name}" for auto, name in classes.items()}
         self.config.auto_map = {"AutoConfig": "configuration_clear.CLEARConfig"} | auto_map
+        self.config.custom_pipelines = {"image-classification": dict(DESCRIPTION)}
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
