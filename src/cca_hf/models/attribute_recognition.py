@@ -71,7 +71,8 @@ class PredictionBatch(NamedTuple):
 
 
 def check_recognisable(config: RecognitionConfig) -> None:
-    """
+    """Check that the values of all attributes are known.
+
     Raises:
         ValueError: if there are no attributes, or too few values of one.
     """
