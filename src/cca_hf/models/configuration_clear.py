@@ -61,7 +61,8 @@ class CLEARConfig(RecognitionConfig):
             self.local_backbone_config = backbone_config_from(self.local_backbone_config)
         check_sizes(self.local_backbone_config)
         super().__post_init__(**kwargs)
-        self.hidden_size = self.backbone_config.hidden_size
+        backbone: Any = self.backbone_config
+        self.hidden_size = backbone.hidden_size
         self.feature_channels = [self.hidden_size]
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -78,7 +79,7 @@ class CLEARConfig(RecognitionConfig):
     @property
     def stage_channels(self) -> list[int]:
         """The channels of the map that enters each stage of the local branch."""
-        local = self.local_backbone_config
+        local: Any = self.local_backbone_config
         if local.model_type in SWIN_TYPES:
             return [local.embed_dim * 2**stage for stage in range(len(local.depths))]
         return [local.hidden_sizes[0], *local.hidden_sizes[:-1]]
@@ -86,7 +87,7 @@ class CLEARConfig(RecognitionConfig):
     @property
     def local_size(self) -> int:
         """The width of the local branch: the channels of its last map."""
-        local = self.local_backbone_config
+        local: Any = self.local_backbone_config
         return self.stage_channels[-1] if local.model_type in SWIN_TYPES else local.hidden_sizes[-1]
 
     @property
@@ -96,11 +97,12 @@ class CLEARConfig(RecognitionConfig):
 
     def validate_branches(self) -> None:
         """Part of the strict validation: a branch exists, and its parts fit together."""
+        local: Any = self.local_backbone_config
         kinds = (*SWIN_TYPES, *CONVNEXT_TYPES)
-        if self.local_backbone_config.model_type not in kinds:
+        if local.model_type not in kinds:
             raise ValueError(
                 f"the local branch needs a backbone with stages, which are {', '.join(kinds)}; got "
-                f"{self.local_backbone_config.model_type!r}"
+                f"{local.model_type!r}"
             )
         if not (self.use_global or self.use_local):
             raise ValueError("use_global and use_local are both False: the model needs at least one branch")

@@ -89,7 +89,8 @@ class ChannelAttention(GradientCheckpointingLayer):
 
     def init_weights(self) -> None:
         """Filters as PyTorch initialises them, but values of 0, so that the layer starts as the identity."""
-        for projection in (self.q_proj, self.k_proj):
+        projections: Any = (self.q_proj, self.k_proj)
+        for projection in projections:
             bound = projection.weight[0].numel() ** -0.5
             init.uniform_(projection.weight, -bound, bound)
             init.uniform_(projection.bias, -bound, bound)
@@ -235,7 +236,8 @@ class CLEARPreTrainedModel(ImagePreTrainedModel):
         config = cls.config_class(**fields | config_fields)
         config._attn_implementation = attn_implementation
         model = cls(config)
-        for part, native in ((model.base_model.backbone, whole), (model.base_model.local_backbone, local)):
+        branches: Any = model.base_model
+        for part, native in ((branches.backbone, whole), (branches.local_backbone, local)):
             if part is not None:
                 weights = native.state_dict()
                 part.load_state_dict({key: weights[key] for key in part.state_dict()})
@@ -245,11 +247,11 @@ class CLEARPreTrainedModel(ImagePreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """Those of the global branch, or of the local branch if there is no other."""
-        model = self.base_model
+        model: Any = self.base_model
         return (model.local_backbone if model.backbone is None else model.backbone).get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        model = self.base_model
+        model: Any = self.base_model
         (model.local_backbone if model.backbone is None else model.backbone).set_input_embeddings(value)
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
@@ -302,7 +304,9 @@ class CLEARModel(CLEARPreTrainedModel):
 
     def __init__(self, config: CLEARConfig):
         super().__init__(config)
-        self.backbone = self.local_backbone = self.channel_attentions = None
+        self.backbone: Any = None
+        self.local_backbone: Any = None
+        self.channel_attentions: Any = None
         if config.use_global:
             self.backbone = prepare_backbone(AutoModel.from_config(config.backbone_config), config)
             self.interpolates_positions = interpolates_positions(self.backbone)
@@ -338,7 +342,9 @@ class CLEARModel(CLEARPreTrainedModel):
             raise ValueError("this model has no fusion, and so no attentions: they need use_fusion and both branches")
         # convolutions run up to 2.4 times faster on a CPU with channels last
         pixel_values = pixel_values.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        tokens = cells = cross_attentions = None
+        tokens: Any = None
+        cells: Any = None
+        cross_attentions = None
         summaries = []
         if self.backbone is not None:
             tokens = run_backbone(self.backbone, pixel_values, self.interpolates_positions).last_hidden_state
@@ -458,7 +464,8 @@ group is a guess from clothes and posture, by the conventions of the people who 
 def _branches(config: CLEARConfig) -> str:
     if not config.use_local:
         return "The model has the global branch alone."
-    kind, name = config.local_backbone_config.model_type, config.local_backbone_name
+    local: Any = config.local_backbone_config
+    kind, name = local.model_type, config.local_backbone_name
     backbone = f"a network of type `{kind}`" if name is None else public_name(name)
     alone = "" if config.use_global else " The model has this branch alone."
     return f"The backbone of the local branch is {backbone}.{alone}"
