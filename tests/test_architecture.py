@@ -47,6 +47,7 @@ MODEL_FILES = sorted((SOURCE / "models").glob("*.py"))
 
 # Files of models/ with these prefixes belong to a family, such as `modeling_cca`. Floors and other files are shared.
 FAMILY_PREFIXES = ("configuration_", "modeling_", "processing_", "pipeline_", "sentence_transformers_", "conversion_")
+FAMILY_PREFIXES += ("attention_",)
 FLOORS = {"configuration_images", "modeling_images", "modeling_conditional"}
 # The baselines and ADDE are built on CCA; the baselines share a file.
 BUILT_ON = {"csn": {"cca"}, "asen": {"cca"}, "separate": {"cca"}, "adde": {"cca"}, "cca_recognition": {"cca"}}
@@ -84,6 +85,14 @@ TRAVELS = {
         "conversion_crossvit",
         "cross_attention",
         "modeling_crossvit",
+    },
+    "modeling_dcal": {
+        "attention_dcal",
+        "backbones",
+        "configuration_dcal",
+        "configuration_images",
+        "cross_attention",
+        "modeling_dcal",
     },
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 # extra -> the name to import -> the name to install, as in setup.cfg
 PACKAGES = {
     "analysis": {"sklearn": "scikit-learn", "scipy": "scipy"},
+    "augmentation": {"kornia": "kornia"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
     "openvino": {"onnx": "onnx", "onnxscript": "onnxscript", "openvino": "openvino"},
     "plot": {"matplotlib": "matplotlib"},

@@ -1,4 +1,4 @@
-"""transformers' own common tests for CCA, CSN and ASEN: `make transformers-tests`.
+"""transformers' own common tests for CCA, CSN, ASEN and DCAL: `make transformers-tests`.
 
 Tests that fail or are skipped are listed with the reason in `exceptions.py`. The list is checked: see `conftest.py`.
 """
@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from transformers import MobileNetV2Config, PreTrainedConfig, ViTConfig
+from transformers import MobileNetV2Config, PreTrainedConfig, PreTrainedModel, ViTConfig
 
 from cca_hf import CCAModel
 from cca_hf.models.modeling_asen import ASENModel
-from cca_hf.models.modeling_conditional import ConditionalPreTrainedModel
 from cca_hf.models.modeling_csn import CSNModel
+from cca_hf.models.modeling_dcal import DCALConfig, DCALModel
 
 from .archive import NoArchiveError, common_tests
 
@@ -37,7 +37,7 @@ class ModelTester:
 
     def __init__(
         self,
-        model_class: type[ConditionalPreTrainedModel],
+        model_class: type[PreTrainedModel],
         backbone: PreTrainedConfig,
         seq_length: int,  # of the image tokens
         hidden_states: int,  # how many the backbone returns
@@ -91,13 +91,14 @@ ADAPTERS = {
 class CommonTests(common.ModelTesterMixin):
     """What the classes below share."""
 
-    model_class: ClassVar[type[ConditionalPreTrainedModel]]
+    model_class: ClassVar[type[PreTrainedModel]]
+    adapters: ClassVar[dict[str, type]] = ADAPTERS
     test_resize_embeddings = False  # there are no words
     test_can_init_all_missing_weights_before_2023 = True  # our files have no copyright year
 
     def setUp(self) -> None:
         model_class: type = self.model_class
-        for start, adapter in ADAPTERS.items():
+        for start, adapter in self.adapters.items():
             if self._testMethodName.startswith(start):
                 model_class = type(model_class.__name__ + adapter.__name__, (adapter, model_class), {})
         self.all_model_classes = (model_class,)
@@ -126,3 +127,32 @@ class TestCSN(CommonTests, unittest.TestCase):
 
 class TestASEN(CommonTests, unittest.TestCase):
     model_class = ASENModel
+
+
+class DCALTester(ModelTester):
+    """DCAL has no attributes, and its configuration contains that of the backbone."""
+
+    def __init__(self) -> None:
+        super().__init__(DCALModel, vit(), seq_length=17, hidden_states=3)
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[PreTrainedConfig, dict[str, Any]]:
+        config = DCALConfig(backbone_config=copy.deepcopy(self.backbone))
+        side = self.backbone.image_size
+        return config, {"pixel_values": torch.rand(self.batch_size, 3, side, side)}
+
+
+class WithPooledLoss:
+    """As `WithLoss`, for a model with one embedding of an image."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)  # type: ignore[misc]
+        output["loss"] = output.pooler_output.sum()
+        return output
+
+
+class TestDCAL(CommonTests, unittest.TestCase):
+    model_class = DCALModel
+    adapters: ClassVar[dict[str, type]] = {"test_training": WithPooledLoss}
+
+    def make_tester(self) -> ModelTester:
+        return DCALTester()

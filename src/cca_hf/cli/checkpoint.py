@@ -2,8 +2,9 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -11,6 +12,9 @@ from cca_hf.extras import require
 
 from . import options
 from .options import UsageError, named_values, option, stdout_kept_clean, switch
+
+if TYPE_CHECKING:
+    from cca_hf.evaluation.results import Result
 
 COMPARE = option(
     None, "NAME=FOLDER ...", "Output folders of other trainings on the same data, to compare on the card."
@@ -70,6 +74,8 @@ def evaluate(
     table shows percentages, and the JSON output shows fractions. If queries have values that no training image had,
     the mAP of known and of new values is shown too.
 
+    For a classifier, the accuracy, the recall of the classes, the confusions and the calibration are measured.
+
     \b
     Examples:
       cca evaluate --model me/cca-shoes --dataset me/shoes
@@ -96,28 +102,38 @@ def evaluate(
         from cca_hf.evaluation.entanglement.evaluator import DEFAULT_READERS
         from cca_hf.evaluation.manipulation import MAX_QUERIES
         from cca_hf.models.loading import load_model
+        from cca_hf.recipes.classification_evaluation import evaluate_classifier
+        from cca_hf.recipes.classifiers import is_classifier, load_classifier
         from cca_hf.recipes.evaluation import evaluate_checkpoint
 
-        results = evaluate_checkpoint(
-            load_model(model, device),
-            model,
-            dataset,
-            attributes,
-            split,
-            group_column=group_column,
-            split_seed=split_seed,
-            config_name=config_name,
-            output_dir=output_dir,
-            report=report,
-            entanglement=entanglement,
-            readers=readers or DEFAULT_READERS,
-            manipulation=manipulation,
-            num_changes=num_changes or (1, 2, 3),
-            max_queries=max_queries or MAX_QUERIES,
-            keep=1.0 if keep is None else keep,
-            batch_size=batch_size,
-            num_workers=num_workers,
-        )
+        settings: dict[str, Any] = {"group_column": group_column, "split_seed": split_seed, "config_name": config_name}
+        settings |= {"output_dir": output_dir, "report": report}
+        settings |= {"batch_size": batch_size, "num_workers": num_workers}
+        results: Sequence[Result]
+        if is_classifier(model):
+            if entanglement or manipulation or len(attributes or ()) > 1:
+                raise UsageError(
+                    f"{model} is a classifier: it needs no --entanglement and --manipulation, and --attribute is its "
+                    "label column"
+                )
+            column = attributes[0] if attributes else None
+            classifier = load_classifier(model, device)
+            results = [evaluate_classifier(classifier, model, dataset, split, label_column=column, **settings)]
+        else:
+            results = evaluate_checkpoint(
+                load_model(model, device),
+                model,
+                dataset,
+                attributes,
+                split,
+                entanglement=entanglement,
+                readers=readers or DEFAULT_READERS,
+                manipulation=manipulation,
+                num_changes=num_changes or (1, 2, 3),
+                max_queries=max_queries or MAX_QUERIES,
+                keep=1.0 if keep is None else keep,
+                **settings,
+            )
     if as_json:
         metrics: dict[str, float] = {}
         for result in results:

@@ -49,6 +49,7 @@ def train(context: typer.Context) -> None:
       cca train manipulate --dataset me/shoes --attributes colour closure \\
           --backbone google/vit-base-patch16-224-in21k --output_dir out
       cca train outfits --items furniture --outfits rooms.json --backbone apple/mobilevit-small --output_dir out
+      cca train classify --dataset birds --backbone facebook/dinov2-small --output_dir out
 
     On several GPUs, use accelerate launch scripts/train.py with the same flags.
     """
@@ -70,7 +71,7 @@ def run_task(task: "TrainingTask", arguments: tuple[Any, ...]) -> None:
 
 
 def train_and_write_card(args: Any, *, recipe: str) -> None:
-    """As [`train_and_report`], for a task with its own data, which has no report."""
+    """As [`train_and_report`], for a task with its own data, whose recipe writes the report if it has one."""
     from cca_hf.training.process import prepare_process
 
     prepare_process(args.device, None)

@@ -13,12 +13,28 @@ from .modeling_cca_recognition import CCAForAttributeRecognition
 from .modeling_clear import CLEARForAttributeRecognition, CLEARModel
 from .modeling_crossvit import CrossViTForImageClassification, CrossViTModel
 from .modeling_csn import CSNModel
+from .modeling_dcal import DCALForImageClassification, DCALModel
 from .modeling_outfit import OutfitModel
 from .modeling_separate import SeparateModel
 
-for model in (CCAModel, CSNModel, ASENModel, SeparateModel, ADDEModel, OutfitModel, CrossViTModel, CLEARModel):
+for model in (
+    CCAModel,
+    CSNModel,
+    ASENModel,
+    SeparateModel,
+    ADDEModel,
+    OutfitModel,
+    CrossViTModel,
+    DCALModel,
+    CLEARModel,
+):
     AutoConfig.register(model.config_class.model_type, model.config_class, exist_ok=True)
     AutoModel.register(model.config_class, model, exist_ok=True)
 
-for classifier in (CrossViTForImageClassification, CLEARForAttributeRecognition, CCAForAttributeRecognition):
+for classifier in (
+    CrossViTForImageClassification,
+    DCALForImageClassification,
+    CLEARForAttributeRecognition,
+    CCAForAttributeRecognition,
+):
     AutoModelForImageClassification.register(classifier.config_class, classifier, exist_ok=True)

@@ -12,7 +12,7 @@ from functools import singledispatch
 from io import IOBase
 from os import PathLike
 from threading import Lock
-from typing import Any, Literal, NamedTuple, Never, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Never, Self
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class ImageEncoder:
     config: AttributeConfig
     image_processor: BaseImageProcessor
     dtype: torch.dtype
+    default_attribute: ClassVar[str | None] = None  # of `encode`, for a model with one space that has no name
     # pixel values and ids (batch, k) -> an output with `embeddings` (batch, k, dim)
     __call__: Callable[..., Any]
 
@@ -170,6 +171,8 @@ class ImageEncoder:
             raise ValueError(f"output must be 'numpy' or 'torch'; got {output!r}")
         if not normalize_embeddings:
             raise ValueError("embeddings are always L2-normalised: leave out normalize_embeddings=False")
+        if attribute is None and attributes is None:
+            attribute = self.default_attribute
         names = one_of(attribute, attributes)
         sequence = as_sequence(images)
         encoder = self if device is None else self.on_device(device)

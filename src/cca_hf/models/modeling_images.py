@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from huggingface_hub import CommitInfo, HfApi
@@ -25,6 +25,7 @@ from .configuration_images import ImageModelConfig, save_code_of_base, without_p
 from .images import ImageReader
 from .whole_files import CHECKSUMS, staged, write_checksums, write_json
 
+M = TypeVar("M", bound=PreTrainedModel)
 # All files of a checkpoint, by name; `push_to_hub` pushes no other.
 CHECKPOINT_FILES = (
     *("config.json", "preprocessor_config.json", "modules.json", "sentence_transformers_cca.json", CHECKSUMS),
@@ -178,15 +179,8 @@ class ImagePreTrainedModel(PreTrainedModel):
         return make_image_processor(self.config.image_size)
 
     def in_eval_mode(self) -> Self:
-        """The model itself if no part of it is in training mode; otherwise a copy in evaluation mode.
-
-        The copy shares all parameters and buffers, so that other threads may train the model at the same time.
-        """
-        if not any(module.training for module in self.modules()):
-            return self
-        configs = [module.config for module in self.modules() if isinstance(module, PreTrainedModel)]
-        shared = {id(part): part for part in (*self.parameters(), *self.buffers(), *configs)}
-        return copy.deepcopy(self, shared).eval()
+        """As [`copy_in_eval_mode`]."""
+        return copy_in_eval_mode(self)
 
     def fingerprint(self) -> str:
         """A hash to store with embeddings: of the weights, the architecture, the attributes and the preprocessing.
@@ -197,19 +191,31 @@ class ImagePreTrainedModel(PreTrainedModel):
         weights, loaded = [], weights_of(self, without=self.modules_without_effect)
         for name, tensor in loaded.items():
             if "backbone." not in name:
-                weights.append(f"{name} {_hash_of(tensor)}")
+                weights.append(f"{name} {hash_of_tensor(tensor)}")
         for name, tensor in revert_weight_conversion(self, loaded).items():
             place, within_backbone, _ = name.partition("backbone.")
             if within_backbone:
-                weights.append(f"{place}backbone {_hash_of(tensor)}")
+                weights.append(f"{place}backbone {hash_of_tensor(tensor)}")
         native = {name.removesuffix("_config"): vars(self.config)[name] for name in self.config.sub_configs}
         described = {
             "weights": sorted(weights),
-            "config": _settings_of(self.config),
-            **{name: _settings_of(config) for name, config in native.items()},
+            "config": settings_of(self.config),
+            **{name: settings_of(config) for name, config in native.items()},
             "image_processor": self.image_processor.to_dict(),
         }
         return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def copy_in_eval_mode(model: M) -> M:
+    """The model itself if no part of it is in training mode; otherwise a copy in evaluation mode.
+
+    The copy shares all parameters and buffers, so that other threads may train the model at the same time.
+    """
+    if not any(module.training for module in model.modules()):
+        return model
+    configs = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    shared = {id(part): part for part in (*model.parameters(), *model.buffers(), *configs)}
+    return copy.deepcopy(model, shared).eval()
 
 
 def check_weights(weights: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -264,7 +270,8 @@ def digest_of_weights(model: PreTrainedModel, *, saved_names: bool = False, with
     return digest
 
 
-def _hash_of(tensor: torch.Tensor) -> str:
+def hash_of_tensor(tensor: torch.Tensor) -> str:
+    """A hash of the numbers of a tensor, with its type and shape."""
     return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(_bytes_of(tensor)).hexdigest()}"
 
 
@@ -272,8 +279,8 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _settings_of(config: PreTrainedConfig) -> dict[str, Any]:
-    """The settings that change the computation and differ from their defaults."""
+def settings_of(config: PreTrainedConfig) -> dict[str, str]:
+    """As text, the settings that change the computation and differ from their defaults."""
     values, defaults = architecture_of(config), type(config)().to_dict()
     if isinstance(config, ImageModelConfig):
         without_effect = (vars(base).get("fields_without_effect", ()) for base in type(config).__mro__)

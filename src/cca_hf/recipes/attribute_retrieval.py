@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import speed_metrics
 
 from cca_hf.data.loading import load_attribute_dataset
@@ -35,6 +35,7 @@ from cca_hf.training.checkpoints import last_checkpoint
 from cca_hf.training.run_record import RunRecord
 
 from .attribute_trainer import CCATrainer
+from .backbone_config import read_backbone_config
 from .command_line import DataArguments, ModelArguments
 
 logger = logging.getLogger(__name__)
@@ -296,7 +297,9 @@ def make_model(
         optional |= {"text_encoder": model_args.text_encoder, "attribute_texts": texts}
     size = model_args.image_size
     return model_class.from_backbone(
-        model_args.backbone if model_args.backbone is not None else _read_config(model_args.backbone_config or ""),
+        model_args.backbone
+        if model_args.backbone is not None
+        else read_backbone_config(model_args.backbone_config or ""),
         attributes=data.attributes,
         image_size=size[0] if size is not None and len(size) == 1 else size,
         attn_implementation=model_args.attn_implementation,
@@ -304,20 +307,6 @@ def make_model(
         attribute_subspaces=model_args.attribute_subspaces,
         **optional,
     )
-
-
-def _read_config(source: str) -> PreTrainedConfig:
-    """Reads JSON, a JSON file, or a configuration that `AutoConfig` can load."""
-    if source.lstrip().startswith("{"):
-        text = source
-    elif source.endswith(".json"):
-        text = Path(source).read_text(encoding="utf-8")
-    else:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
-    fields: dict[str, Any] = json.loads(text)
-    if (kind := fields.pop("model_type", None)) not in CONFIG_MAPPING:
-        raise ValueError(f"backbone_config needs a model_type that transformers knows, such as vit; got {kind!r}")
-    return CONFIG_MAPPING[kind](**fields)
 
 
 def attribute_texts(attributes: Iterable[str], sentences_file: str | None = None) -> dict[str, str]:

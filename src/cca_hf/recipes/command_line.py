@@ -39,7 +39,7 @@ class TrainingTask:
         help: what is trained, for `cca train --help`.
         arguments: module and class of the training arguments, a dataclass built on [`CCATrainingArguments`].
         title: of the group of flags that only these arguments have.
-        unused: flags of [`CCATrainingArguments`] that the task does not have.
+        unused: flags of [`CCATrainingArguments`], or of `TrainingArguments`, that the task does not have.
         has_own_data: whether `arguments`, then built on `TrainingArguments`, describe the data and the model too.
     """
 
@@ -68,6 +68,14 @@ TASKS = {
         "CSA-Net: which item completes an outfit, such as the furniture of a room.",
         "cca_hf.recipes.outfit_completion:OutfitArguments",
         "Outfits",
+        has_own_data=True,
+    ),
+    "classify": TrainingTask(
+        "cca_hf.recipes.classification",
+        "A classifier: the class of an image, on any vision model of transformers, CrossViT or DCAL.",
+        "cca_hf.recipes.classification_arguments:ClassificationArguments",
+        "Classification",
+        unused=("label_smoothing_factor",),
         has_own_data=True,
     ),
 }

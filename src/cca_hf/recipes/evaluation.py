@@ -1,7 +1,7 @@
 """Evaluation of a trained checkpoint on a data set, with the splits and the columns of its training."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ def evaluate_checkpoint(
 
 def load_evaluation_data(
     dataset: str,
-    attributes: Sequence[str],
+    attributes: Sequence[str] | Mapping[str, Sequence[str]],
     split: str,
     checkpoint: str,
     *,

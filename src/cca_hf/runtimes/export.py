@@ -22,11 +22,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoConfig, BaseImageProcessor
 
 from cca_hf.extras import require
+from cca_hf.models import loading
 from cca_hf.models.backbones import AutoImageProcessor
 from cca_hf.models.configuration_images import AttributeConfig
 from cca_hf.models.encoding import ImageEncoder
 from cca_hf.models.images import ImageReader
-from cca_hf.models.loading import load_model
 from cca_hf.models.modeling_conditional import ConditionalModelOutput, ConditionalPreTrainedModel
 from cca_hf.models.whole_files import staged, write_checksums, write_json
 
@@ -186,13 +186,13 @@ def is_exported(folder: str | PathLike[str]) -> bool:
 
 
 def load_encoder(name: str, device: str | None = None, precision: str = "auto") -> ImageEncoder:
-    """Load a checkpoint with `load_model`, or a folder that [`export_model`] wrote.
+    """Load a checkpoint of any vision model, or a folder that [`export_model`] wrote.
 
     Raises:
         ValueError: for an exported model on another device than the CPU, or in another precision than its own.
     """
     if not is_exported(name):
-        model: ImageEncoder = load_model(name, device, precision)
+        model: ImageEncoder = loading.load_encoder(name, device, precision)
         return model
     if device not in (None, "cpu") or precision not in ("auto", "float32"):
         raise ValueError(f"{name} is an exported model: it runs on the CPU, in the precision that it was exported in")

@@ -19,8 +19,6 @@ from cca_hf.data.schema import IMAGE_COLUMN, AttributeDataset
 from cca_hf.evaluation.retrieval.embeddings import Confusion
 from cca_hf.models.whole_files import write_json
 
-from .arguments import CCATrainingArguments
-
 FILE_NAME = "run.json"
 # the arguments of transformers that decide what the weights become
 _THEIRS = (
@@ -53,7 +51,7 @@ class RunRecord:
         cls,
         data: AttributeDataset,
         loaded_with: Mapping[str, Any],
-        args: CCATrainingArguments,
+        args: transformers.TrainingArguments,
         *,
         unused: Sequence[str] = (),
     ) -> "RunRecord":

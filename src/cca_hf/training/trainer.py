@@ -19,10 +19,11 @@ from cca_hf.evaluation.results import Result
 
 from .adapters import ADAPTER_CONFIG, MERGE_FIRST, check_adapter, has_adapter
 from .arguments import check_supported
+from .averaging import WeightAveraging
 from .checkpoints import TrainingFailedError, WholeCheckpointTrainer, last_checkpoint, remove_leftovers
 from .distributed import copy_from_first_process
 from .monitor import LossMonitor
-from .parameters import frozen, split_backbone_and_head, undecayed_parameters
+from .parameters import frozen, set_learning_rates, split_backbone_and_head, undecayed_parameters
 from .progress import show_briefly
 from .task import LossOutput, Task
 
@@ -45,7 +46,9 @@ class TaskTrainer(WholeCheckpointTrainer):
         task: batches, loss and evaluator, see [`Task`].
         eval_dataset: what `evaluate` evaluates by default: a split's name, a data set, or a dictionary of either.
         head_learning_rate: rate of all parameters outside `backbone`. Default: the same rate.
+        learning_rates: rates of single parameters, by name. Default: `learning_rate`.
         frozen_parameters: parameters that do not learn in this training.
+        ema_decay: evaluate and save the moving average of the weights, see [`WeightAveraging`]. Default: the weights.
         collapse_patience: see [`LossMonitor`].
         publish: the function that `push_to_hub` calls. `cca_hf.CCATrainer` has `cca_hf.push_model` without it.
         callbacks, optimizers: as in `Trainer`.
@@ -66,7 +69,9 @@ class TaskTrainer(WholeCheckpointTrainer):
         *,
         eval_dataset: Any = None,
         head_learning_rate: float | None = None,
+        learning_rates: Mapping[str, float] | None = None,
         frozen_parameters: Iterable[nn.Parameter] = (),
+        ema_decay: float | None = None,
         collapse_patience: int = 0,
         publish: Callable[..., str] | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -93,7 +98,10 @@ class TaskTrainer(WholeCheckpointTrainer):
         copy_from_first_process(list(self.loss.parameters()))
         self.evaluator = evaluator
         self.head_learning_rate = head_learning_rate
+        self.learning_rates = learning_rates
         self.frozen_parameters = list(frozen_parameters)
+        self.ema_decay = ema_decay
+        self.averaging: WeightAveraging | None = None  # of the training that runs
         self.monitor = LossMonitor(collapse_patience)
         if publish is not None:
             self.publish = publish
@@ -109,6 +117,8 @@ class TaskTrainer(WholeCheckpointTrainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
+        if ema_decay is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("ema_decay needs whole weights on each device: it is not for FSDP and DeepSpeed")
         self.add_callback(StepTask(self))
         show_briefly(self, [] if evaluator is None else evaluator.shown_metrics, task.batches.epoch)
 
@@ -189,11 +199,34 @@ class TaskTrainer(WholeCheckpointTrainer):
             self.resumed_from = Path(checkpoint)
             self.check_checkpoint(self.resumed_from)
             self.loss.load(checkpoint)
+            if self.ema_decay is None and WeightAveraging.is_in(checkpoint):
+                raise ValueError(f"{checkpoint} was made with ema_decay: resume it with ema_decay, or start anew")
         if self.args.should_save:
             remove_leftovers(self.args.output_dir)
         self.loss.zero_grad()
+        if self.ema_decay is not None:
+            self.averaging = WeightAveraging(self.model, self.ema_decay)
         with frozen(self.frozen_parameters):
-            return super().train(checkpoint, *args, **kwargs)
+            outcome = super().train(checkpoint, *args, **kwargs)
+        if self.averaging is not None and not (
+            self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
+        ):
+            self.averaging.apply()
+        self.averaging = None
+        return outcome
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.averaging is not None:
+            self.averaging.load(resume_from_checkpoint)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Evaluates and saves the average of the weights, if there is one."""
+        if self.averaging is not None and (self.control.should_evaluate or self.control.should_save):
+            with self.averaging.applied():
+                super()._maybe_log_save_evaluate(*args, **kwargs)
+        else:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def check_checkpoint(self, checkpoint: Path) -> None:
         """Raises `ValueError` if this training cannot resume from a checkpoint."""
@@ -210,6 +243,8 @@ class TaskTrainer(WholeCheckpointTrainer):
             optimizer = super().create_optimizer(model)
         if self.head_learning_rate is not None:
             split_backbone_and_head(optimizer, self.model if model is None else model, self.head_learning_rate)
+        if self.learning_rates:
+            set_learning_rates(optimizer, self.model if model is None else model, self.learning_rates)
         return optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -235,10 +270,12 @@ class TaskTrainer(WholeCheckpointTrainer):
         super().log(logs, start_time)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Saves what the loss has learned beside the random states."""
+        """Saves what the loss has learned, and the weights behind an average, beside the random states."""
         super()._save_rng_state(output_dir)
         if self.args.should_save:
             self.loss.save(output_dir)
+            if self.averaging is not None:
+                self.averaging.save(output_dir)
 
     def unwrapped_model(self) -> Any:
         """The model without distributed wrappers, compilation and autocast: it computes as the saved one will."""
@@ -295,6 +332,8 @@ class StepTask(TrainerCallback):
             self.trainer.loss.zero_grad()
         else:
             self.trainer.loss.optimizer_step()
+            if self.trainer.averaging is not None:
+                self.trainer.averaging.update()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """A training that ends before its first log would show no loss: it logs about five times."""

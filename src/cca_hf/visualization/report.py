@@ -39,8 +39,17 @@ _TILES = {
     "r_precision": "R-precision",
 }
 # Names in the Trainer's log; the mAP has one of two.
-_CURVES = {"loss": "Training loss", "eval_map": "mAP on validation", "validation_map": "mAP on validation"}
-_PLOTTED = (("loss", "training loss", 1.0), ("eval_map", "mAP in %, validation", 100.0))
+_CURVES = {
+    "loss": "Training loss",
+    "eval_map": "mAP on validation",
+    "validation_map": "mAP on validation",
+    "eval_accuracy": "Accuracy on validation",
+}
+_PLOTTED = (
+    ("loss", "training loss", 1.0),
+    ("eval_map", "mAP in %, validation", 100.0),
+    ("eval_accuracy", "accuracy in %, validation", 100.0),
+)
 
 
 def write_report(
@@ -118,7 +127,7 @@ def write_report(
         change_views=change_views,
         entanglement=entanglement,
         heat_maps=[] if entanglement is None else [_heat_map(entanglement, reader) for reader in entanglement.readers],
-        curves=[_curve(label, points) for name, label in _CURVES.items() if len(points := points_of(log, name)) > 1],
+        curves=curves_of(log),
     )
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -269,6 +278,11 @@ def plot_curves(history: Iterable[Mapping[str, object]]) -> Figure | None:
         axes.set_axisbelow(True)
         quiet(axes)
     return figure
+
+
+def curves_of(history: Sequence[Mapping[str, object]]) -> list[dict[str, Any]]:
+    """The curves of a training for the template `curves.html`, from the Trainer's `state.log_history`."""
+    return [_curve(label, points) for name, label in _CURVES.items() if len(points := points_of(history, name)) > 1]
 
 
 def _curve(title: str, points: Sequence[tuple[float, float]]) -> dict[str, Any]:
