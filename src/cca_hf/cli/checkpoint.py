@@ -75,6 +75,8 @@ def evaluate(
     the mAP of known and of new values is shown too.
 
     For a classifier, the accuracy, the recall of the classes, the confusions and the calibration are measured.
+    For a model of 'cca train recognise', mA, F1, the calibration and the share of unknown values are measured. The
+    data set may be another one than that of the training.
 
     \b
     Examples:
@@ -101,10 +103,11 @@ def evaluate(
     with stdout_kept_clean():
         from cca_hf.evaluation.entanglement.evaluator import DEFAULT_READERS
         from cca_hf.evaluation.manipulation import MAX_QUERIES
-        from cca_hf.models.loading import load_model
+        from cca_hf.models.loading import is_recogniser, load_model, load_recogniser
         from cca_hf.recipes.classification_evaluation import evaluate_classifier
         from cca_hf.recipes.classifiers import is_classifier, load_classifier
         from cca_hf.recipes.evaluation import evaluate_checkpoint
+        from cca_hf.recipes.recognition_evaluation import evaluate_recogniser
 
         settings: dict[str, Any] = {"group_column": group_column, "split_seed": split_seed, "config_name": config_name}
         settings |= {"output_dir": output_dir, "report": report}
@@ -119,6 +122,14 @@ def evaluate(
             column = attributes[0] if attributes else None
             classifier = load_classifier(model, device)
             results = [evaluate_classifier(classifier, model, dataset, split, label_column=column, **settings)]
+        elif is_recogniser(model):
+            if entanglement or manipulation or report:
+                raise UsageError(
+                    f"{model} recognises values: --entanglement, --manipulation and --report are for embeddings"
+                )
+            recogniser = load_recogniser(model, device)
+            del settings["report"]
+            results = [evaluate_recogniser(recogniser, model, dataset, attributes, split, **settings)]
         else:
             results = evaluate_checkpoint(
                 load_model(model, device),
