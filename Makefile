@@ -74,7 +74,7 @@ types: $(VENV)/ready ## Check the types of src (mypy)
 lowest: $(LOWEST)/ready ## Run the tests of models, data, training and evaluation on the lowest supported versions
 	$(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadscope $(LOWEST_TESTS)
 
-transformers-tests: $(VENV)/ready ## Run transformers' own common tests on our models (downloads them once)
+transformers-tests: $(VENV)/ready ## Run transformers' own common tests and an example script on our models (downloads both once)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) tests/transformers_common
 
 transformers-main: $(VENV)/ready ## Install the main branch of transformers over the environment (`make clean` undoes it)

@@ -22,17 +22,15 @@ manipulation.json and manipulation.md.
 """
 
 import argparse
-import json
 import shutil
-import statistics
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from training_runs import TrainingRuns, mean_and_std
 from transformers import set_seed
 
 from cca_hf import AttributeDataset, CCAModel, CCATrainer
@@ -78,6 +76,7 @@ class Benchmark:
     def __init__(self, settings: list[str], folder: Path, split: str) -> None:
         self.flags, self.settings = settings, [*settings, "--split", split]
         self.folder, self.split = folder, split
+        self.runs = TrainingRuns(folder, self.settings)
         self.data: AttributeDataset = load_data(parse_arguments(settings)[1])
         self.labels = self.data.labels(split)
         numbers = [number for number in NUM_CHANGES if number <= len(self.data.attributes)]
@@ -85,37 +84,9 @@ class Benchmark:
         self.changes = Changes.concatenate(parts)
         print(f"{len(self.changes):,} changes in {len(self.labels):,} images of {split}", flush=True)
 
-    def path(self, model: str, seed: int) -> Path:
-        return self.folder / "runs" / f"{model}-seed{seed}.json"
-
     def run(self, model: str, seed: int) -> None:
         """Trains and evaluates a model with a seed, unless that is done or another process works on it."""
-        path = self.path(model, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(path.with_suffix(".lock"), timeout=0):
-                if not path.exists():
-                    print(f"\n{model}, seed {seed}", flush=True)
-                    write_json(self._train(model, seed) | {"settings": self.settings}, path)
-        except Timeout:
-            print(f"{model}, seed {seed}: another process works on this training", flush=True)
-
-    def load(self, model: str, seed: int) -> dict[str, Any] | None:
-        """The result of a training; None if it is not finished.
-
-        Raises:
-            ValueError: if it had other settings.
-        """
-        path = self.path(model, seed)
-        if not path.exists():
-            return None
-        run = json.loads(path.read_text())
-        if run["settings"] != self.settings:
-            raise ValueError(
-                f"{path} was made with the settings {' '.join(run['settings'])}; "
-                f"this run has {' '.join(self.settings)}. Give another --output"
-            )
-        return run
+        self.runs.run(model, seed, lambda: self._train(model, seed))
 
     def _train(self, model_name: str, seed: int) -> dict[str, Any]:
         work = self.folder / "work" / f"{model_name}-seed{seed}"
@@ -196,17 +167,6 @@ class Benchmark:
         return float((values.vectors[both] * means.vectors[both]).sum(-1).mean())
 
 
-def summarise(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation of each figure over the seeds."""
-    return {
-        name: {
-            "mean": statistics.mean(run[name] for run in runs),
-            "std": statistics.stdev(run[name] for run in runs) if len(runs) > 1 else 0.0,
-        }
-        for name in runs[0]
-    }
-
-
 def table_cells(methods: dict[str, dict[str, dict[str, float]]]) -> tuple[list[str], list[list[str]]]:
     """The header, a row with the chance level, and a row for each method."""
     first = next(iter(methods.values()))
@@ -250,13 +210,13 @@ def main(argv: Iterable[str] | None = None) -> None:
     for seed in given.seeds:
         for model in models:
             benchmark.run(model, seed)
-    runs = {model: [benchmark.load(model, seed) for seed in given.seeds] for model in models}
+    runs = {model: [benchmark.runs.load(model, seed) for seed in given.seeds] for model in models}
     unfinished = [model for model, of_model in runs.items() if None in of_model]
     if unfinished:
         print(f"not finished yet: {', '.join(unfinished)}. Run the command again for the table")
         return
     methods = {
-        method: summarise([run["methods"][method] for run in runs[model] if run is not None])
+        method: mean_and_std([run["methods"][method] for run in runs[model] if run is not None])
         for method, (model, _) in METHODS.items()
         if method in given.methods
     }

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from filelock import FileLock, Timeout
+from training_runs import TrainingRuns, mean_and_std
 from transformers import set_seed
 
 from cca_hf import AttributeDataset, CCAModel, CCATrainer, EvaluationResult
@@ -109,6 +109,7 @@ class Benchmark:
         self.training_flags = settings
         self.settings = [*settings, *(word for name, value in protocol.items() for word in (f"--{name}", str(value)))]
         self.folder = folder
+        self.runs = TrainingRuns(folder, self.settings)
         self.text_encoder = text_encoder
         self.save_models = save_models
         self.data: AttributeDataset = load_data(parse_arguments(settings)[1])
@@ -125,38 +126,11 @@ class Benchmark:
         duplicates = {f"cca-residual-{residual}"} | ({"cca-text"} if self.text_encoder is None else set())
         return [name for name in METHODS if name not in duplicates]
 
-    def path(self, method: str, seed: int) -> Path:
-        return self.folder / "runs" / f"{method}-seed{seed}.json"
-
     def run(self, method: str, seed: int) -> None:
         """Trains and evaluates a method with a seed, unless the run is finished or another process works on it."""
-        path = self.path(method, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(path.with_suffix(".lock"), timeout=0):
-                if not path.exists():
-                    print(f"\n{METHODS[method].title}, seed {seed}", flush=True)
-                    run = self._measure_frozen() if method == "frozen" else self._train(method, seed)
-                    write_json(run | {"method": method, "seed": seed, "settings": self.settings}, path)
-        except Timeout:
-            print(f"{method}, seed {seed}: another process works on this run", flush=True)
-
-    def load(self, method: str, seed: int) -> dict[str, Any] | None:
-        """Loads the figures of a run; None if it is not finished.
-
-        Raises:
-            ValueError: if the run used other settings.
-        """
-        path = self.path(method, seed)
-        if not path.exists():
-            return None
-        run = json.loads(path.read_text())
-        if run["settings"] != self.settings:
-            raise ValueError(
-                f"{path} was made with the settings {' '.join(run['settings'])}; "
-                f"this run has {' '.join(self.settings)}. Give another --output"
-            )
-        return run
+        self.runs.run(
+            method, seed, lambda: self._measure_frozen() if method == "frozen" else self._train(method, seed)
+        )
 
     def new_model(self, method: str, seed: int, data: AttributeDataset | None = None) -> CCAModel:
         model_args = self._arguments(method, seed, self.folder)[0]
@@ -276,14 +250,7 @@ def summarise(runs: list[dict[str, Any]], milliseconds: float) -> dict[str, Any]
         "trained_parameters": first["trained_parameters"],
         "ms_per_image": milliseconds,
         "training_seconds": statistics.mean(run["training_seconds"] for run in runs),
-        "metrics": {
-            name: {
-                "mean": statistics.mean(run["metrics"][name] for run in runs),
-                "std": statistics.stdev(run["metrics"][name] for run in runs) if len(runs) > 1 else 0.0,
-            }
-            for name in first["metrics"]
-            if all(name in run["metrics"] for run in runs)
-        },
+        "metrics": mean_and_std([run["metrics"] for run in runs]),
     }
 
 
@@ -391,12 +358,12 @@ def main(argv: list[str] | None = None) -> None:
     methods = benchmark.methods(own.methods)
     wanted = [(name, seed) for name in methods for seed in (own.seeds[:1] if name == "frozen" else own.seeds)]
     for name, seed in wanted:
-        if benchmark.load(name, seed) is None:
+        if benchmark.runs.load(name, seed) is None:
             benchmark.run(name, seed)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     missing = []
     for name, seed in wanted:
-        run = benchmark.load(name, seed)
+        run = benchmark.runs.load(name, seed)
         if run is None:
             missing.append(f"{name} with seed {seed}")
         else:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoModelForImageClassification, pipeline
+from safetensors.torch import save_file
+from transformers import AttentionInterface, AutoModel, AutoModelForImageClassification, pipeline
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cca_hf import CCAModel
 from cca_hf.models.backbones import _token_grid
@@ -102,6 +104,22 @@ def test_logits_equal_plain_functions_of_the_weights(name, logits_of):
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def timm():
+    return pytest.importorskip("timm", reason="timm is not installed; it needs torchvision")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_equal_those_of_timm(name, timm, tmp_path):
+    theirs = timm.create_model(name, num_classes=5).double().eval()
+    save_file(theirs.state_dict(), tmp_path / "timm.safetensors")
+    ours = CrossViTForImageClassification.from_timm(tmp_path / "timm.safetensors")
+    side = ours.config.image_size
+    images = torch.randn(1, 3, side, side, dtype=torch.float64)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(images).logits, theirs(images), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(("name", "expected"), PARAMETERS.items())
 def test_the_table_of_variants(name, expected):
     """The parameters to the last one, the tokens, and the variant that is recognised by the shapes of the weights."""
@@ -138,6 +156,27 @@ def test_eager_equals_sdpa_and_returns_the_attentions(model, size):
     assert inner.hidden_states[-2] is inner.branch_states[0] and inner.last_hidden_state is inner.branch_states[1]
     classes = torch.cat([tokens[:, 0] for tokens in inner.branch_states], dim=1)
     torch.testing.assert_close(inner.pooler_output, classes, rtol=0, atol=0)
+
+
+def test_another_attention_computes_all_layers(model):
+    """Flash attention needs a GPU. What is registered with transformers gets the same calls."""
+    shapes = []
+
+    def attend(module, query, key, value, attention_mask, **settings):
+        shapes.append((*query.shape[1:3], key.shape[2]))
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **settings)
+
+    AttentionInterface.register("recorded", attend)
+    images = torch.randn(2, 3, 48, 48)
+    with torch.inference_mode():
+        expected = model(images).logits
+        assert not shapes
+        model.set_attn_implementation("recorded")
+        logits = model(images).logits
+        model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    small, large = (2, 17, 17), (2, 5, 5)  # heads, queries, tokens
+    assert shapes == [small, large, large, (2, 1, 5), (2, 1, 17)] * 2
 
 
 def test_the_weights_of_a_fusion_are_those_of_the_class_token_over_the_other_branch(model):

@@ -121,7 +121,7 @@ class ImageEmbedder(ImageEncoder):
     @torch.inference_mode()
     def _embed(self, pixel_values: torch.Tensor, attribute_ids: torch.Tensor) -> torch.Tensor:
         """(batch, 1, dim)"""
-        features = _features_of(run_backbone(self.model, pixel_values, self._interpolates))
+        features = features_of(run_backbone(self.model, pixel_values, self._interpolates))
         return nn.functional.normalize(features.float(), dim=-1)[:, None]
 
     def fingerprint(self) -> str:
@@ -172,7 +172,7 @@ def _describe(config: PreTrainedConfig) -> dict[str, Any]:
     return settings | {name: _describe(vars(config)[name]) for name in nested}
 
 
-def _features_of(output: ModelOutput) -> torch.Tensor:
+def features_of(output: ModelOutput) -> torch.Tensor:
     """(batch, dim), not normalised.
 
     Raises:

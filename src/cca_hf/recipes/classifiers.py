@@ -119,6 +119,9 @@ def with_image_size(model: PreTrainedModel, height: int, width: int) -> PreTrain
     config = copy.deepcopy(model.config)
     config.image_size = [height, width]
     resized, weights = type(model)(config), model.state_dict()
+    kept = dict(model.named_children())
+    for name in [name for name, _ in resized.named_children() if name not in kept]:
+        setattr(resized, name, None)  # a pooler that the model was loaded without
     for name, table in resized.state_dict().items():
         if table.shape != weights[name].shape:
             weights[name] = _interpolate(weights[name], table.shape, model.config, config, name)

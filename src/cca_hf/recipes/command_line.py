@@ -85,6 +85,14 @@ TASKS = {
         "Recognition",
         has_own_data=True,
     ),
+    "reidentify": TrainingTask(
+        "cca_hf.recipes.reidentification",
+        "Re-identification: the same person or car in images of other cameras, on any vision model or DCAL.",
+        "cca_hf.recipes.reidentification_arguments:ReidentificationArguments",
+        "Re-identification",
+        unused=("label_smoothing_factor",),
+        has_own_data=True,
+    ),
 }
 
 _SETTINGS_FILES = (".json", ".yaml", ".yml")

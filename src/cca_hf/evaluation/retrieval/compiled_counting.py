@@ -15,7 +15,7 @@ _BINS_PER_RELEVANT = 32  # measured on 100,000 candidates: fewer bins leave more
 _FEWEST_BINS, _MOST_BINS = 2**12, 2**16  # a bin fits 16 bits
 _LEAST_SPAN = np.float32(1e-30)  # of similarities: a smaller one would overflow when divided into bins
 
-_NUM_SCORES = 6  # the fields of `ranking.QueryScores`, in their order
+_NUM_SCORES = 9  # the fields of `ranking.QueryScores`, in their order
 
 _one, _two = np.uintp(1), np.uintp(2)  # indices are unsigned here, because a signed one may count from the end
 
@@ -126,6 +126,8 @@ def _score(relevant, counts, harmonic, scores):  # type: ignore[no-untyped-def]
         r_precision += r * min(max((count - big_b) / m, 0.0), 1.0)
         if b == 0:
             scores[3], scores[4], scores[5] = big_b, m, r
+        if start == 0:
+            scores[6], scores[7], scores[8] = big_b, m, r
         big_b += m + np.int64(counts[2 * start])
         stop = start
     scores[0], scores[1], scores[2] = precision / count, r_precision / count, count

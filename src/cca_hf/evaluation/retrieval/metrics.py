@@ -24,6 +24,7 @@ from .ranking import (
     QueryScores,
     chance_average_precision,
     chance_r_precision,
+    expected_inverse_rank,
     harmonic_numbers,
     hit_probability,
     score_queries,
@@ -55,6 +56,7 @@ class AttributeRetrieval:
     num_relevant: IntArray
     scores: RetrievalScores
     chance: RetrievalScores
+    worst_relevant: IntArray  # (Q, 3) the last three fields of `QueryScores`
 
     @property
     def map(self) -> float:
@@ -73,6 +75,20 @@ class AttributeRetrieval:
     @cached_property
     def chance_per_value(self) -> dict[int, float]:
         return _mean_per_value(self.labels, self.chance.average_precision)
+
+    @cached_property
+    def inverse_penalty(self) -> FloatArray:
+        """(Q,) the number of relevant candidates over the rank of the last one; its mean is mINP.
+
+        Ye et al., Deep Learning for Person Re-identification: A Survey and Outlook, https://arxiv.org/abs/2001.04193.
+        """
+        return self.num_relevant * expected_inverse_rank(*self.worst_relevant.T)
+
+    @cached_property
+    def chance_inverse_penalty(self) -> FloatArray:
+        """(Q,) `inverse_penalty` of a random ranking."""
+        counts = self.num_candidates, self.num_relevant
+        return self.num_relevant * expected_inverse_rank(np.zeros_like(self.num_relevant), *counts)
 
     @property
     def map_macro(self) -> float:
@@ -167,18 +183,19 @@ def retrieve(
     achieved, num_candidates = _rank(queries, gallery, chunk_size, device)
 
     average_precision, r_precision = achieved[:, :2].T
-    num_relevant, *best = achieved[:, 2:].T.astype(np.int64)
+    num_relevant, *best = achieved[:, 2:6].T.astype(np.int64)
+    worst = achieved[:, 6:].astype(np.int64)
     scores = RetrievalScores(average_precision, {k: hit_probability(k, *best) for k in ks}, r_precision)
     counts = num_candidates, num_relevant
     hits = {k: hit_probability(k, np.zeros_like(num_candidates), *counts) for k in ks}
     chance = RetrievalScores(chance_average_precision(*counts), hits, chance_r_precision(*counts))
-    return AttributeRetrieval(labelled, queries.labels, *counts, scores, chance)
+    return AttributeRetrieval(labelled, queries.labels, *counts, scores, chance, worst)
 
 
 def _rank(
     queries: Side, gallery: Side, chunk_size: int | None, device: torch.device | str | None
 ) -> tuple[FloatArray, IntArray]:
-    """(Q, 6) the fields of `QueryScores`, and (Q,) the number of candidates, for labelled queries."""
+    """(Q, 9) the fields of `QueryScores`, and (Q,) the number of candidates, for labelled queries."""
     num_queries, num_columns = len(queries.labels), len(gallery.labels)
     num_threads = torch.get_num_threads() if device is None else 1  # an accelerator has one queue of work
     if chunk_size is None:

@@ -26,7 +26,7 @@ _FEW = 2048  # candidates: up to this number, sorting is as fast as the compiled
 
 
 class QueryScores(NamedTuple):
-    """Scores of one query; its recall follows from the last three fields."""
+    """Scores of one query; its recall follows from the fields of the best relevant candidate."""
 
     average_precision: float
     r_precision: float
@@ -34,6 +34,9 @@ class QueryScores(NamedTuple):
     best_above: int  # candidates strictly above the best relevant one
     best_tied: int  # candidates as similar as that, itself included
     best_relevant: int  # how many of these are relevant
+    worst_above: int  # as the three above, for the worst relevant one
+    worst_tied: int
+    worst_relevant: int
 
 
 def harmonic_numbers(count: int) -> FloatArray:
@@ -61,7 +64,7 @@ def score_ranks(relevant: NDArray, above: IntArray, through: IntArray, harmonic:
         harmonic: H_0 ... H_N at least.
     """
     if not len(relevant):
-        return QueryScores(0.0, 0.0, 0, 0, 0, 0)
+        return QueryScores(0.0, 0.0, 0, 0, 0, 0, 0, 0, 0)
     return QueryScores(
         expected_average_precision(relevant, above, through, harmonic),
         expected_r_precision(above, through),
@@ -69,6 +72,9 @@ def score_ranks(relevant: NDArray, above: IntArray, through: IntArray, harmonic:
         int(above[-1]),
         int(through[-1] - above[-1]),
         int(count_at_least(relevant, relevant[-1:])[0]),
+        int(above[0]),
+        int(through[0] - above[0]),
+        int(len(relevant) - count_above(relevant, relevant[:1])[0]),
     )
 
 
@@ -108,6 +114,31 @@ def hit_probability(k: int, above: IntArray, tied: IntArray, relevant: IntArray)
     return 1.0 - miss
 
 
+def expected_inverse_rank(above: IntArray, tied: IntArray, relevant: IntArray) -> FloatArray:
+    """Expected 1 / rank of the last relevant candidate of each query, (Q,); 0 if nothing is relevant.
+
+    The last of r relevant candidates among m tied ones is number j with probability C(j-1, r-1) / C(m, r).
+
+    Args:
+        above: (Q,) candidates strictly above the worst relevant one.
+        tied: (Q,) candidates as similar as the worst relevant one, itself included.
+        relevant: (Q,) how many of these are relevant.
+    """
+    cases, case_of = np.unique(np.stack([above, tied, relevant], axis=1), axis=0, return_inverse=True)
+    return np.array([_inverse_rank_of_last(*case) for case in cases.tolist()])[case_of.reshape(-1)]
+
+
+def _inverse_rank_of_last(above: int, tied: int, relevant: int) -> float:
+    if relevant == 0:
+        return 0.0
+    if tied == relevant:
+        return 1 / (above + tied)
+    places = np.arange(tied, relevant - 1, -1)  # from the last place on
+    ratios = (places[:-1] - relevant) / (places[:-1] - 1)  # of the probabilities of two neighbouring places
+    probabilities = np.cumprod(np.concatenate([[relevant / tied], ratios]))
+    return float((probabilities / (above + places)).sum())
+
+
 def chance_average_precision(num_candidates: IntArray, num_relevant: IntArray) -> FloatArray:
     """E[AP] of a random ranking, (1/N)(H_N + (R-1)/(N-1) (N - H_N)); 0 if nothing is relevant. Shape (Q,)."""
     harmonic = harmonic_numbers(int(num_candidates.max(initial=0)))[num_candidates]
@@ -124,7 +155,7 @@ def chance_r_precision(num_candidates: IntArray, num_relevant: IntArray) -> Floa
 def score_queries(
     similarities: NDArray[np.float32] | torch.Tensor, columns: Sequence[slice | IntArray], harmonic: FloatArray
 ) -> FloatArray:
-    """The fields of `QueryScores` for each query, shape (Q, 6).
+    """The fields of `QueryScores` for each query, shape (Q, 9).
 
     Args:
         similarities: (Q, N), a tensor if an accelerator computed them; -inf = the candidate is left out. An array is
