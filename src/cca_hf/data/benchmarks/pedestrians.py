@@ -13,7 +13,8 @@ where the files name it: in Market-1501, whose splits share no person, and in RA
 training images only; a column `source` has the data set of an image.
 
 Papers: Deng et al., Pedestrian Attribute Recognition at Far Distance, ACM MM 2014; Liu et al., HydraPlus-Net, ICCV
-2017; Li et al., arXiv 1603.07054 and IEEE TIP 2019 (RAP); Lin et al., Pattern Recognition 2019 (Market-1501); Specker et al., UPAR, WACV 2023.
+2017; Li et al., arXiv 1603.07054 and IEEE TIP 2019 (RAP); Lin et al., Pattern Recognition 2019 (the attributes of
+Market-1501); Specker et al., UPAR, WACV 2023.
 """
 
 import csv
@@ -92,7 +93,7 @@ def load_rapv2(root: str | PathLike[str], *, by_person: bool = False) -> Benchma
     """
     source = "RAP v2, https://www.rapdataset.com"
     content = _read_mat(root, "RAP_annotation.mat", source)["RAP_annotation"][0, 0]
-    files, selected = _texts(content[0]), content[3].ravel() - 1
+    files, selected = _texts(content[0]), content[3].ravel().astype(np.int64) - 1
     names = [_texts(content[2])[place] for place in selected]
     persons = content[5].ravel()
     parts, remark = _partition(content[4]), "Persons are in several splits of this partition."
