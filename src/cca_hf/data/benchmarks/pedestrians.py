@@ -102,7 +102,7 @@ def load_rapv2(root: str | PathLike[str], *, by_person: bool = False) -> Benchma
     benchmark = _benchmark(
         "RAP v2", source, _folder(root, files, "RAP_dataset"), files, content[1][:, selected], names, parts, remark
     )
-    known = [str(person) if person > 0 else None for person in persons.tolist()]
+    known = [str(int(person)) if person > 0 else None for person in persons.tolist()]
     return _with_column(benchmark, PERSON_COLUMN, dict(zip(files, known, strict=True)))
 
 
