@@ -175,10 +175,9 @@ def with_indicator_columns(rows: Dataset, column: str, names: Sequence[str]) -> 
     if len(numbers) != rows.num_rows * len(names) or not np.isin(numbers, (0, 1)).all():
         raise ValueError(f"each list in {column!r} must be {len(names)} numbers, 0 or 1: one for each name")
     table = numbers.reshape(rows.num_rows, len(names)).astype(np.int64)
-    rows = rows.remove_columns(column)
     for place, name in enumerate(names):
         rows = rows.add_column(name, table[:, place], feature=ClassLabel(names=["no", "yes"]))
-    return rows
+    return rows.remove_columns(column)
 
 
 def _columns_of_lists(splits: DatasetDict, names: Sequence[str] | Mapping[str, Sequence[str]]) -> list[str]:

@@ -82,8 +82,8 @@ def evaluate_recognition(
     draws = []
     for _ in range(_DRAWS):
         drawn = np.bincount(random.integers(len(sizes), size=len(sizes)), minlength=len(sizes))
-        draws.append(counted.figures(drawn @ sums))
-    found, spread = counted.figures(sums.sum(axis=0)), np.array(draws)
+        draws.append(drawn @ sums)
+    found, spread = counted.figures(sums.sum(axis=0)), counted.figures(np.array(draws))
     figures = [
         Figure(float(value), *interval_of(column)) if math.isfinite(value) else None
         for value, column in zip(found, spread.T, strict=True)
@@ -151,27 +151,30 @@ class _Counts:
         self.of_images = np.column_stack([both, has, has_not & ~found, has_not, *shares, labelled]).astype(np.float64)
 
     def rates(self, sums: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """TPR and TNR of the values, NaN without images."""
-        right, positives, rejected, negatives = np.split(sums[:-4], 4)
+        """TPR and TNR of the values (..., num_logits), NaN without images, from sums (..., columns)."""
+        right, positives, rejected, negatives = np.split(sums[..., :-4], 4, axis=-1)
         with np.errstate(invalid="ignore"):
             return right / positives, rejected / negatives
 
     def figures(self, sums: FloatArray) -> FloatArray:
-        """The mA of each attribute, their mean, instance accuracy, precision, recall and F1."""
+        """(..., attributes + 5): the mA of the attributes, their mean, instance accuracy, precision, recall and F1."""
         of_values = np.mean(self.rates(sums), axis=0)
-        of_attributes = [_mean_of_known(of_values[part]) for part in self.parts]
-        accuracy, precision, recall = (sums[-4:-1] / sums[-1]).tolist()
-        f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-        return np.array([*of_attributes, _mean_of_known(np.array(of_attributes)), accuracy, precision, recall, f1])
+        of_attributes = np.stack([_mean_of_known(of_values[..., part]) for part in self.parts], axis=-1)
+        accuracy, precision, recall = np.moveaxis(sums[..., -4:-1] / sums[..., -1:], -1, 0)
+        f1 = _quotient(2 * precision * recall, precision + recall)
+        overall = [_mean_of_known(of_attributes), accuracy, precision, recall, f1]
+        return np.concatenate([of_attributes, np.stack(overall, axis=-1)], axis=-1)
 
 
 def _quotient(parts: NDArray, wholes: NDArray) -> FloatArray:
-    return np.divide(parts, wholes, out=np.zeros(len(parts)), where=wholes > 0)
+    return np.divide(parts, wholes, out=np.zeros(np.shape(parts)), where=wholes > 0)
 
 
-def _mean_of_known(figures: FloatArray) -> float:
-    known = figures[~np.isnan(figures)]
-    return float(known.mean()) if len(known) else math.nan
+def _mean_of_known(figures: FloatArray) -> FloatArray:
+    """The mean over the last axis of the figures that are not NaN; NaN without one."""
+    known = ~np.isnan(figures)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, figures, 0).sum(axis=-1) / known.sum(axis=-1)
 
 
 def _attribute(
