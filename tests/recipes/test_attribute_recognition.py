@@ -270,3 +270,9 @@ def test_one_branch_alone(folder, field, other):
 def test_settings_that_do_not_fit(given, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         RecognitionArguments(dataset="-", output_dir=str(tmp_path), use_cpu=True, **given)
+
+
+def test_a_plateau_is_one_of_the_highest_metric(tmp_path):
+    settings = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": '{"patience": 2}'}
+    args = RecognitionArguments(dataset="-", backbone="b", output_dir=str(tmp_path), use_cpu=True, **settings)
+    assert args.lr_scheduler_kwargs == {"mode": "max", "patience": 2} and args.greater_is_better

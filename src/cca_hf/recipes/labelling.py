@@ -213,7 +213,8 @@ def _as_table(splits: DatasetDict) -> Dataset:
         rows = rows.add_column(FILE_NAME_COLUMN, names)
         if len(splits) > 1:
             rows = rows.add_column(_SPLIT, [split] * rows.num_rows)
-        tables.append(rows)
+        others = [name for name in rows.column_names if name != FILE_NAME_COLUMN]
+        tables.append(rows.select_columns([FILE_NAME_COLUMN, *others]))
     return concatenate_datasets(tables)
 
 

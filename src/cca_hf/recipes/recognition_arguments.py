@@ -4,7 +4,7 @@ from dataclasses import MISSING, dataclass
 from typing import Literal
 
 import torch
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from .command_line import flag
 
@@ -145,11 +145,11 @@ class RecognitionArguments(TrainingArguments):
             raise ValueError(f"max_error must be above 0 and below 1, got {self.max_error}")
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False  # without a metric no checkpoint is the best
-        if self.lr_scheduler_type == "reduce_lr_on_plateau":  # the metrics are better if they are higher
-            self.lr_scheduler_kwargs = {"mode": "max", **(self.lr_scheduler_kwargs or {})}
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = torch.cuda.is_available()
         super().__post_init__()
+        if self.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU:  # a higher metric is better
+            self.lr_scheduler_kwargs = {"mode": "max", **(self.lr_scheduler_kwargs or {})}
 
     @property
     def has_local_branch(self) -> bool:
