@@ -1,6 +1,9 @@
 """`cca train recognise`, `cca evaluate` and `cca label` on small images, whose upper half is the colour."""
 
+import contextlib
+import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +21,11 @@ from cca_hf.models.attribute_recognition import encode_labels, positive_shares
 from cca_hf.models.loading import load_model, load_recogniser
 from cca_hf.models.modeling_cca import CCAModel
 from cca_hf.recipes.attribute_recognition import run_training
+from cca_hf.recipes.command_line import read_command
 from cca_hf.recipes.recognisers import make_recogniser
 from cca_hf.recipes.recognition_arguments import RecognitionArguments
+
+from ..pages import ROOT, code_blocks, run_command, shell_commands
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 VIT = json.dumps(
@@ -276,3 +282,33 @@ def test_a_plateau_is_one_of_the_highest_metric(tmp_path):
     settings = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": '{"patience": 2}'}
     args = RecognitionArguments(dataset="-", backbone="b", output_dir=str(tmp_path), use_cpu=True, **settings)
     assert args.lr_scheduler_kwargs == {"mode": "max", "patience": 2} and args.greater_is_better
+
+
+def test_the_page_runs(run, folder, tmp_path):
+    """The commands of docs/recognition.md on the model of these tests; of the training, only the flags are read."""
+    shutil.copytree(folder / "people", tmp_path / "me" / "shoes")
+    (tmp_path / "me" / "other-shoes").mkdir()
+    make_split(9, 9, folder).remove_columns(["bag", "items"]).to_parquet(str(tmp_path / "me/other-shoes/test.parquet"))
+    shutil.copytree(run.output_dir, tmp_path / "out")
+    Image.new("RGB", (16, 32), COLOURS["blue"]).save(tmp_path / "shoe.jpg")
+    printed, names = [], {"__name__": "page"}
+    for block in code_blocks((ROOT / "docs" / "recognition.md").read_text(encoding="utf-8")):
+        if block.language == "python":
+            output = io.StringIO()
+            with contextlib.chdir(tmp_path), contextlib.redirect_stdout(output):
+                exec(compile(block.text, block.heading, "exec"), names)
+            printed.append(output.getvalue())
+        for words in shell_commands(block.text) if block.language == "bash" else ():
+            if words[1] == "train":
+                task, (args,) = read_command(words[2:])
+                assert task.recipe == "cca_hf.recipes.attribute_recognition" and args.attributes == [
+                    "colour",
+                    "closure",
+                ]
+            else:
+                printed.append(run_command(words, tmp_path))
+    measured, elsewhere, labelled, again, in_python = printed
+    assert measured.startswith("%") and elsewhere.count("\n") == 6
+    assert labelled.endswith("written: labelled.csv\n") and again.endswith("written: labelled\n")
+    first, *table = in_python.splitlines()
+    assert first.startswith("Prediction(value=") and table[0].split()[0] == "attribute"
