@@ -179,7 +179,7 @@ def features_of(options: argparse.Namespace, data: RecognitionDataset) -> dict[s
         count = data.splits[split].num_rows
         path = Path(options.output) / f"features-{split}-{count}.npy"
         if not path.exists():
-            model: Any = AutoModel.from_pretrained(options.backbone).eval()
+            model: Any = AutoModel.from_pretrained(options.backbone, dtype=torch.float32).eval()
             processor = load_backbone_processor(options.backbone, {"trust_remote_code": False})
             model.image_processor = make_image_processor(SIZE, processor)
             found = []
