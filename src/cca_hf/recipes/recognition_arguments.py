@@ -101,6 +101,9 @@ class RecognitionArguments(TrainingArguments):
     lr_scheduler_type: str = flag(
         "cosine", "Learning rate schedule, a value of transformers.SchedulerType, such as reduce_lr_on_plateau."
     )
+    lr_scheduler_kwargs: dict | str | None = flag(
+        None, 'Settings of the schedule as JSON, such as {"patience": 2} for reduce_lr_on_plateau.'
+    )
     warmup_steps: float = flag(0.05, "Steps of linear warmup. A number below 1 is a share of all steps.")
     weight_decay: float = flag(0.0, "Weight decay, except for biases and normalisation.")
     max_grad_norm: float = flag(10.0, "Largest norm of the gradient.")
@@ -149,7 +152,8 @@ class RecognitionArguments(TrainingArguments):
             self.dataloader_pin_memory = torch.cuda.is_available()
         super().__post_init__()
         if self.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU:  # a higher metric is better
-            self.lr_scheduler_kwargs = {"mode": "max", **(self.lr_scheduler_kwargs or {})}
+            given = self.lr_scheduler_kwargs
+            self.lr_scheduler_kwargs = {"mode": "max", **(given if isinstance(given, dict) else {})}
 
     @property
     def has_local_branch(self) -> bool:
