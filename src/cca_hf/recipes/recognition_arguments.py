@@ -152,8 +152,8 @@ class RecognitionArguments(TrainingArguments):
             self.dataloader_pin_memory = torch.cuda.is_available()
         super().__post_init__()
         if self.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU:  # a higher metric is better
-            given = self.lr_scheduler_kwargs
-            self.lr_scheduler_kwargs = {"mode": "max", **(given if isinstance(given, dict) else {})}
+            schedule = self.lr_scheduler_kwargs
+            self.lr_scheduler_kwargs = {"mode": "max", **(schedule if isinstance(schedule, dict) else {})}
 
     @property
     def has_local_branch(self) -> bool:
