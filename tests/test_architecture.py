@@ -50,7 +50,7 @@ FAMILY_PREFIXES = ("configuration_", "modeling_", "processing_", "pipeline_", "s
 FAMILY_PREFIXES += ("attention_",)
 FLOORS = {"configuration_images", "modeling_images", "modeling_conditional"}
 # The baselines and ADDE are built on CCA; the baselines share a file.
-BUILT_ON = {"csn": {"cca"}, "asen": {"cca"}, "separate": {"cca"}, "adde": {"cca"}}
+BUILT_ON = {"csn": {"cca"}, "asen": {"cca"}, "separate": {"cca"}, "adde": {"cca"}, "cca_recognition": {"cca"}}
 FAMILIES_OF_FILE = {"configuration_baselines": {"csn", "asen", "separate"}}
 # What is saved with a checkpoint of each model, beside its weights.
 SHARED = {
@@ -67,6 +67,9 @@ SHARED = {
 }
 CCA = SHARED | {"configuration_cca", "cross_attention", "modeling_cca", "pipeline_cca", "sentence_transformers_cca"}
 OUTFIT = SHARED - {"modeling_conditional", "value_prototypes"} | {"configuration_outfit", "modeling_outfit"}
+CLEAR = OUTFIT - {"configuration_outfit", "modeling_outfit"}
+RECOGNITION = {"attribute_recognition", "recognition_pipeline"}
+CLEAR |= RECOGNITION | {"configuration_clear", "cross_attention", "modeling_clear"}
 TRAVELS = {
     "modeling_cca": CCA,
     "modeling_csn": CCA | {"configuration_baselines", "modeling_csn"},
@@ -74,6 +77,8 @@ TRAVELS = {
     "modeling_separate": CCA | {"configuration_baselines", "modeling_separate"},
     "modeling_outfit": OUTFIT,
     "modeling_adde": CCA | {"configuration_adde", "modeling_adde"},
+    "modeling_cca_recognition": CCA | RECOGNITION | {"modeling_cca_recognition"},
+    "modeling_clear": CLEAR,
     "modeling_crossvit": {
         "configuration_crossvit",
         "configuration_images",

@@ -211,7 +211,7 @@ def test_train_writes_model_results_and_report(shoes, tmp_path, capsys):
     assert CCAModel.from_pretrained(out).config.attributes == ["colour", "shape"]
 
 
-COMMANDS = ["train", "evaluate", "embed", "export", "index", "index move", "search", "card", "push"]
+COMMANDS = ["train", "evaluate", "label", "embed", "export", "index", "index move", "search", "card", "push"]
 COMMANDS += ["data prepare", "data download", "data push", "convert crossvit", "serve", "demo", "docs", "complete"]
 
 

@@ -84,8 +84,9 @@ def evaluate(
     the mAP of known and of new values is shown too.
 
     For a classifier, the accuracy, the recall of the classes, the confusions and the calibration are measured. For a
-    model with one embedding of an image, a search for identities in other cameras is measured; --attribute is the
-    column of the identities.
+    model of 'cca train recognise', mA, F1, the calibration and the share of unknown values are measured; the data set
+    may be another one than that of the training. For a model with one embedding of an image, a search for identities
+    in other cameras is measured; --attribute is the column of the identities.
 
     \b
     Examples:
@@ -113,10 +114,11 @@ def evaluate(
         from cca_hf.evaluation.entanglement.evaluator import DEFAULT_READERS
         from cca_hf.evaluation.manipulation import MAX_QUERIES
         from cca_hf.models.image_embedder import ImageEmbedder
-        from cca_hf.models.loading import load_encoder
+        from cca_hf.models.loading import is_recogniser, load_encoder, load_recogniser
         from cca_hf.recipes.classification_evaluation import evaluate_classifier
         from cca_hf.recipes.classifiers import is_checkpoint_of_classifier, load_classifier
         from cca_hf.recipes.evaluation import evaluate_checkpoint
+        from cca_hf.recipes.recognition_evaluation import evaluate_recogniser
         from cca_hf.recipes.reidentification_evaluation import evaluate_reidentifier
 
         settings: dict[str, Any] = {"group_column": group_column, "split_seed": split_seed, "config_name": config_name}
@@ -132,6 +134,14 @@ def evaluate(
             column = attributes[0] if attributes else None
             classifier = load_classifier(model, device)
             results = [evaluate_classifier(classifier, model, dataset, split, label_column=column, **settings)]
+        elif is_recogniser(model):
+            if entanglement or manipulation or report:
+                raise UsageError(
+                    f"{model} recognises values: --entanglement, --manipulation and --report are for embeddings"
+                )
+            recogniser = load_recogniser(model, device)
+            del settings["report"]
+            results = [evaluate_recogniser(recogniser, model, dataset, attributes, split, **settings)]
         elif isinstance(loaded := load_encoder(model, device), ImageEmbedder):
             if entanglement or manipulation or report or len(attributes or ()) > 1:
                 raise UsageError(

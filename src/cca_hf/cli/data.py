@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 import typer
 
+from cca_hf.extras import require
+
 from . import options
 from .options import Command, UsageError, option, stdout_kept_clean, switch
 
@@ -14,6 +16,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_PEDESTRIANS = ("peta", "pa100k", "rapv1", "rapv2", "market1501_attribute", "upar")
 _WITHOUT_FLAGS = ("polyvore", "cub200", "cars", "aircraft", "market1501", "dukemtmc", "msmt17", "veri776")
 
 
@@ -33,11 +36,17 @@ def prepare(
         "dukemtmc",
         "msmt17",
         "veri776",
+        "peta",
+        "pa100k",
+        "rapv1",
+        "rapv2",
+        "market1501_attribute",
+        "upar",
     ] = typer.Argument(
         ...,
         metavar="NAME",
         help="fashionai, darn, deepfashion, zappos50k, polyvore, adde, cub200, cars, aircraft, market1501, dukemtmc, "
-        "msmt17 or veri776.",
+        "msmt17, veri776, peta, pa100k, rapv1, rapv2, market1501_attribute or upar.",
     ),
     root: Path = option(..., "FOLDER", "Folder with the unpacked download."),
     output: Path = option(..., "FOLDER", "A new folder for the data set."),
@@ -55,6 +64,9 @@ def prepare(
         None, "KIND", "Triplets of zappos50k. lists (default) reads CSN's, sample draws new ones, none writes none."
     ),
     seed: int | None = option(None, "NUMBER", "zappos50k only: seed for '--triplets sample'. Default: 0."),
+    by_person: bool | None = switch(
+        "by_person", "rapv2 only: splits that share no person, instead of those of the protocol.", None
+    ),
 ) -> None:
     """Convert a benchmark to one data set of parquet files, for --dataset or for the Hub.
 
@@ -68,21 +80,25 @@ def prepare(
       cca data prepare polyvore --root polyvore_outfits --output polyvore
       cca data prepare cub200 --root CUB_200_2011 --output cub200
       cca data prepare market1501 --root Market-1501-v15.09.15 --output market1501
+      cca data prepare pa100k --root PA-100K --output pa100k
+      cca data prepare rapv2 --root RAPv2 --by_person --output rapv2
       cca data prepare adde --root images --adde_splits splits/Shopping100k --output shopping100k
       cca train --dataset fashionai --backbone google/vit-base-patch16-224-in21k --output_dir out
     """
     given: dict[str, object] = {"--triplets": triplets, "--seed": seed, "--asen_splits": asen_splits}
-    given |= {"--adde_splits": adde_splits, "--attributes": attributes}
+    given |= {"--adde_splits": adde_splits, "--attributes": attributes, "--by_person": by_person}
     own: dict[str, tuple[str, ...]] = {
         "zappos50k": ("--triplets", "--seed"),
         "adde": ("--adde_splits", "--attributes"),
     }
-    own |= dict.fromkeys(_WITHOUT_FLAGS, ())
+    own |= dict.fromkeys((*_WITHOUT_FLAGS, *_PEDESTRIANS), ()) | {"rapv2": ("--by_person",)}
     for name, value in given.items():
         if value is not None and name not in own.get(benchmark, ("--asen_splits",)):
             raise UsageError(f"{name} is not for {benchmark}")
     if benchmark == "adde" and adde_splits is None:
         raise UsageError("adde needs --adde_splits")
+    if benchmark in _PEDESTRIANS and benchmark != "upar":
+        require("analysis", "the annotations need", without=["sklearn"])
     with stdout_kept_clean():
         from cca_hf.data.benchmarks.adde import load_adde
         from cca_hf.data.benchmarks.aircraft import load_aircraft
@@ -93,6 +109,14 @@ def prepare(
         from cca_hf.data.benchmarks.fashionai import load_fashionai
         from cca_hf.data.benchmarks.market1501 import load_dukemtmc, load_market1501
         from cca_hf.data.benchmarks.msmt17 import load_msmt17
+        from cca_hf.data.benchmarks.pedestrians import (
+            load_market1501_attribute,
+            load_pa100k,
+            load_peta,
+            load_rapv1,
+            load_rapv2,
+            load_upar,
+        )
         from cca_hf.data.benchmarks.polyvore import load_polyvore
         from cca_hf.data.benchmarks.prepare import prepare_benchmark
         from cca_hf.data.benchmarks.veri776 import load_veri776
@@ -105,6 +129,12 @@ def prepare(
             whole |= {"market1501": load_market1501, "dukemtmc": load_dukemtmc, "msmt17": load_msmt17}
             whole["veri776"] = load_veri776
             loaded = whole[benchmark](root)
+        elif benchmark == "rapv2":
+            loaded = load_rapv2(root, by_person=bool(by_person))
+        elif benchmark in _PEDESTRIANS:
+            of_persons = {"peta": load_peta, "pa100k": load_pa100k, "rapv1": load_rapv1, "upar": load_upar}
+            of_persons["market1501_attribute"] = load_market1501_attribute
+            loaded = of_persons[benchmark](root)
         elif adde_splits is not None:
             loaded = load_adde(root, adde_splits, attributes)
         else:

@@ -19,6 +19,7 @@ from .docs import docs
 from .embed import embed, export
 from .index import app as index_commands
 from .index import search
+from .label import label
 from .options import Command, UsageError, printable
 from .serve import demo, serve
 from .train import Training, train
@@ -37,7 +38,7 @@ app = typer.Typer(
 )
 app.command("try", cls=Command)(trial)
 app.command(cls=Training)(train)
-for command in (evaluate, embed, export, search, complete, card, push, check, serve, demo, docs):
+for command in (evaluate, label, embed, export, search, complete, card, push, check, serve, demo, docs):
     app.command(cls=Command)(command)
 app.add_typer(index_commands)
 app.add_typer(data_commands)

@@ -51,6 +51,8 @@ def train(context: typer.Context) -> None:
       cca train outfits --items furniture --outfits rooms.json --backbone apple/mobilevit-small --output_dir out
       cca train classify --dataset birds --backbone facebook/dinov2-small --output_dir out
       cca train reidentify --dataset persons --backbone facebook/dinov2-small --output_dir out
+      cca train recognise --dataset people --group_column person --image_size 256 128 \\
+          --backbone google/vit-base-patch16-224-in21k --local_backbone microsoft/swin-tiny-patch4-window7-224
 
     On several GPUs, use accelerate launch scripts/train.py with the same flags.
     """

@@ -40,6 +40,7 @@ def load_attribute_dataset(
     make_splits: bool = True,
     split_seed: int = 0,
     on_unreadable: Literal["error", "skip"] = "error",
+    check_labels: bool = True,
 ) -> AttributeDataset:
     """Loads images with attribute columns.
 
@@ -68,6 +69,7 @@ def load_attribute_dataset(
         split_seed: seed of these splits.
         on_unreadable: "skip" leaves out the rows of a table whose image file is missing, instead of an error.
             `AttributeDataset.check_images` tells whether the images can be decoded.
+        check_labels: whether each attribute must have two values, and one of them two images, as retrieval needs.
 
     Raises:
         ValueError: if a column is missing or contains no labels, a split is empty, or an attribute cannot be learned.
@@ -101,7 +103,8 @@ def load_attribute_dataset(
     if given in coverage:  # a part of an incomplete split is incomplete
         coverage = dict.fromkeys(cut, coverage[given]) | coverage
     data = AttributeDataset(splits, found, group_column, coverage, cut_splits=cut)
-    _check_labels(data)
+    if check_labels:
+        _check_labels(data)
     return data
 
 

@@ -6,8 +6,8 @@ image and a seed. Colour is an attribute, so it does not change by default. Flip
 """
 
 import math
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from cca_hf.models.images import ImageReader, UnreadableImageError, decode_image
 from .sampler import SampleKey
 from .schema import IMAGE_COLUMN, AttributeDataset
 from .split_names import same_split
+
+Transform: TypeAlias = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # of levels (height, width, 3)
 
 
 class TrainingTransform:
@@ -99,7 +101,7 @@ class AttributeImages(Dataset[AttributeExample]):
         UnreadableImageError: if an image cannot be decoded; names the split and the row.
     """
 
-    def __init__(self, data: AttributeDataset, split: str, transform: TrainingTransform | None = None) -> None:
+    def __init__(self, data: AttributeDataset, split: str, transform: Transform | None = None) -> None:
         self.data = data
         self.split = split
         self.labels = torch.from_numpy(data.labels(split))

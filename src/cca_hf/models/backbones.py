@@ -190,12 +190,17 @@ def run_backbone(
     # transformers interpolates only square tables of positions; a backbone made for this size needs no interpolation
     if interpolate and size != height_and_width(config.image_size):
         arguments["interpolate_pos_encoding"] = True
+    return backbone(pixel_values, **arguments, **window_arguments(config, size))
+
+
+def window_arguments(config: PreTrainedConfig, size: Sequence[int]) -> dict[str, bool]:
+    """The arguments that Swin and its stages need for images of a (height, width)."""
     if config.model_type == "swin":
         last_stride = config.patch_size * 2 ** (len(config.depths) - 1)
         # on a grid smaller than its windows, Swin would shrink the windows but not their tables of positions
         if -(-min(size) // last_stride) < config.window_size:
-            arguments["always_partition"] = True
-    return backbone(pixel_values, **arguments)
+            return {"always_partition": True}
+    return {}
 
 
 def extract_features(

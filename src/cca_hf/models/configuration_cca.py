@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_images import AttributeConfig
+from .configuration_images import AttributeConfig, RecognitionConfig
 
 
 @strict
@@ -86,12 +86,13 @@ class ConditionalLayerConfig(AttributeConfig):
 
 
 @strict
-class CCAConfig(ConditionConfig, ConditionalLayerConfig):
+class CCAConfig(ConditionConfig, ConditionalLayerConfig, RecognitionConfig):
     r"""Configuration of a [`CCAModel`]; [`CCAModel.from_backbone`] fills it from a backbone.
 
     Without a `backbone_config` the model is a ViT whose last layer is the conditional one, and every field of
     `ViTConfig` may be given: `CCAConfig(attributes=["colour"], hidden_size=192, num_hidden_layers=6, patch_size=8)`.
-    The arguments are those of `ConditionConfig`, `ConditionalLayerConfig`, `AttributeConfig` and `ImageModelConfig`.
+    The arguments are those of `ConditionConfig`, `ConditionalLayerConfig`, `AttributeConfig` and `ImageModelConfig`;
+    [`CCAForAttributeRecognition`] also reads those of `RecognitionConfig`.
 
     Raises:
         TypeError: for a field that neither this configuration nor the default ViT has.

@@ -20,6 +20,7 @@ _COMMON_KEYWORDS = {"attn_implementation", "auto_map", "custom_pipelines", "expe
 _COMMON_KEYWORDS |= {"name_or_path", "num_labels", "output_attentions", "quantization_config", "torch_dtype"}
 
 ATTRIBUTE_MAPS = ("none", "values", "retrieval", "project")
+ATTRIBUTE_KINDS = ("exclusive", "multiple", "binary")
 
 # Limits far above those of any published vision model (ViT-22B has 48 layers, 24,576 wide).
 _LARGEST_NUMBERS = {"image_size": 16_384, "rope_theta": 10**9}
@@ -82,14 +83,7 @@ class ImageModelConfig(PreTrainedConfig):
         if self.backbone_config is None:
             self.backbone_config = self._default_backbone(kwargs)
         elif isinstance(self.backbone_config, dict):
-            backbone = dict(self.backbone_config)
-            model_type = backbone.pop("model_type", "vit")
-            if model_type not in CONFIG_MAPPING:
-                raise ValueError(
-                    f"the backbone is of type {model_type!r}, which this version of transformers does not know. A "
-                    "backbone of this package needs 'import cca_hf.models'"
-                )
-            self.backbone_config = CONFIG_MAPPING[model_type](**backbone)
+            self.backbone_config = backbone_config_from(self.backbone_config)
         if not self.feature_channels:
             self.feature_channels = [self.hidden_size]
         check_sizes(self.backbone_config)
@@ -136,7 +130,8 @@ class ImageModelConfig(PreTrainedConfig):
     def to_diff_dict(self) -> dict[str, Any]:
         """As [`PreTrainedConfig.to_diff_dict`], which is what a file contains: without paths of this machine."""
         settings = super().to_diff_dict()
-        settings["backbone_config"] = _without_labels(without_folders(settings["backbone_config"]))
+        for name in self.sub_configs:
+            settings[name] = _without_labels(without_folders(settings[name]))
         if self.backbone_name is not None:
             settings["backbone_name"] = without_path(self.backbone_name)
         return settings
@@ -160,33 +155,18 @@ class ImageModelConfig(PreTrainedConfig):
 
 
 @strict
-class AttributeConfig(ImageModelConfig):
-    r"""Configuration of a model that embeds an image by attribute.
+class NamedAttributesConfig(ImageModelConfig):
+    r"""Configuration of a model that knows attributes of images and their values by name.
 
     Args:
         attributes: names of the attributes ("colour", ...). The id of an attribute is its index in this list.
         attribute_values: value names by attribute name, in the order of the data set's label ids. Optional.
-        known_values: the values that at least one training image had, by attribute name. The training sets them.
-            `None` if they are not known: before a training, and in checkpoints of version 0.1.
-        embedding_dim: width of the embedding; `None` for `hidden_size`.
-        attribute_map: the last step of the model, fitted at the end of the training; see [`AttributeSubspaces`].
-            `"values"` turns an embedding into the probabilities of the attribute's values, which removes the other
-            attributes from it; `"retrieval"` adds the image's place among similar images; `"project"` keeps the
-            subspace that separates the values; `"none"`.
-        attribute_subspaces: the name in version 0.1 of `attribute_map="project"`.
-        value_prototypes: the checkpoint contains prototypes of the values; see [`CCAModel.set_prototypes`], which sets
-            this field.
     """
 
-    fields_without_effect: ClassVar[set[str]] = {"attribute_values", "known_values", "value_prototypes"}
+    fields_without_effect: ClassVar[set[str]] = {"attribute_values"}
 
     attributes: list[str] | tuple[str, ...] = ()
     attribute_values: dict[str, list[str]] | None = None
-    known_values: dict[str, list[str]] | None = None
-    embedding_dim: int | None = None
-    attribute_map: str = "none"
-    attribute_subspaces: bool = False
-    value_prototypes: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.attributes = list(self.attributes)
@@ -202,30 +182,6 @@ class AttributeConfig(ImageModelConfig):
         if len(set(self.attributes)) != len(self.attributes):
             raise ValueError(f"attribute names must be unique; got {list(self.attributes)}")
         self._check_names_in("attribute_values", self.attribute_values)
-        self._check_names_in("known_values", self.known_values)
-
-    @property
-    def map_kind(self) -> str:
-        """`attribute_map`, or what `attribute_subspaces` means."""
-        return "project" if self.attribute_subspaces and self.attribute_map == "none" else self.attribute_map
-
-    def validate_attribute_map(self) -> None:
-        """Part of the strict validation: see `check_map`."""
-        self.check_map(self.attribute_map, self.known_values or {})
-
-    def check_map(self, kind: str, values: Mapping[str, Sequence[str]]) -> None:
-        """Raise ValueError if the map does not exist, or the probabilities of values take too much of an embedding."""
-        if kind not in ATTRIBUTE_MAPS:
-            hint = did_you_mean(kind, ATTRIBUTE_MAPS)
-            raise ValueError(f"unknown attribute_map {kind!r}.{hint} The maps are {', '.join(ATTRIBUTE_MAPS)}")
-        width = self.embedding_dim or vars(self).get("hidden_size")
-        for name, names in values.items():
-            if kind in ("values", "retrieval") and width is not None and len(names) > width * 3 // 4:
-                raise ValueError(
-                    f"attribute_map={kind!r} needs embeddings of {-(-len(names) * 4 // 3)} numbers for the "
-                    f"{len(names)} values of {name!r}; this model's have {width}. Set a larger embedding_dim, or "
-                    "attribute_map='project' or 'none'"
-                )
 
     def _check_names_in(self, field: str, words: dict[str, Any] | None) -> None:
         unknown = sorted(set(words or {}) - set(self.attributes))
@@ -256,14 +212,180 @@ class AttributeConfig(ImageModelConfig):
             raise ValueError("attributes is empty: name at least one, or leave it out for all")
         return ids
 
+    def values_of(self, attribute: str) -> list[str]:
+        """The names of the values of one attribute; empty if they are not known."""
+        return (self.attribute_values or {}).get(attribute, [])
+
     def restricted_to(self, attributes: Sequence[str]) -> Self:
         """A copy with some of the attributes only, in this order."""
         copied, values = copy.deepcopy(self), self.attribute_values or {}
         copied.attributes = list(attributes)
         copied.attribute_values = {name: values[name] for name in attributes if name in values}
+        return copied
+
+
+@strict
+class RecognitionConfig(NamedAttributesConfig):
+    r"""The fields that a model needs to recognise the values of attributes. All are by attribute name, and optional.
+
+    Args:
+        attribute_kinds: `"exclusive"`: an image has one of the values (the default). `"multiple"`: it has any number
+            of them. `"binary"`: it has the second of two values, or the first.
+        positive_shares: for all attributes that are not exclusive, the share of training images that have each value,
+            or the second value of a binary attribute. They weigh the loss; without them all images weigh the same.
+        temperatures: the logits of an attribute are divided by this number, so that its probabilities are calibrated;
+            by default 1.
+        thresholds: `predict` returns no value if its probability is lower; by default 0.5 for an attribute with
+            several values, and 0 for the others.
+    """
+
+    fields_without_effect: ClassVar[set[str]] = {"attribute_kinds", "positive_shares", "temperatures", "thresholds"}
+
+    attribute_kinds: dict[str, str] | None = None
+    positive_shares: dict[str, list[float | int]] | None = None
+    temperatures: dict[str, float | int] | None = None
+    thresholds: dict[str, float | int] | None = None
+
+    def kind_of(self, attribute: str) -> str:
+        """`"exclusive"`, `"multiple"` or `"binary"`."""
+        return (self.attribute_kinds or {}).get(attribute, "exclusive")
+
+    def temperature_of(self, attribute: str) -> float:
+        """The number that divides the logits of an attribute."""
+        return (self.temperatures or {}).get(attribute, 1.0)
+
+    def threshold_of(self, attribute: str) -> float:
+        """The probability below which the value of an attribute is unknown."""
+        return (self.thresholds or {}).get(attribute, 0.5 if self.kind_of(attribute) == "multiple" else 0.0)
+
+    def logit_names(self, attribute: str) -> list[str]:
+        """The values that have a logit: all values of an attribute, or the second value of a binary one."""
+        values = self.values_of(attribute)
+        return values[1:] if self.kind_of(attribute) == "binary" else values
+
+    @property
+    def logit_slices(self) -> dict[str, slice]:
+        """Attribute name -> the place of its logits among those of all attributes, in the order of `attributes`."""
+        slices, start = {}, 0
+        for name in self.attributes:
+            stop = start + len(self.logit_names(name))
+            slices[name] = slice(start, stop)
+            start = stop
+        return slices
+
+    @property
+    def num_logits(self) -> int:
+        """The number of logits of all attributes."""
+        return sum(len(self.logit_names(name)) for name in self.attributes)
+
+    def validate_recognition(self) -> None:
+        """Part of the strict validation: kinds exist and fit the values, and the numbers are possible."""
+        for field in ("attribute_kinds", "positive_shares", "temperatures", "thresholds"):
+            self._check_names_in(field, vars(self)[field])
+        for name, kind in (self.attribute_kinds or {}).items():
+            if kind not in ATTRIBUTE_KINDS:
+                hint = did_you_mean(kind, ATTRIBUTE_KINDS)
+                kinds = ", ".join(ATTRIBUTE_KINDS)
+                raise ValueError(f"unknown kind {kind!r} of {name!r} in attribute_kinds.{hint} The kinds are {kinds}")
+            if kind == "binary" and len(self.values_of(name)) not in (0, 2):
+                raise ValueError(f"a binary attribute has 2 values; {name!r} has {self.values_of(name)}")
+        for name in self.attributes if self.positive_shares is not None else ():
+            expected = 0 if self.kind_of(name) == "exclusive" else len(self.logit_names(name))
+            shares = self.positive_shares.get(name, [])
+            if len(shares) != expected or not all(0 <= share <= 1 for share in shares):
+                raise ValueError(
+                    f"positive_shares of {name!r}, which is {self.kind_of(name)}, must be {expected} numbers from 0 "
+                    f"to 1; got {shares}"
+                )
+        for name, temperature in (self.temperatures or {}).items():
+            if not 0 < temperature < float("inf"):
+                raise ValueError(f"the temperature of {name!r} must be a positive number; got {temperature}")
+        for name, threshold in (self.thresholds or {}).items():
+            if not 0 <= threshold <= 1:
+                raise ValueError(f"the threshold of {name!r} must be a number from 0 to 1; got {threshold}")
+
+    def restricted_to(self, attributes: Sequence[str]) -> Self:
+        copied = super().restricted_to(attributes)
+        for field in ("attribute_kinds", "positive_shares", "temperatures", "thresholds"):
+            by_name = vars(self)[field]
+            if by_name is not None:
+                setattr(copied, field, {name: by_name[name] for name in attributes if name in by_name})
+        return copied
+
+
+@strict
+class AttributeConfig(NamedAttributesConfig):
+    r"""Configuration of a model that embeds an image by attribute.
+
+    Args:
+        known_values: the values that at least one training image had, by attribute name. The training sets them.
+            `None` if they are not known: before a training, and in checkpoints of version 0.1.
+        embedding_dim: width of the embedding; `None` for `hidden_size`.
+        attribute_map: the last step of the model, fitted at the end of the training; see [`AttributeSubspaces`].
+            `"values"` turns an embedding into the probabilities of the attribute's values, which removes the other
+            attributes from it; `"retrieval"` adds the image's place among similar images; `"project"` keeps the
+            subspace that separates the values; `"none"`.
+        attribute_subspaces: the name in version 0.1 of `attribute_map="project"`.
+        value_prototypes: the checkpoint contains prototypes of the values; see [`CCAModel.set_prototypes`], which sets
+            this field.
+    """
+
+    fields_without_effect: ClassVar[set[str]] = {"known_values", "value_prototypes"}
+
+    known_values: dict[str, list[str]] | None = None
+    embedding_dim: int | None = None
+    attribute_map: str = "none"
+    attribute_subspaces: bool = False
+    value_prototypes: bool = False
+
+    def validate_known_values(self) -> None:
+        """Part of the strict validation: known values belong to attributes that exist."""
+        self._check_names_in("known_values", self.known_values)
+
+    @property
+    def map_kind(self) -> str:
+        """`attribute_map`, or what `attribute_subspaces` means."""
+        return "project" if self.attribute_subspaces and self.attribute_map == "none" else self.attribute_map
+
+    def validate_attribute_map(self) -> None:
+        """Part of the strict validation: see `check_map`."""
+        self.check_map(self.attribute_map, self.known_values or {})
+
+    def check_map(self, kind: str, values: Mapping[str, Sequence[str]]) -> None:
+        """Raise ValueError if the map does not exist, or the probabilities of values take too much of an embedding."""
+        if kind not in ATTRIBUTE_MAPS:
+            hint = did_you_mean(kind, ATTRIBUTE_MAPS)
+            raise ValueError(f"unknown attribute_map {kind!r}.{hint} The maps are {', '.join(ATTRIBUTE_MAPS)}")
+        width = self.embedding_dim or vars(self).get("hidden_size")
+        for name, names in values.items():
+            if kind in ("values", "retrieval") and width is not None and len(names) > width * 3 // 4:
+                raise ValueError(
+                    f"attribute_map={kind!r} needs embeddings of {-(-len(names) * 4 // 3)} numbers for the "
+                    f"{len(names)} values of {name!r}; this model's have {width}. Set a larger embedding_dim, or "
+                    "attribute_map='project' or 'none'"
+                )
+
+    def restricted_to(self, attributes: Sequence[str]) -> Self:
+        copied = super().restricted_to(attributes)
         if self.known_values is not None:
             copied.known_values = {name: self.known_values[name] for name in attributes if name in self.known_values}
         return copied
+
+
+def backbone_config_from(settings: Mapping[str, Any]) -> PreTrainedConfig:
+    """The native configuration of a backbone from its fields and its `model_type`, by default a ViT's.
+
+    Raises:
+        ValueError: for a type of model that transformers does not know.
+    """
+    backbone = dict(settings)
+    model_type = backbone.pop("model_type", "vit")
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"the backbone is of type {model_type!r}, which this version of transformers does not know. A "
+            "backbone of this package needs 'import cca_hf.models'"
+        )
+    return CONFIG_MAPPING[model_type](**backbone)
 
 
 def check_sizes(config: PreTrainedConfig) -> None:

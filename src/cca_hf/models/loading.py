@@ -4,11 +4,13 @@ from os import PathLike, fspath
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from .configuration_images import ImageModelConfig
 from .image_embedder import ImageEmbedder
 from .whole_checkpoints import config_class_of, load_weights, saved_class_of
+
+_RECOGNISERS = "ForAttributeRecognition"  # ends the names of their classes
 
 
 def load_model(
@@ -16,6 +18,8 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
+    *,
+    auto_class: Any = AutoModel,
 ) -> Any:
     """Load a checkpoint of this package with attributes or categories, in evaluation mode.
 
@@ -24,6 +28,7 @@ def load_model(
         device: defaults to the accelerator of this machine, or else the CPU.
         dtype: of the weights; `"auto"` for the one in which they were saved.
         revision: branch, tag or commit on the Hub.
+        auto_class: the auto class of transformers that selects the kind of model.
 
     Returns:
         An [`ImagePreTrainedModel`], such as a [`CCAModel`].
@@ -41,7 +46,7 @@ def load_model(
             f"--backbone {name}' trains a CCA model on it, and 'cca embed', 'cca index' and 'cca search' take it as "
             "it is"
         )
-    return load_weights(AutoModel, name_or_path, device, dtype=dtype, revision=revision or "main")
+    return load_weights(auto_class, name_or_path, device, dtype=dtype, revision=revision or "main")
 
 
 def load_encoder(
@@ -76,3 +81,31 @@ def load_saved(folder: str | PathLike[str]) -> PreTrainedModel:
     config_class_of(folder)  # raises for a folder that is no checkpoint
     config = AutoConfig.from_pretrained(fspath(folder), trust_remote_code=False)
     return load_weights(saved_class_of(config), folder, "cpu", dtype="auto")
+
+
+def is_recogniser(name_or_path: str | PathLike[str]) -> bool:
+    """Whether a checkpoint has a head that recognises the values of attributes. No weights are read.
+
+    Raises:
+        OSError, ValueError: see [`load_model`].
+    """
+    config_class_of(name_or_path)  # raises for what is no checkpoint
+    architectures = PreTrainedConfig.get_config_dict(name_or_path)[0].get("architectures") or []
+    return any(name.endswith(_RECOGNISERS) for name in architectures)
+
+
+def load_recogniser(
+    name_or_path: str | PathLike[str], device: str | torch.device | None = None, dtype: str | torch.dtype = "auto"
+) -> Any:
+    """As [`load_model`], for a checkpoint that recognises attributes: an [`AttributeRecogniser`].
+
+    Raises:
+        ValueError: also for a checkpoint without a head for recognition.
+    """
+    if not is_recogniser(name_or_path):
+        architecture = (PreTrainedConfig.get_config_dict(name_or_path)[0].get("architectures") or [None])[0]
+        raise ValueError(
+            f"{fspath(name_or_path)} is a checkpoint of {architecture}, which does not recognise values: 'cca train "
+            "recognise' makes a model that does"
+        )
+    return load_model(name_or_path, device, dtype, auto_class=AutoModelForImageClassification)

@@ -10,6 +10,7 @@ too; one pass for all conditions of an image.
 """
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Self
@@ -40,7 +41,7 @@ from .backbones import (
     state_as_map,
 )
 from .configuration_cca import CCAConfig, ConditionalLayerConfig
-from .configuration_images import check_sizes, fields_of
+from .configuration_images import AttributeConfig, check_sizes, fields_of
 from .cross_attention import CrossAttention
 from .modeling_conditional import (
     CCAModelOutput,
@@ -121,6 +122,24 @@ class CCAModel(ConditionalPreTrainedModel):
     paper_url = "https://arxiv.org/abs/2307.13254"
     pipeline_class = CCAPipeline
     sentence_transformers_class = "sentence_transformers_cca.CCAInputModule"
+
+    @classmethod
+    def usage_example(cls, model_id: str, config: AttributeConfig) -> str:
+        example = super().usage_example(model_id, config)
+        if "CCAForAttributeRecognition" not in (config.architectures or ()):
+            return example
+        return (
+            example
+            + f"""
+The model also recognises the values of the attributes:
+```python
+from transformers import AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained({json.dumps(model_id)}, trust_remote_code=True)
+print(model.predict("image.jpg"))
+```
+"""
+        )
 
     def __init__(self, config: CCAConfig):
         super().__init__(config)

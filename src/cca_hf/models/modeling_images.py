@@ -196,10 +196,11 @@ class ImagePreTrainedModel(PreTrainedModel):
             place, within_backbone, _ = name.partition("backbone.")
             if within_backbone:
                 weights.append(f"{place}backbone {hash_of_tensor(tensor)}")
+        native = {name.removesuffix("_config"): vars(self.config)[name] for name in self.config.sub_configs}
         described = {
             "weights": sorted(weights),
             "config": settings_of(self.config),
-            "backbone": settings_of(self.config.backbone_config),
+            **{name: settings_of(config) for name, config in native.items()},
             "image_processor": self.image_processor.to_dict(),
         }
         return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
@@ -283,7 +284,7 @@ def settings_of(config: PreTrainedConfig) -> dict[str, str]:
     values, defaults = architecture_of(config), type(config)().to_dict()
     if isinstance(config, ImageModelConfig):
         without_effect = (vars(base).get("fields_without_effect", ()) for base in type(config).__mro__)
-        read = {field.name for field in fields(config)}.difference({"backbone_config"}, *without_effect)
+        read = {field.name for field in fields(config)}.difference(config.sub_configs, *without_effect)
         values = {name: value for name, value in values.items() if name in read | {"model_type"}}
     texts = {name: json.dumps(value, default=str) for name, value in values.items()}  # equal for a tuple and a list
     return {

@@ -78,6 +78,13 @@ TASKS = {
         unused=("label_smoothing_factor",),
         has_own_data=True,
     ),
+    "recognise": TrainingTask(
+        "cca_hf.recipes.attribute_recognition",
+        "CLEAR: the values of attributes in an image, with probabilities, to label a catalogue.",
+        "cca_hf.recipes.recognition_arguments:RecognitionArguments",
+        "Recognition",
+        has_own_data=True,
+    ),
     "reidentify": TrainingTask(
         "cca_hf.recipes.reidentification",
         "Re-identification: the same person or car in images of other cameras, on any vision model or DCAL.",

@@ -1,7 +1,7 @@
 """Evaluation of a trained checkpoint on a data set, with the splits and the columns of its training."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,12 +151,16 @@ def load_evaluation_data(
     group_column: str | None = None,
     split_seed: int | None = None,
     config_name: str | None = None,
+    load: Callable[..., AttributeDataset] = load_attribute_dataset,
 ) -> AttributeDataset:
     """Loads a data set so that no image of a held-out split is one that the checkpoint was trained on.
 
     If the checkpoint was trained on this data set, its training's configuration, revision, columns and split seed are
     used, as `run.json` records them. A split that the training cut is cut again, and compared with the recorded
     digest of its rows. A split that the data set has itself is used as it is.
+
+    Args:
+        load: loads the source; see `load_attribute_dataset`, whose arguments it gets.
 
     Raises:
         ValueError: if the split has to be cut and its images may have been trained on: the training of the checkpoint
@@ -188,7 +192,7 @@ def load_evaluation_data(
         )
     settings = {**recorded, **given}
     groups = settings.get("group_column")
-    data = load_attribute_dataset(
+    data = load(
         source,
         attributes,
         group_column=groups if groups in columns or "group_column" in given else None,

@@ -38,8 +38,8 @@ def map_intervals(
     queries = drawn @ counts  # (draws, attributes)
     maps = np.divide(drawn @ sums, queries, out=np.full_like(queries, np.nan), where=queries > 0)
     enough = (counts > 0).sum(axis=0) >= 2  # (attributes,)
-    of_each = [_interval(column) if several else None for column, several in zip(maps.T, enough, strict=True)]
-    return of_each, _interval(np.nanmean(maps, axis=1)) if enough.all() else None
+    of_each = [interval_of(column) if several else None for column, several in zip(maps.T, enough, strict=True)]
+    return of_each, interval_of(np.nanmean(maps, axis=1)) if enough.all() else None
 
 
 def _draw(count: int, seed: int) -> IntArray:
@@ -49,6 +49,7 @@ def _draw(count: int, seed: int) -> IntArray:
     return np.bincount(places.ravel(), minlength=_DRAWS * count).reshape(_DRAWS, count)
 
 
-def _interval(figures: FloatArray) -> Interval:
+def interval_of(figures: FloatArray) -> Interval:
+    """The ends between which 95 % of the figures of the draws lie; NaN ones take no part."""
     low, high = np.nanpercentile(figures, _ENDS)
     return float(low), float(high)
