@@ -116,7 +116,9 @@ class ChannelAttention(GradientCheckpointingLayer):
         """(batch, cells, channels) of a grid of (height, width) cells -> the same shape."""
         normed = self.layernorm(states)
         query, key, value = (project(normed, grid) for project in (self.q_proj, self.k_proj, self.v_proj))
-        scores = (query * query.shape[1] ** -0.5).transpose(1, 2) @ key  # (B, C, C)
+        nothing = query.new_zeros(1)
+        scale = query.shape[1] ** -0.5
+        scores = torch.baddbmm(nothing, query.transpose(1, 2), key, beta=0, alpha=scale)  # (B, C, C)
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
         return states + self.dropout(value @ weights.transpose(1, 2))  # (B, N, C): the transpose of A v
 
