@@ -18,7 +18,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import nn
@@ -50,7 +50,7 @@ from .cross_attention import CrossAttention
 from .modeling_images import ImagePreTrainedModel
 from .recognition_pipeline import DESCRIPTION
 
-Backbone = str | PathLike[str] | PreTrainedConfig
+Backbone: TypeAlias = str | PathLike[str] | PreTrainedConfig
 
 
 @dataclass
