@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
-from .configuration_images import ImageModelConfig
+from .configuration_images import AttributeConfig, ImageModelConfig
+from .configuration_outfit import OutfitConfig
 from .image_embedder import ImageEmbedder
 from .whole_checkpoints import config_class_of, load_weights, saved_class_of
 
@@ -67,7 +68,7 @@ def load_encoder(
     Raises:
         OSError, ValueError: see [`load_model`] and [`ImageEmbedder.from_pretrained`].
     """
-    if issubclass(config_class_of(name_or_path, revision), ImageModelConfig):
+    if issubclass(config_class_of(name_or_path, revision), AttributeConfig | OutfitConfig):
         return load_model(name_or_path, device, dtype, revision)
     return ImageEmbedder.from_pretrained(name_or_path, device, dtype, revision)
 
