@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -109,6 +110,34 @@ class WarmPython:
             done = subprocess.CompletedProcess(process.arguments, code, stdout.read(), stderr.read())
         assert not (check and code), f"exit status {code}\n{done.stdout}\n{done.stderr}"
         return done
+
+    def run_on_ranks(
+        self, ranks: int, *arguments: object, env: Mapping[str, str] | None = None, cwd: str | Path | None = None
+    ) -> str:
+        """Runs `python ARGUMENTS` on each rank, with the variables that `torchrun` sets; returns what they print.
+
+        The processes that `torchrun` starts would import the libraries themselves.
+        """
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        world |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+        with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+            processes = []
+            for rank in range(ranks):
+                own = {**(os.environ if env is None else env), **world, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                processes.append(self.start(*arguments, stdout=stdout, stderr=stderr, env=own, cwd=cwd))
+            while None in (codes := [process.poll() for process in processes]):
+                if any(codes):  # the others wait for the one that has failed
+                    for process in processes:
+                        process.send_signal(signal.SIGKILL)
+                time.sleep(0.01)
+            for file in (stdout, stderr):
+                file.seek(0)
+            printed = stdout.read()
+            assert not any(codes), f"exit status {codes}\n{printed}\n{stderr.read()}"
+        return printed
 
 
 def _fork_for_requests(requests: socket.socket) -> list[str]:
