@@ -12,7 +12,7 @@ from threading import Thread
 
 import pytest
 
-from .warm_python import ALL, TORCH, WarmPython
+from .warm_python import ALL, TORCH, WarmPython, shared
 
 # Before anything imports torch, transformers or datasets: they read these at import, and subprocesses inherit them.
 _hf_home = tempfile.mkdtemp(prefix="cca_hf_tests_")
@@ -59,14 +59,14 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def warm_python() -> Iterator[WarmPython]:
     """Starts processes that have imported the libraries."""
-    with contextlib.closing(WarmPython(ALL)) as python:
+    with contextlib.closing(shared(ALL)) as python:
         yield python
 
 
 @pytest.fixture(scope="session")
 def warm_torch() -> Iterator[WarmPython]:
     """Starts processes that have imported torch alone: for another Hub, other caches, or without a library."""
-    with contextlib.closing(WarmPython(TORCH)) as python:
+    with contextlib.closing(shared(TORCH)) as python:
         yield python
 
 

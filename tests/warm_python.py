@@ -5,6 +5,7 @@ process has its own environment, folder, streams and process id, can be killed, 
 libraries read from the environment at their import, such as HF_HOME and OMP_NUM_THREADS, is that of the tests.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -138,6 +139,12 @@ class WarmPython:
             printed = stdout.read()
             assert not any(codes), f"exit status {codes}\n{printed}\n{stderr.read()}"
         return printed
+
+
+@functools.cache
+def shared(modules: tuple[str, ...]) -> WarmPython:
+    """The server of the tests of this process: with `TORCH`, or with `ALL`."""
+    return WarmPython(modules)
 
 
 def _fork_for_requests(requests: socket.socket) -> list[str]:
