@@ -4,8 +4,9 @@ import atexit
 import contextlib
 import os
 import shutil
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -68,6 +69,28 @@ def warm_torch() -> Iterator[WarmPython]:
     """Starts processes that have imported torch alone: for another Hub, other caches, or without a library."""
     with contextlib.closing(shared(TORCH)) as python:
         yield python
+
+
+@pytest.fixture
+def mount_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a new file system of some megabytes, where this machine allows it, until the end of the test."""
+    mounted = []
+
+    def mount(megabytes: int) -> Path:
+        if os.geteuid() != 0 or not shutil.which("mount"):
+            pytest.skip("mounting a small disk needs root")
+        place = tmp_path / "disk"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", place]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"this machine mounts no small disk: {done.stderr.strip()}")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", place], check=True)
 
 
 @pytest.fixture
