@@ -16,11 +16,11 @@ MAY_USE = {
     "extras": set(),  # a file
     "models": set(),
     "data": {"models"},
-    "evaluation": {"models", "data"},
+    "evaluation": {"extras", "models", "data"},
     "runtimes": {"extras", "models"},
     "embedding": {"extras", "models", "data", "runtimes"},
     "search": {"extras", "models", "data", "evaluation", "runtimes", "embedding"},
-    "visualization": {"models", "data", "evaluation"},
+    "visualization": {"extras", "models", "data", "evaluation"},
     "training": {"models", "data", "evaluation"},
     "recipes": {"extras", "models", "data", "evaluation", "search", "visualization", "training"},
     "hub": {
