@@ -93,6 +93,20 @@ def mount_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", place], check=True)
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """Chromium that reaches no other machine. While it is open, nothing else of this process can use asyncio."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: the page is not opened")
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no chromium on the PATH: the page is not opened in a real browser")
+    with playwright.sync_playwright() as started:
+        arguments = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
+        browser = started.chromium.launch(executable_path=found, args=arguments)
+        yield browser
+        browser.close()
+
+
 @pytest.fixture
 def image_server() -> Iterator[tuple[str, dict[str, bytes | str]]]:
     """A server on the loopback interface: its URL, and its answers by path: bytes, "not found" or "hang up"."""

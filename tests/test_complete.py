@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +155,7 @@ def test_the_page(world, tmp_path):
     assert (tmp_path / "board.html").is_file() and (tmp_path / "boards.html").is_file()
 
 
-def test_boards_of_questions_in_a_browser(world, tmp_path):
+def test_boards_of_questions_in_a_browser(world, tmp_path, browser):
     outfits = {"test": [[f"s{row}", f"s{row + 1}", f"s{row + 2}"] for row in range(0, ITEMS, 3)]}
     data = load_outfits(str(world / "rooms"), outfits, id_column="sku", category_column="kind")
     model = OutfitModel.from_pretrained(world / "out")
@@ -180,19 +179,12 @@ def test_boards_of_questions_in_a_browser(world, tmp_path):
         assert places == [1, 2, 3, 4, 5] + [right] * (right > 5)
         assert f"in place {right} of" in board.note
     page = write_boards(boards, tmp_path / "boards.html", facts={"split": "test"})
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: the page is not opened")
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no chromium on the PATH: the page is not opened in a real browser")
-    with playwright.sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        for width, columns in ((1280, 5), (390, 4)):
-            tab = browser.new_page(viewport={"width": width, "height": 900})
-            tab.goto(page.as_uri())
-            assert tab.evaluate("document.documentElement.scrollWidth") <= width
-            lefts = tab.evaluate(
-                "[...document.querySelector('.proposals').children].map(e => e.getBoundingClientRect().left)"
-            )
-            assert len(set(lefts)) == columns
-            assert tab.locator(".right img").count() == len(boards)
-        browser.close()
+    for width, columns in ((1280, 5), (390, 4)):
+        tab = browser.new_page(viewport={"width": width, "height": 900})
+        tab.goto(page.as_uri())
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        lefts = tab.evaluate(
+            "[...document.querySelector('.proposals').children].map(e => e.getBoundingClientRect().left)"
+        )
+        assert len(set(lefts)) == columns
+        assert tab.locator(".right img").count() == len(boards)
