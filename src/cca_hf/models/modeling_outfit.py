@@ -67,6 +67,37 @@ class Completion(NamedTuple):
     distance: float
 
 
+def pair_distances(
+    items: np.ndarray,
+    item_ids: np.ndarray,
+    candidates: np.ndarray,
+    candidate_ids: np.ndarray,
+    pair_weights: np.ndarray,
+) -> np.ndarray:
+    """The mean over the items of |v x_item - v x_candidate|^2.
+
+    It is a quadratic form of x, computed once for each category of candidates. So a candidate costs as much as one
+    vector, for any size of the outfit.
+
+    Args:
+        items, candidates: (n, dim) and (m, dim), the feature vectors x.
+        item_ids, candidate_ids: (n,) and (m,), their categories.
+        pair_weights: (categories, categories, dim), v of the category of an item and of a candidate.
+
+    Returns:
+        (m,); rounding may make a distance of 0 negative.
+    """
+    distances = np.empty(len(candidates), np.result_type(candidates, pair_weights))
+    for target in np.unique(candidate_ids):
+        rows = np.flatnonzero(candidate_ids == target)
+        squared = pair_weights[item_ids, target] ** 2  # (n, dim)
+        # mean of v^2 (x_i - x)^2 = mean of v^2 x_i^2 - 2 (mean of v^2 x_i) x + (mean of v^2) x^2
+        constant = (squared * items**2).mean(axis=0).sum()
+        x = candidates[rows]
+        distances[rows] = constant - 2 * x @ (squared * items).mean(axis=0) + x**2 @ squared.mean(axis=0)
+    return distances
+
+
 class PairWeights(nn.Module):
     """v(a, b) of all pairs of categories."""
 
@@ -351,8 +382,7 @@ This code needs `pip install {needed}`. The outfit may have any number of items.
     ) -> np.ndarray:
         """Compute D(O, s), the mean squared distance of each candidate from the items of an outfit.
 
-        The mean over the items is a quadratic form of x, computed once for each category of candidates. So stored
-        features are enough, and a candidate costs as much as one vector, for any size of the outfit.
+        Stored features are enough, see [`pair_distances`].
 
         Args:
             outfit, candidates: images, or their [`features`].
@@ -369,16 +399,7 @@ This code needs `pip install {needed}`. The outfit may have any number of items.
         target_ids = self._category_ids(candidate_categories, len(others), "candidate_categories")
         if len(items) == 0:
             raise ValueError("the outfit has no items: completing it needs at least one")
-        weights = self.all_pair_weights()
-        distances = np.empty(len(others), np.float32)
-        for target in np.unique(target_ids):
-            rows = np.flatnonzero(target_ids == target)
-            squared = weights[item_ids, target] ** 2  # (items, dim)
-            # mean of v^2 (x_i - x)^2 = mean of v^2 x_i^2 - 2 (mean of v^2 x_i) x + (mean of v^2) x^2
-            constant = (squared * items**2).mean(axis=0).sum()
-            x = others[rows]
-            distances[rows] = constant - 2 * x @ (squared * items).mean(axis=0) + x**2 @ squared.mean(axis=0)
-        return distances.clip(min=0)
+        return pair_distances(items, item_ids, others, target_ids, self.all_pair_weights()).clip(min=0)
 
     def complete(
         self,
