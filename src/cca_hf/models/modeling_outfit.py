@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -34,8 +34,8 @@ from .backbones import (
     image_size_of,
     interpolates_positions,
     load_backbone_processor,
+    load_native,
     make_image_processor,
-    native_config,
     prepare_backbone,
     run_backbone,
 )
@@ -223,15 +223,11 @@ This code needs `pip install {needed}`. The outfit may have any number of items.
             raise ValueError(f"categories must be a list with at least one name; got {categories!r}")
         hub_kwargs: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
         hub_kwargs |= {"local_files_only": local_files_only, "trust_remote_code": False}
-        name = None
         if isinstance(backbone, PreTrainedModel):
             native, name = backbone, backbone.name_or_path or None
-        elif isinstance(backbone, PreTrainedConfig):
-            native = AutoModel.from_config(native_config(copy.deepcopy(backbone)))
         else:
-            name = fspath(backbone)
-            native_settings = native_config(AutoConfig.from_pretrained(name, **hub_kwargs))
-            native = AutoModel.from_pretrained(name, config=native_settings, dtype=dtype, **hub_kwargs)
+            native = load_native(backbone, dtype, hub_kwargs)
+            name = None if isinstance(backbone, PreTrainedConfig) else fspath(backbone)
         has_attributes = isinstance(native.config, AttributeConfig)
         if isinstance(native.config, ImageModelConfig) and not has_attributes:
             raise ValueError(f"a model of type {native.config.model_type!r} is no backbone of an OutfitModel")
