@@ -359,16 +359,6 @@ This code needs `pip install {needed}`. The outfit may have any number of items.
         target_ids = self._category_ids(target_categories, len(features), "target_categories")
         return features * self.all_pair_weights()[outfit_ids, target_ids]
 
-    def encode_pairs(self, images: Images, categories: str | Sequence[str], *, batch_size: int = 32) -> np.ndarray:
-        """As [`encode`] with every category as target, from one pass of the network.
-
-        Returns:
-            (images, categories, dim) float32, in the order of `config.categories`.
-        """
-        features = self._features_of(images, batch_size)
-        ids = self._category_ids(categories, len(features), "categories")
-        return features[:, None] * self.all_pair_weights()[ids]
-
     def distances(
         self,
         outfit: Images,
