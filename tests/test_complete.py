@@ -88,6 +88,11 @@ def test_from_an_index(world, expected, tmp_path, capsys):
     made = capsys.readouterr().out
     assert f"{store}: 30 items, each with one embedding for outfit" in made
     assert re.search(rf"next: cca complete --store {store} --items s\d+", made)
+    Dataset.from_parquet(str(world / "rooms" / "train-00000-of-00001.parquet"))[4]["image"].save(tmp_path / "s4.png")
+    assert main(["search", "--store", store, "--image", str(tmp_path / "s4.png"), "--top", "2", "--json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)  # the similarity of the features, without a category
+    assert answer["attribute"] == "outfit" and answer["found"][0]["item_id"] == "s4"
+    assert answer["found"][0]["similarity"] == pytest.approx(1, abs=1e-4) and len(answer["found"]) == 2
     search = ["--store", store, "--category_column", "kind", "--json"]
     code, out, err = run(capsys, *search, "--items", "s0", "s2", "--category", "heart", "--top", "4")
     assert code == 0, err
