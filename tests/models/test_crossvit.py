@@ -260,11 +260,11 @@ print(json.dumps(result))
 """
 
 
-def test_plain_transformers_loads_and_saves_a_checkpoint(model, checkpoint, image, tmp_path, warm_torch):
+def test_plain_transformers_loads_and_saves_a_checkpoint(model, checkpoint, image, tmp_path, warm_python):
     image.save(tmp_path / "image.png")
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
+    environment = {**os.environ, "PYTHONPATH": ""}
     words = ["-c", PROGRAM, checkpoint, tmp_path / "image.png"]
-    process = warm_torch.run(*words, cwd=tmp_path, env=environment, check=True)
+    process = warm_python.run(*words, cwd=tmp_path, env=environment, check=True)
     result = json.loads(process.stdout.splitlines()[-1])
     images = torch.linspace(-1, 1, 3 * 48 * 48).reshape(1, 3, 48, 48)
     with torch.inference_mode():
