@@ -63,13 +63,21 @@ class WarmProcess:
 
 
 class WarmPython:
-    """Starts the server, and processes of it."""
+    """Starts the server, and processes of it.
 
-    def __init__(self, modules: Sequence[str]) -> None:
+    Args:
+        base: a server with fewer modules, in whose process this one begins.
+    """
+
+    def __init__(self, modules: Sequence[str], base: "WarmPython | None" = None) -> None:
+        self._server: WarmProcess | subprocess.Popen
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [sys.executable, __file__, str(theirs.fileno()), *modules]
-            self._server = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            if base is None:
+                command = [sys.executable, __file__, str(theirs.fileno()), *modules]
+                self._server = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            else:  # the socket is its standard output, 1
+                self._server = base.start(__file__, 1, *modules, stdout=theirs, stderr=sys.__stderr__)
 
     def close(self) -> None:
         self._socket.close()
@@ -78,7 +86,7 @@ class WarmPython:
     def start(
         self,
         *arguments: object,
-        stdout: IO[str] | None = None,
+        stdout: IO[str] | socket.socket | None = None,
         stderr: IO[str] | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | Path | None = None,
@@ -144,7 +152,7 @@ class WarmPython:
 @functools.cache
 def shared(modules: tuple[str, ...]) -> WarmPython:
     """The server of the tests of this process: with `TORCH`, or with `ALL`."""
-    return WarmPython(modules)
+    return WarmPython(modules, None if modules == TORCH else shared(TORCH))
 
 
 def _fork_for_requests(requests: socket.socket) -> list[str]:
