@@ -14,8 +14,8 @@ from cca_hf.evaluation.entanglement.result import EntanglementResult, mean_off_d
 
 NAMES = ["colour", "shape", "size"]
 PLANTS = {
-    "independent": {"count": 1000, "values": (3, 4)},
-    "correlated": {"count": 1000, "values": (3, 4), "correlation": 0.4},
+    "independent": {"count": 1000, "values": (3, 3, 4)},
+    "correlated": {"count": 1000, "values": (3, 3, 4), "correlation": 0.4},
     "correlated, imbalanced, half labelled": {
         "count": 1000,
         "values": (3, 6, 4),
@@ -28,9 +28,9 @@ PLANTS = {
 
 @pytest.mark.parametrize("kind", PLANTS)
 def test_planted_embeddings_give_zero_and_one(kind, plant):
-    planted, names = plant(**PLANTS[kind]), NAMES[: len(PLANTS[kind]["values"])]
-    entangled = entanglement(planted.entangled, planted.labels, names, planted.features)
-    disentangled = entanglement(planted.disentangled, planted.labels, names, planted.features)
+    planted = plant(**PLANTS[kind])
+    entangled = entanglement(planted.entangled, planted.labels, NAMES, planted.features)
+    disentangled = entanglement(planted.disentangled, planted.labels, NAMES, planted.features)
     for reader in ("linear", "neighbours"):
         assert entangled.readers[reader].score == pytest.approx(1, abs=0.02)
         assert disentangled.readers[reader].score == pytest.approx(0, abs=0.02)
