@@ -33,8 +33,8 @@ SKIPPING = EmbeddingSettings(shard_size=8, batch_size=4, on_unreadable="skip")
 def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([HERE, *sys.path]))  # of the workers, which load models of `mortal`
-        context = ray.init(num_cpus=2, object_store_memory=80_000_000, include_dashboard=False, log_to_driver=False)
-        yield context.address_info["gcs_address"]
+        ray.init(num_cpus=2, object_store_memory=80_000_000, include_dashboard=False, log_to_driver=False)
+        yield
         ray.shutdown()
 
 
@@ -113,16 +113,15 @@ def test_what_a_worker_tells(cluster, model_folder, model, pictures, tmp_path):
         EmbeddingSettings(batch_size=0)
 
 
-def test_the_whole_job_is_killed(cluster, model, model_folder, pictures, tmp_path, warm_python):
-    """The command on a running Ray, killed when two of six files are there; on its own Ray it makes the other four."""
+def test_the_whole_job_is_killed(model, model_folder, pictures, tmp_path, warm_python):
+    """The command, killed when two of six files are there; started again, it makes the other four alone."""
     embed_catalogue(model, Catalogue.from_folder(pictures), tmp_path / "plain", SIZES, show_progress=False)
     out = tmp_path / "out"
     words = ["-m", "cca_hf.cli.main", "embed", "--engine", "ray", "--model", model_folder]
     words += ["--images", pictures, "--output_dir", out, "--shard_size", "8", "--batch_size", "4"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with open(tmp_path / "killed.txt", "w") as output:
-        on_cluster = {**environment, "RAY_ADDRESS": cluster}
-        process = warm_python.start(*words, stdout=output, stderr=output, env=on_cluster)
+        process = warm_python.start(*words, stdout=output, stderr=output, env=environment)
     while len(made(out)) < 2 and process.poll() is None:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
