@@ -52,9 +52,11 @@ def matmul_at_peak(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[
 def in_new_process(measure: Callable[..., Any], *arguments: Any) -> Any:
     """Runs `measure` in a new process, whose peak memory is that of the measured work.
 
-    The new processes start from one that has imported the script, and has used no device.
+    The processes start from one that has imported the libraries, and has used no device.
     """
-    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "transformers.trainer"])
+    with context.Pool(1) as pool:
         return pool.apply(measure, arguments)
 
 
