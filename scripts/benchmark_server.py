@@ -21,6 +21,7 @@ import io
 import json
 import multiprocessing
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -51,11 +52,7 @@ class Server:
     def __init__(self, model: str, max_batch: int, device: str | None):
         flags = ["--port", "0", "--max_batch", str(max_batch), "--max_body", str(MAX_BODY)]
         flags += ["--device", device] if device else []
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "cca_hf.cli.main", "serve", "--model", model, *flags],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self.process = start_process(["-m", "cca_hf.cli.main", "serve", "--model", model, *flags])
         assert self.process.stdout is not None
         found = re.search(r"http://([\d.]+):(\d+)", self.process.stdout.readline())
         if found is None:
@@ -70,8 +67,12 @@ class Server:
         return self.metric("process_resident_memory_bytes") / 1e6
 
     def stop(self) -> int:
-        self.process.terminate()
-        return self.process.wait(PATIENCE)
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait()
+
+
+def start_process(words: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from cca_hf.visualization.neighbours import view_queries
 from cca_hf.visualization.report import comparison_table
 
 ATTRIBUTES = list(SHAPE_ATTRIBUTES)
+IN_PIPELINE = 150  # images: the pipeline prepares one after the other
 
 
 def main() -> None:
@@ -93,7 +94,7 @@ def say(text: str) -> None:
 
 
 def try_pipeline(run: TrainingRun) -> None:
-    """Finds the nearest test image of one query under each attribute, with the saved checkpoint alone."""
+    """Finds the nearest of some test images of one query under each attribute, with the saved checkpoint alone."""
     embed = pipeline("image-feature-extraction", model=str(run.output_dir), trust_remote_code=True)
     labels = run.data.labels("test")
     names = [values for values in run.data.attributes.values()]
@@ -102,7 +103,8 @@ def try_pipeline(run: TrainingRun) -> None:
         colour, shape, pattern, size, background = (each[i] for each, i in zip(names, labels[row], strict=True))
         return f"{size} {colour} {shape}, {pattern}, on {background}"
 
-    embeddings = embed(list(run.data["test"]["image"]), attribute=ATTRIBUTES, return_tensors=True, batch_size=64)
+    images = run.data["test"]["image"][:IN_PIPELINE]
+    embeddings = embed(images, attribute=ATTRIBUTES, return_tensors=True, batch_size=64)
     print(f"  query                 {described(0)}")
     for attribute in ATTRIBUTES:
         query, *others = (embedding[attribute] for embedding in embeddings)

@@ -50,8 +50,13 @@ def matmul_at_peak(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[
 
 
 def in_new_process(measure: Callable[..., Any], *arguments: Any) -> Any:
-    """Runs `measure` in a new process, whose peak memory is that of the measured work."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    """Runs `measure` in a new process, whose peak memory is that of the measured work.
+
+    The processes start from one that has imported the libraries, and has used no device.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "transformers.trainer"])
+    with context.Pool(1) as pool:
         return pool.apply(measure, arguments)
 
 

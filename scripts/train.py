@@ -40,13 +40,10 @@ Several GPUs: `accelerate launch --multi_gpu scripts/train.py ...`. Several proc
 All flags: `python scripts/train.py --help`.
 """
 
-import os
-
-# Waiting threads sleep. If they spin, any other process on the machine slows them down many times over.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is imported
-
-from cca_hf.cli.train import run_task  # noqa: E402
-from cca_hf.recipes.command_line import parse_command  # noqa: E402
+from cca_hf.cli.train import run_task
+from cca_hf.recipes.command_line import parse_command
+from cca_hf.training.process import let_waiting_threads_sleep
 
 if __name__ == "__main__":
+    let_waiting_threads_sleep()
     run_task(*parse_command())

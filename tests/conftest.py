@@ -4,15 +4,16 @@ import atexit
 import contextlib
 import os
 import shutil
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
-from .warm_python import ALL, TORCH, WarmPython
+from .warm_python import ALL, TORCH, WarmPython, shared
 
 # Before anything imports torch, transformers or datasets: they read these at import, and subprocesses inherit them.
 _hf_home = tempfile.mkdtemp(prefix="cca_hf_tests_")
@@ -59,15 +60,51 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def warm_python() -> Iterator[WarmPython]:
     """Starts processes that have imported the libraries."""
-    with contextlib.closing(WarmPython(ALL)) as python:
+    with contextlib.closing(shared(ALL)) as python:
         yield python
 
 
 @pytest.fixture(scope="session")
 def warm_torch() -> Iterator[WarmPython]:
     """Starts processes that have imported torch alone: for another Hub, other caches, or without a library."""
-    with contextlib.closing(WarmPython(TORCH)) as python:
+    with contextlib.closing(shared(TORCH)) as python:
         yield python
+
+
+@pytest.fixture
+def mount_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a new file system of some megabytes, where this machine allows it, until the end of the test."""
+    mounted = []
+
+    def mount(megabytes: int) -> Path:
+        if os.geteuid() != 0 or not shutil.which("mount"):
+            pytest.skip("mounting a small disk needs root")
+        place = tmp_path / "disk"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", place]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"this machine mounts no small disk: {done.stderr.strip()}")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """Chromium that reaches no other machine. While it is open, nothing else of this process can use asyncio."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: the page is not opened")
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no chromium on the PATH: the page is not opened in a real browser")
+    with playwright.sync_playwright() as started:
+        arguments = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
+        browser = started.chromium.launch(executable_path=found, args=arguments)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture
@@ -89,7 +126,7 @@ def image_server() -> Iterator[tuple[str, dict[str, bytes | str]]]:
             """Nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever, daemon=True)
+    thread = Thread(target=server.serve_forever, args=[0.02], daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}", answers
     server.shutdown()

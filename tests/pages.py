@@ -11,7 +11,6 @@ import io
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,8 @@ import numpy as np
 from PIL import Image
 
 from cca_hf.cli.main import main
+
+from .warm_python import ALL, shared
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOURS = {"black": (20, 20, 20), "blue": (40, 60, 200), "red": (200, 40, 40), "white": (240, 240, 240)}
@@ -95,9 +96,7 @@ def run_command(words: list[str], folder: Path) -> str:
             assert status == 0, shlex.join(words)
             return printed.getvalue()
         case ["accelerate", "launch", "scripts/train.py", *flags]:
-            launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
-            quick = ["--max_steps", "2", "--report_to", "none", "--cpu_threads", "1"]
-            return run([*launch, str(ROOT / "scripts" / "train.py"), *flags, *quick], folder)
+            return train_briefly(flags, folder)
         case _:
             raise AssertionError(f"no test checks {shlex.join(words)!r}: add a case here")
 
@@ -120,10 +119,14 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
+def train_briefly(flags: list[str], folder: Path) -> str:
+    """Runs the script for two steps, without the launcher, and returns what it prints."""
+    quick = ["--max_steps", "2", "--report_to", "none", "--cpu_threads", "1"]
+    return shared(ALL).run(ROOT / "scripts" / "train.py", *flags, *quick, cwd=folder, check=True).stdout
+
+
 def run_cca(words: list[str], folder: Path) -> str:
-    """Runs `cca` and returns what it prints; `cca train` changes the threads of its process, so it gets a new one."""
-    if words[1] == "train":
-        return run([sys.executable, "-m", "cca_hf.cli.main", *words[1:]], folder)
+    """Runs `cca` and returns what it prints."""
     output = io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(output):
         assert main(words[1:]) == 0, f"{shlex.join(words)}\n{output.getvalue()}"

@@ -14,13 +14,14 @@ SOURCE = ROOT / "src" / PACKAGE
 # Each room and the rooms that it may use; the arrows point down this list and never up.
 MAY_USE = {
     "extras": set(),  # a file
+    "lazy_names": set(),  # a file
     "models": set(),
     "data": {"models"},
-    "evaluation": {"models", "data"},
+    "evaluation": {"extras", "lazy_names", "models", "data"},
     "runtimes": {"extras", "models"},
     "embedding": {"extras", "models", "data", "runtimes"},
     "search": {"extras", "models", "data", "evaluation", "runtimes", "embedding"},
-    "visualization": {"models", "data", "evaluation"},
+    "visualization": {"extras", "models", "data", "evaluation"},
     "training": {"models", "data", "evaluation"},
     "recipes": {"extras", "models", "data", "evaluation", "search", "visualization", "training"},
     "hub": {

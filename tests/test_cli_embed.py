@@ -128,12 +128,11 @@ def test_an_error_names_the_row_of_the_catalogue(checkpoint, catalogue, tmp_path
         assert "error: row 7, item 7.png: " in capsys.readouterr().err
 
 
-def test_two_processes_share_the_work(checkpoint, catalogue, tmp_path, warm_torch):
+def test_two_processes_share_the_work(checkpoint, catalogue, tmp_path, warm_python):
     out = tmp_path / "out"
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     command = ["-m", "cca_hf.cli.main", "embed", "--model", checkpoint, "--images", catalogue, "--output_dir", out]
-    done = warm_torch.run(*launch, *command, "--batch_size=2", "--shard_size=2", check=True)
-    assert len(json.loads(done.stdout)) == 4  # the first process alone speaks
+    printed = warm_python.run_on_ranks(2, *command, "--batch_size=2", "--shard_size=2")
+    assert len(json.loads(printed)) == 4  # the first process alone speaks
     found = rows(out)
     assert sorted(found["item_id"][:]) == [f"{number}.png" for number in range(10)]
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +88,11 @@ def test_from_an_index(world, expected, tmp_path, capsys):
     made = capsys.readouterr().out
     assert f"{store}: 30 items, each with one embedding for outfit" in made
     assert re.search(rf"next: cca complete --store {store} --items s\d+", made)
+    Dataset.from_parquet(str(world / "rooms" / "train-00000-of-00001.parquet"))[4]["image"].save(tmp_path / "s4.png")
+    assert main(["search", "--store", store, "--image", str(tmp_path / "s4.png"), "--top", "2", "--json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)  # the similarity of the features, without a category
+    assert answer["attribute"] == "outfit" and answer["found"][0]["item_id"] == "s4"
+    assert answer["found"][0]["similarity"] == pytest.approx(1, abs=1e-4) and len(answer["found"]) == 2
     search = ["--store", store, "--category_column", "kind", "--json"]
     code, out, err = run(capsys, *search, "--items", "s0", "s2", "--category", "heart", "--top", "4")
     assert code == 0, err
@@ -156,7 +160,7 @@ def test_the_page(world, tmp_path):
     assert (tmp_path / "board.html").is_file() and (tmp_path / "boards.html").is_file()
 
 
-def test_boards_of_questions_in_a_browser(world, tmp_path):
+def test_boards_of_questions_in_a_browser(world, tmp_path, browser):
     outfits = {"test": [[f"s{row}", f"s{row + 1}", f"s{row + 2}"] for row in range(0, ITEMS, 3)]}
     data = load_outfits(str(world / "rooms"), outfits, id_column="sku", category_column="kind")
     model = OutfitModel.from_pretrained(world / "out")
@@ -180,19 +184,12 @@ def test_boards_of_questions_in_a_browser(world, tmp_path):
         assert places == [1, 2, 3, 4, 5] + [right] * (right > 5)
         assert f"in place {right} of" in board.note
     page = write_boards(boards, tmp_path / "boards.html", facts={"split": "test"})
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: the page is not opened")
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no chromium on the PATH: the page is not opened in a real browser")
-    with playwright.sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        for width, columns in ((1280, 5), (390, 4)):
-            tab = browser.new_page(viewport={"width": width, "height": 900})
-            tab.goto(page.as_uri())
-            assert tab.evaluate("document.documentElement.scrollWidth") <= width
-            lefts = tab.evaluate(
-                "[...document.querySelector('.proposals').children].map(e => e.getBoundingClientRect().left)"
-            )
-            assert len(set(lefts)) == columns
-            assert tab.locator(".right img").count() == len(boards)
-        browser.close()
+    for width, columns in ((1280, 5), (390, 4)):
+        tab = browser.new_page(viewport={"width": width, "height": 900})
+        tab.goto(page.as_uri())
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        lefts = tab.evaluate(
+            "[...document.querySelector('.proposals').children].map(e => e.getBoundingClientRect().left)"
+        )
+        assert len(set(lefts)) == columns
+        assert tab.locator(".right img").count() == len(boards)

@@ -1,7 +1,6 @@
 """The documentation site builds without warnings, documents every public name, and loads nothing from other hosts."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,18 +67,6 @@ CUT_OFF = """() => {
     .filter(element => element.getBoundingClientRect().right > 391 && !reached(element))
     .map(element => element.outerHTML.slice(0, 200));
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: the site is not opened")
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no chromium on the PATH: the site is not opened in a real browser")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import configparser
 import importlib.metadata
-import json
 import re
 import subprocess
 import sys
@@ -145,59 +144,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, warm_torch: WarmPython)
 IMPORTS = [
     "import cca_hf.models; from transformers import AutoConfig, AutoModel",
     "from transformers import AutoConfig, AutoModel; import cca_hf.models",
-    "import cca_hf; cca_hf.retrieval_metrics; from transformers import AutoConfig, AutoModel",
-    "from cca_hf import CCAModel; from transformers import AutoConfig, AutoModel",
     "from cca_hf import CCAConfig; from transformers import AutoConfig, AutoModel",
     "import cca_hf.models.modeling_conditional; from transformers import AutoConfig, AutoModel",
-    "import cca_hf.models.loading; from transformers import AutoConfig, AutoModel",
-    "import cca_hf.models.encoding; from transformers import AutoConfig, AutoModel",
 ]
-CLASSES_BY_IMPORTS = """
-import json, os, sys
-import numpy, torch, torch._dynamo, torch.distributed.tensor  # the slow imports, once for all children
-assert not {"transformers", "cca_hf"} & {*sys.modules}
-checkpoint, *all_imports = sys.argv[1:]
-for imports in all_imports:
-    child = os.fork()
-    if child == 0:
-        names = {}
-        exec(imports, names)
-        classes = [type(names[auto].from_pretrained(checkpoint)).__module__ for auto in ("AutoConfig", "AutoModel")]
-        print(json.dumps([imports, classes]), flush=True)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0, imports
-"""
-
-
-@pytest.fixture(scope="module")
-def classes_by_imports(checkpoint: Path) -> dict[str, list[str]]:
-    """The modules of the classes that the auto classes return after imports, each in a new process."""
-    command = [sys.executable, "-c", CLASSES_BY_IMPORTS, str(checkpoint), *IMPORTS]
-    printed = subprocess.run(command, check=True, timeout=300, capture_output=True, text=True).stdout
-    return dict(json.loads(line) for line in printed.splitlines() if line.startswith("["))
+CLASSES = "; print([type(auto.from_pretrained({!r})).__module__ for auto in (AutoConfig, AutoModel)])"
 
 
 @pytest.mark.parametrize("imports", IMPORTS)
-def test_auto_classes_know_cca(imports: str, classes_by_imports: dict[str, list[str]]) -> None:
+def test_auto_classes_know_cca(imports: str, checkpoint: Path, warm_torch: WarmPython) -> None:
     """The auto classes return the classes of this package without trust_remote_code, in every order of imports."""
-    assert classes_by_imports[imports] == ["cca_hf.models.configuration_cca", "cca_hf.models.modeling_cca"]
-
-
-def test_extras_are_named_when_missing(tmp_path: Path) -> None:
-    """Without matplotlib, the error of a plot names the extra to install."""
-    (tmp_path / "matplotlib").mkdir()
-    (tmp_path / "matplotlib" / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'matplotlib'\")")
-    code = (
-        "import cca_hf\n"
-        "from PIL import Image\n"
-        "image = Image.new('RGB', (8, 8))\n"
-        "try:\n"
-        "    cca_hf.plot_neighbours(image, {'colour': [(image, 0.9, 'red', True)]})\n"
-        "except ImportError as error:\n"
-        "    print(error)"
-    )
-    path = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-    assert "cca_hf[plot]" in run_python(path + code)
+    done = warm_torch.run("-c", imports + CLASSES.format(str(checkpoint)), check=True)
+    assert done.stdout == "['cca_hf.models.configuration_cca', 'cca_hf.models.modeling_cca']\n"
 
 
 def test_packages_of_extras_agree(setup_cfg: configparser.ConfigParser) -> None:

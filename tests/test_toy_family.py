@@ -249,9 +249,9 @@ print(json.dumps([model(pixel_values).logits.tolist(), model.image_processor.siz
 """
 
 
-def test_transformers_alone_loads_it(trained: TaskTrainer, tmp_path: Path, warm_torch: WarmPython) -> None:
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
-    done = warm_torch.run("-c", PROGRAM, trained.args.output_dir, cwd=tmp_path, env=environment, check=True)
+def test_transformers_alone_loads_it(trained: TaskTrainer, tmp_path: Path, warm_python: WarmPython) -> None:
+    environment = {**os.environ, "PYTHONPATH": ""}
+    done = warm_python.run("-c", PROGRAM, trained.args.output_dir, cwd=tmp_path, env=environment, check=True)
     logits, width = json.loads(done.stdout.splitlines()[-1])
     pixel_values = torch.linspace(-1, 1, 3 * 16 * 32).reshape(1, 3, 16, 32)
     with torch.no_grad():

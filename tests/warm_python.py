@@ -5,6 +5,7 @@ process has its own environment, folder, streams and process id, can be killed, 
 libraries read from the environment at their import, such as HF_HOME and OMP_NUM_THREADS, is that of the tests.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -61,13 +63,21 @@ class WarmProcess:
 
 
 class WarmPython:
-    """Starts the server, and processes of it."""
+    """Starts the server, and processes of it.
 
-    def __init__(self, modules: Sequence[str]) -> None:
+    Args:
+        base: a server with fewer modules, in whose process this one begins.
+    """
+
+    def __init__(self, modules: Sequence[str], base: "WarmPython | None" = None) -> None:
+        self._server: WarmProcess | subprocess.Popen
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [sys.executable, __file__, str(theirs.fileno()), *modules]
-            self._server = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            if base is None:
+                command = [sys.executable, __file__, str(theirs.fileno()), *modules]
+                self._server = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            else:  # the socket is its standard output, 1
+                self._server = base.start(__file__, 1, *modules, stdout=theirs, stderr=sys.__stderr__)
 
     def close(self) -> None:
         self._socket.close()
@@ -76,7 +86,7 @@ class WarmPython:
     def start(
         self,
         *arguments: object,
-        stdout: IO[str] | None = None,
+        stdout: IO[str] | socket.socket | None = None,
         stderr: IO[str] | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | Path | None = None,
@@ -109,6 +119,40 @@ class WarmPython:
             done = subprocess.CompletedProcess(process.arguments, code, stdout.read(), stderr.read())
         assert not (check and code), f"exit status {code}\n{done.stdout}\n{done.stderr}"
         return done
+
+    def run_on_ranks(
+        self, ranks: int, *arguments: object, env: Mapping[str, str] | None = None, cwd: str | Path | None = None
+    ) -> str:
+        """Runs `python ARGUMENTS` on each rank, with the variables that `torchrun` sets; returns what they print.
+
+        The processes that `torchrun` starts would import the libraries themselves.
+        """
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        world |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+        with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+            processes = []
+            for rank in range(ranks):
+                own = {**(os.environ if env is None else env), **world, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                processes.append(self.start(*arguments, stdout=stdout, stderr=stderr, env=own, cwd=cwd))
+            while None in (codes := [process.poll() for process in processes]):
+                if any(codes):  # the others wait for the one that has failed
+                    for process in processes:
+                        process.send_signal(signal.SIGKILL)
+                time.sleep(0.01)
+            for file in (stdout, stderr):
+                file.seek(0)
+            printed = stdout.read()
+            assert not any(codes), f"exit status {codes}\n{printed}\n{stderr.read()}"
+        return printed
+
+
+@functools.cache
+def shared(modules: tuple[str, ...]) -> WarmPython:
+    """The server of the tests of this process: with `TORCH`, or with `ALL`."""
+    return WarmPython(modules, None if modules == TORCH else shared(TORCH))
 
 
 def _fork_for_requests(requests: socket.socket) -> list[str]:

@@ -9,6 +9,8 @@ import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING
 
+from .lazy_names import import_at_first_use
+
 if TYPE_CHECKING:  # the same names once more, for type checkers and editors; a test compares the two lists
     from .data.loading import load_attribute_dataset as load_attribute_dataset
     from .data.sampler import AttributeBatchSampler as AttributeBatchSampler
@@ -67,16 +69,16 @@ _MODULE_OF_NAME = {
 __all__ = list(_MODULE_OF_NAME)
 
 
+_import_name, _list_names = import_at_first_use(__name__, _MODULE_OF_NAME)
+
+
 def __getattr__(name: str) -> object:
     if name == "__version__":
         return importlib.metadata.version(__name__)
-    if name not in _MODULE_OF_NAME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    importlib.import_module(f"{__name__}.models")  # registers the models with transformers' auto classes
-    value: object = vars(importlib.import_module(f"{__name__}.{_MODULE_OF_NAME[name]}"))[name]
-    globals()[name] = value  # the next access does not call this function
-    return value
+    if name in _MODULE_OF_NAME:
+        importlib.import_module(f"{__name__}.models")  # registers the models with transformers' auto classes
+    return _import_name(name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__, "__version__"])
+    return sorted([*_list_names(), "__version__"])

@@ -253,7 +253,7 @@ def test_dead_links_are_asked_once_more_on_request(server, tmp_path):
     assert download_images(urls, tmp_path / "out", PATIENCE).dead == report.dead
 
 
-def test_killed_in_the_middle(server, tmp_path, warm_torch):
+def test_killed_in_the_middle(server, tmp_path, warm_python):
     """kill -9, and the same command once more: every picture whole, and none asked for twice but those under way."""
     server.seconds = 0.1
     links = {f"item_{n // 5}/{n}": f"{server.address}/fine/{n}" for n in range(80)}
@@ -262,7 +262,7 @@ def test_killed_in_the_middle(server, tmp_path, warm_torch):
     words = ["data", "download", "darn", "--urls", urls, "--output", tmp_path / "out", "--workers", 4, "--size", 64]
     command = ["-m", "cca_hf.cli.main", *words]
     with open(tmp_path / "output.txt", "w") as output:
-        running = warm_torch.start(*command, stdout=output, stderr=output)
+        running = warm_python.start(*command, stdout=output, stderr=output)
     saved = tmp_path / "out" / "pic"
     while len(list(saved.rglob("*.jpg"))) < 20 and running.poll() is None:
         time.sleep(0.02)
@@ -279,7 +279,7 @@ def test_killed_in_the_middle(server, tmp_path, warm_torch):
     with record.open("a") as file:
         file.write("dead/7\thttp://half")  # killed while it wrote
     asked = Counter(server.asked)
-    done = warm_torch.run(*command, check=True)
+    done = warm_python.run(*command, check=True)
     assert "80 of 88 images are present" in done.stdout and "8 links are dead (8 HTTP status 404)." in done.stdout
     assert str(record) in done.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before

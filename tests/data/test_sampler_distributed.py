@@ -1,7 +1,6 @@
 """Two real processes: different batches on each rank and in each epoch, and the rest of an epoch after a resume."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +8,8 @@ import numpy as np
 from cca_hf.data.sampler import AttributeBatchSampler
 
 
-def test_two_ranks_share_the_stream(tmp_path, repository, warm_torch):
-    script = Path(__file__).with_name("draw_on_two_ranks.py")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(repository / "src")}
-    warm_torch.run(*launch, script, tmp_path, env=environment, check=True)
+def test_two_ranks_share_the_stream(tmp_path, warm_python):
+    warm_python.run_on_ranks(2, Path(__file__).with_name("draw_on_two_ranks.py"), tmp_path)
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
     labels = np.stack([np.arange(120) % 6, np.arange(120) // 7], axis=1)
     sampler = AttributeBatchSampler(labels, batch_size=8, images_per_value=2)

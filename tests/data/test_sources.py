@@ -3,8 +3,6 @@
 import io
 import json
 import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -162,18 +160,13 @@ def test_folders_of_one_name_with_equal_cards(tmp_path, writers, built):
     assert load_source(folder, None, None)["train"]["item"][0] == "item-100"
 
 
-def test_from_the_hub(tmp_path, writers, splits, built, repository):
+def test_from_the_hub(tmp_path, writers, splits, built, repository, warm_torch):
     """Against a server that speaks the Hub's protocol, in a process that is online."""
     writers["parquet"](tmp_path / "repo", splits, built)
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
-    result = subprocess.run(
-        [sys.executable, Path(__file__).with_name("load_from_fake_hub.py"), tmp_path / "repo", *VALUES],
-        env={**environment, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(repository / "src")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
+    environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(repository / "src")}
+    script = Path(__file__).with_name("load_from_fake_hub.py")
+    result = warm_torch.run(script, tmp_path / "repo", *VALUES, env=environment, check=True)
     lines = result.stdout.splitlines()
     assert lines[0] == "train 30, validation 12, test 14"
     assert lines[1] == str(VALUES)

@@ -185,7 +185,8 @@ def test_the_spread_is_that_of_a_repetition(plant):
     repeated = []
     for seed in range(10):
         planted = plant(400, (3, 3), seed=seed)
-        repeated.append(entanglement(planted.disentangled, planted.labels, NAMES[:2], planted.features))
+        vectors = planted.disentangled, planted.labels, NAMES[:2], planted.features
+        repeated.append(entanglement(*vectors, readers=["linear"]))
     scores = np.array([each.score for each in repeated])
     spread = np.mean([each.readers["linear"].score_spread for each in repeated])
     assert 0.4 * scores.std() < spread < 2.5 * scores.std()

@@ -84,6 +84,6 @@ def test_what_is_refused(change, message):
 
 
 def test_without_scipy_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy.stats", None)
-    with pytest.raises(ImportError, match=r"the fine order needs SciPy: pip install \"cca_hf\[analysis\]\""):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(ImportError, match=r"the fine order needs scipy: pip install \"cca_hf\[analysis\]\""):
         fine_order(np.eye(2), [0, 0], [0.1, 0.2])

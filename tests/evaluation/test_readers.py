@@ -1,5 +1,7 @@
 """The readers by loops, and against each other where they must agree."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -146,16 +148,10 @@ def test_frequent_values_do_not_win(random):
         assert balanced_accuracy(read(vectors, labels, folds) == labels, labels)[0] > 0.85
 
 
-def test_without_scikit_learn_it_says_what_to_install(warm_torch):
-    script = """
-import sys
-sys.modules["sklearn"] = None
-import numpy as np
-from cca_hf.evaluation.entanglement.readers import make_folds, read_linear
-try:
-    read_linear(np.eye(20), np.arange(20) % 2, np.arange(20) % 5)
-except ImportError as error:
-    print(error)
-"""
-    done = warm_torch.run("-c", script, check=True)
-    assert done.stdout.strip() == 'the linear reader needs scikit-learn: pip install "cca_hf[analysis]"'
+def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    for read, name in ((read_linear, "linear"), (read_mlp, "mlp")):
+        with pytest.raises(
+            ImportError, match=rf'the {name} reader needs scikit-learn: pip install "cca_hf\[analysis\]"'
+        ):
+            read(np.eye(20), np.arange(20) % 2, np.arange(20) % 5)

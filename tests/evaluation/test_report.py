@@ -65,7 +65,7 @@ def test_bars_are_as_long_as_the_figures(results, tmp_path):
     assert (tmp_path / "bars.png").stat().st_size > 5_000
 
 
-def test_without_matplotlib_the_tables_work_and_the_plot_says_what_to_install(warm_torch):
+def test_without_matplotlib_the_tables_work_and_the_plot_says_what_to_install(warm_python):
     script = """
 import sys
 sys.modules["matplotlib"] = None
@@ -79,6 +79,6 @@ try:
 except ImportError as error:
     print(error)
 """
-    done = warm_torch.run("-c", script, check=True)
+    done = warm_python.run("-c", script, check=True)
     assert "colour" in done.stdout
     assert done.stdout.splitlines()[-1] == 'figures need matplotlib: pip install "cca_hf[plot]"'

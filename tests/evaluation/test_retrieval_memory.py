@@ -1,6 +1,5 @@
 """The memory that retrieval_metrics may use, in a process of its own."""
 
-import subprocess
 import sys
 
 import pytest
@@ -25,9 +24,6 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sets RLIMIT_AS")
-def test_memory_does_not_grow_with_queries_times_gallery():
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY_SCRIPT, "2000", "50000"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def test_memory_does_not_grow_with_queries_times_gallery(warm_python):
+    done = warm_python.run("-c", MEMORY_SCRIPT, 2000, 50000, check=True)
     assert float(done.stdout) < 300  # MiB

@@ -219,14 +219,14 @@ with open(picture, "rb") as file:
 """
 
 
-def test_on_the_hub(folder, model, tmp_path, warm_torch):
+def test_on_the_hub(folder, model, tmp_path, warm_python):
     """In a repository, beside the checkpoint, in a Python that does not have cca_hf."""
     repository = shutil.copytree(folder, tmp_path / "repository")
     shutil.copy(module.__file__, repository / "handler.py")
     (tmp_path / "picture.jpg").write_bytes(JPEG)
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
+    environment = {**os.environ, "PYTHONPATH": ""}
     words = ["-c", AS_AN_ENDPOINT, repository, tmp_path / "picture.jpg"]
-    process = warm_torch.run(*words, cwd=tmp_path, env=environment, check=True)
+    process = warm_python.run(*words, cwd=tmp_path, env=environment, check=True)
     answer = json.loads(process.stdout.splitlines()[-1])
     want = model.manipulate(model.encode(JPEG)[0], add={"colour": "red"})
     np.testing.assert_allclose(list(answer.values()), want, atol=1e-6)

@@ -121,43 +121,32 @@ def served(
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator:
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: the page is not opened")
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no chromium on the PATH: the page is not opened in a real browser")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+def context(browser) -> Iterator:
+    """The pages of a context share a cache, so that the files of Gradio are read once."""
+    context = browser.new_context(reduced_motion="reduce", viewport={"width": 1280, "height": 900})
+    yield context
+    context.close()
 
 
-def open_page(browser, address: str, **options: object) -> Iterator[SimpleNamespace]:
+def open_page(context, address: str) -> Iterator[SimpleNamespace]:
     """A page that has answered, with what it asked of others than its server, and its complaints."""
-    context = browser.new_context(reduced_motion="reduce", **{"viewport": {"width": 1280, "height": 900}, **options})
-    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
     outside: list[str] = []
 
-    def own_server_alone(route) -> None:
-        if route.request.url.startswith((address, "data:", "blob:")):
-            route.continue_()
-        else:
-            outside.append(route.request.url)
-            route.abort()
-
-    context.route("**/*", own_server_alone)
-    page = context.new_page()
+    own = (address, "data:", "blob:")
+    page.on("request", lambda request: None if request.url.startswith(own) else outside.append(request.url))
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(address)
     page.locator("#cca-results .cca-card").first.wait_for()
     yield SimpleNamespace(page=page, outside=outside, errors=errors)
-    context.close()
+    page.close()
 
 
 @pytest.fixture
-def opened(browser, served: Served) -> Iterator[SimpleNamespace]:
-    yield from open_page(browser, served.address)
+def opened(context, served: Served) -> Iterator[SimpleNamespace]:
+    yield from open_page(context, served.address)
 
 
 @pytest.fixture
@@ -369,8 +358,10 @@ def test_by_keyboard_alone(page):
 @pytest.fixture
 def phone(browser, served: Served) -> Iterator:
     size = {"width": 390, "height": 844}
-    for opened in open_page(browser, served.address, viewport=size, has_touch=True, is_mobile=True):
+    context = browser.new_context(reduced_motion="reduce", viewport=size, has_touch=True, is_mobile=True)
+    for opened in open_page(context, served.address):
         yield opened.page
+    context.close()
 
 
 def test_on_a_phone(phone, own_picture):
@@ -414,7 +405,7 @@ def check_requirements(file: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_exported_space_starts_alone(browser, folder, lookup, tmp_path, own_picture, warm_python):
+def test_the_exported_space_starts_alone(context, folder, lookup, tmp_path, own_picture, warm_python):
     """In another place, without the checkpoint and the data that it was made from."""
     written = export_space(lookup, tmp_path / "made", title="Shapes & <more>")
     space = shutil.move(written, tmp_path / "space")
@@ -436,7 +427,7 @@ def test_the_exported_space_starts_alone(browser, folder, lookup, tmp_path, own_
         code += "runpy.run_path(sys.argv[1], run_name='__main__')"
         process, served = serve(warm_python, code, [str(space / "app.py")], tmp_path / "heard", cwd=tmp_path)
         try:
-            for opened in open_page(browser, served.address):
+            for opened in open_page(context, served.address):
                 page = opened.page
                 assert page.locator("h1").inner_text() == "Shapes & <more>"
                 assert page.locator(".cca-lost").count() == 0 and page.locator("#cca-results img").count() == 4 * 11

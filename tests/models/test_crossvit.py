@@ -3,8 +3,6 @@
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -314,16 +312,11 @@ print(json.dumps(result))
 """
 
 
-def test_plain_transformers_loads_and_saves_a_checkpoint(model, checkpoint, image, tmp_path):
+def test_plain_transformers_loads_and_saves_a_checkpoint(model, checkpoint, image, tmp_path, warm_python):
     image.save(tmp_path / "image.png")
-    process = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(checkpoint), str(tmp_path / "image.png")],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""},
-    )
-    assert process.returncode == 0, process.stderr
+    environment = {**os.environ, "PYTHONPATH": ""}
+    words = ["-c", PROGRAM, checkpoint, tmp_path / "image.png"]
+    process = warm_python.run(*words, cwd=tmp_path, env=environment, check=True)
     result = json.loads(process.stdout.splitlines()[-1])
     images = torch.linspace(-1, 1, 3 * 48 * 48).reshape(1, 3, 48, 48)
     with torch.inference_mode():

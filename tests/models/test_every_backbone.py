@@ -125,12 +125,15 @@ def test_gradient_checkpointing_changes_nothing(any_model, pixel_values):
 
 @pytest.mark.parametrize(
     "any_model",
-    [*(("cca", backbone) for backbone in BACKBONES), *((name, "vit") for name in MODELS if name != "cca")],
+    [
+        *(("cca", backbone) for backbone in ("vit", "swin", "mobilenet_v2")),
+        *((name, "vit") for name in MODELS if name != "cca"),
+    ],
     ids="-".join,
     indirect=True,
 )
 def test_compiles_without_graph_breaks(any_model, pixel_values):
-    """A backbone is compiled once, with CCA: that of a baseline is the same, and takes many seconds."""
+    """A backbone takes many seconds: one replaces its last layer, one gives states of a transformer, one of maps."""
     torch._dynamo.reset()
     with (
         torch.no_grad()

@@ -57,10 +57,6 @@ def test_masks_of_a_pair(vit: OutfitModel, pictures: list[Image.Image]) -> None:
         weights = two_layer_network(vit, *(CATEGORIES.index(name) for name in names))
         expected = x[row] * sum(weight * mask for weight, mask in zip(weights, masks, strict=True))
         np.testing.assert_allclose(embeddings[row], expected, atol=1e-6)
-    every = vit.encode_pairs(pictures, own)
-    assert every.shape == (5, 3, 6)
-    for place, name in enumerate(CATEGORIES):
-        np.testing.assert_allclose(every[:, place], vit.encode(x, own, name), atol=1e-6)
 
 
 def test_weights_of_attributes(on_attributes: OutfitModel, pictures: list[Image.Image]) -> None:

@@ -50,7 +50,7 @@ KINDS += [("adde", "mobilenet_v2")]
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory, pictures, warm_torch):
+def loaded(tmp_path_factory, pictures, warm_python):
     """The embeddings of each kind of model, and a folder with the checkpoint, saved again without the package."""
     folder, expected = tmp_path_factory.mktemp("remote"), {}
     for kind in KINDS:
@@ -60,9 +60,9 @@ def loaded(tmp_path_factory, pictures, warm_torch):
         side = model.config.image_size  # resizing may differ by a level from the image processor's, see test_pixels
         pictures[0].resize((side, side)).save(place / "picture.png")
         expected[kind] = model.encode([place / "picture.png"])[0], place
-    environment = {**os.environ, "HF_HOME": str(folder / "home"), "PYTHONPATH": ""}
+    environment = {**os.environ, "PYTHONPATH": ""}
     places = [place for _, place in expected.values()]
-    warm_torch.run("-c", PROGRAM, *places, cwd=folder, env=environment, check=True)
+    warm_python.run("-c", PROGRAM, *places, cwd=folder, env=environment, check=True)
     return expected
 
 

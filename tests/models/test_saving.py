@@ -3,9 +3,6 @@
 import errno
 import importlib
 import json
-import os
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -16,21 +13,8 @@ from transformers import AutoModel
 from cca_hf import CCAConfig, CCAModel
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A real file system of 1 MB, where this machine allows one to be made."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    if os.geteuid() != 0 or not shutil.which("mount"):
-        pytest.skip("mounting a small disk needs root")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"this machine mounts no small disk: {done.stderr.strip()}")
-    yield mount
-    subprocess.run(["umount", mount], check=True)
-
-
-def test_full_disk_leaves_the_earlier_checkpoint_as_it_was(model, attributes, vit_config, small_disk):
+def test_full_disk_leaves_the_earlier_checkpoint_as_it_was(model, mount_disk):
+    small_disk = mount_disk(1)
     model.save_pretrained(small_disk / "model")
     before = {path.name: path.read_bytes() for path in (small_disk / "model").iterdir()}
     torch.nn.init.zeros_(model.layernorm.weight)

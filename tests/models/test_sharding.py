@@ -41,8 +41,5 @@ os._exit(0)  # gloo's worker threads now and then abort a process that tears its
 """
 
 
-def test_sharded_model_gives_the_same_embeddings_and_gradients(tmp_path, warm_torch):
-    (tmp_path / "program.py").write_text(PROGRAM)
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "program.py"]
-    process = warm_torch.run(*launch, cwd=tmp_path, check=True)
-    assert process.stdout.count("sharded and whole agree") == 2
+def test_sharded_model_gives_the_same_embeddings_and_gradients(warm_python):
+    assert warm_python.run_on_ranks(2, "-c", PROGRAM).count("sharded and whole agree") == 2

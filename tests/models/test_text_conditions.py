@@ -156,12 +156,12 @@ print(json.dumps(result | {"all": list(again(picture).values()), "names": again.
 """
 
 
-def test_without_the_package_and_without_a_text_model(text_model, pictures, tmp_path, warm_torch):
+def test_without_the_package_and_without_a_text_model(text_model, pictures, tmp_path, warm_python):
     text_model.save_pretrained(tmp_path / "first")
     pictures[0].save(tmp_path / "picture.png")
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
+    environment = {**os.environ, "PYTHONPATH": ""}
     words = ["-c", PROGRAM, tmp_path / "first", tmp_path / "second", tmp_path / "picture.png"]
-    process = warm_torch.run(*words, cwd=tmp_path, env=environment, check=True)
+    process = warm_python.run(*words, cwd=tmp_path, env=environment, check=True)
     result = json.loads(process.stdout.splitlines()[-1])
     np.testing.assert_allclose(result["known"], text_model.encode(pictures[0])[0], atol=1e-6)
     text_model.add_attribute("season", text_embedding(9))

@@ -164,7 +164,7 @@ def test_int8_of_convolutions_is_refused(tmp_path):
     model = CCAModel.from_backbone(small, ATTRIBUTES, image_size=32).eval()
     with pytest.raises(ValueError, match="resnet has none"):
         export_model(model, tmp_path / "out", int8=True)
-    assert not any((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_openvino(vit, images, tmp_path):

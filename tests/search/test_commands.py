@@ -606,16 +606,6 @@ def test_the_next_command_works_as_printed(item, checkpoint, tmp_path, capsys):
     assert f"item {item}, by colour" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [["index"], ["index", "move"], ["search"]])
-def test_help_shows_what_to_type_and_needs_no_torch(command):
-    script = (
-        f"import sys; from cca_hf.cli import main; main.main({[*command, '--help']!r}); print('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "Examples:" in done.stdout and f"  cca {' '.join(command)} " in done.stdout
-    assert done.stdout.splitlines()[-1] == "False"
-
-
 def test_searching_by_item_needs_no_torch(store):
     words = ["search", "--store", str(store), "--item", "1003", "--value", "colour=red", "shape=", "--top", "3"]
     script = (

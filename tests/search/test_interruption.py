@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -111,22 +110,14 @@ def test_a_reader_sees_what_is_written_meanwhile(tmp_path):
         assert reader.search(item="3", attribute="shape", top=1)
 
 
-def test_a_full_disk(tmp_path):
-    """On a file system of its own of 8 MB: an error that says so, and everything that was acknowledged still there."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() != 0 or not shutil.which("mount"):
-        pytest.skip("mounting a small disk needs root")
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("this machine mounts no small disk")
-    try:
-        process = start("fill", disk / "index")
-        said, _ = process.communicate(timeout=300)
-        word, items, code, message = said.strip().split(maxsplit=3)
-        assert (word, int(code)) == ("full", errno.ENOSPC) and int(items) >= 10 * processes.ITEMS
-        assert "its previous content is unchanged: the disk is full" in message
-        with AttributeIndex.open(disk / "index") as index:
-            assert index.count() == int(items)
-            assert len(index.search(item="7", attribute="colour", top=10)) == 10
-    finally:
-        subprocess.run(["umount", disk], check=True)
+def test_a_full_disk(mount_disk):
+    """On a file system of 8 MB: an error that says so, and everything that was acknowledged still there."""
+    disk = mount_disk(8)
+    process = start("fill", disk / "index")
+    said, _ = process.communicate(timeout=300)
+    word, items, code, message = said.strip().split(maxsplit=3)
+    assert (word, int(code)) == ("full", errno.ENOSPC) and int(items) >= 10 * processes.ITEMS
+    assert "its previous content is unchanged: the disk is full" in message
+    with AttributeIndex.open(disk / "index") as index:
+        assert index.count() == int(items)
+        assert len(index.search(item="7", attribute="colour", top=10)) == 10

@@ -39,7 +39,7 @@ PADS = ViTImageProcessorPil(
 )
 CROPS = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 128, "width": 64})
 
-EXPORTED = ("vit", "mobilenet_v2")  # an export takes many seconds
+EXPORTED = ("vit", "convnext")  # an export takes many seconds
 
 
 @pytest.fixture(scope="module")

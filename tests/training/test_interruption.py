@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -92,9 +90,9 @@ look("afterwards")
 """
 
 
-def save_on_a_full_disk(folder, data, output, *, fill, free, run):
+def save_on_a_full_disk(folder, data, output, *, fill, free, run_python):
     script = SAVE_AGAIN.format(folder=str(folder), data=str(data), output=str(output), fill=fill, free=free)
-    lines = run(script).stdout.splitlines()
+    lines = run_python("-c", script).stdout.splitlines()
     (error,) = [line for line in lines if line.startswith("CheckpointError")]
     assert "could not write checkpoint-8" in error and "Nothing was overwritten; checkpoint-4 is complete" in error
     assert lines[-2:] == ["afterwards checkpoint-4", "afterwards leftovers []"]
@@ -109,30 +107,14 @@ def test_a_file_that_cannot_be_written_leaves_the_earlier_checkpoint(run_python,
         tmp_path / "out",
         fill="resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))",
         free="resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))",
-        run=lambda script: run_python("-c", script),
+        run_python=run_python,
     )
     assert "File too large" in error
 
 
-def test_a_full_disk_leaves_the_earlier_checkpoint(shapes_folder, tmp_path, repository):
-    """On a file system of its own, which is full in the middle of the second checkpoint's optimizer."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    mount = f"mount -t tmpfs -o size=8m tmpfs {disk}"
-    if shutil.which("unshare") is None or subprocess.run([*unshare, mount], capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here without privileges")
-
-    def run_on_it(script: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [*unshare, f'{mount} && exec "$@"', "sh", sys.executable, "-c", script],
-            env=child_environment(repository),
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return done
-
+def test_a_full_disk_leaves_the_earlier_checkpoint(run_python, shapes_folder, mount_disk, repository):
+    """On a file system that is full in the middle of the optimizer of the second checkpoint."""
+    disk = mount_disk(8)
     fill = (
         f"import os; free = os.statvfs({str(disk)!r}); "
         f"open({str(disk)!r} + '/ballast', 'wb').write(bytes(free.f_bavail * free.f_frsize - 300_000))"
@@ -143,7 +125,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(shapes_folder, tmp_path, repo
         disk / "out",
         fill=fill,
         free=f"Path({str(disk / 'ballast')!r}).unlink()",
-        run=run_on_it,
+        run_python=run_python,
     )
     assert "the disk is full" in error
 

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -85,12 +83,12 @@ def make_trainer_like(trainer: ADDETrainer, model: ADDEModel, **changes) -> ADDE
     return ADDETrainer(model, ManipulationArguments(**(settings | changes)), trainer.data)
 
 
-def test_killed_in_the_last_stage(undisturbed, shapes_folder, tmp_path, repository):
+def test_killed_in_the_last_stage(undisturbed, shapes_folder, tmp_path, repository, warm_python):
     """In another process; the resumed training does not repeat the first stage, and ends with the same weights."""
     script = repository / "tests" / "training" / "processes" / "manipulation.py"
-    command = [sys.executable, str(script), str(shapes_folder), str(tmp_path / "out"), "--die-at", "out/3"]
-    killed = subprocess.run(command, env=child_environment(repository), capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    command = [script, shapes_folder, tmp_path / "out", "--die-at", "out/3"]
+    killed = warm_python.run(*command, env=child_environment(repository))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     steps = Steps()
     trainer = make_trainer(shapes_folder, tmp_path / "out", steps, resume_from_checkpoint="last")
     trainer.train()

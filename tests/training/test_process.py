@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,34 +11,36 @@ from cca_hf.training.process import set_threads
 
 from .conftest import TINY_VIT
 
-# a process of its own: the number of threads is a setting of the whole process
-PROGRAM = """
-import sys, torch
-from cca_hf.training.process import set_threads
-wanted = None if sys.argv[1] == "None" else int(sys.argv[1])
-assert set_threads(wanted) == torch.get_num_threads()
-print(torch.get_num_threads())
-"""
 OF_ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}
 CORES = os.cpu_count()
+
+
+@pytest.fixture
+def own_threads():
+    """The number of threads is a setting of the whole process: it is what it was after the test."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
     ("wanted", "environment", "threads"),
     [
-        ("None", OF_ACCELERATE, CORES),
-        ("1", OF_ACCELERATE, 1),
-        ("3", OF_ACCELERATE, 3),
-        ("None", OF_ACCELERATE | {"OMP_NUM_THREADS": "2"}, 2),
-        ("None", OF_ACCELERATE | {"LOCAL_WORLD_SIZE": "2"}, 1),
-        ("None", {"OMP_NUM_THREADS": "1"}, 1),
+        (None, OF_ACCELERATE, CORES),
+        (1, OF_ACCELERATE, 1),
+        (3, OF_ACCELERATE, 3),
+        (None, OF_ACCELERATE | {"OMP_NUM_THREADS": "2"}, 2),
+        (None, OF_ACCELERATE | {"LOCAL_WORLD_SIZE": "2"}, 1),
+        (None, {"OMP_NUM_THREADS": "1"}, 1),
     ],
 )
-def test_threads(wanted, environment, threads):
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "OMP_"))}
-    command = [sys.executable, "-c", PROGRAM, wanted]
-    done = subprocess.run(command, env=inherited | environment, capture_output=True, text=True, check=True)
-    assert int(done.stdout) == threads
+def test_threads(wanted, environment, threads, own_threads, monkeypatch):
+    for name in ("ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # as PyTorch does when it is imported
+    assert set_threads(wanted) == torch.get_num_threads() == threads
 
 
 def test_training_leaves_the_process_alone(make_args, shapes_folder, monkeypatch):

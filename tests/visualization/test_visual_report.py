@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-import shutil
 import sys
 from html.parser import HTMLParser
 
@@ -239,7 +238,6 @@ def test_the_page_needs_no_matplotlib(report, model, dataset, results, entangled
     ]
 
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROBE = """() => ({
   widths: [...document.images].map(image => image.naturalWidth),
   shown: [...document.images].map(image => image.getBoundingClientRect().width),
@@ -248,20 +246,15 @@ PROBE = """() => ({
 })"""
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium on the PATH: the page is not opened in a real browser")
-def test_in_a_real_browser(report):
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: the page is not opened")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        for width, scheme, background in ((1280, "light", "rgb(250, 250, 249)"), (390, "dark", "rgb(12, 14, 20)")):
-            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-            asked: list[str] = []
-            page.on("request", lambda request, asked=asked: asked.append(request.url))
-            page.goto(report.as_uri())
-            page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
-            seen = page.evaluate(PROBE)
-            assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
-            assert len(seen["widths"]) == 39 and min(seen["widths"]) > 0 and min(seen["shown"]) > 30
-            assert seen["wide"] <= width  # nothing to scroll sideways
-            assert seen["background"] == background
-        browser.close()
+def test_in_a_real_browser(report, browser):
+    for width, scheme, background in ((1280, "light", "rgb(250, 250, 249)"), (390, "dark", "rgb(12, 14, 20)")):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        asked: list[str] = []
+        page.on("request", lambda request, asked=asked: asked.append(request.url))
+        page.goto(report.as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        seen = page.evaluate(PROBE)
+        assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
+        assert len(seen["widths"]) == 39 and min(seen["widths"]) > 0 and min(seen["shown"]) > 30
+        assert seen["wide"] <= width  # nothing to scroll sideways
+        assert seen["background"] == background

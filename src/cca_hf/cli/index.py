@@ -217,7 +217,10 @@ def search(
 
         encoder = None
         if image:
-            encoder = options.load_encoder_of_index(model or options.model_of_index(store), device, precision)
+            from cca_hf.search.outfits import as_encoder
+
+            name = model or options.model_of_index(store)
+            encoder = as_encoder(options.load_encoder_of_index(name, device, precision))
         answers = search_index(
             store,
             encoder=encoder,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand
 
+from cca_hf.training.process import let_waiting_threads_sleep
+
 from .options import UsageError
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def train(context: typer.Context) -> None:
     """
     from cca_hf.recipes.command_line import CommandLineError, read_command
 
+    let_waiting_threads_sleep()
     try:
         task, arguments = read_command(context.args)
     except CommandLineError as error:

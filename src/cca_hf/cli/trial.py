@@ -8,6 +8,8 @@ from pathlib import Path
 
 import typer
 
+from cca_hf.training.process import let_waiting_threads_sleep
+
 from . import options
 from .options import UsageError, option, printable, stdout_kept_clean, switch
 
@@ -42,8 +44,7 @@ def trial(
         for name, value in {"attributes": attributes, "group_column": group_column, "backbone": backbone}.items():
             if value is not None:
                 raise UsageError(f"--{name} needs FOLDER_OR_TABLE: your images")
-    # Waiting threads sleep, so that a browser or another program does not slow the training down many times over.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is imported
+    let_waiting_threads_sleep()
     with stdout_kept_clean():
         from cca_hf.recipes.command_line import DataArguments
         from cca_hf.recipes.trial import (

@@ -3,8 +3,9 @@
 A name is imported at its first use: the tables of `text_table.py` need none of the evaluators, which import torch.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from cca_hf.lazy_names import import_at_first_use
 
 if TYPE_CHECKING:  # the same names once more, for type checkers and editors; a test compares the two lists
     from .retrieval.embeddings import Gallery as Gallery
@@ -42,15 +43,4 @@ _MODULE_OF_NAME = {
 }
 
 __all__ = list(_MODULE_OF_NAME)
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULE_OF_NAME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = vars(importlib.import_module(f"{__name__}.{_MODULE_OF_NAME[name]}"))[name]
-    globals()[name] = value  # the next access does not call this function
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = import_at_first_use(__name__, _MODULE_OF_NAME)

@@ -22,7 +22,7 @@ from cca_hf.data.columns import ColumnPlace, check_names
 from cca_hf.data.outfits import OutfitDataset, Question
 from cca_hf.models.encoding import pixel_batches
 from cca_hf.models.images import ImageInput
-from cca_hf.models.modeling_outfit import OutfitModel
+from cca_hf.models.modeling_outfit import OutfitModel, pair_distances
 
 from .arrays import FloatArray, IntArray, check_finite, check_positive, normalised
 from .outfit_result import Figure, OutfitResult
@@ -155,23 +155,15 @@ def pooled_features(model: OutfitModel, images: Sequence[ImageInput], *, batch_s
 def pair_distance(features: NDArray, category_ids: IntArray, pair_weights: NDArray) -> Distance:
     """The distance of an `OutfitModel`: the mean of |v x_item - v x_candidate|^2 over the items.
 
-    It is computed as a quadratic form of x: a candidate costs as much as one vector, for any size of the outfit.
-
     Args:
         features: (items, dim), x of each item.
         category_ids: (items,)
         pair_weights: (categories, categories, dim), v of the category of an item and of a candidate.
     """
-    squared = np.asarray(pair_weights, np.float32) ** 2
 
-    def distance(outfit: IntArray, candidates: IntArray) -> FloatArray:
-        items, distances = features[outfit], np.empty(len(candidates))
-        for target in np.unique(category_ids[candidates]):
-            rows = np.flatnonzero(category_ids[candidates] == target)
-            weights, x = squared[category_ids[outfit], target], features[candidates[rows]]
-            constant = (weights * items**2).mean(axis=0).sum()
-            distances[rows] = constant - 2 * x @ (weights * items).mean(axis=0) + x**2 @ weights.mean(axis=0)
-        return distances
+    def distance(outfit: IntArray, candidates: IntArray) -> NDArray:
+        ids = category_ids[outfit], category_ids[candidates]
+        return pair_distances(features[outfit], ids[0], features[candidates], ids[1], pair_weights)
 
     return distance
 

@@ -8,17 +8,18 @@ because DistributedDataParallel stops at parameters without a gradient.
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 # transformers 5.17 has the same class at its top level only where torchvision is installed
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import ModelOutput, is_torchvision_available, logging
 
-from .configuration_images import fields_of, height_and_width
+from .configuration_images import check_sizes, fields_of, height_and_width
 
 if is_torchvision_available():
     from transformers import ViTImageProcessor
@@ -363,6 +364,22 @@ def native_config(config: PreTrainedConfig) -> PreTrainedConfig:
     if config.model_type.startswith("siglip"):
         config.vision_use_head = False
     return config
+
+
+def load_native(
+    backbone: str | PathLike[str] | PreTrainedConfig, dtype: torch.dtype, hub_kwargs: dict[str, Any]
+) -> PreTrainedModel:
+    """A model of transformers, from the Hub or a folder, or with random weights by a configuration.
+
+    Raises:
+        ValueError: if the configuration has absurd sizes.
+    """
+    is_new = isinstance(backbone, PreTrainedConfig)
+    config = native_config(copy.deepcopy(backbone) if is_new else AutoConfig.from_pretrained(backbone, **hub_kwargs))
+    check_sizes(config)
+    if is_new:
+        return AutoModel.from_config(config)
+    return AutoModel.from_pretrained(backbone, config=config, dtype=dtype, **hub_kwargs)
 
 
 def image_size_of(config: PreTrainedConfig) -> int | list[int]:

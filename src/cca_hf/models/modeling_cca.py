@@ -9,7 +9,6 @@ the choices of residual. Ours: other backbones, with the layer on top and, for f
 too; one pass for all conditions of an image.
 """
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -31,8 +30,8 @@ from .backbones import (
     image_size_of,
     interpolates_positions,
     load_backbone_processor,
+    load_native,
     make_image_processor,
-    native_config,
     parameters_of_levels,
     prepare_backbone,
     run_backbone,
@@ -41,7 +40,7 @@ from .backbones import (
     state_as_map,
 )
 from .configuration_cca import CCAConfig, ConditionalLayerConfig
-from .configuration_images import AttributeConfig, check_sizes, fields_of
+from .configuration_images import AttributeConfig, fields_of
 from .cross_attention import CrossAttention
 from .modeling_conditional import (
     CCAModelOutput,
@@ -210,19 +209,11 @@ print(model.predict("image.jpg"))
                 "condition_embedding='text' and text_embeddings, a vector for each attribute, go together"
             )
         texts = None if text_embeddings is None else stack_texts(list(attributes), text_embeddings)
-        name = image_processor = None
-        if isinstance(backbone, PreTrainedConfig):
-            check_sizes(native_config(copy.deepcopy(backbone)))
-            native = AutoModel.from_config(native_config(copy.deepcopy(backbone)))
-        else:
-            name = fspath(backbone)
-            hub_kwargs: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
-            hub_kwargs |= {"local_files_only": local_files_only, "trust_remote_code": False}
-            backbone_config = native_config(AutoConfig.from_pretrained(name, **hub_kwargs))
-            check_sizes(backbone_config)
-            native = AutoModel.from_pretrained(name, config=backbone_config, dtype=dtype, **hub_kwargs)
-            image_processor = load_backbone_processor(name, hub_kwargs)
-
+        name = None if isinstance(backbone, PreTrainedConfig) else fspath(backbone)
+        hub_kwargs: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        hub_kwargs |= {"local_files_only": local_files_only, "trust_remote_code": False}
+        native = load_native(backbone, dtype, hub_kwargs)
+        image_processor = None if name is None else load_backbone_processor(name, hub_kwargs)
         size = image_size or image_size_of(native.config)
         described = cls._describe_backbone(native, size, config_fields)
         # batch normalisation keeps the statistics of a pretrained backbone; a new one has none yet

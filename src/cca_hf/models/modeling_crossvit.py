@@ -266,7 +266,7 @@ class CrossViTPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_timm(
         cls,
-        source: str | PathLike[str],
+        source: str | PathLike[str] | Mapping[str, torch.Tensor],
         *,
         id2label: Sequence[str] | Mapping[int, str] | None = None,
         config: CrossViTConfig | None = None,
@@ -275,7 +275,8 @@ class CrossViTPreTrainedModel(PreTrainedModel):
 
         Args:
             source: an id on the Hub, such as `"timm/crossvit_15_240.in1k"`; a folder with such a download; or a file:
-                `.safetensors`, or one of PyTorch such as `.pth`, which is read with `weights_only=True`.
+                `.safetensors`, or one of PyTorch such as `.pth`, which is read with `weights_only=True`; or weights
+                that [`read_weights`] has read.
             id2label: names of the classes. By default the `label_names` beside the weights, or else numbers.
             config: of a model that is no published variant, if its heads or image size are other than theirs. It has
                 the names of the classes too.
@@ -287,7 +288,7 @@ class CrossViTPreTrainedModel(PreTrainedModel):
         """
         if config is not None and id2label is not None:
             raise ValueError("give either config or id2label: the configuration has the names of the classes")
-        weights, names = read_weights(source)
+        weights, names = (dict(source), None) if isinstance(source, Mapping) else read_weights(source)
         config = config or config_of(weights, id2label=names if id2label is None else id2label)
         is_classifier = issubclass(cls, CrossViTForImageClassification)
         own = from_timm_names(weights, config, with_classifiers=is_classifier)
@@ -299,7 +300,7 @@ class CrossViTPreTrainedModel(PreTrainedModel):
         try:
             model.load_state_dict(own, assign=True)
         except RuntimeError as error:
-            raise ValueError(f"the weights of {source} do not fit the configuration: {error}") from error
+            raise ValueError(f"the weights do not fit the configuration: {error}") from error
         return model.eval()
 
     def to_timm(self, layout: str = "timm") -> dict[str, torch.Tensor]:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -34,8 +34,8 @@ from .backbones import (
     image_size_of,
     interpolates_positions,
     load_backbone_processor,
+    load_native,
     make_image_processor,
-    native_config,
     prepare_backbone,
     run_backbone,
 )
@@ -65,6 +65,37 @@ class Completion(NamedTuple):
 
     index: int  # type: ignore[assignment]  # hides a method of tuple, which no caller needs
     distance: float
+
+
+def pair_distances(
+    items: np.ndarray,
+    item_ids: np.ndarray,
+    candidates: np.ndarray,
+    candidate_ids: np.ndarray,
+    pair_weights: np.ndarray,
+) -> np.ndarray:
+    """The mean over the items of |v x_item - v x_candidate|^2.
+
+    It is a quadratic form of x, computed once for each category of candidates. So a candidate costs as much as one
+    vector, for any size of the outfit.
+
+    Args:
+        items, candidates: (n, dim) and (m, dim), the feature vectors x.
+        item_ids, candidate_ids: (n,) and (m,), their categories.
+        pair_weights: (categories, categories, dim), v of the category of an item and of a candidate.
+
+    Returns:
+        (m,); rounding may make a distance of 0 negative.
+    """
+    distances = np.empty(len(candidates), np.result_type(candidates, pair_weights))
+    for target in np.unique(candidate_ids):
+        rows = np.flatnonzero(candidate_ids == target)
+        squared = pair_weights[item_ids, target] ** 2  # (n, dim)
+        # mean of v^2 (x_i - x)^2 = mean of v^2 x_i^2 - 2 (mean of v^2 x_i) x + (mean of v^2) x^2
+        constant = (squared * items**2).mean(axis=0).sum()
+        x = candidates[rows]
+        distances[rows] = constant - 2 * x @ (squared * items).mean(axis=0) + x**2 @ squared.mean(axis=0)
+    return distances
 
 
 class PairWeights(nn.Module):
@@ -192,15 +223,11 @@ This code needs `pip install {needed}`. The outfit may have any number of items.
             raise ValueError(f"categories must be a list with at least one name; got {categories!r}")
         hub_kwargs: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
         hub_kwargs |= {"local_files_only": local_files_only, "trust_remote_code": False}
-        name = None
         if isinstance(backbone, PreTrainedModel):
             native, name = backbone, backbone.name_or_path or None
-        elif isinstance(backbone, PreTrainedConfig):
-            native = AutoModel.from_config(native_config(copy.deepcopy(backbone)))
         else:
-            name = fspath(backbone)
-            native_settings = native_config(AutoConfig.from_pretrained(name, **hub_kwargs))
-            native = AutoModel.from_pretrained(name, config=native_settings, dtype=dtype, **hub_kwargs)
+            native = load_native(backbone, dtype, hub_kwargs)
+            name = None if isinstance(backbone, PreTrainedConfig) else fspath(backbone)
         has_attributes = isinstance(native.config, AttributeConfig)
         if isinstance(native.config, ImageModelConfig) and not has_attributes:
             raise ValueError(f"a model of type {native.config.model_type!r} is no backbone of an OutfitModel")
@@ -332,16 +359,6 @@ This code needs `pip install {needed}`. The outfit may have any number of items.
         target_ids = self._category_ids(target_categories, len(features), "target_categories")
         return features * self.all_pair_weights()[outfit_ids, target_ids]
 
-    def encode_pairs(self, images: Images, categories: str | Sequence[str], *, batch_size: int = 32) -> np.ndarray:
-        """As [`encode`] with every category as target, from one pass of the network.
-
-        Returns:
-            (images, categories, dim) float32, in the order of `config.categories`.
-        """
-        features = self._features_of(images, batch_size)
-        ids = self._category_ids(categories, len(features), "categories")
-        return features[:, None] * self.all_pair_weights()[ids]
-
     def distances(
         self,
         outfit: Images,
@@ -351,8 +368,7 @@ This code needs `pip install {needed}`. The outfit may have any number of items.
     ) -> np.ndarray:
         """Compute D(O, s), the mean squared distance of each candidate from the items of an outfit.
 
-        The mean over the items is a quadratic form of x, computed once for each category of candidates. So stored
-        features are enough, and a candidate costs as much as one vector, for any size of the outfit.
+        Stored features are enough, see [`pair_distances`].
 
         Args:
             outfit, candidates: images, or their [`features`].
@@ -369,16 +385,7 @@ This code needs `pip install {needed}`. The outfit may have any number of items.
         target_ids = self._category_ids(candidate_categories, len(others), "candidate_categories")
         if len(items) == 0:
             raise ValueError("the outfit has no items: completing it needs at least one")
-        weights = self.all_pair_weights()
-        distances = np.empty(len(others), np.float32)
-        for target in np.unique(target_ids):
-            rows = np.flatnonzero(target_ids == target)
-            squared = weights[item_ids, target] ** 2  # (items, dim)
-            # mean of v^2 (x_i - x)^2 = mean of v^2 x_i^2 - 2 (mean of v^2 x_i) x + (mean of v^2) x^2
-            constant = (squared * items**2).mean(axis=0).sum()
-            x = others[rows]
-            distances[rows] = constant - 2 * x @ (squared * items).mean(axis=0) + x**2 @ squared.mean(axis=0)
-        return distances.clip(min=0)
+        return pair_distances(items, item_ids, others, target_ids, self.all_pair_weights()).clip(min=0)
 
     def complete(
         self,

@@ -23,9 +23,9 @@ def convert_to_checkpoint(source: str, output: Path, *, id2label: Mapping[int, s
         ValueError: see [`CrossViTPreTrainedModel.from_timm`].
     """
     check_new(output)
-    has_classifier = "head.0.weight" in read_weights(source)[0]
-    model_class = CrossViTForImageClassification if has_classifier else CrossViTModel
-    model = model_class.from_timm(source, id2label=id2label)
+    weights, names = read_weights(source)
+    model_class = CrossViTForImageClassification if "head.0.weight" in weights else CrossViTModel
+    model = model_class.from_timm(weights, id2label=names if id2label is None else id2label)
     with staged(output) as folder:
         model.save_pretrained(folder)
         make_image_processor(model.config).save_pretrained(folder)

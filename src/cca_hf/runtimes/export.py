@@ -70,6 +70,12 @@ def export_model(
         raise ValueError(f"runtime must be one of {', '.join(map(repr, _GRAPH))}; got {runtime!r}")
     if int8 and runtime != "onnx":
         raise ValueError(f"int8 needs the quantiser of ONNX Runtime, that is runtime='onnx'; got {runtime!r}")
+    if int8 and not _has_products(model):
+        backbone: Any = model.config.backbone_config
+        raise ValueError(
+            "int8 is for a backbone's matrix products, and makes transformers (ViT, DINOv2, Swin, ...) faster; "
+            f"{backbone.model_type} has none: export it without int8"
+        )
     require(runtime, f"a graph for {runtime} needs", without=() if int8 else ["onnxruntime"])
     ids = model.config.attribute_ids(attributes)
     names = [model.config.attributes[index] for index in ids]
@@ -78,7 +84,7 @@ def export_model(
         embedder = _Embedder(model.in_eval_mode(), ids).eval()
         _write_onnx(embedder, graph, attribute_input)
         if int8:
-            _quantise(graph, model)
+            _quantise(graph)
         if runtime == "openvino":
             _convert_to_openvino(graph)
         config = model.config.restricted_to(names)
@@ -236,20 +242,19 @@ def _write_onnx(embedder: _Embedder, path: Path, attribute_input: bool) -> None:
         logger.setLevel(level)
 
 
-def _quantise(graph: Path, model: ConditionalPreTrainedModel) -> None:
+def _has_products(model: ConditionalPreTrainedModel) -> bool:
+    """Whether a layer of the backbone is a matrix product."""
+    layers = model.named_modules()
+    return any(isinstance(layer, nn.Linear) and "backbone" in name.split(".") for name, layer in layers)
+
+
+def _quantise(graph: Path) -> None:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     # The layers behind the backbone take a hundredth of the time, and their errors are those of the embeddings.
     nodes = onnx.load(graph, load_external_data=False).graph.node
-    products = [node for node in nodes if node.op_type == "MatMul"]
-    behind = [node.name for node in products if not _is_in_backbone(node)]
-    if len(behind) == len(products):
-        backbone: Any = model.config.backbone_config
-        raise ValueError(
-            "int8 is for a backbone's matrix products, and makes transformers (ViT, DINOv2, Swin, ...) faster; "
-            f"{backbone.model_type} has none: export it without int8"
-        )
+    behind = [node.name for node in nodes if node.op_type == "MatMul" and not _is_in_backbone(node)]
     quantised = graph.with_name("quantised.onnx")
     form = {"op_types_to_quantize": ["MatMul"], "per_channel": True, "weight_type": QuantType.QInt8}
     quantize_dynamic(graph, quantised, nodes_to_exclude=behind, **form)

@@ -6,6 +6,8 @@ Figures are made without pyplot, which has a global state and is not safe in thr
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from cca_hf.extras import require
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Axes
     from matplotlib.figure import Figure as Figure
@@ -31,11 +33,10 @@ def new_figure(width: float, height: float) -> Figure:
     Raises:
         ImportError: if matplotlib is missing; the message says how to install it.
     """
-    try:
-        from matplotlib import figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError as error:
-        raise ImportError('figures need matplotlib: pip install "cca_hf[plot]"') from error
+    require("plot", "figures need")
+    from matplotlib import figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     return figure.Figure((width, height), facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
 
 

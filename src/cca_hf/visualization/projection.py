@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from cca_hf.evaluation.arrays import to_numpy
+from cca_hf.extras import require
 
 from .figures import INK, MUTED, Axes, Figure, new_figure, quiet
 
@@ -82,10 +83,9 @@ def project(vectors: NDArray, method: Method = "tsne", *, seed: int = 0) -> NDAr
             return UMAP(metric="cosine", random_state=seed).fit_transform(vectors)
     if method != "tsne":
         raise ValueError(f"method must be 'tsne' or 'umap', got {method!r}")
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise ImportError('projections need scikit-learn: pip install "cca_hf[analysis]"') from error
+    require("analysis", "projections need")
+    from sklearn.manifold import TSNE
+
     perplexity = min(30.0, (len(vectors) - 1) / 3)
     return TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=seed).fit_transform(vectors)
 

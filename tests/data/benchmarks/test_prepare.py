@@ -3,8 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,18 +84,13 @@ def test_shards(benchmark, tmp_path):
     assert load_attribute_dataset(small).coverage["test_query"] == Coverage(8, 12)
 
 
-def test_from_the_hub(benchmark, tmp_path, repository):
+def test_from_the_hub(benchmark, tmp_path, repository, warm_torch):
     """As it was pushed: the splits, the names of the values, and how much is missing."""
     prepare_benchmark(benchmark, tmp_path / "prepared")
     script = repository / "tests" / "data" / "load_from_fake_hub.py"
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
-    done = subprocess.run(
-        [sys.executable, script, tmp_path / "prepared", *ATTRIBUTES],
-        env={**environment, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(repository / "src")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(repository / "src")}
+    done = warm_torch.run(script, tmp_path / "prepared", *ATTRIBUTES, env=environment, check=True)
     lines = done.stdout.splitlines()
     assert lines[0].endswith("test_query 8, test_gallery 8") and lines[1] == str(ATTRIBUTES)
     told = "8 of 12 images found; results are for a subset"
@@ -120,7 +113,7 @@ def test_the_same_folder_prepared_again(benchmark, tmp_path, add_pictures):
     assert data.labels("test_query")[:2].tolist() == [[0, 1], [1, 2]]
 
 
-def test_memory_does_not_grow_with_the_pictures(tmp_path):
+def test_memory_does_not_grow_with_the_pictures(tmp_path, warm_python):
     """2,000 pictures of 100 KB: 200 MB pass through a process that grows by a fraction of it."""
     script = f"""
 import resource
@@ -141,7 +134,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 prepare_benchmark(benchmark, root / "prepared", shard_bytes=100_000_000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = warm_python.run("-c", script, check=True)
     assert int(done.stdout) < 100_000  # KB
     assert len(list((tmp_path / "prepared" / "data").glob("*.parquet"))) == 2
 

@@ -1,4 +1,4 @@
-"""What two processes do together, checked on each of them: `python -m torch.distributed.run ... DATA OUTPUT`."""
+"""What two processes do together, checked on each of them: `torchrun ... DATA OUTPUT`."""
 
 import os
 import sys

@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cca_hf.evaluation.arrays import check_finite, scaled, to_group_ids, to_ids, to_numbers
 from cca_hf.evaluation.text_table import format_table
+from cca_hf.extras import require
 
 from .readers import make_folds, read_linear
 
@@ -84,6 +85,7 @@ def disentanglement(
         ValueError: if shapes do not fit, embeddings are not finite, or no image has all labels.
         ImportError: if scikit-learn is missing.
     """
+    require("analysis", "DCI needs")
     count = len(tuple(attributes))
     vectors = to_numbers("embeddings", embeddings)
     if vectors.ndim != 3 or vectors.shape[1] != count:
@@ -140,10 +142,8 @@ def _forest_importance(
     code: NDArray[np.float32], labels: NDArray[np.int64], folds: NDArray[np.int64], seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(dimensions, factors) mean decrease of impurity, (factors,) accuracy on the first fold, which is held out."""
-    try:
-        from sklearn.ensemble import RandomForestClassifier
-    except ImportError as error:
-        raise ImportError('DCI needs scikit-learn: pip install "cca_hf[analysis]"') from error
+    from sklearn.ensemble import RandomForestClassifier
+
     # A split may use any dimension. A random choice among a few would give importance to dimensions without
     # information: a perfect code would score 0.87.
     importance, accuracy = [], []

@@ -39,6 +39,7 @@ from cca_hf.evaluation.arrays import (
     to_numbers,
 )
 from cca_hf.evaluation.retrieval.evaluator import check_attributes, query_and_gallery
+from cca_hf.extras import require
 from cca_hf.models.configuration_images import did_you_mean
 from cca_hf.models.encoding import pixel_batches
 from cca_hf.models.images import ImageInput
@@ -220,10 +221,9 @@ def entanglement(
     names = tuple(attributes)
     check_readers(readers)
     check_positive("max_images", max_images)
-    try:
-        from threadpoolctl import threadpool_limits  # scikit-learn depends on it
-    except ImportError as error:
-        raise ImportError('entanglement needs scikit-learn: pip install "cca_hf[analysis]"') from error
+    require("analysis", "entanglement needs")
+    from threadpoolctl import threadpool_limits  # scikit-learn depends on it
+
     images = _Images.checked(embeddings, labels, features, groups, names).at_most(max_images, seed)
     folds = make_folds(images.groups, seed)
     samples = _bootstrap(images.groups, seed)

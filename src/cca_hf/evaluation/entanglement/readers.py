@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cca_hf.evaluation.arrays import BoolArray, FloatArray, IntArray, members, normalised
+from cca_hf.extras import require
 
 # vectors (N, D), labels (N,), folds (N,), known (N,) or None -> guesses (N,); see `read_linear`
 Reader = Callable[[NDArray, IntArray, IntArray, IntArray | None], IntArray]
@@ -74,6 +75,7 @@ def read_linear(vectors: NDArray, labels: IntArray, folds: IntArray, known: IntA
     Raises:
         ImportError: if scikit-learn is missing; the message says what to install.
     """
+    require("analysis", "the linear reader needs")
     rows = _with_known(vectors, known)
 
     def fit(train: BoolArray, test: BoolArray, strength: float) -> IntArray:
@@ -100,6 +102,7 @@ def read_neighbours(vectors: NDArray, labels: IntArray, folds: IntArray, known: 
 
 def read_mlp(vectors: NDArray, labels: IntArray, folds: IntArray, known: IntArray | None = None) -> IntArray:
     """The values that a network with one hidden layer predicts; as `read_linear`."""
+    require("analysis", "the mlp reader needs")
     rows = _with_known(vectors, known)
 
     def train_once(train: BoolArray, test: BoolArray) -> Iterator[tuple[int, IntArray]]:
@@ -182,10 +185,8 @@ def _train_and_guess(
     rows: NDArray, labels: IntArray, train: BoolArray, test: BoolArray, epochs: int
 ) -> Iterator[IntArray]:
     """The guesses of a network after each epoch, which draws as many images as `train` has, of all values equally."""
-    try:
-        from sklearn.neural_network import MLPClassifier
-    except ImportError as error:
-        raise ImportError('the mlp reader needs scikit-learn: pip install "cca_hf[analysis]"') from error
+    from sklearn.neural_network import MLPClassifier
+
     values, counts = np.unique(labels[train], return_counts=True)
     if len(values) < 2:  # nothing to distinguish
         yield np.full(int(test.sum()), values[0] if len(values) else -1)
@@ -208,11 +209,9 @@ def _standardised(rows: NDArray, train: BoolArray, test: BoolArray) -> tuple[NDA
 
 
 def _fit_and_guess(rows: NDArray, labels: IntArray, train: BoolArray, test: BoolArray, strength: float) -> IntArray:
-    try:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise ImportError('the linear reader needs scikit-learn: pip install "cca_hf[analysis]"') from error
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     if len(np.unique(labels[train])) < 2:  # nothing to distinguish
         return np.full(int(test.sum()), labels[train][0] if train.any() else -1)
     seen, unseen = _standardised(rows, train, test)

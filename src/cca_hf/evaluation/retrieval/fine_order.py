@@ -5,6 +5,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from cca_hf.evaluation.arrays import FloatArray, IntArray, check_finite, check_positive, normalised, to_ids, to_numbers
+from cca_hf.extras import require
 
 
 def fine_order(
@@ -34,10 +35,9 @@ def fine_order(
         ValueError: if shapes do not fit, embeddings or grades are not finite, or no value has images of two grades.
         ImportError: if SciPy is missing.
     """
-    try:
-        from scipy.stats import spearmanr
-    except ImportError as error:
-        raise ImportError('the fine order needs SciPy: pip install "cca_hf[analysis]"') from error
+    require("analysis", "the fine order needs")
+    from scipy.stats import spearmanr
+
     check_positive("max_pairs", max_pairs)
     vectors = to_numbers("embeddings", embeddings)
     if vectors.ndim != 2:
