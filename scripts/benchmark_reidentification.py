@@ -65,7 +65,7 @@ METHODS = {
 FIGURES = ("map", "cmc@1", "cmc@5", "cmc@10", "minp")
 # flags of all methods, and of the two kinds; those of the command line come last and win
 COMMON = ("--image_size", "128", "64", "--padding", "5", "--min_images_per_identity", "2")
-FROM_SCRATCH = ("--num_train_epochs", "12")
+FROM_SCRATCH = ("--num_train_epochs", "10")
 PRETRAINED = ("--num_train_epochs", "2")
 
 
