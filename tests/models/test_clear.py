@@ -3,7 +3,6 @@
 import importlib
 import json
 import math
-import os
 
 import numpy as np
 import pytest
@@ -259,6 +258,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(model, pixels):
         again.load_state_dict(model.state_dict())
         if checkpointing:
             again.gradient_checkpointing_enable()
+        torch.manual_seed(0)  # Swin drops layers at random
         again(pixels, labels=labels).loss.backward()
         gradients.append([parameter.grad for parameter in again.parameters()])
     for plain, checkpointed in zip(*gradients, strict=True):
@@ -378,11 +378,10 @@ with open(image + ".json", "w") as file:
 """
 
 
-def test_plain_transformers_loads_and_saves_a_checkpoint(model, checkpoint, pictures, tmp_path, warm_torch):
+def test_plain_transformers_loads_and_saves_a_checkpoint(model, checkpoint, pictures, tmp_path, warm_python):
     image = tmp_path / "image.png"
     pictures[0].resize(SIZE[::-1]).save(image)
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
-    warm_torch.run("-c", PROGRAM, str(checkpoint), str(image), cwd=tmp_path, env=environment, check=True)
+    warm_python.run("-c", PROGRAM, str(checkpoint), str(image), cwd=tmp_path, check=True)
     result, expected = json.loads((tmp_path / "image.png.json").read_text()), model.predict(image)[0]
     assert result["base"] == "CLEARModel"
     every, hair = result["pipeline"]

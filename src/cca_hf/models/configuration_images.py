@@ -291,7 +291,7 @@ class RecognitionConfig(NamedAttributesConfig):
                 raise ValueError(f"a binary attribute has 2 values; {name!r} has {self.values_of(name)}")
         for name in self.attributes if self.positive_shares is not None else ():
             expected = 0 if self.kind_of(name) == "exclusive" else len(self.logit_names(name))
-            shares = self.positive_shares.get(name, [])
+            shares = (self.positive_shares or {}).get(name, [])
             if len(shares) != expected or not all(0 <= share <= 1 for share in shares):
                 raise ValueError(
                     f"positive_shares of {name!r}, which is {self.kind_of(name)}, must be {expected} numbers from 0 "

@@ -18,7 +18,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import nn
@@ -50,7 +50,7 @@ from .cross_attention import CrossAttention
 from .modeling_images import ImagePreTrainedModel
 from .recognition_pipeline import DESCRIPTION
 
-Backbone = str | PathLike[str] | PreTrainedConfig
+Backbone: TypeAlias = str | PathLike[str] | PreTrainedConfig
 
 
 @dataclass
@@ -71,47 +71,56 @@ class CLEARModelOutput(ModelOutput):
     cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
+class ChannelProjection(nn.Module):
+    """Queries, keys or values of the channels of a map: each channel behind a filter, or mixtures of all channels."""
+
+    def __init__(self, config: CLEARConfig, channels: int, *, starts_at_zero: bool = False):
+        super().__init__()
+        self.starts_at_zero = starts_at_zero
+        self.size = config.channel_kernel_size if config.channel_projection == "depthwise" else None
+        shape = (channels, channels) if self.size is None else (channels, 1, self.size, self.size)
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.empty(channels))
+
+    def init_weights(self) -> None:
+        """As PyTorch initialises its layers, or 0."""
+        bound = 0.0 if self.starts_at_zero else self.weight[0].numel() ** -0.5
+        init.uniform_(self.weight, -bound, bound)
+        init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """(batch, cells, channels) of a grid of (height, width) cells -> the same shape."""
+        if self.size is None:
+            return nn.functional.linear(states, self.weight, self.bias)
+        filtered = nn.functional.conv2d(
+            as_map(states, grid), self.weight, self.bias, padding=self.size // 2, groups=states.shape[-1]
+        )
+        return as_cells(filtered)
+
+
 class ChannelAttention(GradientCheckpointingLayer):
-    """The channels of a map attend to each other: x + Dropout(A v), A = softmax(q k' / sqrt(cells))."""
+    """The channels of a map attend to each other: x + Dropout(A v), A = softmax(q k' / sqrt(cells)).
+
+    The values start at 0, so that the layer starts as the identity.
+    """
 
     def __init__(self, config: CLEARConfig, channels: int):
         super().__init__()
         self.layernorm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
-        self.q_proj, self.k_proj, self.v_proj = (self._projection(config, channels) for _ in range(3))
+        self.q_proj = ChannelProjection(config, channels)
+        self.k_proj = ChannelProjection(config, channels)
+        self.v_proj = ChannelProjection(config, channels, starts_at_zero=True)
         self.dropout = nn.Dropout(config.dropout)
-
-    @staticmethod
-    def _projection(config: CLEARConfig, channels: int) -> nn.Module:
-        if config.channel_projection == "linear":
-            return nn.Linear(channels, channels)
-        size = config.channel_kernel_size
-        return nn.Conv2d(channels, channels, size, padding=size // 2, groups=channels)
-
-    def init_weights(self) -> None:
-        """Filters as PyTorch initialises them, but values of 0, so that the layer starts as the identity."""
-        projections: Any = (self.q_proj, self.k_proj)
-        for projection in projections:
-            bound = projection.weight[0].numel() ** -0.5
-            init.uniform_(projection.weight, -bound, bound)
-            init.uniform_(projection.bias, -bound, bound)
-        init.zeros_(self.v_proj.weight)
-        init.zeros_(self.v_proj.bias)
 
     def forward(self, states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """(batch, cells, channels) of a grid of (height, width) cells -> the same shape."""
         normed = self.layernorm(states)
-        query, key, value = (
-            self._project(project, normed, grid) for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        scores = (query * query.shape[1] ** -0.5).transpose(1, 2) @ key  # (B, C, C)
+        query, key, value = (project(normed, grid) for project in (self.q_proj, self.k_proj, self.v_proj))
+        nothing = query.new_zeros(1)
+        scale = query.shape[1] ** -0.5
+        scores = torch.baddbmm(nothing, query.transpose(1, 2), key, beta=0, alpha=scale)  # (B, C, C)
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
         return states + self.dropout(value @ weights.transpose(1, 2))  # (B, N, C): the transpose of A v
-
-    @staticmethod
-    def _project(projection: nn.Module, states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        if isinstance(projection, nn.Conv2d):
-            return as_cells(projection(as_map(states, grid)))
-        return projection(states)
 
 
 def as_map(states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
@@ -164,7 +173,7 @@ class CLEARPreTrainedModel(ImagePreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, ChannelAttention):
+        if isinstance(module, ChannelProjection):
             module.init_weights()
 
     @classmethod
