@@ -121,7 +121,8 @@ class CCAForAttributeRecognition(ImagePreTrainedModel, AttributeRecogniser):
         if attribute_values is not None:
             settings["attribute_values"] = {name: list(values) for name, values in attribute_values.items()}
         config = cls.config_class.from_dict(settings)
-        config._attn_implementation = trained.config._attn_implementation
+        if trained.config._attn_implementation == "eager":  # any other one may not exist for the backbone
+            config._attn_implementation = "eager"
         model = cls(config).to(trained.dtype)
         model.cca.load_state_dict(trained.state_dict())
         model.image_processor = copy.deepcopy(trained.image_processor)
