@@ -82,7 +82,7 @@ def _make_clear(
     if whole is None and size is None:
         assert local is not None  # the arguments have a branch
         size = image_size_of(local if isinstance(local, PreTrainedConfig) else AutoConfig.from_pretrained(local))
-    fields = {
+    fields: dict[str, Any] = {
         "use_global": whole is not None,
         "use_local": local is not None,
         "use_fusion": args.fusion,

@@ -49,6 +49,8 @@ class CachedImages(AttributeImages):
     If `transform` crops images, half of the batches are to be cut to a window of their maps, see `_window_of`.
     """
 
+    transform: TrainingTransform | None
+
     def __init__(
         self,
         data: AttributeDataset,

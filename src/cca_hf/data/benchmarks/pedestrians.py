@@ -113,7 +113,8 @@ def load_market1501_attribute(root: str | PathLike[str]) -> Benchmark:
     names = sorted({*content["train"][0, 0].dtype.names} - {_PERSONS})
     values = {name: _MARKET_VALUES.get(name, _NO_YES) for name in names}
     image_root = next(iter(_folders_with(root, "bounding_box_train")), Path(root))
-    annotations, persons = {}, {}
+    annotations: dict[str, Any] = {}
+    persons: dict[str, Any] = {}
     for split, folders in _MARKET_FOLDERS.items():
         fields = content[split][0, 0]
         of_person = {
@@ -223,8 +224,8 @@ def _folders_with(root: str | PathLike[str], name: str) -> Iterator[Path]:
 def _leaves(value: Any) -> Iterator[np.ndarray]:
     """The arrays of numbers or characters in nested cells and structs, in their order."""
     if isinstance(value, np.void):
-        for each in value:
-            yield from _leaves(each)
+        for name in value.dtype.names or ():
+            yield from _leaves(value[name])
     elif value.dtype.names is not None or value.dtype == object:
         for each in value.ravel():
             yield from _leaves(each)
