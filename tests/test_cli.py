@@ -289,7 +289,7 @@ TRIPLETS = ["--dataset", "{prepared}", "--config_name", "triplets"]
         (["train", "--dataset", "x", "--backbone", "y", "--output_dir", "z", "--margin", "wide"], 2, "'wide'"),
         (["evaluate", "--model", "/no/such", "--dataset", DATA], 1, "there is no checkpoint at /no/such"),
         (["evaluate", "--model", "me/none", "--dataset", DATA], 1, "'me/none' is not a folder here"),
-        (["evaluate", "--model", "{vit}", "--dataset", DATA], 1, "is a checkpoint of type 'vit', which has no att"),
+        (["evaluate", "--model", "{vit}", "--dataset", DATA], 1, "vit has no image processor"),
         (["evaluate", "--model", MODEL, "--dataset", "/no/such"], 1, "/no/such"),
         (["evaluate", "--model", MODEL, "--dataset", DATA, "--split", "tset"], 1, "tset"),
         (["evaluate", "--model", MODEL, "--dataset", DATA, "--attributes", "color"], 1, "'colour'"),

@@ -469,7 +469,7 @@ def test_a_checkpoint_of_the_hub_is_named_at_its_revision(lookup, tmp_path, monk
     monkeypatch.setattr(lookup.model.config, "name_or_path", "me/cca-shapes")
     written = export_space(lookup, tmp_path / "space")
     assert not (written / "model").exists()
-    assert f"from_pretrained('me/cca-shapes', revision='{commit}')" in (written / "app.py").read_text()
+    assert f"load_encoder('me/cca-shapes', revision='{commit}')" in (written / "app.py").read_text()
     assert yaml.safe_load((written / "README.md").read_text().split("---\n", 2)[1])["models"] == ["me/cca-shapes"]
 
 

@@ -61,6 +61,6 @@ def test_wrong_arguments_are_refused(embedded, monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(ImportError, match="pip install umap-learn"):
         plot_projection(vectors, labels, VALUES, method="umap")
-    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ImportError, match=r"pip install \"cca_hf\[analysis\]\""):
         plot_projection(vectors, labels, VALUES)

@@ -125,7 +125,15 @@ def evaluate(
         settings |= {"output_dir": output_dir, "report": report}
         settings |= {"batch_size": batch_size, "num_workers": num_workers}
         results: Sequence[Result]
-        if is_checkpoint_of_classifier(model):
+        if is_recogniser(model):
+            if entanglement or manipulation or report:
+                raise UsageError(
+                    f"{model} recognises values: --entanglement, --manipulation and --report are for embeddings"
+                )
+            recogniser = load_recogniser(model, device)
+            del settings["report"]
+            results = [evaluate_recogniser(recogniser, model, dataset, attributes, split, **settings)]
+        elif is_checkpoint_of_classifier(model):
             if entanglement or manipulation or len(attributes or ()) > 1:
                 raise UsageError(
                     f"{model} is a classifier: it needs no --entanglement and --manipulation, and --attribute is its "
@@ -134,14 +142,6 @@ def evaluate(
             column = attributes[0] if attributes else None
             classifier = load_classifier(model, device)
             results = [evaluate_classifier(classifier, model, dataset, split, label_column=column, **settings)]
-        elif is_recogniser(model):
-            if entanglement or manipulation or report:
-                raise UsageError(
-                    f"{model} recognises values: --entanglement, --manipulation and --report are for embeddings"
-                )
-            recogniser = load_recogniser(model, device)
-            del settings["report"]
-            results = [evaluate_recogniser(recogniser, model, dataset, attributes, split, **settings)]
         elif isinstance(loaded := load_encoder(model, device), ImageEmbedder):
             if entanglement or manipulation or report or len(attributes or ()) > 1:
                 raise UsageError(

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
-from .configuration_images import AttributeConfig, ImageModelConfig
-from .configuration_outfit import OutfitConfig
+from .configuration_images import AttributeConfig, ImageModelConfig, RecognitionConfig
 from .image_embedder import ImageEmbedder
 from .whole_checkpoints import config_class_of, load_weights, saved_class_of
 
@@ -68,7 +67,9 @@ def load_encoder(
     Raises:
         OSError, ValueError: see [`load_model`] and [`ImageEmbedder.from_pretrained`].
     """
-    if issubclass(config_class_of(name_or_path, revision), AttributeConfig | OutfitConfig):
+    config_class = config_class_of(name_or_path, revision)
+    only_recognises = issubclass(config_class, RecognitionConfig) and not issubclass(config_class, AttributeConfig)
+    if issubclass(config_class, ImageModelConfig) and not only_recognises:
         return load_model(name_or_path, device, dtype, revision)
     return ImageEmbedder.from_pretrained(name_or_path, device, dtype, revision)
 

@@ -90,6 +90,10 @@ class CCAForAttributeRecognition(ImagePreTrainedModel, AttributeRecogniser):
         self.classifiers = LogitsOfAttributes(counts, self.cca.get_embedding_dimension())
         self.post_init()
 
+    @classmethod
+    def usage_example(cls, model_id: str, config: CCAConfig) -> str:
+        return CCAModel.usage_example(model_id, config)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
