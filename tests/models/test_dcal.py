@@ -17,7 +17,9 @@ from transformers import (
 
 from cca_hf.models.modeling_dcal import DCALConfig, DCALForImageClassification, DCALModel, draw_partners
 
-from .conftest import TINY, tiny_backbone
+from .conftest import PASSES_SETTINGS, TINY, tiny_backbone
+
+KINDS = ["vit", "deit", *(pytest.param(kind, marks=PASSES_SETTINGS) for kind in ("dinov2", "registers"))]
 
 
 def backbone_of(kind: str):
@@ -137,7 +139,7 @@ def test_all_branches_equal_the_equations(share, implementation, learns, images)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 32)])
-@pytest.mark.parametrize("kind", ["vit", "deit", "dinov2", "registers"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_rollout_equals_the_product_of_all_attentions(kind, size):
     """Images of a rectangle too, as in re-identification; queries of GLCA are places in the image."""
     model = make(kind=kind)
@@ -166,7 +168,7 @@ def test_the_rollout_equals_the_product_of_all_attentions(kind, size):
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("kind", ["vit", "deit", "dinov2", "registers"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_without_both_attentions_the_outputs_are_those_of_the_backbone(kind, implementation, images):
     native = randomised(AutoModel.from_config(backbone_of(kind), attn_implementation=implementation))
     for pairwise in (False, True):  # which is off outside of training

@@ -345,7 +345,7 @@ class DCALModel(DCALPreTrainedModel):
         if attention_pass.num_calls != self._num_layers:
             raise ValueError(
                 f"{name} is no plain vision transformer: DCAL saw {attention_pass.num_calls} self-attentions in its "
-                f"{self._num_layers} layers"
+                f"{self._num_layers} layers. DCAL on DINOv2 needs transformers 5.24 or newer"
             )
         if tokens.shape[1] <= num_patches:
             raise ValueError(
