@@ -500,6 +500,15 @@ def refuse_unknown(function: Callable[..., Any], unknown: Iterable[str], hints: 
         raise TypeError(f"{function.__name__} has no parameter {name!r}.{hint} Its parameters are {', '.join(known)}")
 
 
+def output_settings(config: PreTrainedConfig, *given: bool | None) -> tuple[bool, bool, bool]:
+    """Attentions, hidden states and the kind of output, as given or else as in the configuration."""
+    defaults = (config.output_attentions, config.output_hidden_states, config.return_dict)
+    attentions, states, return_dict = (
+        bool(default) if value is None else value for value, default in zip(given, defaults, strict=True)
+    )
+    return attentions, states, return_dict
+
+
 def did_you_mean(name: str, known: list[str] | tuple[str, ...], cutoff: float = 0.6) -> str:
     """` Did you mean 'colour'?`, or an empty string if no known name is close."""
     closest = get_close_matches(name, known, n=1, cutoff=cutoff)

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -27,6 +27,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import ModelOutput
 
 from .configuration_crossvit import CrossViTConfig
+from .configuration_images import output_settings
 from .conversion_crossvit import config_of, from_timm_names, read_weights, to_timm_names
 from .cross_attention import CrossAttention
 
@@ -367,7 +368,7 @@ class CrossViTModel(CrossViTPreTrainedModel):
         Raises:
             ValueError: for images that are smaller than a patch.
         """
-        with_attentions, with_states, return_dict = _settings(
+        with_attentions, with_states, return_dict = output_settings(
             self.config, output_attentions, output_hidden_states, return_dict
         )
         height, width = pixel_values.shape[-2:]
@@ -431,7 +432,7 @@ class CrossViTForImageClassification(CrossViTPreTrainedModel):
         Raises:
             ValueError: for images that are smaller than a patch.
         """
-        with_attentions, with_states, return_dict = _settings(
+        with_attentions, with_states, return_dict = output_settings(
             self.config, output_attentions, output_hidden_states, return_dict
         )
         outputs = self.crossvit(pixel_values, with_attentions, with_states, return_dict=True)
@@ -446,15 +447,6 @@ class CrossViTForImageClassification(CrossViTPreTrainedModel):
             attentions=outputs.attentions,
         )
         return output if return_dict else output.to_tuple()
-
-
-def _settings(config: PreTrainedConfig, *given: bool | None) -> tuple[bool, bool, bool]:
-    """Attentions, hidden states and the kind of output, as given or else as in the configuration."""
-    defaults = (config.output_attentions, config.output_hidden_states, config.return_dict)
-    attentions, states, return_dict = (
-        bool(default) if value is None else value for value, default in zip(given, defaults, strict=True)
-    )
-    return attentions, states, return_dict
 
 
 CrossViTModel.register_for_auto_class("AutoModel")

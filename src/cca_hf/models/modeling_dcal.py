@@ -31,7 +31,7 @@ from transformers.utils import ModelOutput
 from .attention_dcal import DCAL_ATTENTION, AttentionPass
 from .backbones import interpolates_positions, native_config, prepare_backbone
 from .configuration_dcal import DCALConfig
-from .configuration_images import height_and_width
+from .configuration_images import height_and_width, output_settings
 from .cross_attention import CrossAttention
 
 
@@ -249,7 +249,7 @@ class DCALModel(DCALPreTrainedModel):
             ValueError: for images that are smaller than a patch; partners of a model without PWCA, or not one for each
                 image; or a backbone that is no plain vision transformer with a class token.
         """
-        with_attentions, with_states, return_dict = _settings(
+        with_attentions, with_states, return_dict = output_settings(
             self.config, output_attentions, output_hidden_states, return_dict
         )
         batch = pixel_values.shape[0]
@@ -397,7 +397,7 @@ class DCALForImageClassification(DCALPreTrainedModel):
         Raises:
             ValueError: for images that are smaller than a patch.
         """
-        with_attentions, with_states, return_dict = _settings(
+        with_attentions, with_states, return_dict = output_settings(
             self.config, output_attentions, output_hidden_states, return_dict
         )
         partners = None
@@ -474,15 +474,6 @@ def draw_partners(
         order += 2 * (classes[:, None] != classes)  # first those of another class
     order.fill_diagonal_(-1)  # last the image itself
     return order.argmax(dim=1)
-
-
-def _settings(config: PreTrainedConfig, *given: bool | None) -> tuple[bool, bool, bool]:
-    """Attentions, hidden states and the kind of output, as given or else as in the configuration."""
-    defaults = (config.output_attentions, config.output_hidden_states, config.return_dict)
-    attentions, states, return_dict = (
-        bool(default) if value is None else value for value, default in zip(given, defaults, strict=True)
-    )
-    return attentions, states, return_dict
 
 
 DCALModel.register_for_auto_class("AutoModel")
